@@ -1,0 +1,142 @@
+"""The embedded default: coloured shapes drawn from a caption, both stages, on two CPU cores in ten minutes.
+
+    python train.py                                  # this config, into runs/shapes
+    python sample.py --workdir runs/shapes --prompt "a red circle"
+
+The data are rendered on first use; nothing is downloaded. Every other config of this folder has the same fields.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "shapes"
+    config.seed = 0
+    config.dtype = "float32"  # of the networks' arithmetic; parameters and losses stay float32
+    config.stages = ("first_stage", "latents", "diffusion", "evaluation")
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the data axis; -1: all that fsdp leaves
+    config.mesh.fsdp = 1  # devices over which parameters and optimizer state are split
+
+    config.data = ConfigDict()
+    config.data.source = "shapes"  # "shapes" | "folder" | "tfds"
+    config.data.name = "shapes"  # the TFDS data set
+    config.data.path = ""  # the folder of images, or TFDS data_dir; "" for shapes: ~/.cache/ldm_jax
+    config.data.train_split = "train"
+    config.data.validation_split = "validation"
+    config.data.image_column = "image"
+    config.data.caption_column = "caption"  # read only if the conditioner wants captions
+    config.data.label_column = "label"  # read only if it wants classes
+    config.data.image_size = 32
+    config.data.crop = "center"  # "center" | "random"
+    config.data.flip = False
+    config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
+    config.data.in_memory = True  # keep decoded images in RAM
+    config.data.workers = 0  # processes that decode; 0: one thread
+
+    config.first_stage = ConfigDict()
+    config.first_stage.kind = "kl"  # "kl" | "vq" | "none" (diffusion in pixels)
+    config.first_stage.path = ""  # a trained one to use: workdir or checkpoint; "": train it here
+    config.first_stage.in_channels = 3
+    config.first_stage.out_ch = 3
+    config.first_stage.resolution = 32
+    config.first_stage.ch = 32
+    config.first_stage.ch_mult = (1, 2, 2)
+    config.first_stage.num_res_blocks = 1
+    config.first_stage.attn_resolutions = ()
+    config.first_stage.attn_type = "vanilla"
+    config.first_stage.z_channels = 4
+    config.first_stage.double_z = True
+    config.first_stage.embed_dim = 4
+    config.first_stage.n_embed = 0  # codebook entries, VQ only
+    config.first_stage.dropout = 0.0
+
+    config.first_stage_loss = ConfigDict()
+    config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
+    config.first_stage_loss.kl_weight = 1e-6
+
+    config.first_stage_train = ConfigDict()
+    config.first_stage_train.steps = 500
+    config.first_stage_train.batch_size = 32
+    config.first_stage_train.learning_rate = 1e-3
+    config.first_stage_train.warmup_steps = 20
+    config.first_stage_train.decay = "cosine"  # "constant" | "linear" | "cosine", after warm-up, to zero at steps
+    config.first_stage_train.b1 = 0.9
+    config.first_stage_train.b2 = 0.99
+    config.first_stage_train.weight_decay = 0.0
+    config.first_stage_train.clip_norm = 1.0  # 0: off
+    config.first_stage_train.ema_decay = 0.0  # 0: no EMA
+
+    config.latents = ConfigDict()
+    config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
+    config.latents.shift = 0.0
+    config.latents.scale_batches = 16
+    config.latents.cache = True  # posterior moments of the training set on disk, encoded once
+
+    config.network = ConfigDict()
+    config.network.kind = "unet"  # "unet" | "dit"
+    config.network.in_channels = 4
+    config.network.out_channels = 4
+    config.network.model_channels = 64
+    config.network.num_res_blocks = 1
+    config.network.attention_resolutions = (1, 2)
+    config.network.channel_mult = (1, 2)
+    config.network.num_heads = -1
+    config.network.num_head_channels = 32
+    config.network.use_spatial_transformer = True
+    config.network.transformer_depth = 1
+    config.network.context_dim = 128
+    config.network.use_scale_shift_norm = True
+    config.network.resblock_updown = False
+    config.network.dropout = 0.0
+
+    config.conditioner = ConfigDict()
+    config.conditioner.kind = "text"  # "none" | "class" | "text"
+    config.conditioner.n_embed = 128
+    config.conditioner.n_layer = 2
+    config.conditioner.max_seq_len = 24
+    config.conditioner.vocab_size = 256  # at most; the tokenizer is trained on the captions
+    config.conditioner.tokenizer = "word"  # "word" | "wordpiece" | path of a tokenizer.json
+    config.conditioner.null_probability = 0.1  # how often training drops the condition
+
+    config.diffusion = ConfigDict()
+    config.diffusion.schedule = "cosine"
+    config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
+    config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
+    config.diffusion.weighting = "simple"
+    config.diffusion.time_sampling = "uniform"
+
+    config.diffusion_train = ConfigDict()
+    config.diffusion_train.steps = 1000
+    config.diffusion_train.batch_size = 128
+    config.diffusion_train.learning_rate = 1e-3
+    config.diffusion_train.warmup_steps = 50
+    config.diffusion_train.decay = "cosine"
+    config.diffusion_train.b1 = 0.9
+    config.diffusion_train.b2 = 0.99
+    config.diffusion_train.weight_decay = 0.01
+    config.diffusion_train.clip_norm = 1.0
+    config.diffusion_train.ema_decay = 0.995
+
+    config.sampling = ConfigDict()
+    config.sampling.sampler = "dpmpp_2m"
+    config.sampling.steps = 20
+    config.sampling.grid = "trailing"
+    config.sampling.guidance_scale = 3.0
+
+    config.evaluation = ConfigDict()
+    config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back
+    config.evaluation.batch_size = 80
+
+    config.log = ConfigDict()
+    config.log.every = 50  # steps between lines of metrics.jsonl
+    config.log.images_every = 500  # steps between sample grids
+    config.log.validation_every = 250
+    config.log.validation_images = 256
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 250
+    config.checkpoint.keep = 2  # the newest; the best is kept besides
+    return config
