@@ -1,0 +1,21 @@
+"""`shapes`, the embedded data set: scenes, their rendering, the exact reader and the TFDS builder."""
+
+from ldm_jax.data.shapes.builder import ShapesConfig, prepare
+from ldm_jax.data.shapes.render import bounding_box, render, render_all
+from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Scene, Thing, draw_scene, prompts
+
+__all__ = [
+    "COLOUR_NAMES",
+    "FILLS",
+    "SHAPES",
+    "SIZES",
+    "Scene",
+    "ShapesConfig",
+    "Thing",
+    "bounding_box",
+    "draw_scene",
+    "prepare",
+    "prompts",
+    "render",
+    "render_all",
+]
