@@ -1,0 +1,1 @@
+"""State and step, optimizer, sharding, checkpoints, metrics, and the one loop that both stages run through."""
