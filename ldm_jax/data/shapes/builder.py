@@ -121,10 +121,7 @@ def png(image: np.ndarray) -> bytes:
 
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2 if image.ndim == 3 else 0, 0, 0, 0])
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 1))
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)) + chunk(b"IEND", b"")
     )
 
 
