@@ -1,0 +1,29 @@
+"""The mathematics of diffusion, as pure functions that compose.
+
+x_t = alpha x0 + sigma eps                                 Level(t, alpha, sigma); schedule(t) -> Level
+target = c x0 + d eps                                      a parameterization is the pair (c, d)
+denoise(x, level) -> Prediction(x0, eps)                   guidance and editing wrap denoisers
+Sampler(init, step); sample(denoise, sampler, x, grid)     a grid is a Level of arrays, the loop one scan
+diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
+"""
+
+from . import grids, guidance, schedules, times, weightings
+from .denoiser import clip, dynamic_threshold, edm_input_scale, make_denoiser, map_x0
+from .driver import previews, sample, start, trajectory
+from .grids import GRIDS, make_grid
+from .guidance import classifier_free, separately, together
+from .level import CLEAN, Denoiser, Level, Prediction, diffuse
+from .objectives import ERRORS, diffusion_loss, errors
+from .parameterization import KINDS, predict, target
+from .samplers import SAMPLERS, Sampler, State, make_sampler
+from .schedules import SCHEDULES, Schedule, make_schedule
+from .times import TIMES, make_times
+from .weightings import WEIGHTINGS, make_weighting
+
+__all__ = [
+    "CLEAN", "Denoiser", "ERRORS", "GRIDS", "KINDS", "Level", "Prediction", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule",
+    "State", "TIMES", "WEIGHTINGS", "classifier_free", "clip", "diffuse", "diffusion_loss", "dynamic_threshold",
+    "edm_input_scale", "errors", "grids", "guidance", "make_denoiser", "make_grid", "make_sampler", "make_schedule",
+    "make_times", "make_weighting", "map_x0", "predict", "previews", "sample", "schedules", "separately", "start", "target",
+    "times", "together", "trajectory", "weightings",
+]

@@ -1,0 +1,74 @@
+"""A denoiser is a function (x, level) -> Prediction(x0, eps). Guidance, clipping, masks and tiling are functions from
+denoiser to denoiser, so samplers know nothing of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .level import Denoiser, Level, Prediction, expand
+from .parameterization import Kind, edm_scale, predict
+
+Network = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def make_denoiser(network: Network, kind: Kind, input_scale: Callable[[Level], Any] | None = None) -> Denoiser:
+    """Joins `network(x, t[B]) -> output` and what its output means into a denoiser.
+
+    The arithmetic stays in x's dtype, whatever dtype the network answers in. `input_scale(level)` multiplies what the network
+    sees (EDM: `edm_input_scale`). More output channels than input ones are a learned variance, which is dropped.
+    """
+
+    def denoise(x: jax.Array, level: Level) -> Prediction:
+        t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), x.shape[:1])
+        seen = x if input_scale is None else x * expand(input_scale(level), x)
+        output = network(seen, t)
+        if output.shape[:-1] != x.shape[:-1] or output.shape[-1] not in (x.shape[-1], 2 * x.shape[-1]):
+            raise ValueError(
+                f"The network returned shape {output.shape} for x of shape {x.shape}; it must predict something like x."
+            )
+        return predict(kind, x, output[..., : x.shape[-1]].astype(x.dtype), level)
+
+    return denoise
+
+
+def edm_input_scale(sigma_data: float = 0.5) -> Callable[[Level], Any]:
+    """c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)."""
+    return lambda level: 1 / edm_scale(level, sigma_data)
+
+
+def renoise(x: jax.Array, x0: jax.Array, level: Level) -> Prediction:
+    """The prediction with this x0 that still explains x."""
+    sigma = expand(level.sigma, x)
+    return Prediction(x0, (x - expand(level.alpha, x) * x0) / jnp.where(sigma == 0, jnp.inf, sigma))
+
+
+def map_x0(denoise: Denoiser, change: Callable[[jax.Array], jax.Array], keep_eps: bool = False) -> Denoiser:
+    """Applies `change` to every predicted x0. eps follows, so that both still explain x, unless `keep_eps`
+    (what DDIM implementations do when they clip)."""
+
+    def changed(x: jax.Array, level: Level) -> Prediction:
+        prediction = denoise(x, level)
+        x0 = change(prediction.x0)
+        return Prediction(x0, prediction.eps) if keep_eps else renoise(x, x0, level)
+
+    return changed
+
+
+def clip(limit: float = 1.0) -> Callable[[jax.Array], jax.Array]:
+    """Static thresholding: x0 within [-limit, limit]."""
+    return lambda x0: jnp.clip(x0, -limit, limit)
+
+
+def dynamic_threshold(percentile: float = 0.995, limit: float | None = None) -> Callable[[jax.Array], jax.Array]:
+    """Imagen (Saharia et al. 2022): s = the percentile of |x0| per sample, at least 1 (and at most `limit`);
+    x0 <- clip(x0, -s, s) / s."""
+
+    def change(x0: jax.Array) -> jax.Array:
+        s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
+        s = expand(jnp.clip(s, 1.0, limit), x0)
+        return jnp.clip(x0, -s, s) / s
+
+    return change

@@ -1,0 +1,91 @@
+"""The one driver: `sample` is one `lax.scan` over a grid, for every sampler, denoiser and process.
+
+It works under jit, vmap and grad, and on batches sharded over devices: nothing in it looks across the batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .grids import check_grid
+from .level import Denoiser, Level
+from .samplers.protocol import Sampler, State, gaussian
+
+
+def sample(
+    denoise: Denoiser,
+    sampler: Sampler,
+    x: jax.Array,
+    grid: Level,
+    key: jax.Array | None = None,
+    *,
+    record: Callable[[State], Any] | None = None,
+    callback: Callable[[Any, Any], None] | None = None,
+    remat: bool = False,
+) -> Any:
+    """Runs `sampler` from x [B, ...] at grid[0] down to grid[-1].
+
+    Start: `x = grid.sigma[0] * noise` (`start`). `key`: a typed key; one per sample [B], which makes a sample independent of
+    its batch neighbours; or the noise of all steps [steps, B, ...]; None for deterministic samplers.
+    `record(state)`: what to keep of every step, stacked along a new first axis and returned second: `trajectory`, `previews`,
+    or any function of the state. `callback(step, x0)` is called on the host after every step (progress from inside jit).
+    `remat` recomputes each step in the backward pass, so a gradient through the sampler stores one x per step.
+
+    Returns x at the last level, float32 or wider; with `record`, (x, records). Raises ValueError before the scan is traced.
+    """
+    check_grid(grid)
+    steps = len(grid) - 1
+    x = jnp.asarray(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    _check_denoiser(denoise, x, grid[0])
+
+    def body(state: State, step: Any) -> tuple[State, Any]:
+        index, level, to, key = step
+        state = sampler.step(state, denoise, level, to, key)
+        if callback is not None:
+            jax.debug.callback(callback, index, state.x0)
+        return state, None if record is None else record(state)
+
+    state = sampler.init(x, grid)
+    levels = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), grid)
+    xs = (jnp.arange(steps), levels[:-1], levels[1:], step_keys(key, steps))
+    state, records = jax.lax.scan(jax.checkpoint(body) if remat else body, state, xs)
+    return state.x if record is None else (state.x, records)
+
+
+def start(key: jax.Array, shape: tuple[int, ...], grid: Level) -> jax.Array:
+    """Pure noise at the first level of the grid, float32; `key` as for `sample`, one key or one per sample."""
+    return jnp.float32(grid.sigma[0]) * gaussian(key, jnp.zeros(shape, jnp.float32))
+
+
+def trajectory(state: State) -> jax.Array:
+    """For `record`: x after every step."""
+    return state.x
+
+
+def previews(decode: Callable[[jax.Array], jax.Array] = lambda x0: x0) -> Callable[[State], jax.Array]:
+    """For `record`: the predicted clean latents of every step, decoded."""
+    return lambda state: decode(state.x0)
+
+
+def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
+    """One key per step [steps] or [steps, B]; noise given as an array stays as it is."""
+    if key is None:
+        return None
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape[:1] != (steps,):
+            raise ValueError(f"key holds noise of shape {key.shape} for {steps} steps. (A raw uint32 key? Use jax.random.key.)")
+        return key
+    return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, steps))(key), 0, 1) if key.ndim else jax.random.split(key, steps)
+
+
+def _check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
+    """Traces the denoiser once, abstractly, at a level that is known: singular kinds and wrong shapes fail here."""
+    x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
+    if x0.shape != x.shape or eps.shape != x.shape:
+        raise ValueError(
+            f"The denoiser turned x of shape {x.shape} into predictions of shape {x0.shape} and {eps.shape}. "
+            "Does a guidance scale or a condition have another batch size?"
+        )

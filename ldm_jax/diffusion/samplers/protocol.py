@@ -1,0 +1,71 @@
+"""What a sampler is: two pure functions, and the three moves all of them are made of.
+
+    init(x, grid) -> State                                     the grid gives multistep solvers their coefficients at once
+    step(state, denoise, level, next_level, key) -> State      x at `level` becomes x at `next_level`
+
+The probability-flow ODE is a quadrature in every constant parameterization y = c x0 + d eps (d = 1: noise, c = 1: data):
+with n = alpha d - sigma c, d(x/n) = y d(tau), where tau = sigma/alpha for eps, alpha/sigma for x0, sigma for flow. `move` is
+its exact solution for constant y; the deterministic solvers differ only in the y they put in.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..level import Level, expand
+from ..parameterization import Kind, coefficients
+
+
+class State(NamedTuple):
+    """`x` at the current level; `x0`, the last predicted clean latent (a preview); `memory`, the sampler's own pytree."""
+
+    x: jax.Array
+    x0: jax.Array
+    memory: Any = ()
+
+
+class Sampler(NamedTuple):
+    init: Callable[[jax.Array, Level], State]
+    step: Callable[..., State]
+
+
+def memoryless(x: jax.Array, grid: Level) -> State:
+    """`init` of samplers that need nothing but x."""
+    return State(x, jnp.zeros_like(x))
+
+
+def move(kind: Kind, x: jax.Array, y: jax.Array, level: Level, to: Level) -> jax.Array:
+    """Carries x from `level` to `to` along the probability-flow ODE with the target y of `kind` held constant.
+
+    For eps this is DDIM, for x0 DPM-Solver++ of order 1, for flow Euler: all the same step when y comes from one evaluation.
+    """
+    c, d = coefficients(kind, level)
+    det = level.alpha * d - level.sigma * c
+    a = (to.alpha * d - to.sigma * c) / det
+    b = (level.alpha * to.sigma - level.sigma * to.alpha) / det
+    return expand(a, x) * x + expand(b, x) * y
+
+
+def gaussian(key: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Standard normal noise like x, from a typed key or one key per sample [B]. An array like x is the noise itself."""
+    if key is None:
+        raise ValueError("This sampler draws noise: pass a key (jax.random.key), one per sample, or the noise of all steps.")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if key.ndim:
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+    return jax.random.normal(key, x.shape, x.dtype)
+
+
+def split(key: jax.Array, count: int = 2) -> jax.Array:
+    """`count` keys [count, ...] from a typed key or from one per sample."""
+    return jax.random.split(key, count) if key.ndim == 0 else jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
+
+
+def forget(x: jax.Array, level: Level, to: Level, noise: jax.Array) -> jax.Array:
+    """The forward process from `level` to the noisier `to`: x keeps its x0 content and gains fresh noise."""
+    ratio = to.alpha / level.alpha
+    spread = jnp.sqrt(jnp.maximum(to.sigma**2 - (ratio * level.sigma) ** 2, 0))
+    return expand(ratio, x) * x + expand(spread, x) * noise

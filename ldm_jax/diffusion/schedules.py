@@ -1,0 +1,230 @@
+"""Noise schedules: frozen dataclasses, called as `schedule(t) -> Level`.
+
+The argument is the schedule's own time, in `schedule.span = (t_min, t_max)`, noise growing with it; `Level.t` is what the
+network is told, which may be another number (flow: 1000 sigma after the shift; EDM: log(sigma)/4). Every schedule also has
+
+    at(u)               the level of quantile u in [0, 1] of training time (integers, uniformly, for a table)
+    from_log_snr(l)     the level at this log-SNR: the inverse that solvers with stages between grid points need
+    quantile(l)         the u at which the schedule has this log-SNR, for continuous schedules
+
+Discrete tables (DDPM, Ho et al. 2020; squared cosine, Nichol & Dhariwal 2021; sigmoid, Jabri et al. 2022; zero terminal SNR,
+Lin et al. 2023) are float64. Between the integers log_snr is linear in t, as in k-diffusion.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .level import Level, from_log_snr, lookup, namespace
+
+_FLOOR = -1000.0  # stands for log-SNR minus infinity: interpolates, and is 0 for alpha
+
+
+@dataclass(frozen=True, eq=False)
+class Discrete:
+    """A table alpha_bar[t] for t = 0 .. N-1, non-increasing, in (0, 1]; its last entry may be 0 (zero terminal SNR)."""
+
+    alpha_bar: np.ndarray
+    log_snr: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        table = np.asarray(self.alpha_bar, np.float64)
+        if table.ndim != 1 or len(table) < 2 or np.any(np.diff(table) >= 0) or table[0] >= 1 or table[-1] < 0:
+            raise ValueError(
+                f"alpha_bar must be a table of at least 2 numbers that decrease strictly within 1 > alpha_bar >= 0; got shape "
+                f"{table.shape} from {table.flat[0] if table.size else None} to {table.flat[-1] if table.size else None}. "
+                "Did you pass betas? Use from_betas."
+            )
+        with np.errstate(divide="ignore"):
+            log_snr = np.log(table) - np.log1p(-table)
+        object.__setattr__(self, "alpha_bar", table)
+        object.__setattr__(self, "log_snr", np.maximum(log_snr, _FLOOR))
+
+    @property
+    def size(self) -> int:
+        return len(self.alpha_bar)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0.0, self.size - 1.0
+
+    def __call__(self, t: Any) -> Level:
+        xp = namespace(t)
+        t = xp.asarray(t, np.float64 if xp is np else jnp.float32)
+        below = xp.clip(xp.floor(t), 0, self.size - 2).astype(np.int32)
+        table = xp.asarray(self.log_snr, t.dtype)
+        return self._level(t, table[below] + (t - below) * (table[below + 1] - table[below]))
+
+    def at(self, u: Any) -> Level:
+        xp = namespace(u)
+        return self(xp.clip(xp.floor(u * self.size), 0, self.size - 1))
+
+    def from_log_snr(self, log_snr: Any) -> Level:
+        xp = namespace(log_snr)
+        t = xp.interp(-log_snr, -xp.asarray(self.log_snr), xp.arange(self.size))
+        return self._level(t, log_snr)
+
+    @staticmethod
+    def _level(t: Any, log_snr: Any) -> Level:
+        alpha, sigma = from_log_snr(log_snr)
+        return Level(t, namespace(log_snr).where(log_snr <= _FLOOR, 0.0, alpha), sigma)
+
+
+def from_betas(betas: np.ndarray) -> Discrete:
+    """The table of betas in (0, 1]: alpha_bar = cumprod(1 - beta)."""
+    return Discrete(np.cumprod(1.0 - np.asarray(betas, np.float64)))
+
+
+def linear(start: float = 1e-4, end: float = 2e-2, size: int = 1000) -> Discrete:
+    """DDPM: betas linear. (CompVis calls this one 'sqrt_linear'.)"""
+    return from_betas(np.linspace(start, end, size))
+
+
+def scaled_linear(start: float = 0.0015, end: float = 0.0195, size: int = 1000) -> Discrete:
+    """Latent diffusion: square roots of beta linear. (CompVis calls this one 'linear'.)"""
+    return from_betas(np.linspace(start**0.5, end**0.5, size) ** 2)
+
+
+def squared_cosine(offset: float = 8e-3, max_beta: float = 0.999, size: int = 1000) -> Discrete:
+    """Nichol & Dhariwal 2021: alpha_bar = cos^2, betas capped. (diffusers: squaredcos_cap_v2; CompVis: cosine.)"""
+    curve = np.cos((np.arange(size + 1) / size + offset) / (1 + offset) * np.pi / 2) ** 2
+    return from_betas(np.minimum(1 - curve[1:] / curve[:-1], max_beta))
+
+
+def sigmoid(start: float = 1e-4, end: float = 2e-2, size: int = 1000) -> Discrete:
+    """GeoDiff, diffusers: betas between start and end along a sigmoid over [-6, 6]."""
+    return from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, size))))
+
+
+def sqrt(start: float = 1e-4, end: float = 2e-2, size: int = 1000) -> Discrete:
+    """CompVis 'sqrt': betas = square root of a line."""
+    return from_betas(np.linspace(start, end, size) ** 0.5)
+
+
+def zero_terminal_snr(schedule: Discrete) -> Discrete:
+    """Lin et al. 2023, algorithm 1: shift and scale sqrt(alpha_bar) so that the last level is pure noise."""
+    root = np.sqrt(schedule.alpha_bar)
+    return Discrete(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Continuous VP cosine: log_snr = -2 log tan(pi t / 2) + 2 log(scale), t in [0, 1] kept off the ends.
+
+    `scale` = base resolution / resolution shifts it for larger images (simple diffusion, Hoogeboom et al. 2023).
+    The network is told `time_scale` t.
+    """
+
+    scale: float = 1.0
+    log_snr_min: float = -15.0
+    log_snr_max: float = 15.0
+    time_scale: float = 1000.0
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self._time(self.log_snr_max), self._time(self.log_snr_min)
+
+    def _time(self, log_snr: Any) -> Any:
+        xp = namespace(log_snr)
+        return xp.arctan(xp.exp(math.log(self.scale) - 0.5 * log_snr)) * (2 / np.pi)
+
+    def __call__(self, t: Any) -> Level:
+        log_snr = -2 * namespace(t).log(namespace(t).tan(t * (np.pi / 2))) + 2 * math.log(self.scale)
+        return Level(t * self.time_scale, *from_log_snr(log_snr))
+
+    def at(self, u: Any) -> Level:
+        low, high = self.span
+        return self(low + (high - low) * u)
+
+    def from_log_snr(self, log_snr: Any) -> Level:
+        return Level(self._time(log_snr) * self.time_scale, *from_log_snr(log_snr))
+
+    def quantile(self, log_snr: Any) -> Any:
+        low, high = self.span
+        return (self._time(log_snr) - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al. 2021); told log(sigma) / 4 (EDM)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    span = (0.0, 1.0)
+
+    def __call__(self, t: Any) -> Level:
+        log_sigma = math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min)
+        return self.from_log_snr(-2 * log_sigma)
+
+    def at(self, u: Any) -> Level:
+        return self(u)
+
+    def from_log_snr(self, log_snr: Any) -> Level:
+        xp = namespace(log_snr)
+        return Level(-log_snr / 8, xp.ones_like(log_snr), xp.exp(-0.5 * log_snr))
+
+    def quantile(self, log_snr: Any) -> Any:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha = 1 - sigma, sigma = shift t / (1 + (shift - 1) t), t in [0, 1]; told `time_scale` sigma.
+
+    Esser et al. 2024, eq. 23: `resolution_shift`; FLUX: `mu_shift`. Both return a `shift`.
+    """
+
+    shift: float = 1.0
+    time_scale: float = 1000.0
+    span = (0.0, 1.0)
+
+    def __call__(self, t: Any) -> Level:
+        sigma = self.shift * t / (1 + (self.shift - 1) * t)
+        return Level(self.time_scale * sigma, 1 - sigma, sigma)
+
+    def at(self, u: Any) -> Level:
+        return self(u)
+
+    def from_log_snr(self, log_snr: Any) -> Level:
+        xp = namespace(log_snr)
+        sigma, alpha = 1 / (1 + xp.exp(0.5 * log_snr)), 1 / (1 + xp.exp(-0.5 * log_snr))
+        return Level(self.time_scale * sigma, alpha, sigma)
+
+    def quantile(self, log_snr: Any) -> Any:
+        sigma = 1 / (1 + namespace(log_snr).exp(0.5 * log_snr))
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+def resolution_shift(tokens: int, base_tokens: int) -> float:
+    """Esser et al. 2024: shift = sqrt(tokens / base_tokens), tokens being latent positions."""
+    return math.sqrt(tokens / base_tokens)
+
+
+def mu_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
+    """FLUX: shift = exp(mu), mu linear in the number of tokens through the two points (tokens, mu)."""
+    slope = (top[1] - base[1]) / (top[0] - base[0])
+    return math.exp(base[1] + slope * (tokens - base[0]))
+
+
+Schedule = Discrete | Cosine | VarianceExploding | RectifiedFlow
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "squared_cosine": squared_cosine,
+    "sigmoid": sigmoid,
+    "sqrt": sqrt,
+    "cosine": Cosine,
+    "ve": VarianceExploding,
+    "edm": VarianceExploding,
+    "flow": RectifiedFlow,
+}
+
+
+def make_schedule(name: str, **options: Any) -> Schedule:
+    """The schedule called `name` in `SCHEDULES`."""
+    return lookup(SCHEDULES, name, "schedule")(**options)
