@@ -1,0 +1,141 @@
+"""Attention blocks of the U-Net: plain self-attention over pixels, and the transformer that also sees a context.
+
+Rombach et al. 2022, section 3.3 and appendix E.2.1; names as in CompVis/latent-diffusion `ldm/modules/attention.py`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.attention import attention
+from ldm_jax.models.init import ZEROS
+from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu
+
+
+class AttentionBlock(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over the pixels of [B, H, W, C].
+
+    The 3C outputs of `qkv` are, head by head, that head's q, k and v (the reference's "legacy" order), or all q, all k,
+    all v if `use_new_attention_order`.
+    """
+
+    heads: int
+    use_new_attention_order: bool = False
+    num_groups: int = 32
+    eps: float = 1e-5
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, H, W, C = x.shape
+        h = GroupNorm(self.num_groups, self.eps, self.dtype, name="norm")(x).reshape(B, H * W, C)
+        qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(h)
+        if self.use_new_attention_order:
+            q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, 3, self.heads, -1), 2, 0)
+        else:
+            q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, self.heads, 3, -1), 3, 0)
+        h = attention(q, k, v, self.attention).reshape(B, H, W, C)
+        return x + Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens [B, T, C] to `context` [B, S, D], or to themselves without one; no biases on q, k and v."""
+
+    heads: int
+    dim_head: int
+    out_name: str = "to_out_0"
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        context = x if context is None else context
+
+        def project(name: str, source: jax.Array) -> jax.Array:
+            y = Dense(self.heads * self.dim_head, use_bias=False, dtype=self.dtype, name=name)(source)
+            return y.reshape(*y.shape[:2], self.heads, self.dim_head)
+
+        q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        h = attention(q, k, v, self.attention).reshape(*x.shape[:2], -1)
+        return Dense(x.shape[-1], dtype=self.dtype, name=self.out_name)(h)
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), value and gate being the halves of one projection (Shazeer 2020)."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        value, gate = jnp.split(Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return value * gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """A gated feed-forward network, four times as wide inside."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        C = x.shape[-1]
+        return Dense(C, dtype=self.dtype, name="net_2")(GEGLU(4 * C, self.dtype, name="net_0")(x))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention and feed-forward, each added to its input."""
+
+    heads: int
+    dim_head: int
+    disable_self_attn: bool = False
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        def attend(name: str, norm: str, x: jax.Array, context: jax.Array | None) -> jax.Array:
+            h = LayerNorm(dtype=self.dtype, name=norm)(x)
+            return x + CrossAttention(self.heads, self.dim_head, attention=self.attention, dtype=self.dtype, name=name)(
+                h, context
+            )
+
+        x = attend("attn1", "norm1", x, context if self.disable_self_attn else None)
+        x = attend("attn2", "norm2", x, context)
+        return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer of `depth` blocks over the pixels of [B, H, W, C], attending to `context` [B, S, D] as well.
+
+    The reference's projections in and out are 1x1 convolutions or linear layers by configuration; the two are the same
+    function and have the same parameters here.
+    """
+
+    heads: int
+    dim_head: int
+    depth: int = 1
+    disable_self_attn: bool = False
+    num_groups: int = 32
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        B, H, W, C = x.shape
+        h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x).reshape(B, H * W, C)
+        h = Dense(self.heads * self.dim_head, dtype=self.dtype, name="proj_in")(h)
+        for i in range(self.depth):
+            h = TransformerBlock(
+                self.heads,
+                self.dim_head,
+                self.disable_self_attn,
+                attention=self.attention,
+                dtype=self.dtype,
+                name=f"transformer_blocks_{i}",
+            )(h, context)
+        h = Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
+        return x + h.reshape(B, H, W, C)

@@ -1,0 +1,272 @@
+"""The U-Net of latent diffusion (Ho et al. 2020; Dhariwal & Nichol 2021; Rombach et al. 2022, section 3.2 and 3.3).
+
+One module covers the paper's models, Stable Diffusion 1, 2 and XL, the inpainting models and the x4 upscaler, and the
+diffusers U-Nets. Fields carry the names and the defaults of CompVis/latent-diffusion
+`ldm/modules/diffusionmodules/openaimodel.py: UNetModel`, as far as they change what is computed; parameters carry its
+names too, so that checkpoints convert by renaming.
+
+Conditioning `cond` is None or a dict with any of
+    "concat"   [B, H, W, C]  appended to x's channels, after x (super-resolution, inpainting, semantic maps)
+    "context"  [B, L, D]     tokens for cross-attention
+    "vector"   [B, D]        added to the time embedding through an MLP (num_classes="sequential") or a linear layer
+                             ("continuous", D = 1)
+    "label"    int [B]       class or noise level, looked up and added to the time embedding (num_classes an int)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.models.init import ZEROS
+from ldm_jax.models.layers import (
+    Conv,
+    Dense,
+    Downsample,
+    Embed,
+    GroupNorm,
+    Upsample,
+    average_pool,
+    nearest,
+    remat,
+    sinusoidal_embedding,
+)
+from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
+
+COND_KEYS = ("concat", "context", "vector", "label")
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around the time embedding, added to the input; optionally at half or twice the resolution.
+
+    The embedding is added between the convolutions, or scales and shifts the second norm: norm(h) (1 + scale) + shift.
+    With `resample` "down" (2x2 means) or "up" (nearest, to `size`), both the input and its first activation change
+    resolution before the first convolution.
+    """
+
+    out_channels: int
+    use_scale_shift_norm: bool = False
+    resample: str | None = None
+    dropout: float = 0.0
+    num_groups: int = 32
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return GroupNorm(self.num_groups, self.eps, self.dtype, name=name)(x)
+
+        h = nn.silu(norm("in_layers_0", x))
+        if self.resample == "down":
+            h, x = average_pool(h), average_pool(x)
+        elif self.resample == "up":
+            size = size or (2 * x.shape[1], 2 * x.shape[2])
+            h, x = nearest(h, *size), nearest(x, *size)
+        h = Conv(self.out_channels, dtype=self.dtype, name="in_layers_2")(h)
+
+        width = self.out_channels * (2 if self.use_scale_shift_norm else 1)
+        emb = Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(emb))[:, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = norm("out_layers_0", h) * (1 + scale) + shift
+        else:
+            h = norm("out_layers_0", h + emb)
+        h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(h))
+        h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_layers_3")(h)
+        if x.shape[-1] != self.out_channels:
+            x = Dense(self.out_channels, dtype=self.dtype, name="skip_connection")(x)
+        return x + h
+
+
+class UNet(nn.Module):
+    """x [B, H, W, C], t [B], cond -> [B, H, W, out_channels] in x's dtype; any H and W.
+
+    `in_channels` counts x and "concat" together. `attention_resolutions` are downsampling factors: 1 is full
+    resolution; the middle always has attention. Of `num_heads` and `num_head_channels` (the width of a head), the
+    latter wins where both are given. `num_res_blocks`, `num_heads`, `transformer_depth` and `disable_self_attentions`
+    may be one value or one per level. `num_classes` is the number of labels, "sequential" (a vector of
+    `adm_in_channels`) or "continuous". `channel_mult` may be fractional.
+
+    `dtype` is what it computes in (parameters stay float32, norms and softmax reduce in float32); `remat` recomputes
+    blocks in the backward pass; `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the call has
+    `train=True`, and needs `rngs={"dropout": key}`.
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    num_res_blocks: int | Sequence[int]
+    attention_resolutions: Sequence[int]
+    channel_mult: Sequence[float] = (1, 2, 4, 8)
+    num_heads: int | Sequence[int] = -1
+    num_head_channels: int = -1
+    dropout: float = 0.0
+    conv_resample: bool = True
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    use_spatial_transformer: bool = False
+    transformer_depth: int | Sequence[int] = 1
+    transformer_depth_middle: int | None = None
+    context_dim: int | None = None
+    disable_self_attentions: bool | Sequence[bool] = False
+    disable_middle_self_attn: bool = False
+    num_classes: int | str | None = None
+    adm_in_channels: int | None = None
+    # What diffusers configures and CompVis does not; its `downsample_padding` 0 pads below and to the right only.
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    downsample_padding: int = 1
+    dtype: Any = jnp.float32
+    remat: bool = False
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        cond = self._checked(x, cond)
+        out_dtype, context = x.dtype, cond.get("context")
+        emb = self._embedding(t, cond)
+        dropout = self.dropout if train else 0.0
+
+        def res(name: str, h: jax.Array, width: int, resample: str | None = None, size: Any = None) -> jax.Array:
+            block = remat(ResBlock, self.remat)(
+                width,
+                self.use_scale_shift_norm,
+                resample,
+                dropout,
+                self.norm_num_groups,
+                self.norm_eps,
+                self.dtype,
+                name=name,
+            )
+            return block(h, emb) if size is None else block(h, emb, size)
+
+        def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
+            heads, dim_head = self._heads(h.shape[-1], level)
+            common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
+            if not self.use_spatial_transformer:
+                block = remat(AttentionBlock, self.remat)
+                return block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h)
+            depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
+            if not middle:
+                cross_only = self._per_level("disable_self_attentions", level)
+            elif self.transformer_depth_middle is not None:
+                depth = self.transformer_depth_middle
+            block = remat(SpatialTransformer, self.remat)
+            return block(heads, dim_head, depth, cross_only, **common)(h, context)
+
+        parts = [x] + ([cond["concat"]] if "concat" in cond else [])
+        h = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
+        h = Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(h)
+        skips, widths = [h], [round(self.model_channels * mult) for mult in self.channel_mult]
+        levels = len(widths)
+        for level, width in enumerate(widths):
+            for _ in range(self._per_level("num_res_blocks", level)):
+                name = f"input_blocks_{len(skips)}"
+                h = res(f"{name}_0", h, width)
+                if 2**level in self.attention_resolutions:
+                    h = attend(f"{name}_1", h, level)
+                skips.append(h)
+            if level < levels - 1:
+                name = f"input_blocks_{len(skips)}_0"
+                if self.resblock_updown:
+                    h = res(name, h, width, "down")
+                elif self.conv_resample:
+                    h = Downsample("op", self.downsample_padding, width, self.dtype, name=name)(h)
+                else:
+                    h = average_pool(h)
+                skips.append(h)
+
+        h = res("middle_block_0", h, widths[-1])
+        h = attend("middle_block_1", h, levels - 1, middle=True)
+        h = res("middle_block_2", h, widths[-1])
+
+        index = 0
+        for level in reversed(range(levels)):
+            count = self._per_level("num_res_blocks", level) + 1
+            for i in range(count):
+                name, inner = f"output_blocks_{index}", 1
+                h = res(f"{name}_0", jnp.concatenate([h, skips.pop()], axis=-1), widths[level])
+                if 2**level in self.attention_resolutions:
+                    h = attend(f"{name}_1", h, level)
+                    inner = 2
+                if level and i == count - 1:
+                    size = skips[-1].shape[1:3]
+                    if self.resblock_updown:
+                        h = res(f"{name}_{inner}", h, widths[level], "up", size)
+                    elif self.conv_resample:
+                        h = Upsample(widths[level], self.dtype, name=f"{name}_{inner}")(h, size)
+                    else:
+                        h = nearest(h, *size)
+                index += 1
+
+        h = nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="out_0")(h))
+        h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_2")(h)
+        return h.astype(out_dtype)
+
+    def _embedding(self, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+        """The time embedding and whatever is added to it, [B, 4 * model_channels]."""
+        width = 4 * self.model_channels
+
+        def mlp(name: str, h: jax.Array) -> jax.Array:
+            h = nn.silu(Dense(width, dtype=self.dtype, name=f"{name}_0")(h))
+            return Dense(width, dtype=self.dtype, name=f"{name}_2")(h)
+
+        emb = mlp(
+            "time_embed",
+            sinusoidal_embedding(t, self.model_channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift),
+        )
+        if self.num_classes == "sequential":
+            emb = emb + mlp("label_emb_0", cond["vector"])
+        elif self.num_classes == "continuous":
+            emb = emb + Dense(width, dtype=self.dtype, name="label_emb")(cond["vector"])
+        elif self.num_classes is not None:
+            emb = emb + Embed(self.num_classes, width, dtype=self.dtype, name="label_emb")(cond["label"])
+        return emb
+
+    def _per_level(self, field: str, level: int) -> Any:
+        value = getattr(self, field)
+        if not isinstance(value, Sequence):
+            return value
+        if len(value) != len(self.channel_mult):
+            raise ValueError(f"{field} {tuple(value)} needs one value per level, {len(self.channel_mult)} in all")
+        return value[level]
+
+    def _heads(self, channels: int, level: int) -> tuple[int, int]:
+        """The number and the width of the heads for so many channels."""
+        if self.num_head_channels != -1:
+            if channels % self.num_head_channels:
+                raise ValueError(f"num_head_channels {self.num_head_channels} does not divide {channels} channels")
+            return channels // self.num_head_channels, self.num_head_channels
+        heads = self._per_level("num_heads", level)
+        if heads < 1:
+            raise ValueError("attention needs num_heads or num_head_channels")
+        if channels % heads:
+            raise ValueError(f"num_heads {heads} does not divide {channels} channels")
+        return heads, channels // heads
+
+    def _checked(self, x: jax.Array, cond: dict[str, jax.Array] | None) -> dict[str, jax.Array]:
+        cond = dict(cond or {})
+        needs = {
+            "context": self.context_dim,
+            "vector": {"sequential": self.adm_in_channels, "continuous": 1}.get(self.num_classes),
+            "label": 0 if isinstance(self.num_classes, int) else None,
+        }
+        missing = [key for key, width in needs.items() if width is not None and key not in cond]
+        excess = [key for key in cond if key not in COND_KEYS or (key != "concat" and needs[key] is None)]
+        if missing or excess:
+            raise ValueError(f"cond lacks {missing} and should not have {excess}; this U-Net takes {COND_KEYS} by fields")
+        for key in ("context", "vector"):
+            if key in cond and cond[key].shape[-1] != needs[key]:
+                raise ValueError(f"cond[{key!r}] is {cond[key].shape[-1]} wide, but the U-Net takes {needs[key]}")
+        channels = x.shape[-1] + (cond["concat"].shape[-1] if "concat" in cond else 0)
+        if channels != self.in_channels:
+            raise ValueError(f'x and cond["concat"] have {channels} channels, but in_channels is {self.in_channels}')
+        return cond

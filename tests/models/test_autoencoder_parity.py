@@ -1,0 +1,86 @@
+"""The first stages against CompVis's: encoder, posterior, quantizer, decoder."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models import Autoencoder, nearest_code, posterior
+
+from .reference import Case, assert_close, cases, to_params
+
+pytestmark = pytest.mark.parity
+
+
+def build(args: dict) -> Autoencoder:
+    return Autoencoder(**args["ddconfig"], **{key: value for key, value in args.items() if key != "ddconfig"})
+
+
+def methods(net: Autoencoder, params: dict):
+    def run(method, *args, **kwargs):
+        return jax.jit(partial(net.apply, method=method, **kwargs))({"params": params}, *args)
+
+    return run
+
+
+def test_compvis_autoencoders(fixtures_dir):
+    for folder in cases(fixtures_dir, "B*_*"):
+        case = Case(folder)
+        net = build(case.config["args"])
+        params = to_params(case.weights(), net, case["x"])
+        run, limit, name = methods(net, params), case.limit(), folder.name
+        if net.n_embed is None:
+            check_kl(case, run, limit, name)
+        else:
+            check_vq(case, run, limit, name, params["quantize"]["embedding"]["embedding"])
+
+        run = methods(net, to_params(case.weights(variant=True), net, case["x"]))
+        limit = case.limit(variant=True)
+        for key in case.io:
+            if key in ("eps_variant.moments", "eps_variant.prequant"):
+                assert_close(run("encode", case["x"]), case[key], limit, f"{name} {key}")
+            if key in ("eps_variant.dec_z", "eps_variant.dec_z_not_quantized"):
+                assert_close(run("decode", case["z"], quantize=False), case[key], limit, f"{name} {key}")
+
+
+def check_kl(case: Case, run, limit: float, name: str) -> None:
+    moments = run("encode", case["x"])
+    assert_close(moments, case["moments"], limit, f"{name} moments")
+    latent = posterior(moments)
+    ours = {
+        "mode": latent.mean,
+        "logvar": latent.logvar,
+        "std": latent.std,
+        "kl": latent.kl(),
+        "sample": latent.mean + latent.std * case["noise"],
+    }
+    for key, value in ours.items():
+        assert_close(value, case[key], limit, f"{name} {key}")
+    extreme = posterior(case["extreme_moments"])
+    for key, value in {"logvar": extreme.logvar, "std": extreme.std, "kl": extreme.kl()}.items():
+        assert_close(value, case[f"extreme_{key}"], 1e-5, f"{name} extreme_{key}")
+    for source, result in (("mode", "dec_mode"), ("z", "dec_z")):
+        assert_close(run("decode", case[source]), case[result], limit, f"{name} {result}")
+
+
+def check_vq(case: Case, run, limit: float, name: str, codebook: jax.Array) -> None:
+    z = run("encode", case["x"])
+    assert_close(z, case["prequant"], limit, f"{name} prequant")
+    entries, indices = run("quantize", z)
+    np.testing.assert_array_equal(indices.reshape(-1), case["indices"])
+    np.testing.assert_array_equal(nearest_code(case["prequant"], codebook).reshape(-1), case["indices"])
+    assert_close(entries, case["entry"], limit, f"{name} entry")
+    np.testing.assert_array_equal(run("lookup", indices), entries)
+    for source, result in (("prequant", "dec"), ("z", "dec_z")):
+        assert_close(run("decode", case[source]), case[result], limit, f"{name} {result}")
+    for source, result in (("quant", "dec_quant"), ("prequant", "dec_not_quantized")):
+        assert_close(run("decode", case[source], quantize=False), case[result], limit, f"{name} {result}")
+
+
+def test_vq_gradients_stop_at_the_choice_of_code():
+    codebook = jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+    z = jnp.asarray([[[[0.9, 0.8]], [[0.1, -0.2]]]])
+    gradient = jax.grad(lambda z: codebook[nearest_code(z, codebook)].sum())(z)
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(z))
