@@ -1,0 +1,6 @@
+"""Reading and writing the world's checkpoints: CompVis, diffusers, flax. numpy only: neither jax nor torch."""
+
+from ldm_jax.weights.read import Checkpoint, read
+from ldm_jax.weights.stored import Stored
+
+__all__ = ["Checkpoint", "Stored", "read"]

@@ -1,0 +1,219 @@
+"""CompVis checkpoints: one file of tensors under prefixes, and a YAML.
+
+    betas, alphas_cumprod, ...          the schedule's buffers, checked against the YAML's
+    scale_factor                        a buffer where scale_by_std
+    model.diffusion_model.*             the network, raw
+    model_ema.*                         its average, under names without dots; model_ema.decay, model_ema.num_updates
+    first_stage_model.*                 the autoencoder
+    cond_stage_model.*                  the conditioner
+
+A first stage alone has no prefix (encoder.*, decoder.*, ...) and the losses' weights besides (loss.*).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ldm_jax.weights import files, layouts, naming, schedules, torch_files
+from ldm_jax.weights.descriptions import compvis
+from ldm_jax.weights.layouts import text
+from ldm_jax.weights.stored import Stored
+
+NETWORK, EMA, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
+_EMA_NETWORK = "diffusion_model"
+_DROPPED = ("lvlb_weights", "logvar", "scale_factor", *schedules.BUFFERS)
+_CLIP_PREFIXES = ("transformer.text_model.", "transformer.")  # of FrozenCLIPEmbedder, old and new transformers
+
+
+def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, dict]:
+    tensors = files.tensors(path, notes)
+    kind = contents(tensors)
+    config, where = _config(path, config, kind)
+    description = compvis.parse(config, where)
+    if kind == "first stage":
+        if "first_stage" not in description:
+            raise ValueError(f"{path}: holds a first stage, but {where} describes none")
+        stage = description["first_stage"]
+        return {"first_stage": stage} | _alone(config, description), {"first_stage": _first_stage(path, stage, tensors, notes)}
+    if "network" not in description:
+        raise ValueError(f"{path}: holds {_named(kind)}, but {where} describes a first stage alone; give its own YAML")
+    if kind != "latent diffusion":
+        raise ValueError(f"{path}: holds {_named(kind)}; {where} describes a whole latent diffusion model")
+    return _whole(path, description, tensors, ema, notes)
+
+
+def contents(tensors: Mapping[str, Any]) -> str:
+    """What a CompVis file holds, by its names: "latent diffusion", "first stage" or "unknown"."""
+    if any(name.startswith(NETWORK) for name in tensors):
+        return "latent diffusion"
+    if any(name.startswith("encoder.") for name in tensors) and any(name.startswith("decoder.") for name in tensors):
+        return "first stage"
+    return "unknown"
+
+
+def _named(kind: str) -> str:
+    article = {"latent diffusion": "a latent diffusion model", "first stage": "a first stage"}
+    return article.get(kind, "neither a latent diffusion model (model.diffusion_model.*) nor a first stage (encoder.*)")
+
+
+def _config(path: Path, config: Any, kind: str) -> tuple[Mapping, str]:
+    if isinstance(config, Mapping):
+        return config, "config"
+    if config is None:
+        found = files.sibling_yaml(path)
+        if found is None:
+            raise ValueError(
+                f"{path}: no YAML beside it; it holds {_named(kind)}, whose configuration the weights do not say. Put "
+                "the model's .yaml into the folder, or name it (config=..., --config)"
+            )
+        config = found
+    return files.read_yaml(Path(config)), str(config)
+
+
+def _alone(config: Mapping, description: Mapping) -> dict:
+    """The latents of a first stage read alone: their scale belongs to the diffusion model, if the YAML is one's."""
+    return {"latents": description["latents"]} if "network" in description else {}
+
+
+def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:
+    losses = [name for name in tensors if name.startswith("loss.")]
+    if losses:
+        notes.append(f"{len(losses)} tensors of the training loss (loss.*) left out")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
+    layout = layouts.autoencoder(stage)
+    return naming.nested(layout, naming.match(layout, kept, f"{path}: first stage"))
+
+
+def _whole(path: Path, description: dict, tensors: dict[str, Stored], ema: bool, notes: list[str]) -> tuple[dict, dict]:
+    raw = naming.within(tensors, NETWORK)
+    averaged = naming.within(tensors, EMA)
+    first, cond = naming.within(tensors, FIRST_STAGE), naming.within(tensors, CONDITIONER)
+    known = (NETWORK, EMA, FIRST_STAGE, CONDITIONER)
+    rest = [name for name in tensors if not name.startswith(known) and name not in _DROPPED]
+    if rest:
+        raise ValueError(f"{path}: {len(rest)} tensors belong to no part of the model: {', '.join(rest[:8])}")
+    schedules.check(description["diffusion"], tensors, str(path))
+    _scale(path, description, tensors)
+
+    layout = layouts.unet(description["network"])
+    chosen = naming.match(layout, raw, f"{path}: network")
+    if averaged:
+        steps = {name: np.asarray(averaged.pop(name)).item() for name in ("decay", "num_updates") if name in averaged}
+        smooth = _averages(path, layout, averaged)
+        if ema:
+            chosen = naming.match(layout, smooth, f"{path}: averaged network")
+        notes.append(f"network: the {'averaged' if ema else 'raw'} weights of two sets ({_list(steps)})")
+    params = {"network": naming.nested(layout, chosen)}
+    if description.get("first_stage", {}).get("kind", "none") != "none":
+        params["first_stage"] = _first_stage(path, description["first_stage"], first, notes)
+    elif first:
+        raise ValueError(f"{path}: holds a first stage, but its YAML says it has none")
+    params["conditioner"] = _conditioner(path, description, cond, notes)
+    return description, params
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _scale(path: Path, description: dict, tensors: Mapping[str, Stored]) -> None:
+    if "scale_factor" in tensors:
+        description["latents"]["scale"] = float(np.asarray(tensors["scale_factor"]))
+    elif description["latents"]["scale"] == 0.0:
+        raise ValueError(f"{path}: its YAML says scale_by_std, but it has no buffer scale_factor")
+
+
+def _averages(path: Path, layout: naming.Layout, averaged: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The averaged tensors by their true names; the dots that their names lost are those of the raw ones."""
+    names = {_EMA_NETWORK + naming.ema_name(weight.name): weight.name for weight in layout}
+    if len(names) != len(layout):
+        raise ValueError(f"{path}: averaged weights of different parameters have the same name")
+    naming.account(names, averaged, f"{path}: averaged network (model_ema.*)")
+    return {names[name]: tensor for name, tensor in averaged.items()}
+
+
+def _conditioner(path: Path, description: dict, tensors: dict[str, Stored], notes: list[str]) -> dict:
+    fields, where = description["conditioner"], f"{path}: conditioner"
+    if fields["kind"] == "inpaint" and tensors:
+        stage = layouts.autoencoder(description["first_stage"])
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
+        naming.match(stage, kept, where)
+        notes.append("conditioner: the first stage once more, left out")
+        return {}
+    if fields["kind"] == "clip_text":
+        tensors = _clip(fields, tensors, where)
+    layout = conditioner_layout(fields)
+    return naming.nested(layout, naming.match(layout, tensors, where))
+
+
+def conditioner_layout(fields: Mapping[str, Any]) -> naming.Layout:
+    """The tensors of a conditioner; kinds without weights have none."""
+    match fields["kind"]:
+        case "class":
+            return layouts.class_embedder(fields)
+        case "text" | "layout":
+            return layouts.bert(fields)
+        case "semantic":
+            return layouts.spatial_rescaler(fields)
+        case "clip_text":
+            return layouts.clip_text(fields)
+    return []
+
+
+def _clip(fields: dict, tensors: Mapping[str, Stored], where: str) -> dict[str, Stored]:
+    """CLIP's tensors under transformers' names; the sizes, which the YAML leaves to the class, go into `fields`."""
+    if "model.positional_embedding" in tensors:
+        tensors = text.from_openclip(naming.within(tensors, "model."))
+    else:
+        for prefix in _CLIP_PREFIXES:
+            found = naming.within(tensors, prefix)
+            if found:
+                tensors = found
+                break
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    fields |= text.clip_sizes(tensors, where)
+    return tensors
+
+
+def write(path: str | Path, description: Mapping, params: Mapping, ema: Mapping | None = None) -> None:
+    """Writes a whole model, or a first stage alone, as CompVis's code reads it: `path` (.ckpt, which
+    `torch.load(weights_only=True)` reads) and beside it the YAML of the same name.
+
+    `params` are the parts' trees; `ema` is the averaged tree of the network, if it is to be written besides the raw.
+    Leaves are read one at a time. Raises ValueError for what CompVis's classes cannot express.
+    """
+    path = Path(path)
+    config = compvis.compose(description)
+    tensors: dict[str, Any] = {}
+    if "network" in params:
+        layout = layouts.unet(description["network"])
+        tensors |= schedules.buffers(description["diffusion"])
+        raw = naming.flattened(layout, params["network"], "network")
+        tensors |= naming.prefixed(raw, NETWORK)
+        if ema is not None:
+            averaged = naming.flattened(layout, ema, "averaged network")
+            names = {EMA + _EMA_NETWORK + naming.ema_name(name): tensor for name, tensor in averaged.items()}
+            tensors |= {f"{EMA}decay": np.float32(0.9999), f"{EMA}num_updates": np.int32(0), **names}
+            config["model"]["params"]["use_ema"] = True
+    stage: dict[str, Any] = {}
+    if params.get("first_stage"):
+        stage = naming.flattened(layouts.autoencoder(description["first_stage"]), params["first_stage"], "first stage")
+        tensors |= naming.prefixed(stage, FIRST_STAGE if "network" in params else "")
+    if description.get("conditioner", {}).get("kind") == "inpaint":
+        tensors |= naming.prefixed(stage, CONDITIONER)
+    elif params.get("conditioner"):
+        tensors |= naming.prefixed(_write_conditioner(description["conditioner"], params["conditioner"]), CONDITIONER)
+    torch_files.write(path, {"state_dict": tensors, "epoch": 0, "global_step": 0})
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _write_conditioner(fields: Mapping[str, Any], tree: Mapping) -> dict[str, Any]:
+    tensors = naming.flattened(conditioner_layout(fields), tree, "conditioner")
+    if fields["kind"] != "clip_text":
+        return tensors
+    if fields["hidden_act"] == "quick_gelu":
+        return naming.prefixed(tensors, _CLIP_PREFIXES[0])
+    return naming.prefixed(text.to_openclip(tensors), "model.")

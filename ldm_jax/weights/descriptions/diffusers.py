@@ -1,0 +1,307 @@
+"""The JSON configs of diffusers folders <-> our description.
+
+    UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel   -> network
+    AutoencoderKL, VQModel                                     -> first_stage, latents (scaling and shift factor)
+    CLIPTextModel, LDMBertModel                                -> conditioner
+    the scheduler                                              -> diffusion
+
+Traps: `attention_head_dim` is the width of a head in UNet2DModel, but the number of heads in UNet2DConditionModel; the
+attention of an autoencoder's level hides in its block types; scaling_factor has a default that is wrong for VQ models.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "squared_cosine",
+    "sigmoid": "sigmoid",
+}
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+VERSION = "0.30.0"  # of diffusers, the oldest that has all the fields written here
+
+# Fields that must have one of these values, for others compute what our networks do not.
+_UNET_FIXED: dict[str, tuple] = {
+    "act_fn": ("silu", "swish"),
+    "center_input_sample": (False,),
+    "mid_block_scale_factor": (1, 1.0),
+    "time_embedding_type": ("positional",),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn"),
+    "add_attention": (True,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "resnet_out_scale_factor": (1, 1.0),
+    "attention_type": ("default",),
+    "upsample_type": ("conv", "resnet"),
+    "downsample_type": ("conv", "resnet"),
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None, "projection"),
+}
+_UNET_READ = {
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
+    "dropout", "norm_num_groups", "norm_eps", "freq_shift", "flip_sin_to_cos", "downsample_padding",
+    "attention_head_dim", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block",
+    "only_cross_attention", "mid_block_only_cross_attention", "num_class_embeds", "attn_norm_num_groups",
+    "projection_class_embeddings_input_dim", "time_embedding_dim",
+    # of no influence on the function:
+    "sample_size", "num_train_timesteps", "use_linear_projection", "upcast_attention",
+    "addition_embed_type_num_heads", "addition_time_embed_dim",
+}  # fmt: skip
+
+
+def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
+    """The part of a description that one component's config gives. Raises ValueError for unknown classes and fields."""
+    name = config.get("_class_name") or (config.get("architectures") or [config.get("model_type", "")])[0]
+    match name:
+        case "UNet2DModel" | "UNet2DConditionModel":
+            return {"network": unet(config, where)}
+        case "DiTTransformer2DModel" | "Transformer2DModel":
+            return {"network": dit(config, where)}
+        case "AutoencoderKL" | "VQModel":
+            scale = config.get("scaling_factor", 0.18215 if name == "AutoencoderKL" else 1.0)
+            latents = {"scale": float(scale), "shift": float(config.get("shift_factor") or 0.0)}
+            return {"first_stage": first_stage(config, where), "latents": latents}
+        case "CLIPTextModel" | "CLIPTextModelWithProjection" | "clip_text_model":
+            return {"conditioner": clip_text(config)}
+        case "LDMBertModel" | "ldmbert":
+            return {"conditioner": ldm_bert(config)}
+    raise ValueError(
+        f"{where}: components of class {name!r} cannot be read; known are UNet2DModel, UNet2DConditionModel, "
+        "DiTTransformer2DModel, AutoencoderKL, VQModel, CLIPTextModel and LDMBertModel"
+    )
+
+
+def unet(config: Mapping[str, Any], where: str) -> dict:
+    conditional = config["_class_name"] == "UNet2DConditionModel"
+    _check(config, _UNET_FIXED, _UNET_READ, where)
+    widths = [int(width) for width in config["block_out_channels"]]
+    levels = range(len(widths))
+    down, up = list(config["down_block_types"]), list(config["up_block_types"])
+    attending = "CrossAttn" if conditional else "Attn"
+    known = ("DownBlock2D", f"{attending}DownBlock2D", "ResnetDownsampleBlock2D")
+    _block_types(down, up, known, where)
+    if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
+        raise ValueError(f"{where}: time_embedding_dim {config['time_embedding_dim']}, only {4 * widths[0]} is possible")
+    groups = config.get("norm_num_groups") or 32
+    if config.get("attn_norm_num_groups") not in (None, groups):
+        raise ValueError(f"{where}: attn_norm_num_groups {config['attn_norm_num_groups']} differs from {groups}")
+
+    result = {
+        "kind": "unet",
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "num_res_blocks": _one(config["layers_per_block"]),
+        "attention_resolutions": tuple(2**i for i in levels if "Attn" in down[i]),
+        "channel_mult": tuple(_ratio(width, widths[0]) for width in widths),
+        "num_heads": -1,
+        "num_head_channels": -1,
+        "use_spatial_transformer": conditional,
+        "transformer_depth": 1,
+        "context_dim": None,
+        "use_scale_shift_norm": config.get("resnet_time_scale_shift", "default") == "scale_shift",
+        "resblock_updown": _updown(down, config.get("downsample_type", "conv"), where),
+        "dropout": float(config.get("dropout") or 0.0),
+    }
+    if result["resblock_updown"] != _updown(up, config.get("upsample_type", "conv"), where):
+        raise ValueError(f"{where}: {down} and {up} change the resolution in different ways")
+    if conditional:
+        result |= _cross_attention(config, levels, where)
+    elif (head_dim := config.get("attention_head_dim", 8)) is None:
+        result["num_heads"] = 1
+    else:
+        result["num_head_channels"] = head_dim
+    if config.get("addition_embed_type") == "text_time" or config.get("class_embed_type") == "projection":
+        result |= {"num_classes": "sequential", "adm_in_channels": config["projection_class_embeddings_input_dim"]}
+    elif config.get("num_class_embeds") is not None:
+        result["num_classes"] = config["num_class_embeds"]
+    usual = {"norm_num_groups": (groups, 32), "norm_eps": (config.get("norm_eps", 1e-5), 1e-5)}
+    usual["flip_sin_to_cos"] = (config.get("flip_sin_to_cos", True), True)
+    usual["freq_shift"] = (config.get("freq_shift", 0), 0)
+    usual["downsample_padding"] = (config.get("downsample_padding", 1), 1)
+    return result | {name: value for name, (value, default) in usual.items() if value != default}
+
+
+def _cross_attention(config: Mapping[str, Any], levels: range, where: str) -> dict:
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    context, only = config.get("cross_attention_dim", 1280), config.get("only_cross_attention", False)
+    depth = config.get("transformer_layers_per_block", 1)
+    if isinstance(depth, list | tuple) and any(isinstance(entry, list | tuple) for entry in depth):
+        raise ValueError(f"{where}: transformer_layers_per_block {depth} differs within a level")
+    if isinstance(context, list | tuple):
+        if len(set(context)) > 1:
+            raise ValueError(f"{where}: cross_attention_dim {context} differs between levels")
+        context = context[0]
+    middle = config.get("mid_block_only_cross_attention")
+    if middle is None:
+        middle = only if isinstance(only, bool) else False
+    result = {"num_heads": _one(heads), "transformer_depth": _one(depth), "context_dim": context}
+    if _one(only):
+        result["disable_self_attentions"] = _one(only)
+    if middle:
+        result["disable_middle_self_attn"] = True
+    return result
+
+
+def _updown(blocks: list[str], attention_type: str, where: str) -> bool:
+    """Whether residual blocks change the resolution: all levels but the last must agree."""
+    kinds = {name.startswith("Resnet") or ("Attn" in name and attention_type == "resnet") for name in blocks[:-1]}
+    if len(kinds) > 1:
+        raise ValueError(f"{where}: {blocks} change the resolution in different ways")
+    return kinds == {True}
+
+
+def _block_types(down: list[str], up: list[str], known: tuple[str, ...], where: str) -> None:
+    unknown = [name for name in down if name not in known]
+    if unknown:
+        raise ValueError(f"{where}: down_block_types {unknown}: known are {', '.join(known)}")
+    if ["Attn" in name for name in reversed(down)] != ["Attn" in name for name in up]:
+        raise ValueError(f"{where}: up_block_types {up} do not mirror down_block_types {down}")
+
+
+def dit(config: Mapping[str, Any], where: str) -> dict:
+    fixed = {
+        "activation_fn": ("gelu-approximate",),
+        "norm_type": ("ada_norm_zero",),
+        "norm_elementwise_affine": (False,),
+        "attention_bias": (True,),
+    }
+    read = {
+        "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size",
+        "patch_size", "num_embeds_ada_norm", "norm_eps", "dropout", "norm_num_groups", "upcast_attention",
+    }  # fmt: skip
+    _check(config, fixed, read, where)
+    return {
+        "kind": "dit",
+        "in_channels": config["in_channels"],
+        "out_channels": config.get("out_channels") or config["in_channels"],
+        "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
+        "depth": config["num_layers"],
+        "num_heads": config["num_attention_heads"],
+        "patch_size": config["patch_size"],
+        "input_size": config["sample_size"],
+        "num_classes": config["num_embeds_ada_norm"],
+    }
+
+
+def first_stage(config: Mapping[str, Any], where: str) -> dict:
+    kind = "kl" if config["_class_name"] == "AutoencoderKL" else "vq"
+    fixed = {
+        "act_fn": ("silu", "swish"),
+        "norm_type": ("group",),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+        "lookup_from_codebook": (False,),
+    }
+    read = {
+        "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+        "sample_size", "scaling_factor", "shift_factor", "down_block_types", "up_block_types", "force_upcast",
+        "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv", "num_vq_embeddings", "vq_embed_dim",
+    }  # fmt: skip
+    _check(config, fixed, read, where)
+    widths = [int(width) for width in config["block_out_channels"]]
+    down = list(config["down_block_types"])
+    _block_types(down, list(config["up_block_types"]), ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), where)
+    size = config.get("sample_size", 32)
+    resolution = max(int(size[0] if isinstance(size, list | tuple) else size or 32), 2 ** (len(widths) - 1))
+    attention = tuple(resolution // 2**level for level, name in enumerate(down) if "Attn" in name)
+    middle = config.get("mid_block_add_attention", True)
+    if attention and not middle:
+        raise ValueError(f"{where}: attention in the blocks {down} but not in the middle cannot be expressed")
+    z = config["latent_channels"]
+    result = {
+        "kind": kind,
+        "path": "",
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "resolution": resolution,
+        "ch": widths[0],
+        "ch_mult": tuple(_ratio(width, widths[0]) for width in widths),
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": attention,
+        "attn_type": "vanilla" if middle else "none",
+        "z_channels": z,
+        "double_z": kind == "kl",
+        "dropout": 0.0,
+        "embed_dim": (config.get("vq_embed_dim") or z) if kind == "vq" else z,
+        "n_embed": config["num_vq_embeddings"] if kind == "vq" else 0,
+    }
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        if not config.get(name, True):
+            result[name] = False
+    groups = config.get("norm_num_groups", 32)
+    return result | ({"norm_num_groups": groups} if groups != 32 else {})
+
+
+CLIP_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+)
+
+
+def clip_text(config: Mapping[str, Any]) -> dict:
+    defaults = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+    defaults |= {"num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
+    result: dict[str, Any] = {"kind": "clip_text"}
+    result |= {name: config.get(name, defaults[name]) for name in CLIP_FIELDS}
+    return result | {"layer": "last"}
+
+
+def ldm_bert(config: Mapping[str, Any]) -> dict:
+    return {
+        "kind": "text",
+        "n_embed": config.get("d_model", 1280),
+        "n_layer": config.get("encoder_layers", 32),
+        "vocab_size": config.get("vocab_size", 30522),
+        "max_seq_len": config.get("max_position_embeddings", 77),
+        "tokenizer": "bert-base-uncased",
+    }
+
+
+def scheduler(config: Mapping[str, Any], where: str) -> dict:
+    """The diffusion part, from any scheduler's config: what it was trained with, not how it samples."""
+    if config.get("_class_name", "").startswith("FlowMatch"):
+        return {"schedule": "flow", "shift": float(config.get("shift", 1.0)), "prediction": "flow"}
+    schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
+    if config.get("trained_betas") is not None:
+        raise ValueError(f"{where}: trained_betas is a schedule of its own; known are {', '.join(SCHEDULES)}")
+    if schedule not in SCHEDULES or prediction not in PREDICTIONS:
+        raise ValueError(f"{where}: beta_schedule {schedule!r} with prediction_type {prediction!r} is not known")
+    result = {
+        "schedule": SCHEDULES[schedule],
+        "linear_start": float(config.get("beta_start", 1e-4)),
+        "linear_end": float(config.get("beta_end", 2e-2)),
+        "timesteps": int(config.get("num_train_timesteps", 1000)),
+        "prediction": PREDICTIONS[prediction],
+    }
+    return result | ({"zero_terminal_snr": True} if config.get("rescale_betas_zero_snr") else {})
+
+
+def _check(config: Mapping[str, Any], fixed: Mapping[str, tuple], read: set[str], where: str) -> None:
+    """Fields outside `read` must have one of their fixed values, or say nothing (None, False)."""
+    wrong = {}
+    for name, value in config.items():
+        if name.startswith("_") or name in read:
+            continue
+        if value not in fixed.get(name, (None, False)):
+            wrong[name] = value
+    if wrong:
+        raise ValueError(f"{where}: {wrong} is not supported; it would change what the network computes")
+
+
+def _one(value: Any) -> Any:
+    """A list of equal values as that value."""
+    if isinstance(value, list | tuple):
+        return value[0] if len(set(value)) == 1 else tuple(value)
+    return value
+
+
+def _ratio(width: int, base: int) -> int | float:
+    return width // base if width % base == 0 else width / base

@@ -1,0 +1,137 @@
+"""Diffusers folders: a model_index.json, and a folder for each component with its config and weights.
+
+Old files name the attention of autoencoders and unconditional U-Nets query, key, value, proj_attn; CLIP has its
+`text_model.` prefix or not; the orphaned flax files have flax's names and axis order. All become one spelling here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+import re
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.weights import files, layouts, naming
+from ldm_jax.weights.descriptions import diffusers
+from ldm_jax.weights.stored import Stored
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
+# Parts of pipelines that play no role in sampling.
+_IGNORED = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_processor")
+
+
+def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
+    """The description and the parameters of a whole pipeline."""
+    index = files.read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name", "")
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
+    description: dict[str, dict] = {}
+    params: dict[str, dict] = {}
+    for name in parts:
+        if name in _IGNORED:
+            continue
+        part, tree = read_component(folder / name, notes)
+        twice = [key for key in part if key in description]
+        if twice:
+            raise ValueError(f"{folder}: {pipeline} has two parts that are a {twice[0]}; such pipelines are not supported")
+        description |= part
+        params |= tree
+    if "scheduler" in parts:
+        path = folder / "scheduler" / "scheduler_config.json"
+        description["diffusion"] = diffusers.scheduler(_json(path), str(path))
+    if "network" not in description:
+        raise ValueError(f"{folder}: {pipeline} has no U-Net or transformer among its parts {', '.join(parts)}")
+    description.setdefault("conditioner", _wordless(pipeline, description["network"]))
+    params.setdefault("conditioner", {})
+    if "first_stage" not in description:
+        description |= {"first_stage": {"kind": "none", "path": ""}, "latents": {"scale": 1.0, "shift": 0.0}}
+    if (folder / "tokenizer").is_dir() and description["conditioner"]["kind"] in ("text", "clip_text"):
+        description["conditioner"]["tokenizer"] = str(folder / "tokenizer")
+    return description, params
+
+
+def _wordless(pipeline: str, network: Mapping[str, Any]) -> dict:
+    """The conditioner of a pipeline that has no encoder of its own."""
+    if "SuperResolution" in pipeline:
+        return {"kind": "superres"}
+    if network["kind"] == "dit":
+        return {"kind": "label", "n_classes": network["num_classes"]}
+    return {"kind": "none"}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the whole folder")
+    return files.read_json(path)
+
+
+def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
+    """The part of the description and the parameters in one model folder."""
+    config = _json(folder / "config.json")
+    description = diffusers.component(config, str(folder / "config.json"))
+    part = next(key for key in description if key != "latents")
+    fields = description[part]
+    tensors, flax = files.folder_tensors(folder, notes)
+    if part == "conditioner" and fields["kind"] == "clip_text":
+        return description, {part: _clip(fields, tensors, flax, str(folder))}
+    layout = _layout(part, fields)
+    tensors = _from_flax(layout, tensors) if flax else _modern(tensors)
+    if part == "network" and fields["kind"] == "unet":
+        tensors = {_vector_embedding(name): tensor for name, tensor in tensors.items()}
+    canonical = naming.from_diffusers(layout, tensors, str(folder))
+    return description, {part: naming.nested(layout, naming.match(layout, canonical, str(folder)))}
+
+
+def _layout(part: str, fields: Mapping[str, Any]) -> naming.Layout:
+    if part == "first_stage":
+        return layouts.autoencoder(fields)
+    if part == "conditioner":
+        return layouts.bert(fields) if fields["kind"] == "text" else layouts.clip_text(fields)
+    return layouts.dit(fields) if fields["kind"] == "dit" else layouts.unet(fields)
+
+
+def _clip(fields: dict, tensors: Mapping[str, Stored], flax: bool, where: str) -> dict:
+    if flax:
+        tensors = _from_flax(layouts.clip_text(fields), tensors)
+    tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    if "text_projection.weight" in tensors:
+        fields["projection_dim"] = tensors["text_projection.weight"].shape[0]
+    layout = layouts.clip_text(fields)
+    return naming.nested(layout, naming.match(layout, tensors, where))
+
+
+def _modern(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Tensors with the attention names of today."""
+    result = {}
+    for name, tensor in tensors.items():
+        found = _OLD_NAME.fullmatch(name)
+        result[found[1] + _OLD_ATTENTION[found[2]] + found[3] if found else name] = tensor
+    return result
+
+
+def _vector_embedding(name: str) -> str:
+    """class_embed_type "projection" and addition_embed_type "text_time" are the same two layers."""
+    return re.sub(r"^class_embedding\.(linear_[12]\.)", r"add_embedding.\1", name)
+
+
+def _from_flax(layout: naming.Layout, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Flax's arrays under diffusers' torch names, in torch's axis order; names that match none stay as they are."""
+    spelled: dict[str, str] = {}
+    for weight in layout:
+        for name in weight.diffusers:
+            stem, leaf = name.rsplit(".", 1)
+            spelled["/".join(naming.Weight(f"{stem}.{leaf}", (), weight.kind, ()).path)] = name
+    result = {}
+    for name, tensor in tensors.items():
+        for old, new in _OLD_ATTENTION.items():
+            name = re.sub(rf"(attentions_\d+\.){old}\.", rf"\g<1>{new}.", name)
+        key = "/".join(naming.Weight(name, (), "raw", ()).path)
+        leaf = key.rsplit("/", 1)[-1]
+        if leaf == "kernel" and tensor.ndim in (2, 4):
+            axes = (1, 0) if tensor.ndim == 2 else (3, 2, 0, 1)
+            shape = tuple(tensor.shape[axis] for axis in axes)
+            tensor = tensor.map(lambda a, axes=axes: np.transpose(a, axes), shape)
+        result[spelled.get(key, name)] = tensor
+    return result

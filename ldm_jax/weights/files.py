@@ -1,0 +1,102 @@
+"""Finding and opening the files of a checkpoint: tensors by name from any format."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm_jax.weights import msgpack_files, pickles, safetensors_files
+from ldm_jax.weights.stored import Stored
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_FLAX = ("diffusion_flax_model.msgpack", "flax_model.msgpack")
+
+
+def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
+    """All tensors of one file by name. Of a training checkpoint, the state dict; what else it holds goes to `notes`."""
+    if path.suffix == ".safetensors":
+        return safetensors_files.read(path)
+    if path.suffix == ".msgpack":
+        return msgpack_files.read(path)
+    content, dropped = pickles.read(path)
+    if dropped:
+        notes.append(f"{path.name}: dropped, as inert: {', '.join(dropped)}")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
+    for key in ("state_dict", "model", "params"):
+        if isinstance(content.get(key), Mapping):
+            rest = [str(name) for name in content if name != key]
+            if rest:
+                notes.append(f"{path.name}: beside {key}: {', '.join(rest)}")
+            content = content[key]
+            break
+    wrong = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Stored)]
+    if wrong:
+        raise ValueError(f"{path}: {len(wrong)} entries of the state dict are no tensors, first {wrong[0]}")
+    return dict(content)
+
+
+def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], bool]:
+    """The tensors of a diffusers model folder, and whether they are flax's (names and axis order)."""
+    candidates: list[Path] = []
+    for suffix in (".safetensors", ".bin"):
+        for stem in _STEMS:
+            candidates += [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
+        for stem in _STEMS:  # variants such as .fp16 and .non_ema, if there is nothing else
+            candidates += sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
+    candidates += [folder / name for name in _FLAX]
+    found = next((path for path in candidates if path.is_file() and "-of-" not in path.name), None)
+    if found is None:
+        shards = sorted(path.name for path in folder.glob("*-of-*"))
+        if shards:
+            raise ValueError(f"{folder}: shards ({shards[0]}, ...) without their index .json; copy that file as well")
+        raise ValueError(f"{folder}: no weights; expected one of {', '.join(f'{s}.safetensors' for s in _STEMS)}, or .bin")
+    notes.append(f"weights from {found.parent.name}/{found.name}")
+    if found.suffix == ".msgpack":
+        return msgpack_files.read(found), True
+    if found.suffix != ".json":
+        return tensors(found, notes), False
+    if ".safetensors" in found.name:
+        return safetensors_files.read_sharded(found), False
+    return _sharded_pickles(found, notes), False
+
+
+def _sharded_pickles(index: Path, notes: list[str]) -> dict[str, Stored]:
+    shards = sorted(set(read_json(index)["weight_map"].values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"{index}: missing shards {', '.join(missing)}; copy all {len(shards)} files")
+    result: dict[str, Stored] = {}
+    for name in shards:
+        result |= tensors(index.parent / name, notes)
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: an empty YAML, or not a mapping")
+    return content
+
+
+def sibling_yaml(path: Path) -> Path | None:
+    """The configuration that belongs to a CompVis file: of the same name, called config, or the only one beside it."""
+    beside = sorted(path.parent.glob("*.yaml")) + sorted(path.parent.glob("*.yml"))
+    for stem in (path.stem, "config"):
+        for candidate in beside:
+            if candidate.stem == stem:
+                return candidate
+    return beside[0] if len(beside) == 1 else None

@@ -1,0 +1,63 @@
+"""Reading a checkpoint of the world into our description and parameters.
+
+    checkpoint = read("sd-v1-4.ckpt", config="v1-inference.yaml")
+    checkpoint.description   {"network": {...}, "first_stage": {...}, "conditioner": ..., "diffusion": ..., "latents": ...}
+    checkpoint.params        {"network": tree, "first_stage": tree, "conditioner": tree}, leaves still on disk (`Stored`)
+
+Accepted: a diffusers pipeline folder or one of its model folders (safetensors, sharded, bin, flax msgpack); a CompVis
+checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, whole or a first stage alone; a folder with the two.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from pathlib import Path
+
+from ldm_jax.weights import compvis_files, diffusers_files, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. `description` and `params` have only the parts that are there; `notes` says where the
+    weights come from and what was left out."""
+
+    description: dict[str, dict]
+    params: dict[str, dict]
+    notes: tuple[str, ...] = ()
+
+
+def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | None = None) -> Checkpoint:
+    """Reads names and shapes of the checkpoint at `path`, nothing of its weights yet.
+
+    `ema`: of a CompVis file that has both, the averaged weights of the network rather than the raw ones. `config`: the
+    YAML of a CompVis file, a path or its content, if it is not beside the file.
+
+    Raises ValueError if there is no checkpoint, its files are truncated or missing, its weights do not belong to its
+    configuration (every tensor is accounted for), or it is a pickle that names code.
+    """
+    path, notes = Path(path), []
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_dir():
+        if (path / "model_index.json").is_file():
+            return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)
+        if (path / "config.json").is_file():
+            return _checkpoint(diffusers_files.read_component(path, notes), notes)
+        weights = [file for file in sorted(path.iterdir()) if file.suffix in (*files.PICKLES, ".safetensors")]
+        if len(weights) != 1:
+            names = ", ".join(file.name for file in weights) or "none"
+            raise ValueError(
+                f"{path}: no model_index.json and no config.json, so not a diffusers folder; as a CompVis folder it "
+                f"should hold one checkpoint (found {names})"
+            )
+        path = weights[0]
+    if path.suffix == ".msgpack":
+        return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
+    if path.suffix not in (*files.PICKLES, ".safetensors"):
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(files.PICKLES)}, .safetensors")
+    if config is None and (path.parent / "config.json").is_file() and files.sibling_yaml(path) is None:
+        return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
+    return _checkpoint(compvis_files.read(path, config, ema, notes), notes)
+
+
+def _checkpoint(parts: tuple[dict, dict], notes: list[str]) -> Checkpoint:
+    return Checkpoint(*parts, tuple(notes))
