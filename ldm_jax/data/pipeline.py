@@ -1,0 +1,179 @@
+"""The one pipeline: rows, shuffled anew every epoch, transformed, batched, prefetched; a function of seed and step.
+
+    source -> shuffle -> repeat -> transform -> [process_index :: process_count] -> batch
+
+Batch number `step` is the same whenever and wherever it is made: after a resume (`start_step`), in threads or in worker
+processes, and, as a set over all processes, for any number of processes. So the step number is all the state there is.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from ldm_jax.data.source import Info, Source
+
+Batch = dict[str, np.ndarray]
+ToExample = Callable[[dict[str, Any], np.random.Generator | None], Batch]
+_MOST_IN_A_ROW = 100  # unreadable examples before skipping gives up
+
+
+class Batches:
+    """An endless iterator of batches. `skipped`: how many unreadable examples were replaced in what it gave so far."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self.skipped = 0
+        self._batches = batches
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.skipped += int(batch.pop("skipped").sum())
+        return batch
+
+    def close(self) -> None:
+        """Ends worker processes and threads."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+
+
+def batches(
+    source: Source,
+    transform: ToExample,
+    batch_size: int,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+    on_error: str = "raise",
+    workers: int = 0,
+    threads: int = 1,
+    prefetch: int = 4,
+) -> Batches:
+    """Training batches from number `start_step` on, without end: dicts of numpy arrays with a leading axis of
+    batch_size / process_count, this process's share of a global batch.
+
+    on_error   "raise", or "skip": an unreadable image is replaced by the next readable one of the source, and counted
+    workers    processes that decode, for when `threads` are not enough; 0 for none
+    prefetch   batches held ready
+    """
+    share = _share(batch_size, process_index, process_count)
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step}: a step is at least 0")
+    examples = grain.MapDataset.range(len(_not_empty(source))).seed(seed).shuffle().repeat()
+    examples = examples.random_map(_Load(source, transform, on_error))
+    stream = examples[process_index::process_count].batch(share)[start_step:]
+    options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=prefetch)
+    stream = stream.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which exist only after app.run
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))
+    return Batches(iter(stream))
+
+
+def eval_batches(
+    source: Source,
+    transform: ToExample,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_error: str = "raise",
+) -> Iterator[Batch]:
+    """Every row once, in order and without randomness. The last batch is filled up with copies of the last row; `mask`
+    bool [B] is False there. Every process gets equally many batches."""
+    share = _share(batch_size, process_index, process_count)
+    load = _Load(source, transform, on_error)
+    count = len(_not_empty(source))
+    for start in range(0, count, batch_size):
+        numbers = range(start + process_index, start + batch_size, process_count)
+        examples = [load.example(min(i, count - 1), None) for i in numbers]
+        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0] if name != "skipped"}
+        assert len(numbers) == share
+        yield batch | {"mask": np.array([i < count for i in numbers])}
+
+
+def in_memory(source: Source, fit: Callable[[dict[str, Any]], dict[str, Any]], on_error: str = "raise") -> "InMemory":
+    """The source with `fit` (such as `transform.fit`) applied to every row once and kept: for small images, whose
+    decoding would cost more than the memory. Unreadable images are left out if on_error is "skip"."""
+    _check_on_error(on_error)
+    rows, skipped = [], 0
+    for row in _rows(source):
+        try:
+            rows.append(fit(row))
+        except (ValueError, FileNotFoundError) as error:
+            if on_error == "raise":
+                raise
+            skipped += 1
+            logging.warning("left out: %s", error)
+    return InMemory(source.info, rows, skipped)
+
+
+class InMemory:
+    """Rows held in memory; `skipped`: how many of the source's could not be read."""
+
+    def __init__(self, info: Info, rows: list[dict[str, Any]], skipped: int):
+        self.info = info
+        self.skipped = skipped
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._rows[index])
+
+
+def _rows(source: Source) -> Iterator[dict[str, Any]]:
+    """All rows in order, many at a time where the source can do that."""
+    many = getattr(source, "__getitems__", lambda numbers: [source[i] for i in numbers])
+    for start in range(0, len(source), 1024):
+        yield from many(range(start, min(start + 1024, len(source))))
+
+
+class _Load(grain.transforms.RandomMap):
+    """Row number -> example, with `skipped`: how many unreadable rows stood before the one that was taken."""
+
+    def __init__(self, source: Source, transform: ToExample, on_error: str):
+        _check_on_error(on_error)
+        self._source, self._transform, self._skip = source, transform, on_error == "skip"
+
+    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+        return self.example(int(element), rng)
+
+    def example(self, number: int, rng: np.random.Generator | None) -> Batch:
+        for skipped in range(_MOST_IN_A_ROW):
+            try:
+                example = self._transform(self._source[(number + skipped) % len(self._source)], rng)
+                return {**example, "skipped": np.int32(skipped)}
+            except (ValueError, FileNotFoundError) as error:
+                if not self._skip:
+                    raise
+                logging.warning("skipped: %s", error)
+        raise ValueError(f"{self._source.info.name}: {_MOST_IN_A_ROW} unreadable images in a row from number {number} on")
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} of process_count={process_count}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of the {process_count} processes")
+    return batch_size // process_count
+
+
+def _not_empty(source: Source) -> Source:
+    if not len(source):
+        raise ValueError(f"{source.info.name}: the source is empty")
+    return source
