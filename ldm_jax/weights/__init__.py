@@ -1,6 +1,8 @@
 """Reading and writing the world's checkpoints: CompVis, diffusers, flax. numpy only: neither jax nor torch."""
 
+from ldm_jax.weights.compvis_files import write as write_compvis
+from ldm_jax.weights.diffusers_writer import write as write_diffusers
 from ldm_jax.weights.read import Checkpoint, read
 from ldm_jax.weights.stored import Stored
 
-__all__ = ["Checkpoint", "Stored", "read"]
+__all__ = ["Checkpoint", "Stored", "read", "write_compvis", "write_diffusers"]

@@ -4,20 +4,21 @@ Old files name the attention of autoencoders and unconditional U-Nets query, key
 `text_model.` prefix or not; the orphaned flax files have flax's names and axis order. All become one spelling here.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-import re
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.weights import files, layouts, naming
+from ldm_jax.weights import compvis_files, files, layouts, naming
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.stored import Stored
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 # Parts of pipelines that play no role in sampling.
+OWN_CONDITIONER = "conditioner"  # a folder for conditioners that diffusers lacks; its pipelines pass it by
 _IGNORED = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_processor")
 
 
@@ -37,6 +38,9 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
             raise ValueError(f"{folder}: {pipeline} has two parts that are a {twice[0]}; such pipelines are not supported")
         description |= part
         params |= tree
+    if (folder / OWN_CONDITIONER / "config.json").is_file() and "conditioner" not in description:
+        part, tree = read_component(folder / OWN_CONDITIONER, notes)
+        description, params = description | part, params | tree
     if "scheduler" in parts:
         path = folder / "scheduler" / "scheduler_config.json"
         description["diffusion"] = diffusers.scheduler(_json(path), str(path))
@@ -75,7 +79,9 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     tensors, flax = files.folder_tensors(folder, notes)
     if part == "conditioner" and fields["kind"] == "clip_text":
         return description, {part: _clip(fields, tensors, flax, str(folder))}
-    layout = _layout(part, fields)
+    layout = compvis_files.conditioner_layout(fields) if part == "conditioner" else _layout(part, fields)
+    if part == "conditioner" and fields["kind"] != "text":
+        return description, {part: naming.nested(layout, naming.match(layout, tensors, str(folder)))}
     tensors = _from_flax(layout, tensors) if flax else _modern(tensors)
     if part == "network" and fields["kind"] == "unet":
         tensors = {_vector_embedding(name): tensor for name, tensor in tensors.items()}
@@ -86,8 +92,6 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
 def _layout(part: str, fields: Mapping[str, Any]) -> naming.Layout:
     if part == "first_stage":
         return layouts.autoencoder(fields)
-    if part == "conditioner":
-        return layouts.bert(fields) if fields["kind"] == "text" else layouts.clip_text(fields)
     return layouts.dit(fields) if fields["kind"] == "dit" else layouts.unet(fields)
 
 

@@ -1,7 +1,7 @@
 """Finding and opening the files of a checkpoint: tensors by name from any format."""
 
-from collections.abc import Mapping
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -13,9 +13,9 @@ follow, with no table of pairs:
 Every tensor is accounted for in both directions: `match` fails on missing, left-over and misshapen ones.
 """
 
-from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np

@@ -9,15 +9,15 @@ Formats: a zip archive holds `NAME/data.pkl` and one uncompressed record `NAME/d
 five pickles (magic, version, system, object, storage keys) followed by the storages, each after its int64 length.
 """
 
-from collections.abc import Callable
 import dataclasses
 import io
 import mmap
-from pathlib import Path
 import pickletools
 import sys
-from typing import Any
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -263,9 +263,7 @@ def _pairs(*arguments: Any) -> dict:
 
 _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": lambda storage, offset, shape, strides: _tensor(storage, offset, shape, strides),
-    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _tensor(
-        storage, offset, shape, strides
-    ),
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _tensor(storage, offset, shape, strides),
     "torch._utils._rebuild_tensor_v3": lambda storage, offset, shape, strides, grad, hooks, dtype, *_: _tensor(
         storage, offset, shape, strides, _dtype(dtype)
     ),

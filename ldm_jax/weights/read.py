@@ -8,8 +8,8 @@ Accepted: a diffusers pipeline folder or one of its model folders (safetensors, 
 checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, whole or a first stage alone; a folder with the two.
 """
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from ldm_jax.weights import compvis_files, diffusers_files, files

@@ -5,8 +5,8 @@ asked for (`np.asarray(leaf)`, or `leaf[index]` for the part that one device nee
 copies, and unmaps, so the host never holds more than the leaf at hand.
 """
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes

@@ -4,11 +4,11 @@ The zip layout of torch.save: `NAME/data.pkl` (a protocol 2 pickle, emitted here
 one uncompressed record `NAME/data/KEY` a tensor, its bytes aligned to 64 in the file, and `NAME/version`.
 """
 
-from pathlib import Path
 import struct
 import sys
-from typing import Any
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 

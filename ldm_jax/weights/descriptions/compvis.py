@@ -1,10 +1,10 @@
 """CompVis's YAML <-> our description.
 
-    model.params.unet_config         -> network        fields keep their names
-    model.params.first_stage_config  -> first_stage    ddconfig, embed_dim and n_embed side by side
-    model.params.cond_stage_config   -> conditioner    by the target's class
-    linear_start, linear_end, ...    -> diffusion      beta_schedule "linear" is our scaled_linear
-    scale_factor                     -> latents.scale  a buffer of the weights where scale_by_std
+model.params.unet_config         -> network        fields keep their names
+model.params.first_stage_config  -> first_stage    ddconfig, embed_dim and n_embed side by side
+model.params.cond_stage_config   -> conditioner    by the target's class
+linear_start, linear_end, ...    -> diffusion      beta_schedule "linear" is our scaled_linear
+scale_factor                     -> latents.scale  a buffer of the weights where scale_by_std
 """
 
 from collections.abc import Mapping
@@ -178,16 +178,14 @@ def diffusion(params: Mapping[str, Any], where: str) -> dict:
         raise ValueError(f"{where}: beta_schedule {schedule!r}: known are {', '.join(SCHEDULES)}")
     if prediction not in PREDICTIONS:
         raise ValueError(f"{where}: parameterization {prediction!r}: known are {', '.join(PREDICTIONS)}")
-    result = {
+    return {
         "schedule": SCHEDULES[schedule],
         "linear_start": float(params.get("linear_start", 1e-4)),
         "linear_end": float(params.get("linear_end", 2e-2)),
         "timesteps": int(params.get("timesteps", 1000)),
         "prediction": PREDICTIONS[prediction],
+        "loss": params.get("loss_type", "l2"),
     }
-    if params.get("loss_type"):
-        result["loss"] = params["loss_type"]
-    return result
 
 
 def compose(description: Mapping[str, Mapping]) -> dict:
@@ -195,6 +193,8 @@ def compose(description: Mapping[str, Mapping]) -> dict:
     stage = description.get("first_stage")
     if "network" not in description:
         return {"model": _compose_first_stage(stage)}
+    if "diffusion" not in description:
+        raise ValueError('a CompVis checkpoint holds a schedule, but this is a network alone; use format="diffusers"')
     network, diffusion = description["network"], description["diffusion"]
     schedules = {ours: name for name, ours in SCHEDULES.items()}
     if network["kind"] != "unet":
@@ -203,7 +203,7 @@ def compose(description: Mapping[str, Mapping]) -> dict:
         raise ValueError(f"CompVis has no schedule {diffusion['schedule']} with prediction {diffusion['prediction']}")
     unusual = _unusual(network)
     if unusual:
-        raise ValueError(f"CompVis's UNetModel has no field for {unusual}; use format=\"diffusers\"")
+        raise ValueError(f'CompVis\'s UNetModel has no field for {unusual}; use format="diffusers"')
     fields = {name: value for name, value in network.items() if name in NETWORK | NETWORK_RARE}
     cond, key = _compose_conditioner(description.get("conditioner", {"kind": "none"}))
     params = {
@@ -248,7 +248,7 @@ def _compose_first_stage(stage: Mapping[str, Any]) -> dict:
         if stage.get(name, value) != value
     }
     if unusual:
-        raise ValueError(f"CompVis's autoencoders have no field for {unusual}; use format=\"diffusers\"")
+        raise ValueError(f'CompVis\'s autoencoders have no field for {unusual}; use format="diffusers"')
     params = {
         "embed_dim": stage["embed_dim"],
         "ddconfig": _lists({name: stage[name] for name in STAGE if name in stage}),

@@ -19,6 +19,7 @@ SCHEDULES = {
     "sigmoid": "sigmoid",
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+PRIVATE = "_ldm_jax"  # what a scheduler's config cannot say; diffusers skips fields that start with an underscore
 VERSION = "0.30.0"  # of diffusers, the oldest that has all the fields written here
 
 # Fields that must have one of these values, for others compute what our networks do not.
@@ -67,6 +68,8 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
             return {"conditioner": clip_text(config)}
         case "LDMBertModel" | "ldmbert":
             return {"conditioner": ldm_bert(config)}
+        case "LatentDiffusionConditioner":  # written by us, for kinds that diffusers lacks
+            return {"conditioner": {key: value for key, value in config.items() if not key.startswith("_")}}
     raise ValueError(
         f"{where}: components of class {name!r} cannot be read; known are UNet2DModel, UNet2DConditionModel, "
         "DiTTransformer2DModel, AutoencoderKL, VQModel, CLIPTextModel and LDMBertModel"
@@ -173,16 +176,22 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
         "patch_size", "num_embeds_ada_norm", "norm_eps", "dropout", "norm_num_groups", "upcast_attention",
     }  # fmt: skip
     _check(config, fixed, read, where)
+    channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if out not in (channels, 2 * channels):
+        raise ValueError(f"{where}: out_channels {out} should be in_channels {channels} or, with variances, twice as many")
     return {
         "kind": "dit",
-        "in_channels": config["in_channels"],
-        "out_channels": config.get("out_channels") or config["in_channels"],
-        "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
         "depth": config["num_layers"],
+        "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
         "num_heads": config["num_attention_heads"],
         "patch_size": config["patch_size"],
         "input_size": config["sample_size"],
+        "in_channels": channels,
+        "mlp_ratio": 4.0,
         "num_classes": config["num_embeds_ada_norm"],
+        "learn_sigma": out == 2 * channels,
+        "shared_embedder": False,
+        "freq_shift": 1.0,
     }
 
 
@@ -269,6 +278,8 @@ def scheduler(config: Mapping[str, Any], where: str) -> dict:
     """The diffusion part, from any scheduler's config: what it was trained with, not how it samples."""
     if config.get("_class_name", "").startswith("FlowMatch"):
         return {"schedule": "flow", "shift": float(config.get("shift", 1.0)), "prediction": "flow"}
+    if PRIVATE in config:
+        return dict(config[PRIVATE])
     schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     if config.get("trained_betas") is not None:
         raise ValueError(f"{where}: trained_betas is a schedule of its own; known are {', '.join(SCHEDULES)}")

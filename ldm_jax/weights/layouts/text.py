@@ -4,8 +4,8 @@ CLIP is spelled as in transformers, without the `text_model.` prefix, which old 
 OpenCLIP (Stable Diffusion 2) names the same text tower differently and fuses q, k and v: `from_openclip`, `to_openclip`.
 """
 
-from collections.abc import Mapping
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,7 @@ def _clip_encoder(fields: Mapping[str, Any], prefix: str) -> Layout:
 
 def clip_text(fields: Mapping[str, Any]) -> Layout:
     width, prefix = fields["hidden_size"], "text_model."
-    weights = table(
-        "embeddings.token_embedding", f"{prefix}embeddings.token_embedding", fields["vocab_size"], width
-    )
+    weights = table("embeddings.token_embedding", f"{prefix}embeddings.token_embedding", fields["vocab_size"], width)
     positions = fields["max_position_embeddings"]
     weights += table("embeddings.position_embedding", f"{prefix}embeddings.position_embedding", positions, width)
     weights += _clip_encoder(fields, prefix)

@@ -1,0 +1,243 @@
+"""Our description -> the JSON configs of a diffusers folder; the inverse of `descriptions.diffusers`.
+
+What diffusers has no words for raises ValueError: the other format is CompVis's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.weights.descriptions.diffusers import CLIP_FIELDS, PREDICTIONS, PRIVATE, SCHEDULES, VERSION
+from ldm_jax.weights.layouts.autoencoder import attends
+from ldm_jax.weights.layouts.unet import heads_of, per_level
+
+
+def network(fields: Mapping[str, Any]) -> tuple[str, dict]:
+    """The component's name in a pipeline, and its config."""
+    if fields["kind"] == "dit":
+        return "transformer", dit(fields)
+    return "unet", unet(fields)
+
+
+def unet(fields: Mapping[str, Any]) -> dict:
+    widths = [round(fields["model_channels"] * multiplier) for multiplier in fields["channel_mult"]]
+    levels = range(len(widths))
+    attending = [2**level in tuple(fields["attention_resolutions"]) for level in levels]
+    transformer, updown = fields.get("use_spatial_transformer", False), fields.get("resblock_updown", False)
+    if not fields.get("conv_resample", True):
+        raise _unable("conv_resample False")
+    if transformer and updown:
+        raise _unable("resblock_updown together with a spatial transformer")
+    blocks = per_level(fields, "num_res_blocks", 0)
+    if any(per_level(fields, "num_res_blocks", level) != blocks for level in levels):
+        blocks = [per_level(fields, "num_res_blocks", level) for level in levels]
+    config = {
+        "_class_name": "UNet2DConditionModel" if transformer else "UNet2DModel",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "center_input_sample": False,
+        "down_block_types": [_block("Down", attends_, transformer, updown and i < len(widths) - 1)
+                             for i, attends_ in enumerate(attending)],
+        "downsample_padding": fields.get("downsample_padding", 1),
+        "dropout": fields.get("dropout", 0.0),
+        "flip_sin_to_cos": fields.get("flip_sin_to_cos", True),
+        "freq_shift": fields.get("freq_shift", 0),
+        "in_channels": fields["in_channels"],
+        "layers_per_block": blocks,
+        "mid_block_scale_factor": 1,
+        "norm_eps": fields.get("norm_eps", 1e-5),
+        "norm_num_groups": fields.get("norm_num_groups", 32),
+        "out_channels": fields["out_channels"],
+        "resnet_time_scale_shift": "scale_shift" if fields.get("use_scale_shift_norm", False) else "default",
+        "sample_size": fields.get("image_size", 32),
+        "up_block_types": [_block("Up", attending[i], transformer, updown and i > 0) for i in reversed(levels)],
+    }  # fmt: skip
+    return (
+        config | _classes(fields, transformer) | (_cross(fields, widths) if transformer else _plain(fields, widths, attending))
+    )
+
+
+def _block(way: str, attends: bool, transformer: bool, updown: bool) -> str:
+    if attends:
+        return f"{'CrossAttn' if transformer else 'Attn'}{way}Block2D"
+    return f"Resnet{way}sampleBlock2D" if updown else f"{way}Block2D"
+
+
+def _cross(fields: Mapping[str, Any], widths: list[int]) -> dict:
+    levels = range(len(widths))
+    depths = [per_level(fields, "transformer_depth", level, 1) for level in levels]
+    middle = fields.get("transformer_depth_middle")
+    if middle not in (None, depths[-1]):
+        raise _unable(f"transformer_depth_middle {middle} other than the last level's {depths[-1]}")
+    return {
+        # The number of heads, whatever its name says.
+        "attention_head_dim": [heads_of(fields, width, level) for level, width in enumerate(widths)],
+        "cross_attention_dim": fields["context_dim"],
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "mid_block_only_cross_attention": fields.get("disable_middle_self_attn", False) or None,
+        "only_cross_attention": [bool(per_level(fields, "disable_self_attentions", level, False)) for level in levels],
+        "transformer_layers_per_block": depths,
+        "use_linear_projection": False,
+    }
+
+
+def _plain(fields: Mapping[str, Any], widths: list[int], attending: list[bool]) -> dict:
+    used = [(width, level) for level, width in enumerate(widths) if attending[level] or level == len(widths) - 1]
+    heads = {heads_of(fields, width, level) for width, level in used}
+    head_dims = {width // heads_of(fields, width, level) for width, level in used}
+    if heads == {1}:
+        head_dim = None
+    elif len(head_dims) == 1:
+        head_dim = head_dims.pop()
+    else:
+        raise _unable(f"attention heads of different widths {sorted(head_dims)} in an unconditional U-Net")
+    resample = "resnet" if fields.get("resblock_updown", False) else "conv"
+    return {
+        "add_attention": True,
+        "attention_head_dim": head_dim,
+        "attn_norm_num_groups": None,
+        "downsample_type": resample,
+        "time_embedding_type": "positional",
+        "upsample_type": resample,
+    }
+
+
+def _classes(fields: Mapping[str, Any], transformer: bool) -> dict:
+    classes = fields.get("num_classes")
+    if classes is None:
+        return {}
+    if classes == "sequential" and transformer:
+        size = fields["adm_in_channels"]
+        return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": size}
+    if isinstance(classes, str):
+        raise _unable(f"num_classes {classes!r} in this U-Net")
+    return {"num_class_embeds": classes}
+
+
+def dit(fields: Mapping[str, Any]) -> dict:
+    if fields.get("shared_embedder", True) or fields.get("freq_shift", 0.0) != 1.0 or fields.get("mlp_ratio", 4.0) != 4.0:
+        raise _unable("a DiT other than with shared_embedder False, freq_shift 1 and mlp_ratio 4")
+    channels = fields["in_channels"]
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": VERSION,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": fields["hidden_size"] // fields["num_heads"],
+        "dropout": 0.0,
+        "in_channels": channels,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_zero",
+        "num_attention_heads": fields["num_heads"],
+        "num_embeds_ada_norm": fields["num_classes"],
+        "num_layers": fields["depth"],
+        "out_channels": 2 * channels if fields.get("learn_sigma", True) else channels,
+        "patch_size": fields["patch_size"],
+        "sample_size": fields["input_size"],
+        "upcast_attention": False,
+    }
+
+
+def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[str, dict]:
+    """The component's name in a pipeline, and its config."""
+    kind, widths = fields["kind"], [round(fields["ch"] * multiplier) for multiplier in fields["ch_mult"]]
+    if kind == "kl" and fields["embed_dim"] != fields["z_channels"]:
+        raise _unable(f"embed_dim {fields['embed_dim']} other than z_channels {fields['z_channels']} in AutoencoderKL")
+    levels = range(len(widths))
+    config: dict[str, Any] = {
+        "_class_name": "AutoencoderKL" if kind == "kl" else "VQModel",
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": [("Attn" if attends(fields, i) else "") + "DownEncoderBlock2D" for i in levels],
+        "in_channels": fields["in_channels"],
+        "latent_channels": fields["z_channels"],
+        "layers_per_block": fields["num_res_blocks"],
+        "mid_block_add_attention": fields.get("attn_type", "vanilla") != "none",
+        "norm_num_groups": fields.get("norm_num_groups", 32),
+        "out_channels": fields["out_ch"],
+        "sample_size": fields["resolution"],
+        "scaling_factor": latents["scale"],
+        "up_block_types": [("Attn" if attends(fields, i) else "") + "UpDecoderBlock2D" for i in reversed(levels)],
+    }
+    if kind == "kl":
+        config |= {name: fields.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv")}
+        return "vae", config | {"force_upcast": False, "shift_factor": latents.get("shift", 0.0) or None}
+    if latents.get("shift", 0.0):
+        raise _unable("a latent shift of a VQ model")
+    return "vqvae", config | {"num_vq_embeddings": fields["n_embed"], "vq_embed_dim": fields["embed_dim"]}
+
+
+def clip_text(fields: Mapping[str, Any]) -> dict:
+    projection = fields.get("projection_dim")
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **{name: fields[name] for name in CLIP_FIELDS},
+        "layer_norm_eps": 1e-5,
+        "projection_dim": projection or fields["hidden_size"],
+        "torch_dtype": "float32",
+    }
+
+
+def ldm_bert(fields: Mapping[str, Any]) -> dict:
+    return {
+        "architectures": ["LDMBertModel"],
+        "model_type": "ldmbert",
+        "activation_function": "gelu",
+        "d_model": fields["n_embed"],
+        "encoder_attention_heads": fields.get("heads", 8),
+        "encoder_ffn_dim": 4 * fields["n_embed"],
+        "encoder_layers": fields["n_layer"],
+        "head_dim": fields.get("dim_head", 64),
+        "max_position_embeddings": fields["max_seq_len"],
+        "pad_token_id": 0,
+        "vocab_size": fields["vocab_size"],
+    }
+
+
+def scheduler(diffusion: Mapping[str, Any]) -> dict:
+    """A DDIMScheduler as the paper samples. A schedule in continuous time becomes its table of betas at whole steps."""
+    predictions = {ours: name for name, ours in PREDICTIONS.items()}
+    if diffusion["prediction"] not in predictions:
+        raise _unable(f"prediction {diffusion['prediction']!r}")
+    if diffusion["schedule"] == "flow":
+        config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION}
+        return config | {"num_train_timesteps": 1000, "shift": diffusion.get("shift", 1.0)}
+    schedules = {ours: name for name, ours in SCHEDULES.items()}
+    config = {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": VERSION,
+        "clip_sample": False,
+        "num_train_timesteps": diffusion.get("timesteps", 1000),
+        "prediction_type": predictions[diffusion["prediction"]],
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+    if diffusion["schedule"] in schedules:
+        config |= {"beta_schedule": schedules[diffusion["schedule"]]}
+        if diffusion["schedule"] != "squared_cosine":
+            config |= {"beta_start": diffusion["linear_start"], "beta_end": diffusion["linear_end"]}
+        return config | ({"rescale_betas_zero_snr": True} if diffusion.get("zero_terminal_snr") else {})
+    if diffusion["schedule"] == "cosine":
+        return config | {"trained_betas": _cosine_betas(diffusion), PRIVATE: dict(diffusion)}
+    raise _unable(f"schedule {diffusion['schedule']!r}")
+
+
+def _cosine_betas(diffusion: Mapping[str, Any]) -> list[float]:
+    """log_snr = -2 log tan(pi t / 2) at t = i / 1000, within +-15, as betas."""
+    size = diffusion.get("timesteps", 1000)
+    times = np.arange(size) / size
+    with np.errstate(divide="ignore"):
+        log_snr = np.clip(-2 * np.log(np.tan(times * np.pi / 2)), -15, 15)
+    bar = 1 / (1 + np.exp(-log_snr))
+    return (1 - bar / np.append(1.0, bar[:-1])).tolist()
+
+
+def _unable(what: str) -> ValueError:
+    return ValueError(f'diffusers cannot express {what}; use format="compvis"')
