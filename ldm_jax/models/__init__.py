@@ -1,18 +1,32 @@
 """The networks: Flax Linen modules with the parameters and the numerics of the reference implementations."""
 
 from ldm_jax.models.autoencoder import Autoencoder, Posterior, nearest_code, posterior
-from ldm_jax.models.conditioners import ClassEmbedder, SpatialRescaler, TransformerEmbedder
+from ldm_jax.models.conditioners import (
+    ClassEmbedder,
+    CLIPText,
+    CLIPVision,
+    SpatialRescaler,
+    TransformerEmbedder,
+    clip_normalize,
+    text_time_vector,
+)
+from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
 from ldm_jax.models.unet import UNet
 
 __all__ = [
+    "DIT_SIZES",
     "Autoencoder",
+    "CLIPText",
+    "CLIPVision",
     "ClassEmbedder",
+    "DiT",
     "Posterior",
     "SpatialRescaler",
     "TransformerEmbedder",
     "UNet",
+    "clip_normalize",
     "count",
     "initialize",
     "nearest",
@@ -20,4 +34,5 @@ __all__ = [
     "posterior",
     "shapes",
     "sinusoidal_embedding",
+    "text_time_vector",
 ]

@@ -24,10 +24,13 @@ FLASH_BLOCK = 128
 LONG = 1024  # tokens, from where on a TPU's flash attention saves memory
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
-    """q [B, T, heads, D], k and v [B, S, heads, D] -> [B, T, heads, D], in q's dtype."""
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto", *, causal: bool = False) -> jax.Array:
+    """q [B, T, heads, D], k and v [B, S, heads, D] -> [B, T, heads, D], in q's dtype.
+
+    With `causal`, token i sees no token after it; T and S must be equal.
+    """
     chosen = choose(q, k, implementation)
-    return {"xla": _xla, "cudnn": _cudnn, "flash": _flash}[chosen](q, k, v)
+    return {"xla": _xla, "cudnn": _cudnn, "flash": _flash}[chosen](q, k, v, causal)
 
 
 def choose(q: jax.Array, k: jax.Array, implementation: str = "auto") -> str:
@@ -61,12 +64,14 @@ def _cudnn_obstacle(q: jax.Array) -> str | None:
     return None
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     B, T, heads, D = q.shape
     S = k.shape[1]
 
     def product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         logits = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32) * D**-0.5
+        if causal:
+            logits = jnp.where(jnp.tril(jnp.ones((T, S), bool)), logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         values = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return (values / weights.sum(-1, keepdims=True)).astype(q.dtype)
@@ -79,15 +84,15 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return out.transpose(0, 2, 1, 3)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     T, S = q.shape[1], k.shape[1]
     q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
     lengths = jnp.full((q.shape[0],), S, jnp.int32) if S % 2 else None
-    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn")
     return out[:, :T]
 
 
-def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
     T, S, D = q.shape[1], k.shape[1], q.shape[-1]
@@ -103,5 +108,5 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return jnp.broadcast_to((jnp.arange(total) >= real).astype(jnp.int32), (q.shape[0], total))
 
         segments = tpu.SegmentIds(ids(q.shape[2], T), ids(k.shape[2], S))
-    out = tpu.flash_attention(q, k, v, segment_ids=segments, sm_scale=D**-0.5)
+    out = tpu.flash_attention(q, k, v, segment_ids=segments, causal=causal, sm_scale=D**-0.5)
     return out[:, :, :T].transpose(0, 2, 1, 3)

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.models.init import ONES, ZEROS, Rule, normal, torch_default
 
@@ -237,7 +238,9 @@ def sinusoidal_embedding(
     half = dim // 2
     if half <= freq_shift:
         raise ValueError(f"an embedding of {dim} numbers is too short: it needs more than {2 * freq_shift:g}")
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    # Rounded where PyTorch rounds: at t = 1000 the last bit of a frequency is worth 1e-4 of an angle.
+    exponents = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     halves = [jnp.cos(angles), jnp.sin(angles)]
     embedding = jnp.concatenate(halves if flip_sin_to_cos else halves[::-1], axis=-1)

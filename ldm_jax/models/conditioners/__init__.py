@@ -1,6 +1,15 @@
 """Conditioners: from labels, token ids, images and maps to what the denoiser is conditioned on."""
 
-from ldm_jax.models.conditioners.embedders import ClassEmbedder, TransformerEmbedder
+from ldm_jax.models.conditioners.clip import CLIPText, CLIPVision, clip_normalize
+from ldm_jax.models.conditioners.embedders import ClassEmbedder, TransformerEmbedder, text_time_vector
 from ldm_jax.models.conditioners.spatial import SpatialRescaler
 
-__all__ = ["ClassEmbedder", "SpatialRescaler", "TransformerEmbedder"]
+__all__ = [
+    "CLIPText",
+    "CLIPVision",
+    "ClassEmbedder",
+    "SpatialRescaler",
+    "TransformerEmbedder",
+    "clip_normalize",
+    "text_time_vector",
+]

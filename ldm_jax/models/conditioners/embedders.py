@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.init import normal
-from ldm_jax.models.layers import Dense, Embed, LayerNorm, gelu
+from ldm_jax.models.layers import Dense, Embed, LayerNorm, gelu, sinusoidal_embedding
 from ldm_jax.models.transformer import CrossAttention
 
 
@@ -51,6 +51,17 @@ class TransformerEmbedder(nn.Module):
             attention=self.attention,
             name="transformer",
         )(tokens, logits)
+
+
+def text_time_vector(text_embeds: jax.Array, time_ids: jax.Array, dim: int = 256) -> jax.Array:
+    """SDXL's added condition, a U-Net's "vector": text embeddings [B, D] and each of `time_ids` [B, N] in `dim` sinusoids.
+
+    The time ids of SDXL are the original size, the crop's top left and the target size, height before width.
+    -> [B, D + N * dim]
+    """
+    B, N = time_ids.shape
+    sinusoids = sinusoidal_embedding(time_ids.reshape(-1), dim).reshape(B, N * dim)
+    return jnp.concatenate([text_embeds, sinusoids.astype(text_embeds.dtype)], axis=-1)
 
 
 class TokenTransformer(nn.Module):

@@ -1,0 +1,218 @@
+"""Diffusion transformer with adaLN-Zero conditioning (Peebles & Xie 2023, "Scalable diffusion models with transformers").
+
+Fields and parameters are named as in facebookresearch/DiT `models.py: DiT`; the positions, constants there, are
+computed here.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.models.attention import attention
+from ldm_jax.models.init import ZEROS, normal, xavier_uniform
+from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding
+
+DIT_SIZES = {
+    "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
+    "B": {"depth": 12, "hidden_size": 768, "num_heads": 12},
+    "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
+    "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
+}
+
+
+class DiT(nn.Module):
+    """x [B, H, W, in_channels], t [B], {"label": int [B]} -> [B, H, W, in_channels], twice the channels if learn_sigma.
+
+    The null class is label `num_classes`; without `num_classes` there are no labels. H and W are multiples of
+    `patch_size`; positions are stretched where they differ from `input_size`, the size of training. With
+    `shared_embedder` False every block has a time and label embedder of its own, and the last layer uses the first
+    block's: so diffusers stores them, with `freq_shift` 1. `dtype`, `remat` and `attention` are as in the U-Net.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    patch_size: int = 2
+    input_size: int = 32
+    in_channels: int = 4
+    mlp_ratio: float = 4.0
+    num_classes: int | None = 1000
+    learn_sigma: bool = True
+    shared_embedder: bool = True
+    freq_shift: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """There is no dropout: `train` changes nothing."""
+        (B, H, W, C), p, cond = x.shape, self.patch_size, cond or {}
+        if H % p or W % p or self.in_channels != C:
+            raise ValueError(f"x of shape {x.shape} should have {self.in_channels} channels and sizes divisible by {p}")
+        if sorted(cond) != ([] if self.num_classes is None else ["label"]):
+            raise ValueError(f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, and nothing else')
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4")
+
+        h, w = H // p, W // p
+        tokens = PatchEmbed(self.hidden_size, p, self.dtype, name="x_embedder")(x).reshape(B, h * w, -1)
+        tokens = tokens + position_embedding(self.hidden_size, h, w, self.input_size // p).astype(self.dtype)
+        times, labels = sinusoidal_embedding(t, 256, freq_shift=self.freq_shift), cond.get("label")
+
+        width = self.hidden_size
+        c = embed_condition(times, labels, width, self.num_classes, self.dtype) if self.shared_embedder else None
+        last = c
+        for i in range(self.depth):
+            block = remat(Block, self.remat)(
+                self.num_heads, self.mlp_ratio, self.num_classes, self.attention, self.dtype, name=f"blocks_{i}"
+            )
+            tokens, own = block(tokens, c, times, labels)
+            last = own if last is None else last
+
+        out_channels = 2 * C if self.learn_sigma else C
+        out = FinalLayer(p * p * out_channels, self.dtype, name="final_layer")(tokens, last)
+        out = out.reshape(B, h, w, p, p, out_channels).transpose(0, 1, 3, 2, 4, 5)
+        return out.reshape(B, H, W, out_channels).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted and scaled before, and gated after, by the condition `c` [B, C].
+
+    Without `c` the block embeds `times` and `labels` itself. Returns the tokens and the condition.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    num_classes: int | None
+    attention: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, c: jax.Array | None, times: jax.Array, labels: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        width = x.shape[-1]
+        if c is None:
+            c = embed_condition(times, labels, width, self.num_classes, self.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(c, 6, width, self.dtype)
+        h = normalize(x, shift1, scale1, self.dtype)
+        x = x + gate1 * SelfAttention(self.num_heads, self.attention, self.dtype, name="attn")(h)
+        h = normalize(x, shift2, scale2, self.dtype)
+        return x + gate2 * Mlp(round(width * self.mlp_ratio), self.dtype, name="mlp")(h), c
+
+
+class SelfAttention(nn.Module):
+    num_heads: int
+    attention: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, L, C = x.shape
+        qkv = linear(3 * C, self.dtype, "qkv", x).reshape(B, L, 3, self.num_heads, -1)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        return linear(C, self.dtype, "proj", attention(q, k, v, self.attention).reshape(B, L, C))
+
+
+class Mlp(nn.Module):
+    """With the tanh approximation of GELU, as the reference."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = jax.nn.gelu(linear(self.width, self.dtype, "fc1", x), approximate=True)
+        return linear(x.shape[-1], self.dtype, "fc2", h)
+
+
+class FinalLayer(nn.Module):
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        shift, scale = modulation(c, 2, x.shape[-1], self.dtype)
+        h = normalize(x, shift, scale, self.dtype)
+        return Dense(self.features, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="linear")(h)
+
+
+class PatchEmbed(nn.Module):
+    features: int
+    patch_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        p = self.patch_size
+        rule = xavier_uniform(p * p * x.shape[-1], self.features)
+        return Conv(self.features, p, p, "VALID", kernel_init=rule, bias_init=ZEROS, dtype=self.dtype, name="proj")(x)
+
+
+class TimeEmbedder(nn.Module):
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, times: jax.Array) -> jax.Array:
+        def layer(name: str, h: jax.Array) -> jax.Array:
+            return Dense(self.features, kernel_init=normal(0.02), bias_init=ZEROS, dtype=self.dtype, name=name)(h)
+
+        return layer("mlp_2", nn.silu(layer("mlp_0", times)))
+
+
+class LabelEmbedder(nn.Module):
+    num_classes: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        rows = self.num_classes + 1
+        return Embed(rows, self.features, normal(0.02), self.dtype, name="embedding_table")(labels)
+
+
+def embed_condition(
+    times: jax.Array, labels: jax.Array | None, features: int, num_classes: int | None, dtype: Any
+) -> jax.Array:
+    """Sinusoidal features [B, 256] and labels [B] -> [B, features], by embedders that belong to the calling module."""
+    c = TimeEmbedder(features, dtype, name="t_embedder")(times)
+    if num_classes is not None:
+        c = c + LabelEmbedder(num_classes, features, dtype, name="y_embedder")(labels)
+    return c
+
+
+def modulation(c: jax.Array, parts: int, width: int, dtype: Any) -> list[jax.Array]:
+    """Shifts, scales and gates [B, 1, width] from the condition, all zero at first."""
+    layer = Dense(parts * width, kernel_init=ZEROS, bias_init=ZEROS, dtype=dtype, name="adaLN_modulation_1")
+    return jnp.split(layer(nn.silu(c))[:, None], parts, axis=-1)
+
+
+def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
+    return LayerNorm(1e-6, affine=False, dtype=dtype)(x) * (1 + scale) + shift
+
+
+def linear(features: int, dtype: Any, name: str, x: jax.Array) -> jax.Array:
+    rule = xavier_uniform(x.shape[-1], features)
+    return Dense(features, kernel_init=rule, bias_init=ZEROS, dtype=dtype, name=name)(x)
+
+
+def position_embedding(width: int, height: int, length: int, base: int) -> jax.Array:
+    """Sines and cosines [height * length, width] of a grid's positions: columns in the first half, rows in the second.
+
+    Positions run from 0 to `base` whatever the grid's size.
+    """
+
+    def encode(positions: np.ndarray) -> np.ndarray:
+        frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+        angles = positions.reshape(-1, 1) * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    rows, columns = np.meshgrid(np.arange(height) * base / height, np.arange(length) * base / length, indexing="ij")
+    return jnp.asarray(np.concatenate([encode(columns), encode(rows)], axis=1), jnp.float32)
