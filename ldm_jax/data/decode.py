@@ -1,7 +1,7 @@
 """Image files to arrays: the one place where bytes become pixels.
 
 `decode_rgb` gives uint8 [H, W, 3] whatever the file holds: EXIF orientation is applied, transparency is laid on white,
-palettes are resolved, 16 bits become 8, grey and CMYK become RGB. `decode_map` gives the stored indices [H, W].
+palettes are resolved, 16 bits become 8, grey and CMYK become RGB. `decode_map` gives the stored indices.
 Every failure is a ValueError that names the image.
 """
 
@@ -35,13 +35,13 @@ def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0) -> np.ndar
 
 
 def decode_map(encoded: Encoded, name: str = "label map") -> np.ndarray:
-    """int32 [H, W]: the indices of a palette or greyscale PNG, as stored."""
+    """uint8 [H, W], or int32 from 16 bits: the indices of a palette or greyscale PNG, as stored."""
     with _naming(name):
         image = _open(encoded)
         image.load()
         if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L", "I;16N"):
             raise ValueError(f"a label map holds one index a pixel (palette or greyscale PNG), this is {image.mode}")
-        return np.asarray(image).astype(np.int32)
+        return np.asarray(image).astype(np.uint8 if image.mode in ("P", "L", "1") else np.int32)
 
 
 def _open(encoded: Encoded) -> Image.Image:

@@ -80,7 +80,8 @@ def folder(
     index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
     boxes = _box_index(every, names["boxes"]) if "box_labels" in chosen else {}
     info = Info(str(root), chosen, tuple(map(str, index.values())) or None, tuple(boxes.values()) or None)
-    return Folder(info, [_deliver(row, chosen, names, index) for row in rows])
+    number = {label: i for i, label in enumerate(index)}
+    return Folder(info, [_deliver(row, chosen, names, number) for row in rows])
 
 
 def _read_splits(root: Path) -> dict[str, list[Row]]:
@@ -202,7 +203,7 @@ def _box_index(rows: list[Row], theirs: str) -> dict[int, str]:
     return {i: named.get(i, str(i)) for i in range(max(named, default=-1) + 1)}
 
 
-def _deliver(row: Row, columns: Sequence[str], names: Mapping[str, str], index: dict[Any, str]) -> Row:
+def _deliver(row: Row, columns: Sequence[str], names: Mapping[str, str], index: Mapping[Any, int]) -> Row:
     out: Row = {"name": str(row["_folder"] / row["file_name"])}
     for column in columns:
         if column == "image":

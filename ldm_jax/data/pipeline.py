@@ -66,7 +66,9 @@ def batches(
     share = _share(batch_size, process_index, process_count)
     if start_step < 0:
         raise ValueError(f"start_step={start_step}: a step is at least 0")
-    examples = grain.MapDataset.range(len(_not_empty(source))).seed(seed).shuffle().repeat()
+    count = len(_not_empty(source))
+    # An endless repeat() has sys.maxsize elements, which overflows in batches of one.
+    examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat(2**50 // count + 1)
     examples = examples.random_map(_Load(source, transform, on_error))
     stream = examples[process_index::process_count].batch(share)[start_step:]
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=prefetch)

@@ -114,7 +114,7 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
     own. `manual_dir`: a folder with the original archives under their original names, instead of a download."""
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
-            f"{name} is not prepared in {data_dir}, and preparing one of TFDS's own data sets needs TensorFlow. Once, anywhere: "
+            f"{name} is not prepared in {data_dir}, and preparing one of TFDS's own data sets needs TensorFlow. Once: "
             f'pip install "ldm_jax[tfds]" && python -m ldm_jax.data.tfds_source {name} {data_dir} [MANUAL_DIR]. '
             "Reading what that writes needs no TensorFlow"
         )

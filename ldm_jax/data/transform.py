@@ -50,7 +50,7 @@ class Transform:
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def fit(self, row: Row) -> Row:
-        """The row with its image as uint8 [h, w, 3] (and label map as int32 [h, w]), resized so that it just covers
+        """The row with its image as uint8 [h, w, 3] (and label map as integers [h, w]), resized so that it just covers
         the output. A row that is so already stays as it is."""
         if isinstance(row["image"], np.ndarray):
             return row
@@ -70,30 +70,51 @@ class Transform:
             row["label_map"] = _resize(indices, to, Image.Resampling.NEAREST)
         return row
 
-    def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """One example. Without `rng` nothing is random: centre crop, no flip, the first caption."""
+    def view(self, row: Row, rng: np.random.Generator | None = None) -> Row:
+        """The row as it is seen in one visit: cropped and perhaps mirrored, image and label map still integers, boxes as
+        fractions of the crop. Without `rng` nothing is random: centre crop, no flip."""
         row = self.fit(row)
-        height, width = self.shape
-        free = row["image"].shape[0] - height, row["image"].shape[1] - width
+        (height, width), (full_height, full_width) = self.shape, row["image"].shape[:2]
+        free = full_height - height, full_width - width
         if self.crop == "random" and rng is not None:
             top, left = (int(rng.integers(f + 1)) for f in free)
         else:
             top, left = (f // 2 for f in free)
         window = np.s_[top : top + height, left : left + width]
-        mirror = self.flip and rng is not None and rng.random() < 0.5
-        turn = np.s_[:, ::-1] if mirror else np.s_[:, :]
-        example = {"image": row["image"][window][turn].astype(np.float32) / np.float32(127.5) - np.float32(1)}
-        if "label_map" in row:
-            example["label_map"] = np.ascontiguousarray(row["label_map"][window][turn])
-        if "boxes" in row and self.max_boxes:
-            full = np.array([row["image"].shape[1], row["image"].shape[0]] * 2, np.float32)
-            boxes = (row["boxes"] * full - np.float32([left, top] * 2)) / np.float32([width, height] * 2)
-            example |= pad_boxes(mirror_boxes(boxes) if mirror else boxes, row["box_labels"], self.max_boxes)
-        return example | words_and_label(row, self.tokenize, rng)
+        seen = row | {name: row[name][window] for name in ("image", "label_map") if name in row}
+        if "boxes" in row:
+            pixels = row["boxes"] * np.float32([full_width, full_height] * 2) - np.float32([left, top] * 2)
+            seen |= clip_boxes(pixels / np.float32([width, height] * 2), row["box_labels"])
+        return mirror(seen) if self.flip and rng is not None and rng.random() < 0.5 else seen
+
+    def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """One example. Without `rng` nothing is random: centre crop, no flip, the first caption."""
+        row = self.view(row, rng)
+        image = row["image"].astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return {"image": image} | other_columns(row, self.tokenize, self.max_boxes, rng)
 
 
-def words_and_label(row: Row, tokenize: Callable[[str], np.ndarray] | None, rng: np.random.Generator | None) -> dict:
-    """The columns that have no geometry: label, and the tokens of one of the captions."""
+@dataclass(frozen=True)
+class LatentTransform:
+    """A row of a latent cache -> {"moments": float32 [h, w, 2C], ...} with the other columns as `Transform` gives them.
+    `flip`: use the mirrored copy in half of the visits."""
+
+    flip: bool = False
+    tokenize: Callable[[str], np.ndarray] | None = None
+    max_boxes: int = 0
+
+    def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        if self.flip and "mirrored" not in row:
+            raise ValueError(f"{row['name']}: flip=True, but this latent cache holds no mirrored copies; rebuild it with them")
+        if self.flip and rng is not None and rng.random() < 0.5:
+            row = mirror({**row, "moments": row["mirrored"]}, ("label_map",))
+        return {"moments": row["moments"].astype(np.float32)} | other_columns(row, self.tokenize, self.max_boxes, rng)
+
+
+def other_columns(
+    row: Row, tokenize: Callable[[str], np.ndarray] | None, max_boxes: int, rng: np.random.Generator | None
+) -> dict[str, np.ndarray]:
+    """All that goes with an image: label, tokens of one of the captions, label map, padded boxes."""
     example = {}
     if "label" in row:
         example["label"] = np.int32(row["label"])
@@ -102,21 +123,32 @@ def words_and_label(row: Row, tokenize: Callable[[str], np.ndarray] | None, rng:
         if not isinstance(said, str):
             said = said[int(rng.integers(len(said))) if rng is not None and len(said) > 1 else 0]
         example["tokens"] = tokenize(said)
+    if "label_map" in row:
+        example["label_map"] = row["label_map"].astype(np.int32)
+    if "boxes" in row and max_boxes:
+        boxes, labels = np.zeros((max_boxes, 4), np.float32), np.full(max_boxes, -1, np.int32)
+        count = min(max_boxes, len(row["boxes"]))
+        boxes[:count], labels[:count] = row["boxes"][:count], row["box_labels"][:count]
+        example |= {"boxes": boxes, "box_labels": labels}
     return example
 
 
-def mirror_boxes(boxes: np.ndarray) -> np.ndarray:
-    return np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], -1)
+def mirror(row: Row, pictures: tuple[str, ...] = ("image", "label_map")) -> Row:
+    """The row with left and right exchanged."""
+    row = row | {name: row[name][:, ::-1] for name in pictures if name in row}
+    if "boxes" in row:
+        b = row["boxes"]
+        row["boxes"] = np.stack([1 - b[:, 2], b[:, 1], 1 - b[:, 0], b[:, 3]], -1)
+    return row
 
 
-def pad_boxes(boxes: np.ndarray, labels: np.ndarray, most: int) -> dict[str, np.ndarray]:
-    """Boxes clipped to [0, 1]; those of which the crop left less than a tenth are dropped."""
+def clip_boxes(boxes: np.ndarray, labels: np.ndarray) -> Row:
+    """Boxes clipped to [0, 1], largest first; those of which less than a tenth is left are dropped."""
     inside = np.clip(boxes, 0, 1)
     area, left = (np.prod(b[:, 2:] - b[:, :2], -1) for b in (boxes, inside))
-    order = [i for i in np.argsort(-left, kind="stable") if left[i] > 0.1 * area[i]][:most]
-    out = np.zeros((most, 4), np.float32), np.full(most, -1, np.int32)
-    out[0][: len(order)], out[1][: len(order)] = inside[order], labels[order]
-    return {"boxes": out[0], "box_labels": out[1]}
+    order = np.argsort(-left, kind="stable")
+    order = order[left[order] > 0.1 * area[order]]
+    return {"boxes": inside[order], "box_labels": labels[order]}
 
 
 def _resize(pixels: np.ndarray, to: tuple[int, int], how: Image.Resampling) -> np.ndarray:

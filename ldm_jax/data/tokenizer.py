@@ -1,0 +1,130 @@
+"""Words to token numbers: a small tokenizer trained on the captions of the data set at hand.
+
+Word-level (every word of the captions is a token) for small vocabularies, WordPiece (greedy longest pieces, Schuster
+and Nakajima 2012, as in BERT) for large ones; both lower-case and split at punctuation. A sequence is
+
+    [BOS] word word ... [EOS] [PAD] [PAD] ...          ([CLS] and [SEP] for WordPiece)
+
+of fixed length. The empty string, [BOS] [EOS] [PAD] ..., is the null prompt of classifier-free guidance.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+_ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
+
+
+class Tokenizer:
+    """A trained tokenizer; made by `train_tokenizer` or `load_tokenizer`. `truncated`: how many texts were cut so far."""
+
+    def __init__(self, inner: tokenizers.Tokenizer):
+        self._inner = inner
+        vocabulary = inner.get_vocab()
+        ends = next((ends for ends in _ENDS.values() if set(ends) <= vocabulary.keys()), None)
+        if ends is None or not {"[PAD]", "[UNK]"} <= vocabulary.keys():
+            raise ValueError("a tokenizer needs [PAD], [UNK], and [BOS], [EOS] or [CLS], [SEP]; this one lacks some")
+        self.pad, self.unknown, self._begin, self._end = (vocabulary[t] for t in ("[PAD]", "[UNK]", *ends))
+        self._special = {"[PAD]", "[UNK]", *ends}
+        self.truncated = 0
+
+    def __getstate__(self) -> str:
+        return self._inner.to_str()
+
+    def __setstate__(self, state: str) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._inner.get_vocab_size()
+
+    def encode(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
+        """int32 [B, length]. Texts too long are cut (and counted), unknown words become [UNK]; `strict`, as prompts want
+        it, refuses both and says what is wrong."""
+        if isinstance(texts, str):
+            raise ValueError(f"texts={texts!r}: expected a list of texts")
+        return np.stack([self.encode_one(text, length, strict) for text in texts]) if texts else np.zeros((0, length), np.int32)
+
+    def encode_one(self, text: str, length: int, strict: bool = False) -> np.ndarray:
+        """`encode` for one text: int32 [length]."""
+        if length < 2:
+            raise ValueError(f"length={length}: begin and end alone take 2 tokens")
+        words = self._inner.encode(text, add_special_tokens=False)
+        ids = words.ids
+        if strict and self.unknown in ids:
+            raise ValueError(self._explain_unknown(text))
+        if len(ids) > length - 2:
+            if strict:
+                over = len(ids) - (length - 2)
+                raise ValueError(f"prompt {text!r} has {len(ids)} tokens, {over} more than the {length - 2} that fit")
+            self.truncated += 1
+            ids = ids[: length - 2]
+        out = np.full(length, self.pad, np.int32)
+        out[0], out[1 + len(ids)] = self._begin, self._end
+        out[1 : 1 + len(ids)] = ids
+        return out
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of token numbers [L], special tokens left out."""
+        names = [self._inner.id_to_token(int(i)) for i in ids]
+        return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file in the format of the `tokenizers` library."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._inner.save(str(path))
+
+    def _explain_unknown(self, text: str) -> str:
+        normal = self._inner.normalizer.normalize_str(text)
+        words = dict.fromkeys(word for word, _ in self._inner.pre_tokenizer.pre_tokenize_str(normal))
+        known = sorted(token for token in self._inner.get_vocab() if token not in self._special and not token.startswith("##"))
+        said = []
+        for word in words:
+            if self.unknown in self._inner.encode(word, add_special_tokens=False).ids:
+                near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+                said.append(repr(word) + (f" (near: {', '.join(near)})" if near else ""))
+        some = "" if len(known) > 60 else f"; it knows {', '.join(known)}"
+        return f"prompt {text!r}: words that no training caption had: {', '.join(said)}{some}"
+
+
+def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: int = 8192) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` tokens for `captions`; deterministic. `kind`: "words" or "wordpiece"."""
+    if kind not in _ENDS:
+        raise ValueError(f"kind={kind!r}: choose {' or '.join(map(repr, _ENDS))}")
+    special = ["[PAD]", "[UNK]", *_ENDS[kind]]
+    if vocab_size <= len(special):
+        raise ValueError(f"vocab_size={vocab_size}: must exceed the {len(special)} special tokens")
+    if kind == "words":
+        inner = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    else:
+        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.train_from_iterator(captions, trainer)
+    if inner.get_vocab_size() == len(special):
+        raise ValueError("a tokenizer cannot be trained on captions without words")
+    return Tokenizer(inner)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """What `Tokenizer.save` wrote, or any tokenizer.json with the special tokens named above."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}")
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+
+def caption_texts(rows: Iterable[dict]) -> Iterator[str]:
+    """Every caption of rows, each of several on its own."""
+    for row in rows:
+        yield from (row["caption"],) if isinstance(row["caption"], str) else row["caption"]

@@ -1,0 +1,149 @@
+"""Latents computed once: the same as computed each time, and refused for anything else."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data.folder import folder
+from ldm_jax.data.latent_cache import hash_arrays, latent_cache
+from ldm_jax.data.pipeline import batches, eval_batches, in_memory
+from ldm_jax.data.transform import LatentTransform, Transform
+
+MARK = {"first_stage": "abc"}
+
+
+def encode(images):
+    """Stands in for a first stage: averages over 4 x 4 blocks, and their deviation."""
+    assert images.shape == (4, 16, 16, 3) and images.dtype == np.float32  # one shape for one compilation
+    blocks = images.reshape(4, 4, 4, 4, 4, 3)
+    return np.concatenate([blocks.mean((2, 4)), blocks.std((2, 4))], -1)
+
+
+@pytest.fixture
+def source(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    (tmp_path / "images").mkdir()
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 256, (16, 24, 3)).astype(np.uint8)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(rng.integers(0, 9, (16, 24)).astype(np.uint8)).save(tmp_path / f"images/{i}m.png")
+        box = {"label": i % 3, "box": [0.25, 0.0, 0.5, 0.5]}
+        rows.append({"file_name": f"{i}.png", "caption": f"picture {i}" if i % 2 else ["a", f"b {i}"], "label": i % 4,
+                     "label_map_file_name": f"{i}m.png", "boxes": [box] * (i % 3)})  # fmt: skip
+    (tmp_path / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder(tmp_path / "images")
+
+
+def make(path, source, transform=None, **kwargs):
+    return latent_cache(path, source, transform or Transform(16), encode, MARK, batch_size=4, **kwargs)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-4), ("float32", 1e-7)])
+def test_cached_equals_computed(source, tmp_path, dtype, tolerance):
+    calls = []
+    cache = make(tmp_path / "cache", source, dtype=dtype, report=lambda done, of: calls.append((done, of)))
+    assert calls == [(4, 10), (8, 10), (10, 10)] and len(cache) == 10
+    assert cache.info.class_names == source.info.class_names
+    assert cache.info.columns == ("moments", "caption", "label", "label_map", "boxes", "box_labels")
+    extras = {"tokenize": lambda text: np.int32([len(text)]), "max_boxes": 3}
+    for pixels, latents in zip(
+        eval_batches(source, Transform(16, **extras), 4), eval_batches(cache, LatentTransform(**extras), 4), strict=True
+    ):
+        image = pixels.pop("image")
+        moments = latents.pop("moments")
+        assert moments.dtype == np.float32 and np.abs(moments - encode(image)).max() <= tolerance
+        assert pixels.keys() == latents.keys() and all(np.array_equal(pixels[k], latents[k]) for k in pixels)
+
+
+def test_mirrored_copies(source, tmp_path):
+    cache = make(tmp_path / "cache", source, Transform(16, flip=True), dtype="float32")
+    plain, flipped = 0, 0
+    for seed in range(20):
+        example = LatentTransform(flip=True, max_boxes=2)(cache[5], np.random.default_rng(seed))
+        view = Transform(16, max_boxes=2).view(source[5])
+        mirrored = not np.allclose(example["moments"], cache[5]["moments"])
+        turn = np.s_[:, ::-1] if mirrored else np.s_[:, :]
+        image = view["image"][turn].astype(np.float32) / 127.5 - 1
+        assert np.allclose(example["moments"], encode(np.stack([image] * 4))[0], atol=1e-6)
+        assert np.array_equal(example["label_map"], view["label_map"][turn])
+        x0, x1 = view["boxes"][0][[0, 2]]
+        assert np.allclose(example["boxes"][0][[0, 2]], [1 - x1, 1 - x0] if mirrored else [x0, x1])
+        plain, flipped = plain + (not mirrored), flipped + mirrored
+    assert plain > 3 and flipped > 3
+
+
+def test_feeds_the_pipeline(source, tmp_path):
+    cache = make(tmp_path / "cache", source)
+    kept = in_memory(cache, dict)
+    a, b = (batches(s, LatentTransform(), 4, seed=0) for s in (cache, kept))
+    for _ in range(6):
+        x, y = next(a), next(b)
+        assert x["moments"].shape == (4, 4, 4, 6) and all(np.array_equal(x[k], y[k]) for k in x)
+
+
+def test_used_again_and_bound(source, tmp_path):
+    path = tmp_path / "cache"
+    first = make(path, source)
+
+    def never(images):
+        raise AssertionError("encoded again")
+
+    again = latent_cache(path, source, Transform(16), never, MARK, batch_size=4)
+    assert np.array_equal(first[3]["moments"], again[3]["moments"])
+    changes = {
+        "first_stage was 'abc', is 'abd'": ({"first_stage": "abd"}, {}),
+        r"size was \[16, 16\], is \[8, 8\]": (MARK, {"transform": Transform(8)}),
+        "flip was False, is True": (MARK, {"transform": Transform(16, flip=True)}),
+        "dtype was 'float16', is 'float32'": (MARK, {"dtype": "float32"}),
+        "rows was 10, is 5": (MARK, {"source": folder(source.info.name, "train[:50%]")}),
+    }
+    for words, (mark, change) in changes.items():
+        args = {"source": source, "transform": Transform(16), **change}
+        with pytest.raises(ValueError, match=f"made from something else: .*{words}.*Delete it"):
+            latent_cache(path, encode=never, fingerprint=mark, **args)
+
+
+def test_stopped_half_way(source, tmp_path):
+    left = iter([encode, encode])
+
+    def stop(images):
+        if (step := next(left, None)) is None:
+            raise KeyboardInterrupt
+        return step(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        latent_cache(tmp_path / "cache", source, Transform(16), stop, MARK, batch_size=4)
+    assert not (tmp_path / "cache").exists()
+    assert len(make(tmp_path / "cache", source)) == 10
+    assert [p.name for p in tmp_path.iterdir() if "incomplete" in p.name] == []
+
+
+def test_refusals(source, tmp_path):
+    for change, words in (
+        ({"transform": Transform(16, crop="random")}, "crop='random'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(tmp_path / "cache", source, **change)
+    with pytest.raises(ValueError, match="moments of .*0.png are not finite"):
+        latent_cache(tmp_path / "cache", source, Transform(16), lambda x: encode(x) * np.nan, MARK, batch_size=4)
+    with pytest.raises(ValueError, match="not finite in float16"):
+        latent_cache(tmp_path / "cache", source, Transform(16), lambda x: encode(x) * 1e6, MARK, batch_size=4)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="is not a latent cache"):
+        make(tmp_path / "other", source)
+
+
+def test_hash_sees_names_types_shapes_and_values():
+    a = {"x": np.zeros((2, 3), np.float32), "y": np.ones(2)}
+    variants = [
+        a,
+        {**a, "y": np.ones(2, np.float32)},
+        {**a, "x": np.zeros((3, 2), np.float32)},
+        {**a, "y": np.float64([1, 2])},
+        {"x": a["x"], "z": a["y"]},
+    ]
+    assert len({hash_arrays(v.items()) for v in variants}) == 5
+    assert hash_arrays(a.items()) == hash_arrays(reversed(a.items()))
