@@ -9,7 +9,8 @@ of fixed length. The empty string, [BOS] [EOS] [PAD] ..., is the null prompt of 
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,18 +99,31 @@ def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: in
     special = ["[PAD]", "[UNK]", *_ENDS[kind]]
     if vocab_size <= len(special):
         raise ValueError(f"vocab_size={vocab_size}: must exceed the {len(special)} special tokens")
-    if kind == "words":
-        inner = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
-        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    else:
-        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.train_from_iterator(captions, trainer)
-    if inner.get_vocab_size() == len(special):
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter()
+    for caption in captions:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    if not words:
         raise ValueError("a tokenizer cannot be trained on captions without words")
+    if kind == "words":
+        kept = sorted(words, key=lambda word: (-words[word], word))[: vocab_size - len(special)]
+        model = models.WordLevel({token: i for i, token in enumerate([*special, *kept])}, unk_token="[UNK]")
+    else:
+        model = models.WordPiece(_train_pieces(words, special, vocab_size), unk_token="[UNK]")
+    inner = tokenizers.Tokenizer(model)
+    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
     return Tokenizer(inner)
+
+
+def _train_pieces(words: Mapping[str, int], special: list[str], vocab_size: int) -> dict[str, int]:
+    """The vocabulary of a WordPiece model. The library numbers pieces like '##a' in the order of a randomly seeded hash
+    table, and breaks ties by number; giving it those pieces in order makes the result a function of the captions."""
+    inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inside = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + inside, show_progress=False)
+    inner.train_from_iterator((" ".join([word] * count) for word, count in sorted(words.items())), trainer)
+    return inner.get_vocab()
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
