@@ -72,3 +72,16 @@ def dynamic_threshold(percentile: float = 0.995, limit: float | None = None) -> 
         return jnp.clip(x0, -s, s) / s
 
     return change
+
+
+def consistency_boundary(denoise: Denoiser, sigma_data: float = 0.5, scaling: float = 10.0) -> Denoiser:
+    """The consistency function of latent consistency models (Luo et al. 2023): x0 <- c_skip x + c_out x0 with
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = scaling t, d = sigma_data; the identity at t = 0."""
+
+    def bounded(x: jax.Array, level: Level) -> Prediction:
+        x0, eps = denoise(x, level)
+        s = scaling * level.t
+        scale = s**2 + sigma_data**2
+        return Prediction(expand(sigma_data**2 / scale, x) * x + expand(s / jnp.sqrt(scale), x) * x0, eps)
+
+    return bounded

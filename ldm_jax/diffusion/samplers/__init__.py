@@ -1,37 +1,49 @@
-"""Samplers by family; every one is a `Sampler(init, step)` that `sample` runs."""
+"""Samplers by family; every one is a `Sampler(init, step)` that `sample` runs.
 
-from collections.abc import Callable
+    family (module)      samplers                                                          evaluations per step
+    first_order          ddim ddpm euler euler_ancestral consistency tcd                   1
+    multistep            lms plms pndm ipndm deis dpm_multistep dpmpp_2m dpmpp_3m          1 (plms 1 more, pndm 9 more)
+                         dpmpp_2m_sde dpmpp_3m_sde
+    exponential          dpm_solver unipc                                                  1
+    singlestep           heun dpm2 dpm2_ancestral dpmpp_2s dpmpp_2s_ancestral edm          2 (1 for a step to clean)
+    wrappers             churned restart                                                   those of what they wrap
+    adaptive             sample_adaptive, a driver of its own                              2 per attempt
+"""
+
+import inspect
+from typing import Any, Callable
 
 from ..level import lookup
-from .first_order import consistency, ddim, ddpm, euler, euler_ancestral
-from .multistep import deis, dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, ipndm, lms
+from ..schedules import Schedule
+from .exponential import dpm_solver, unipc
+from .first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
+from .multistep import deis, dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, ipndm, lms, plms, pndm
 from .protocol import Sampler, State
+from .singlestep import (
+    churned, dpm2, dpm2_ancestral, dpmpp_2s, dpmpp_2s_ancestral, edm, heun, restart, sample_adaptive,
+)
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    f.__name__: f
-    for f in (
-        ddim,
-        ddpm,
-        euler,
-        euler_ancestral,
-        consistency,
-        dpm_multistep,
-        dpmpp_2m,
-        dpmpp_3m,
-        dpmpp_2m_sde,
-        dpmpp_3m_sde,
-        lms,
-        ipndm,
-        deis,
+    factory.__name__: factory
+    for factory in (
+        consistency, ddim, ddpm, deis, dpm2, dpm2_ancestral, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s,
+        dpmpp_2s_ancestral, dpmpp_3m, dpmpp_3m_sde, edm, euler, euler_ancestral, heun, ipndm, lms, plms, pndm, tcd, unipc,
     )
 }
 
 
-def make_sampler(name: str, **options) -> Sampler:
-    """The sampler called `name` in `SAMPLERS`."""
-    return lookup(SAMPLERS, name, "sampler")(**options)
+def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) -> Sampler:
+    """The sampler called `name` in `SAMPLERS`. Those with stages between the levels of a grid (dpm2, edm, ..) need the schedule."""
+    factory = lookup(SAMPLERS, name, "sampler")
+    if "schedule" not in inspect.signature(factory).parameters:
+        return factory(**options)
+    if schedule is None:
+        raise ValueError(f"sampler {name!r} evaluates between the levels of the grid and needs the schedule: pass schedule=...")
+    return factory(schedule, **options)
+
 
 __all__ = [
-    "Callable", "SAMPLERS", "Sampler", "State", "consistency", "ddim", "ddpm", "deis", "dpm_multistep", "dpmpp_2m",
-    "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "euler", "euler_ancestral", "ipndm", "lms", "make_sampler",
+    "SAMPLERS", "Sampler", "State", "churned", "consistency", "ddim", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep",
+    "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "edm", "euler",
+    "euler_ancestral", "heun", "ipndm", "lms", "make_sampler", "plms", "pndm", "restart", "sample_adaptive", "tcd", "unipc",
 ]

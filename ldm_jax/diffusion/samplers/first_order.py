@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ..level import Denoiser, Level, diffuse, expand
-from .protocol import Sampler, State, gaussian, memoryless
+from ..schedules import Schedule
+from .protocol import Sampler, State, forget, gaussian, memoryless
 
 
 def ddim(eta: float = 0.0) -> Sampler:
@@ -42,6 +43,20 @@ def euler_ancestral(eta: float = 1.0) -> Sampler:
 def consistency() -> Sampler:
     """Multistep consistency sampling, LCM, and stochastic flow: x_s = alpha_s x0 + sigma_s z. 1 NFE per step."""
     return _explicit(lambda level, to: (to.sigma**2,) * 2)
+
+
+def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
+    """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level told t = floor((1 - eta) t_next), then noise
+    up to the next one. eta 0 is ddim. For tables, whose `schedule(t)` takes what it tells. 1 NFE per step."""
+
+    def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
+        x0, eps = denoise(state.x, level)
+        deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))
+        deeper = jax.tree.map(lambda a, b: jnp.where(deeper.t < to.t, a, b), deeper, to)
+        x = diffuse(x0, eps, deeper)
+        return State(forget(x, deeper, to, gaussian(key, x)) if eta else x, x0)
+
+    return Sampler(memoryless, step)
 
 
 def posterior_variance(level: Level, to: Level) -> Any:

@@ -10,24 +10,26 @@ m_k = <s^k> of the step's measure the weights solve sum_j s_j^k w_j = m_k. All t
 
     solver             y     position p         moments
     lms                eps   noise_ratio        1/(k+1)                              Adams-Bashforth, exact
-    plms, ipndm        eps   the step's number  1/(k+1)                              as if the grid were uniform
-    deis               eps   -lambda            exact for e^p                        Zhang & Chen 2023
+    plms, pndm, ipndm  eps   the step's number  1/(k+1)                              as if the grid were uniform
+    deis               eps   lambda             exact for e^-lambda                  Zhang & Chen 2023
     dpm_multistep      eps   lambda             exact for e^-lambda, or as published Lu et al. 2022a
     dpmpp_2m, _3m      x0    lambda             exact for e^lambda, or as published  Lu et al. 2022b
+    dpm_singlestep     both  lambda             the same, from an anchor further back
+    unipc              both  lambda             the same, then corrected             Zhao et al. 2023
 
 lambda = log_snr / 2. Warm-up, and lower orders at the end, are rows with zeros.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..level import Denoiser, Level, expand, namespace
+from ..level import Denoiser, Level, expand, lookup, namespace
 from ..parameterization import Kind, target
-from .protocol import Sampler, State, gaussian, move
+from ..schedules import Schedule
+from .protocol import Sampler, State, gaussian, move, solvable
 
 Positions = Callable[[Level], Any]
 Moments = Callable[[Any, int], Any]
@@ -38,19 +40,38 @@ def half_log_snr(grid: Level) -> Any:
     return 0.5 * grid.log_snr
 
 
-def multistep(kind: Kind, weights: Callable[[Level], Any], eta: float = 0.0) -> Sampler:
-    """The solver with this table: `weights(grid) -> [steps, order]`, newest answer first. `eta` > 0: the SDE (x0 only)."""
+def step_number(grid: Level) -> Any:
+    """0, 1, 2, ...: pretends that the grid is uniform."""
+    return np.arange(len(grid)) * 1.0
+
+
+def multistep(
+    kind: Kind,
+    weights: Callable[[Level], Any],
+    eta: float = 0.0,
+    warm_up: tuple[int, Callable[..., jax.Array]] | None = None,
+) -> Sampler:
+    """The solver with this table: `weights(grid) -> [steps, order]`, newest answer first. `eta` > 0: the SDE (x0 only).
+    `warm_up` = (n, average): in the first n steps y is average(x, y, f, level, to), f evaluating y anywhere."""
 
     def init(x: jax.Array, grid: Level) -> State:
+        solvable(kind, grid)
         table = jnp.asarray(weights(grid), x.dtype)
         past = jnp.zeros((table.shape[1] - 1, *x.shape), x.dtype)
         return State(x, jnp.zeros_like(x), (jnp.int32(0), table, past))
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         index, table, past = state.memory
+
+        def evaluate(x: jax.Array, level: Level) -> jax.Array:
+            return target(kind, denoise(x, level), level)
+
         prediction = denoise(state.x, level)
         ys = jnp.concatenate([target(kind, prediction, level)[None], past])
         y = jnp.tensordot(table[index], ys, 1)
+        if warm_up is not None:
+            steps, average = warm_up
+            y = jax.lax.cond(index < steps, lambda: average(state.x, ys[0], evaluate, level, to), lambda: y)
         x = move_sde(state.x, y, level, to, eta, key) if eta else move(kind, state.x, y, level, to)
         return State(x, prediction.x0, (index + 1, table, ys[:-1]))
 
@@ -75,27 +96,34 @@ def adams(order: int, position: Positions, moments: Moments, lower_final: bool =
         raise ValueError(f"A multistep solver has order 1 or more; got {order}.")
 
     def weights(grid: Level) -> Any:
-        xp = namespace(grid.alpha)
         steps = len(grid) - 1
         orders = np.minimum(np.arange(steps) + 1, order)
         if lower_final:
             orders = np.minimum(orders, steps - np.arange(steps))
-        p = position(grid)
-        clean = (grid.sigma[1:] == 0) | ~xp.isfinite(p[:-1]) | ~xp.isfinite(p[1:])
-        p = xp.where(xp.isfinite(p), p, 0.0)
-        h = xp.where(clean, 1.0, p[1:] - p[:-1])
-        m = moments(h, order)
-        table = xp.zeros((steps, order))
-        for k in range(1, order + 1):
-            back = np.maximum(np.arange(steps)[:, None] - np.arange(k), 0)
-            s = (p[back] - p[:-1, None]) / h[:, None]
-            s = xp.where((orders[:, None] < k) | clean[:, None], -1.0 * np.arange(k), s)
-            rows = xp.linalg.solve(s[:, None, :] ** np.arange(k)[:, None], m[:, :k, None])[..., 0]
-            rows = xp.concatenate([rows, xp.zeros((steps, order - k))], 1)
-            table = xp.where(((k == 1) | (orders == k) & ~clean)[:, None], rows, table)
-        return table
+        nodes = [np.maximum(np.arange(steps) - j, 0) for j in range(order)]
+        return interpolatory(position(grid), np.arange(steps), np.arange(steps) + 1, nodes, orders, moments)
 
     return weights
+
+
+def interpolatory(p: Any, base: Any, end: Any, nodes: list[Any], orders: Any, moments: Moments) -> Any:
+    """Weights [steps, len(nodes)] of steps from p[base] to p[end] with the first `orders` of the nodes, indices into the grid.
+    A step with an infinite end has one weight, on the first node; nodes infinitely far away (pure noise) have none."""
+    xp = namespace(p)
+    at = xp.stack(nodes, -1)
+    finite = xp.isfinite(p[base]) & xp.isfinite(p[end])
+    near = xp.cumprod(xp.isfinite(p[at]), -1).sum(-1)
+    orders = xp.where(finite, xp.minimum(orders, xp.maximum(near, 1)), 1)
+    p = xp.where(xp.isfinite(p), p, 0.0)
+    h = xp.where(finite, p[end] - p[base], 1.0)
+    s = (p[at] - p[base][:, None]) / h[:, None]
+    table = xp.zeros(s.shape)
+    for k in range(1, len(nodes) + 1):
+        rows = (orders == k)[:, None]
+        safe = xp.where(rows, s[:, :k], np.arange(k) * 1.0)
+        w = xp.linalg.solve(safe[:, None, :] ** np.arange(k)[:, None], moments(h, k)[..., None])[..., 0]
+        table = xp.where(rows, xp.concatenate([w, xp.zeros((len(h), len(nodes) - k))], 1), table)
+    return table
 
 
 def uniform(h: Any, order: int) -> Any:
@@ -117,47 +145,35 @@ def exponential(rate: float) -> Moments:
 
 
 def published(rate: float) -> Moments:
-    """What the DPM-Solver papers' code, and all that follow it, use: 1/2 for the first moment at order 2 ('midpoint'), and at
-    order 3 exact ones but for the last, which is halved; that makes their third order a second one (see `dpmpp_3m`)."""
+    """What the DPM-Solver papers' code, and all that follow it, use: at order 2 a first moment of 1/2 ('midpoint'), at order 3
+    exact ones but for the last, which is halved; that makes the third order a second one (see `dpmpp_3m`)."""
 
     def moments(h: Any, order: int) -> Any:
-        if order <= 2:
-            return namespace(h).broadcast_to(np.array([1.0, 0.5])[:order], (*h.shape, order))
-        return exponential(rate)(h, order) * np.array([1.0] * (order - 1) + [0.5])
+        if order == 2:
+            return namespace(h).broadcast_to(np.array([1.0, 0.5]), (*h.shape, 2))
+        return exponential(rate)(h, order) * np.array([1.0, 1.0, 0.5])[:order]
 
     return moments
 
 
-def dpm_multistep(
-    order: int = 2, kind: Kind = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False
-) -> Sampler:
+def dpm_multistep(order: int = 2, kind: Kind = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False) -> Sampler:
     """DPM-Solver (kind 'eps') and DPM-Solver++ (kind 'x0'), multistep, of order 1 to 3. 1 NFE per step.
 
     `exact` integrates the interpolating polynomial exactly ('heun' in diffusers at order 2) instead of as published.
     `eta` 1 is SDE-DPM-Solver++, which exists for x0 only.
     """
-    if kind not in ("x0", "eps") or (eta and kind != "x0"):
-        raise ValueError(f"dpm_multistep integrates kind 'x0' or 'eps', and with eta > 0 'x0'; got {kind!r} with eta = {eta}.")
+    if eta and kind != "x0":
+        raise ValueError(f"The SDE solver integrates kind 'x0'; got {kind!r} with eta = {eta}.")
+    moments = dpm_moments(order, kind, exact, eta)
+    return multistep(kind, adams(order, half_log_snr, moments, lower_final), eta)
+
+
+def dpm_moments(order: int, kind: Kind, exact: bool, eta: float = 0.0) -> Moments:
+    """Moments in lambda for y of this kind: under e^lambda for x0, e^-lambda for eps, e^((1 + eta) lambda) for the SDE."""
     if order not in (1, 2, 3):
-        raise ValueError(f"dpm_multistep has orders 1, 2 and 3; got {order}.")
-    rate = 1.0 + eta if kind == "x0" else -1.0
-    if exact or order < 3:
-        moments = exponential(rate) if exact else published(rate)
-        return multistep(kind, adams(order, half_log_snr, moments, lower_final), eta)
-    return multistep(kind, _published_third(rate, lower_final), eta)
-
-
-def _published_third(rate: float, lower_final: bool) -> Callable[[Level], Any]:
-    """Order 3 as published, whose warm-up and final second-order steps are midpoint ones."""
-
-    def weights(grid: Level) -> Any:
-        xp = namespace(grid.alpha)
-        third = adams(3, half_log_snr, published(rate), lower_final)(grid)
-        second = adams(2, half_log_snr, published(rate), lower_final)(grid)
-        second = xp.concatenate([second, xp.zeros_like(second[:, :1])], 1)
-        return xp.where(third[:, 2:] == 0, second, third)
-
-    return weights
+        raise ValueError(f"DPM-Solver has orders 1, 2 and 3; got {order}.")
+    rate = lookup({"x0": 1.0 + eta, "eps": -1.0}, kind, "kind for an exponential solver")
+    return exponential(rate) if exact else published(rate)
 
 
 def dpmpp_2m() -> Sampler:
@@ -188,9 +204,32 @@ def lms(order: int = 4) -> Sampler:
 
 def ipndm(order: int = 4) -> Sampler:
     """Improved PNDM (Zhang & Chen 2023): Adams-Bashforth coefficients of a uniform grid, on DDIM. 1 NFE per step."""
-    return multistep("eps", adams(order, lambda grid: np.arange(len(grid)) * 1.0, uniform))
+    return multistep("eps", adams(order, step_number, uniform))
 
 
-def deis(order: int = 3) -> Sampler:
+def deis(order: int = 3, lower_final: bool = False) -> Sampler:
     """DEIS, log-rho Adams-Bashforth (Zhang & Chen 2023): polynomials in log(noise_ratio), integrated exactly. 1 NFE."""
-    return multistep("eps", adams(order, half_log_snr, exponential(-1.0)))
+    return multistep("eps", adams(order, half_log_snr, exponential(-1.0), lower_final))
+
+
+def plms() -> Sampler:
+    """PLMS (Liu et al. 2022) as CompVis runs it: `ipndm` whose first step evaluates twice. 1 NFE per step, and one."""
+
+    def average(x: jax.Array, y: jax.Array, f: Callable, level: Level, to: Level) -> jax.Array:
+        return (y + f(move("eps", x, y, level, to), to)) / 2
+
+    return multistep("eps", adams(4, step_number, uniform), warm_up=(1, average))
+
+
+def pndm(schedule: Schedule) -> Sampler:
+    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. `schedule(t)` must take what it tells, as tables do;
+    the middle of a step is t = ceil of the mean. 1 NFE per step, and nine."""
+
+    def average(x: jax.Array, y: jax.Array, f: Callable, level: Level, to: Level) -> jax.Array:
+        middle = schedule(jnp.ceil((level.t + to.t) / 2))
+        y2 = f(move("eps", x, y, level, middle), middle)
+        y3 = f(move("eps", x, y2, level, middle), middle)
+        y4 = f(move("eps", x, y3, level, to), to)
+        return (y + 2 * y2 + 2 * y3 + y4) / 6
+
+    return multistep("eps", adams(4, step_number, uniform), warm_up=(3, average))

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..level import Level, expand
-from ..parameterization import Kind, coefficients
+from ..parameterization import Kind, coefficients, determinant
 
 
 class State(NamedTuple):
@@ -34,6 +35,15 @@ class Sampler(NamedTuple):
 def memoryless(x: jax.Array, grid: Level) -> State:
     """`init` of samplers that need nothing but x."""
     return State(x, jnp.zeros_like(x))
+
+
+def solvable(kind: Kind, grid: Level) -> None:
+    """ValueError if `kind` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
+    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(kind, grid[:-1])) < 1e-6):
+        raise ValueError(
+            f"A solver in {kind!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise use one "
+            "that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun with kind='flow'), or start the grid below it."
+        )
 
 
 def move(kind: Kind, x: jax.Array, y: jax.Array, level: Level, to: Level) -> jax.Array:
