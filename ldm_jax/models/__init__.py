@@ -10,9 +10,14 @@ from ldm_jax.models.conditioners import (
     clip_normalize,
     text_time_vector,
 )
+from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
+from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
+from ldm_jax.models.perceptual import LPIPS
+from ldm_jax.models.tiling import decode_tiled, encode_tiled
+from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
 __all__ = [
@@ -22,12 +27,20 @@ __all__ = [
     "CLIPVision",
     "ClassEmbedder",
     "DiT",
+    "Discriminator",
+    "InceptionFeatures",
+    "InceptionV3",
+    "LPIPS",
     "Posterior",
     "SpatialRescaler",
+    "TinyDecoder",
     "TransformerEmbedder",
     "UNet",
+    "calibrate",
     "clip_normalize",
     "count",
+    "decode_tiled",
+    "encode_tiled",
     "initialize",
     "nearest",
     "nearest_code",

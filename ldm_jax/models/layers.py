@@ -220,6 +220,20 @@ def nearest(x: jax.Array, height: int, width: int) -> jax.Array:
     return x
 
 
+def bilinear(x: jax.Array, height: int, width: int, scale: float | None = None) -> jax.Array:
+    """Bilinear resizing of [B, H, W, C] as PyTorch does it: without antialiasing, so that halving takes means of 2x2.
+
+    Pixel i comes from (i + 0.5) / scale - 0.5, clamped to the image; `scale` is by default new size / old size.
+    """
+    for axis, size in ((1, height), (2, width)):
+        last = x.shape[axis] - 1
+        place = np.clip((np.arange(size) + 0.5) / (scale or size / (last + 1)) - 0.5, 0, last)
+        low = np.floor(place).astype(np.int32)
+        weight = jnp.asarray(place - low, x.dtype).reshape([size if a == axis else 1 for a in range(4)])
+        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, np.minimum(low + 1, last), axis) * weight
+    return x
+
+
 def average_pool(x: jax.Array) -> jax.Array:
     """The mean of 2x2 pixels; an odd last row or column is dropped."""
     B, H, W, C = x.shape

@@ -9,17 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.models.layers import Dense, nearest
+from ldm_jax.models.layers import Dense, bilinear, nearest
 
 METHODS = ("nearest", "bilinear")
 
 
 class SpatialRescaler(nn.Module):
-    """Maps [B, H, W, C] resized `n_stages` times by `multiplier`, then mapped to `out_channels` linearly if given.
-
-    Resizing is PyTorch's: "bilinear" between pixel centres without antialiasing (by 0.5, means of 2x2), "nearest" the
-    top left pixel.
-    """
+    """Maps [B, H, W, C] resized `n_stages` times by `multiplier`, then mapped to `out_channels` linearly if given."""
 
     n_stages: int = 1
     method: str = "bilinear"
@@ -44,17 +40,3 @@ class SpatialRescaler(nn.Module):
         if self.out_channels is not None:
             x = Dense(self.out_channels, use_bias=self.bias, dtype=self.dtype, name="channel_mapper")(x)
         return x
-
-
-def bilinear(x: jax.Array, height: int, width: int, scale: float) -> jax.Array:
-    """[B, H, W, C] sampled at ((i + 0.5) / scale - 0.5) along both axes, clamped to the image, without antialiasing."""
-    for axis, size in ((1, height), (2, width)):
-        last = x.shape[axis] - 1
-        place = jnp.clip((jnp.arange(size) + 0.5) / scale - 0.5, 0.0, last)
-        low = jnp.floor(place).astype(jnp.int32)
-        shape = [1] * x.ndim
-        shape[axis] = size
-        weight = (place - low).astype(x.dtype).reshape(shape)
-        high = jnp.minimum(low + 1, last)
-        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
-    return x
