@@ -118,14 +118,8 @@ def prepare(name: str, data_dir: str | Path, manual_dir: str | Path | None = Non
             f'pip install "ldm_jax[tfds]" && python -m ldm_jax.data.tfds_source {name} {data_dir} [MANUAL_DIR]. '
             "Reading what that writes needs no TensorFlow"
         )
-    command = [
-        sys.executable,
-        "-m",
-        "ldm_jax.data.tfds_source",
-        name,
-        str(data_dir),
-        *([str(manual_dir)] if manual_dir else []),
-    ]
+    arguments = [name, str(data_dir)] + ([str(manual_dir)] if manual_dir else [])
+    command = [sys.executable, "-m", "ldm_jax.data.tfds_source", *arguments]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise ValueError(f"TFDS could not prepare {name} in {data_dir}:\n{done.stderr[-3000:]}")
@@ -137,6 +131,13 @@ def _builder(name: str, data_dir: str | Path, manual_dir: str | Path | None) -> 
             builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         except (tfds.core.DatasetNotFoundError, ImportError) as error:
             raise ValueError(f"TFDS knows no data set {name!r}, nor is one prepared in {data_dir}") from error
+        except ValueError as error:
+            if "file format" not in str(error).lower():
+                raise
+            raise ValueError(
+                f"{name} in {data_dir} is stored in a format that only TensorFlow reads, not as array_record: "
+                "choose another data_dir, and it is prepared there anew"
+            ) from error
         return builder if builder.info.splits else None
 
     builder = find()

@@ -119,6 +119,8 @@ def other_columns(
     if "label" in row:
         example["label"] = np.int32(row["label"])
     if tokenize is not None:
+        if "caption" not in row:
+            raise ValueError(f"{row.get('name', 'row')} has no caption to tokenize; ask the source for that column")
         said = row["caption"]
         if not isinstance(said, str):
             said = said[int(rng.integers(len(said))) if rng is not None and len(said) > 1 else 0]

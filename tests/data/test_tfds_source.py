@@ -33,6 +33,13 @@ def test_shapes_source(folder):
     assert "tensorflow" not in sys.modules
 
 
+def test_by_name_in_a_directory(folder):
+    (config,) = (p.name for p in (folder / "shapes").iterdir())
+    source = tfds_source(f"shapes/{config}", "train", folder, ("image", "caption", "boxes"), {"boxes": "objects/box"})
+    shapes = shapes_source(folder, "train", ("image", "caption", "boxes"), train=30, validation=10)
+    assert len(source) == 30 and all(np.array_equal(source[4][c], shapes[4][c]) for c in shapes.info.columns)
+
+
 def test_many_rows_at_once_are_the_same(folder):
     source = shapes_source(folder, "validation", ("image", "caption"), train=30, validation=10)
     for one, other in zip(in_memory(source, dict), source.__getitems__(range(10))):

@@ -102,6 +102,8 @@ def test_refusals(row):
             Transform(**{"size": 32, **bad})
     with pytest.raises(ValueError, match="row is 128 x 96: smaller than the allowed 100 pixels"):
         Transform(32, min_side=100)(row)
+    with pytest.raises(ValueError, match="row has no caption"):
+        Transform(32, tokenize=len)({k: v for k, v in row.items() if k != "caption"})
     row["label_map"] = png(np.zeros((96, 96), np.uint8))
     with pytest.raises(ValueError, match="row: its label map is .*aspect"):
         Transform(32)(row)
