@@ -12,10 +12,13 @@ A record is a JSON header, its length in four bytes before it, then the arrays i
 """
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ldm_jax.data.source import Info, Source
+from ldm_jax.data.source import Info, Source, check_on_error
 from ldm_jax.data.transform import Transform
 
+_log = logging.getLogger(__name__)
 FORMAT = 1
 DTYPES = ("float16", "float32")
 
@@ -57,6 +61,7 @@ def latent_cache(
     *,
     batch_size: int = 64,
     dtype: str = "float16",
+    on_error: str = "raise",
     report: Callable[[int, int], None] | None = None,
 ) -> LatentCache:
     """The cache at `path`, written now unless it is there already.
@@ -64,9 +69,11 @@ def latent_cache(
     transform    gives the geometry (centre crop: a cache holds one view); with `flip` mirrored copies are stored too
     encode       float32 [batch_size, H, W, 3] in [-1, 1] -> moments [batch_size, h, w, 2C]
     fingerprint  what the moments depend on beside source and geometry, such as {"first_stage": hash_arrays(...)}
+    on_error     "raise", or "skip": unreadable images are logged and left out
     report       called with (rows done, rows in all) after every batch
     Raises ValueError if the cache at `path` was made from something else, or if moments are not finite.
     """
+    check_on_error(on_error)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose {' or '.join(DTYPES)}")
     if transform.crop != "center":
@@ -79,21 +86,25 @@ def latent_cache(
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was stopped
     temporary.mkdir(parents=True)
     writer = ArrayRecordWriter(str(temporary / "rows.array_record"), "group_size:1")
-    for start in range(0, len(source), batch_size):
-        rows = [transform.view(source[i]) for i in range(start, min(start + batch_size, len(source)))]
-        images = np.stack([row.pop("image") for row in rows]).astype(np.float32) / np.float32(127.5) - np.float32(1)
-        images = np.concatenate([images, np.repeat(images[-1:], batch_size - len(rows), 0)])  # one shape: one compilation
-        views = {"moments": images} | ({"mirrored": images[:, :, ::-1]} if transform.flip else {})
-        views = {name: _checked(np.asarray(encode(view))[: len(rows)], dtype, rows) for name, view in views.items()}
-        for i, row in enumerate(rows):
-            writer.write(_pack(row | {name: view[i] for name, view in views.items()}))
+    count = 0
+    for numbers, rows in _decoded(source, transform, batch_size, on_error):
+        if rows:
+            images = np.stack([row.pop("image") for row in rows]).astype(np.float32) / np.float32(127.5) - np.float32(1)
+            images = np.concatenate([images, np.repeat(images[-1:], batch_size - len(rows), 0)])  # one shape: one compilation
+            views = {"moments": images} | ({"mirrored": images[:, :, ::-1]} if transform.flip else {})
+            views = {name: _checked(np.asarray(encode(view))[: len(rows)], dtype, rows) for name, view in views.items()}
+            for i, row in enumerate(rows):
+                writer.write(_pack(row | {name: view[i] for name, view in views.items()}))
+            count += len(rows)
         if report is not None:
-            report(start + len(rows), len(source))
+            report(numbers.stop, len(source))
     writer.close()
+    if not count:
+        raise ValueError(f"{source.info.name}: no readable image to make a latent cache of")
     info = source.info
     columns = ("moments", *(c for c in info.columns if c != "image"))
     kept = {"name": info.name, "columns": columns, "class_names": info.class_names, "box_names": info.box_names}
-    (temporary / "meta.json").write_text(json.dumps({"count": len(source), "info": kept, "bound": bound}, indent=2))
+    (temporary / "meta.json").write_text(json.dumps({"count": count, "info": kept, "bound": bound}, indent=2))
     os.replace(temporary, path)
     return open_latent_cache(path, bound)
 
@@ -133,6 +144,29 @@ def _bound(source: Source, transform: Transform, dtype: str, fingerprint: Mappin
         "dtype": dtype,
         **fingerprint,
     }
+
+
+def _decoded(
+    source: Source, transform: Transform, batch_size: int, on_error: str
+) -> Iterator[tuple[range, list[dict[str, Any]]]]:
+    """Row numbers and what could be read of them, batch by batch; the next batch is decoded while one is in use."""
+
+    def read(number: int) -> dict[str, Any] | None:
+        try:
+            return transform.view(source[number])
+        except (ValueError, FileNotFoundError) as error:
+            if on_error == "raise":
+                raise
+            _log.warning("left out: %s", error)
+            return None
+
+    parts = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+    with ThreadPoolExecutor() as pool:
+        coming = pool.map(read, parts[0])
+        for part, after in itertools.zip_longest(parts, parts[1:]):
+            rows = [row for row in coming if row is not None]
+            coming = pool.map(read, after or ())
+            yield part, rows
 
 
 def _checked(moments: np.ndarray, dtype: str, rows: list[dict[str, Any]]) -> np.ndarray:

@@ -14,8 +14,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from ldm_jax.data.source import Info, Source
+from ldm_jax.data.source import Info, Source, check_on_error
 
+_log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 ToExample = Callable[[dict[str, Any], np.random.Generator | None], Batch]
 _MOST_IN_A_ROW = 100  # unreadable examples before skipping gives up
@@ -91,21 +92,20 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every row once, in order and without randomness. The last batch is filled up with copies of the last row; `mask`
     bool [B] is False there. Every process gets equally many batches."""
-    share = _share(batch_size, process_index, process_count)
+    _share(batch_size, process_index, process_count)
     load = _Load(source, transform, on_error)
     count = len(_not_empty(source))
     for start in range(0, count, batch_size):
         numbers = range(start + process_index, start + batch_size, process_count)
         examples = [load.example(min(i, count - 1), None) for i in numbers]
         batch = {name: np.stack([example[name] for example in examples]) for name in examples[0] if name != "skipped"}
-        assert len(numbers) == share
         yield batch | {"mask": np.array([i < count for i in numbers])}
 
 
 def in_memory(source: Source, fit: Callable[[dict[str, Any]], dict[str, Any]], on_error: str = "raise") -> "InMemory":
     """The source with `fit` (such as `transform.fit`) applied to every row once and kept: for small images, whose
     decoding would cost more than the memory. Unreadable images are left out if on_error is "skip"."""
-    _check_on_error(on_error)
+    check_on_error(on_error)
     rows, skipped = [], 0
     for row in _rows(source):
         try:
@@ -114,7 +114,7 @@ def in_memory(source: Source, fit: Callable[[dict[str, Any]], dict[str, Any]], o
             if on_error == "raise":
                 raise
             skipped += 1
-            logging.warning("left out: %s", error)
+            _log.warning("left out: %s", error)
     return InMemory(source.info, rows, skipped)
 
 
@@ -144,27 +144,22 @@ class _Load(grain.transforms.RandomMap):
     """Row number -> example, with `skipped`: how many unreadable rows stood before the one that was taken."""
 
     def __init__(self, source: Source, transform: ToExample, on_error: str):
-        _check_on_error(on_error)
+        check_on_error(on_error)
         self._source, self._transform, self._skip = source, transform, on_error == "skip"
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         return self.example(int(element), rng)
 
     def example(self, number: int, rng: np.random.Generator | None) -> Batch:
-        for skipped in range(_MOST_IN_A_ROW):
+        for skipped in range(min(_MOST_IN_A_ROW, len(self._source))):
             try:
                 example = self._transform(self._source[(number + skipped) % len(self._source)], rng)
                 return {**example, "skipped": np.int32(skipped)}
             except (ValueError, FileNotFoundError) as error:
                 if not self._skip:
                     raise
-                logging.warning("skipped: %s", error)
-        raise ValueError(f"{self._source.info.name}: {_MOST_IN_A_ROW} unreadable images in a row from number {number} on")
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+                _log.warning("skipped: %s", error)
+        raise ValueError(f"{self._source.info.name}: {skipped + 1} unreadable images in a row from number {number} on")
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

@@ -74,3 +74,9 @@ def slice_bounds(bounds: tuple[str, str], count: int) -> slice:
         return round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
 
     return slice(position(bounds[0], 0), position(bounds[1], count))
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuses what is neither "raise" nor "skip", the two things to do about an unreadable image."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")

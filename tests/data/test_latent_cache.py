@@ -120,6 +120,19 @@ def test_stopped_half_way(source, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "incomplete" in p.name] == []
 
 
+def test_unreadable_images(source, tmp_path, caplog):
+    for i in (2, 8, 9):
+        (tmp_path / f"images/{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="2.png cannot be read"):
+        make(tmp_path / "cache", source)
+    cache = make(tmp_path / "cache", source, on_error="skip")
+    assert [cache[i]["name"][-5] for i in range(len(cache))] == list("0134567") and "9.png cannot" in caplog.text
+    for i in range(10):
+        (tmp_path / f"images/{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no readable image"):
+        make(tmp_path / "other", source, on_error="skip")
+
+
 def test_refusals(source, tmp_path):
     for change, words in (
         ({"transform": Transform(16, crop="random")}, "crop='random'"),
