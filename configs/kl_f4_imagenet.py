@@ -1,0 +1,19 @@
+"""First stage kl-f4 on ImageNet (the reference's autoencoder_kl_64x64x3.yaml): the same model and loss, other data.
+
+    python train.py --config=configs/kl_f4_imagenet.py --config.data.path=IMAGENET
+
+Random crops of 256 from images resized by nearest-neighbour degradation; batch 12, gradients accumulated over 2, so 24
+here, learning rate 4.5e-6 x 24. No score is published.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import kl_f4
+
+
+def get_config() -> ConfigDict:
+    config = kl_f4.get_config()
+    config.name = "kl_f4_imagenet"
+    config.first_stage_train.batch_size = 24
+    config.first_stage_train.learning_rate = 1.08e-4
+    return config
