@@ -2,7 +2,8 @@
 
     python train.py --config=configs/celebahq.py --config.data.path=CELEBAHQ --config.first_stage.path=runs/vq_f4
 
-One A100; 410,000 steps by the paper. Batch 48, learning rate 2e-6 x 48. Faces are not flipped. 274,056,163 parameters.
+One A100; 410,000 steps by the paper. Batch 48, learning rate 2e-6 x 48. Faces are not flipped. 274,056,163
+parameters.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
     python train.py --config=configs/conceptual_captions.py --config.data.path=CC --config.first_stage.path=runs/vq_f4
 
-Batch 28 (its number of steps is not published; 390,000 is the LAION model's), learning rate 2e-6 x 28. Captions are 77 word pieces of bert-base-uncased, padded and unmasked, through a
-transformer of 32 layers trained along. 403,623,939 parameters, and 186,154,682 of the transformer.
+Batch 28 (its number of steps is not published; 390,000 is the LAION model's), learning rate 2e-6 x 28. Captions are
+77 word pieces of bert-base-uncased, padded and unmasked, through a transformer of 32 layers trained along.
+403,623,939 parameters, and 186,154,682 of the transformer.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
     python train.py --config=configs/dit_xl_2.py --config.data.path=IMAGENET --config.first_stage.path=weights/sd-vae-ft-ema
 
-7M steps of batch 256, learning rate 1e-4, no weight decay, flips, betas linear from 1e-4 to 0.02; without guidance the
-FID is 9.62. Trained here on the noise alone; the reference also learns variances by a variational bound, from twice the
-output channels (learn_sigma, 674,834,720 parameters; it counts 294,912 constant positions besides). The empty class is
-label 1,000, and the network embeds labels itself. 674,816,272 parameters.
+7M steps of batch 256, learning rate 1e-4, no weight decay, flips, betas linear from 1e-4 to 0.02; without guidance
+the FID is 9.62. Trained here on the noise alone; the reference also learns variances by a variational bound, from
+twice the output channels (learn_sigma, 674,834,720 parameters; it counts 294,912 constant positions besides). The
+empty class is label 1,000, and the network embeds labels itself. 674,816,272 parameters.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     python train.py --config=configs/ffhq.py --config.data.path=FFHQ --config.first_stage.path=runs/vq_f4
 
-One A100; 635,000 steps by the paper. Batch 42, learning rate 2e-6 x 42. Faces are not flipped. 274,056,163 parameters.
+One A100; 635,000 steps by the paper. Batch 42, learning rate 2e-6 x 42. Faces are not flipped. 274,056,163
+parameters.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     python train.py --config=configs/imagenet_f8.py --config.data.path=IMAGENET --config.first_stage.path=runs/vq_f8
 
-One A100; 2M steps by the paper. Batch 64, learning rate 1e-6 x 64. A class is one token of cross-attention from a table of 1,000 without an
-empty class, so there is no classifier-free guidance; 7.77 is with a classifier's. Heads are 32 wide (8, 16 and 32 of
-them), which diffusers' converter gets wrong. 394,984,196 parameters, 512,000 in the table.
+One A100; 2M steps by the paper. Batch 64, learning rate 1e-6 x 64. A class is one token of cross-attention from a
+table of 1,000 without an empty class, so there is no classifier-free guidance; 7.77 is with a classifier's. Heads are
+32 wide (8, 16 and 32 of them), which diffusers' converter gets wrong. 394,984,196 parameters, 512,000 in the table.
 """
 
 from ml_collections import ConfigDict

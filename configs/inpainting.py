@@ -2,9 +2,10 @@
 
     python train.py --config=configs/inpainting.py --config.data.path=PLACES --config.first_stage.path=runs/vq_f4_noattn
 
-8 V100s; 360,000 steps of batch 128 by the paper, learning rate 1e-6. L1 loss; betas end at 0.0205. The condition is the masked image's latents (3) and the mask at the latents' size
-(1): 7 channels in. The mask shrinks by taking the top left pixel, in [-1, 1]; holes are cut in [0, 1], so they are -1.
-The released configuration scales its rate by a warm-up over 1,000 steps to 0.1 and a cosine over 50,000 to 0.0001. 387,245,827 parameters.
+8 V100s; 360,000 steps of batch 128 by the paper, learning rate 1e-6. L1 loss; betas end at 0.0205. The condition is
+the masked image's latents (3) and the mask at the latents' size (1): 7 channels in. The mask shrinks by taking the
+top left pixel, in [-1, 1]; holes are cut in [0, 1], so they are -1. The released configuration scales its rate by a
+warm-up over 1,000 steps to 0.1 and a cosine over 50,000 to 0.0001. 387,245,827 parameters.
 """
 
 from ml_collections import ConfigDict

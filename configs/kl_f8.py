@@ -2,8 +2,8 @@
 
     python train.py --config=configs/kl_f8.py --config.data.path=OPENIMAGES
 
-As kl-f4, with batches of 4; published after 246,803 steps. The first stage of the LSUN-Churches and the 1.45B
-text-to-image models, and, trained on, of Stable Diffusion 1. 83,653,863 parameters.
+As kl-f4, with batches of 4; published after 246,803 steps. The first stage of the LSUN-Churches and the 1.45B text-
+to-image models, and, trained on, of Stable Diffusion 1. 83,653,863 parameters.
 """
 
 from ml_collections import ConfigDict

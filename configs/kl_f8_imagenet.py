@@ -2,8 +2,8 @@
 
     python train.py --config=configs/kl_f8_imagenet.py --config.data.path=IMAGENET
 
-Random crops of 256 from images resized by nearest-neighbour degradation; batch 12, gradients accumulated over 2, so 24
-here, learning rate 4.5e-6 x 24. No score is published.
+Random crops of 256 from images resized by nearest-neighbour degradation; batch 12, gradients accumulated over 2, so
+24 here, learning rate 4.5e-6 x 24. No score is published.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     python train.py --config=configs/layout.py --config.data.path=OPENIMAGES --config.first_stage.path=runs/vq_f4
 
-4.4M steps by the paper. Batch 24, learning rate 2e-6 x 24; L1 loss; betas end at 0.0205. A layout is 92 tokens: 30 objects (class, top left and
-bottom right corner on a grid of 90 x 90) and the crop; 8191 is none. Transformers are 3 blocks deep. 246,277,379
-parameters, and 58,858,496 of the token transformer.
+4.4M steps by the paper. Batch 24, learning rate 2e-6 x 24; L1 loss; betas end at 0.0205. A layout is 92 tokens: 30
+objects (class, top left and bottom right corner on a grid of 90 x 90) and the crop; 8191 is none. Transformers are 3
+blocks deep. 246,277,379 parameters, and 58,858,496 of the token transformer.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """What the experiments of the paper share; every other config of the paper starts from here.
 
-Rombach, Blattmann, Lorenz, Esser, Ommer: High-Resolution Image Synthesis with Latent Diffusion Models, CVPR 2022, with
-the configurations of CompVis/latent-diffusion. Traps of those configurations, resolved here:
+Rombach, Blattmann, Lorenz, Esser, Ommer: High-Resolution Image Synthesis with Latent Diffusion Models, CVPR 2022,
+with the configurations of CompVis/latent-diffusion. Traps of those configurations, resolved here:
 
 - Learning rates there are per image: the effective one is base_learning_rate x batch x GPUs x accumulated batches. The
   configs state the effective one, for the batch size beside it.
@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
 
     config.first_stage = first_stage()
     config.first_stage_train.steps = 500_000
+    config.first_stage_train.optimizer = "adamw"
     config.first_stage_train.warmup_steps = 0
     config.first_stage_train.decay = "constant"
     config.first_stage_train.b1 = 0.5
@@ -50,6 +51,7 @@ def get_config() -> ConfigDict:
     config.diffusion.timesteps = 1000
     config.diffusion.prediction = "eps"
 
+    config.diffusion_train.optimizer = "adamw"
     config.diffusion_train.warmup_steps = 0
     config.diffusion_train.decay = "constant"
     config.diffusion_train.b2 = 0.999

@@ -1,9 +1,11 @@
-"""Retrieval-augmented diffusion at 768 (rdm768x768): CLIP vectors of neighbours, or of a text, as cross-attention tokens.
+"""Retrieval-augmented diffusion at 768 (rdm768x768): CLIP vectors of neighbours, or of a text, as cross-attention
+tokens.
 
     python train.py --config=configs/retrieval_768.py --config.data.path=LAION --config.first_stage.path=runs/kl_f16
 
-Learning rate 1e-4 (batch and steps are not published); betas end at 0.015; latents of 48 x 48 x 16 scaled by 0.22765929. Up to 20 tokens of width 768, CLIP
-ViT-L/14 image or text vectors, texts normalized. 1,335,480,400 parameters.
+Learning rate 1e-4 (batch and steps are not published); betas end at 0.015; latents of 48 x 48 x 16 scaled by
+0.22765929. Up to 20 tokens of width 768, CLIP ViT-L/14 image or text vectors, texts normalized. 1,335,480,400
+parameters.
 """
 
 from ml_collections import ConfigDict

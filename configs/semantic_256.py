@@ -2,9 +2,9 @@
 
     python train.py --config=configs/semantic_256.py --config.data.path=LANDSCAPES --config.first_stage.path=runs/vq_f4
 
-360,000 steps of batch 48 by the paper, learning rate 1e-6 x 48; L1 loss; betas end at 0.0205. A one-hot map of 182 classes is halved twice (bilinear, not
-antialiased), mapped to 3 channels and concatenated: 6 in. The listed attention factors (32, 16, 8) are never reached:
-only the middle attends. 215,229,315 parameters, and 546 of the map's rescaler.
+360,000 steps of batch 48 by the paper, learning rate 1e-6 x 48; L1 loss; betas end at 0.0205. A one-hot map of 182
+classes is halved twice (bilinear, not antialiased), mapped to 3 channels and concatenated: 6 in. The listed attention
+factors (32, 16, 8) are never reached: only the middle attends. 215,229,315 parameters, and 546 of the map's rescaler.
 """
 
 from ml_collections import ConfigDict

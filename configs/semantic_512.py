@@ -1,4 +1,5 @@
-"""Semantic synthesis at 512, fine-tuned from semantic_256 (semantic_synthesis512); it works on larger maps convolutionally.
+"""Semantic synthesis at 512, fine-tuned from semantic_256 (semantic_synthesis512); it works on larger maps
+convolutionally.
 
     python train.py --config=configs/semantic_512.py --config.data.path=LANDSCAPES --config.first_stage.path=runs/vq_f4
 

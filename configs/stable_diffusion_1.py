@@ -3,9 +3,9 @@
     python train.py --config=configs/stable_diffusion_1.py --config.data.path=PICTURES --config.first_stage.path=weights/sd1/vae
 
 Runs on one GPU of 24 GB with bfloat16 and remat at batch 4. The learning rate 1e-5 is that of fine-tuning; the model
-itself was trained with 1e-4 after 10,000 steps of warm-up, at batch 2,048. Betas from 0.00085 to 0.012, latents of
-64 x 64 x 4 scaled by 0.18215, eight heads at every level, CLIP ViT-L/14 frozen. 859,520,964 parameters, and
-123,060,480 of CLIP.
+itself was trained with 1e-4 after 10,000 steps of warm-up, at batch 2,048. Betas from 0.00085 to 0.012, latents of 64
+x 64 x 4 scaled by 0.18215, eight heads at every level, CLIP ViT-L/14 frozen. 859,520,964 parameters, and 123,060,480
+of CLIP.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
     python train.py --config=configs/super_resolution.py --config.data.path=IMAGENET --config.first_stage.path=runs/vq_f4
 
-860,000 steps by the paper. Batch 64, learning rate 1e-6 x 64; betas end at 0.0155. The condition is the degraded image of 64 x 64 pixels itself,
-beside the latents: 6 channels in, 3 out. Attention only at a down-sampling of 8 and in the middle. The paper's own
-super-resolution model is larger (169M); this is the released one. 113,622,563 parameters.
+860,000 steps by the paper. Batch 64, learning rate 1e-6 x 64; betas end at 0.0155. The condition is the degraded
+image of 64 x 64 pixels itself, beside the latents: 6 channels in, 3 out. Attention only at a down-sampling of 8 and
+in the middle. The paper's own super-resolution model is larger (169M); this is the released one. 113,622,563
+parameters.
 """
 
 from ml_collections import ConfigDict

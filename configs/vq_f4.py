@@ -3,9 +3,9 @@
     python train.py --config=configs/vq_f4.py --config.data.path=OPENIMAGES
 
 Random crops of 256 from OpenImages, without resizing; batch 8 on one A100, learning rate 4.5e-6 x 8; published after
-533,066 steps. The published model was also trained by LPIPS (weight 1) and a PatchGAN (3 layers, weight 0.75, from the
-start); the reference's VQ training code is broken and its README points to taming-transformers, whose codebook loss
-puts beta 0.25 on the codebook's term, not on the commitment. 55,322,782 parameters.
+533,066 steps. The published model was also trained by LPIPS (weight 1) and a PatchGAN (3 layers, weight 0.75, from
+the start); the reference's VQ training code is broken and its README points to taming-transformers, whose codebook
+loss puts beta 0.25 on the codebook's term, not on the commitment. 55,322,782 parameters.
 """
 
 from ml_collections import ConfigDict

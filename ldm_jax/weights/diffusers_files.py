@@ -43,7 +43,8 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
         description, params = description | part, params | tree
     if "scheduler" in parts:
         path = folder / "scheduler" / "scheduler_config.json"
-        description["diffusion"] = diffusers.scheduler(_json(path), str(path))
+        description["scheduler"] = _json(path)
+        description["diffusion"] = diffusers.scheduler(description["scheduler"], str(path))
     if "network" not in description:
         raise ValueError(f"{folder}: {pipeline} has no U-Net or transformer among its parts {', '.join(parts)}")
     description.setdefault("conditioner", _wordless(pipeline, description["network"]))

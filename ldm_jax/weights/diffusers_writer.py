@@ -23,7 +23,7 @@ def write(folder: str | Path, description: Mapping, params: Mapping) -> None:
         return _write_alone(folder, description, params)
     index: dict[str, Any] = {"_class_name": _pipeline(description), "_diffusers_version": export.VERSION}
     name, config = export.network(_sized(description))
-    scheduler = export.scheduler(description["diffusion"])
+    scheduler = description.get("scheduler") or export.scheduler(description["diffusion"])
     stage = None
     if params.get("first_stage"):
         stage = export.first_stage(description["first_stage"], description["latents"])

@@ -17,7 +17,7 @@ LATENTS, IMAGES = 1e-4, 1e-3
 
 
 def embed(checkpoint: weights.Checkpoint, values: np.ndarray) -> jnp.ndarray:
-    fields = {name: value for name, value in checkpoint.description["conditioner"].items()}
+    fields = checkpoint.description["conditioner"]
     kind = fields["kind"]
     classes = {"class": models.ClassEmbedder, "text": models.TransformerEmbedder, "layout": models.TransformerEmbedder}
     module = classes[kind](**{name: fields[name] for name in fields if name in classes[kind].__dataclass_fields__})
