@@ -108,6 +108,9 @@ def _read_splits(root: Path) -> dict[str, list[Row]]:
 def _read_rows(root: Path) -> list[Row]:
     if (root / "metadata.jsonl").is_file():
         return _read_metadata(root)
+    for other in ("metadata.csv", "metadata.parquet"):
+        if (root / other).is_file():
+            raise ValueError(f"{root / other}: only metadata.jsonl is read, a JSON object a line; convert it")
     rows: list[Row] = []
     for folder_name, _, files in sorted(os.walk(root, followlinks=True)):
         inside = Path(folder_name).relative_to(root)

@@ -129,6 +129,9 @@ def test_bad_rows(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"caption": "a"}')
     with pytest.raises(ValueError, match="line 1: a row needs a file_name"):
         folder(tmp_path)
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.csv")
+    with pytest.raises(ValueError, match="only metadata.jsonl is read"):
+        folder(tmp_path)
     metadata(tmp_path, [{"file_name": "a.png", "caption": 3}])
     with pytest.raises(ValueError, match="a.png: a caption is text"):
         folder(tmp_path)
