@@ -7,11 +7,12 @@ Sampler(init, step); sample(denoise, sampler, x, grid)     a grid is a Level of 
 diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
 """
 
-from . import grids, guidance, schedules, times, weightings
+from . import editing, grids, guidance, schedules, times, weightings
 from .denoiser import clip, dynamic_threshold, edm_input_scale, make_denoiser, map_x0
 from .driver import previews, sample, start, trajectory
 from .grids import GRIDS, make_grid
 from .guidance import classifier_free, separately, together
+from .likelihood import bits_per_dimension, log_likelihood
 from .level import CLEAN, Denoiser, Level, Prediction, diffuse
 from .objectives import ERRORS, diffusion_loss, errors
 from .parameterization import KINDS, predict, target

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .denoiser import make_denoiser
+from .denoiser import make_denoiser, renoise
 from .level import Denoiser, Level, Prediction, expand
-from .parameterization import Kind
+from .parameterization import Kind, predict, target
 
 Predictions = Callable[[jax.Array, Level], Sequence[Prediction]]
 Scale = float | jax.Array | Callable[[Level], Any]
@@ -51,15 +51,108 @@ def separately(*denoisers: Denoiser) -> Predictions:
     return lambda x, level: [denoise(x, level) for denoise in denoisers]
 
 
+def guided(predictions: Predictions, rule: Callable[..., Prediction]) -> Denoiser:
+    """The denoiser `rule(x, level, *predictions)`; the rules below return one of these."""
+    return lambda x, level: rule(x, level, *predictions(x, level))
+
+
 def classifier_free(predictions: Predictions, scale: Scale) -> Denoiser:
-    """Ho & Salimans 2022: u + scale (c - u), the same in every parameterization."""
+    """Ho & Salimans 2022: u + scale (c - u), the same in every parameterization. With a weaker network as u:
+    autoguidance (Karras et al. 2024); with perturbed attention: PAG (Ahn et al. 2024; their scale is ours - 1)."""
+
+    def rule(x: jax.Array, level: Level, follow: Prediction, *others: Prediction) -> Prediction:
+        s = scale_at(scale, level, x)
+        return jax.tree.map(lambda c, u: u + s * (c - u), follow, others[-1])
+
+    return guided(predictions, rule)
+
+
+def composed(predictions: Predictions, scales: Sequence[Scale]) -> Denoiser:
+    """Liu et al. 2022, composition of conditions: u + sum_i scale_i (c_i - u), u the last prediction. A negative scale moves
+    away from its condition."""
+
+    def rule(x: jax.Array, level: Level, *found: Prediction) -> Prediction:
+        if len(found) != len(scales) + 1:
+            raise ValueError(f"{len(scales)} scales need as many predictions and the null one; got {len(found)} predictions.")
+        s = [scale_at(scale, level, x) for scale in scales]
+        return jax.tree.map(lambda u, *cs: u + sum(a * (c - u) for a, c in zip(s, cs)), found[-1], *found[:-1])
+
+    return guided(predictions, rule)
+
+
+def rescaled(predictions: Predictions, scale: Scale, strength: float = 0.7, kind: Kind = "eps") -> Denoiser:
+    """Lin et al. 2023, section 3.4: the guided output, as a target of `kind`, gets back the per-sample standard
+    deviation of the followed one, to the degree `strength`."""
+
+    def rule(x: jax.Array, level: Level, *found: Prediction) -> Prediction:
+        plain = target(kind, found[0], level)
+        y = target(kind, classifier_free(lambda *_: found, scale)(x, level), level)
+        ratio = _norm(plain, center=True) / _norm(y, center=True)
+        return predict(kind, x, y * (strength * ratio + 1 - strength), level)
+
+    return guided(predictions, rule)
+
+
+def cfg_plus_plus(predictions: Predictions, scale: Scale) -> Denoiser:
+    """Chung et al. 2024: x0 is guided (scale in [0, 1]), eps stays the unconditional one. The pair no longer
+    explains x, so only samplers that use both feel it: ddim, ddpm, euler, euler_ancestral, tcd."""
+
+    def rule(x: jax.Array, level: Level, follow: Prediction, *others: Prediction) -> Prediction:
+        s = scale_at(scale, level, x)
+        return Prediction(others[-1].x0 + s * (follow.x0 - others[-1].x0), others[-1].eps)
+
+    return guided(predictions, rule)
+
+
+def adaptive_projected(predictions: Predictions, scale: Scale, eta: float = 0.0, limit: float = jnp.inf) -> Denoiser:
+    """APG (Sadat et al. 2024) on x0: of the difference c - u, shortened to norm `limit`, the part parallel to c, which
+    oversaturates, counts `eta`. Momentum, their third ingredient, needs memory that a denoiser does not have."""
+
+    def rule(x: jax.Array, level: Level, follow: Prediction, *others: Prediction) -> Prediction:
+        c = follow.x0
+        difference = c - others[-1].x0
+        difference = difference * jnp.minimum(1.0, limit / _norm(difference))
+        unit = c / _norm(c)
+        parallel = _dot(difference, unit) * unit
+        x0 = c + (scale_at(scale, level, x) - 1) * (difference - parallel + eta * parallel)
+        return renoise(x, x0, level)
+
+    return guided(predictions, rule)
+
+
+def cfg_zero_star(predictions: Predictions, scale: Scale, kind: Kind = "flow", silent_above: float = jnp.inf) -> Denoiser:
+    """CFG-Zero* (Fan et al. 2025) on the target of `kind`: u is first scaled by <c, u> / |u|^2, and at noise_ratio above
+    `silent_above` (the first steps) the target is zero."""
+
+    def rule(x: jax.Array, level: Level, follow: Prediction, *others: Prediction) -> Prediction:
+        c, u = target(kind, follow, level), target(kind, others[-1], level)
+        u = u * _dot(c, u) / jnp.maximum(_dot(u, u), 1e-12)
+        y = u + scale_at(scale, level, x) * (c - u)
+        return predict(kind, x, jnp.where(level.sigma > silent_above * level.alpha, 0.0, y), level)
+
+    return guided(predictions, rule)
+
+
+def within(low: float, high: float, inside: Denoiser, outside: Denoiser) -> Denoiser:
+    """Kynkaanniemi et al. 2024: `inside` (guided) at noise_ratio in (low, high], `outside` elsewhere, at its cost."""
 
     def denoise(x: jax.Array, level: Level) -> Prediction:
-        follow, *_, avoid = predictions(x, level)
-        s = scale_at(scale, level, x)
-        return jax.tree.map(lambda c, u: u + s * (c - u), follow, avoid)
+        is_inside = (level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)
+        return jax.lax.cond(is_inside, lambda: inside(x, level), lambda: outside(x, level))
 
     return denoise
+
+
+def classifier(denoise: Denoiser, log_probability: Callable[[jax.Array, jax.Array], jax.Array], scale: Scale) -> Denoiser:
+    """Dhariwal & Nichol 2021: eps - scale sigma grad_x log p(y | x_t), from `log_probability(x_t, t[B]) -> [B]`."""
+
+    def guided(x: jax.Array, level: Level) -> Prediction:
+        x0, eps = denoise(x, level)
+        t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), x.shape[:1])
+        push = scale_at(scale, level, x) * expand(level.sigma, x) * jax.grad(lambda x: log_probability(x, t).sum())(x)
+        return Prediction(x0 + push * expand(level.sigma / level.alpha, x), eps - push)
+
+    return guided
 
 
 def scale_at(scale: Scale, level: Level, x: jax.Array) -> Any:
@@ -68,3 +161,14 @@ def scale_at(scale: Scale, level: Level, x: jax.Array) -> Any:
     if jnp.ndim(s) and jnp.shape(s) != x.shape[:1]:
         raise ValueError(f"A guidance scale is a scalar or has one entry per sample, [{x.shape[0]}]; got shape {jnp.shape(s)}.")
     return expand(s, x)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner product per sample, [B, 1, ...]."""
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
+
+
+def _norm(a: jax.Array, center: bool = False) -> jax.Array:
+    """Euclidean norm per sample; of the deviations from the sample's mean if `center`."""
+    a = a - a.mean(axis=tuple(range(1, a.ndim)), keepdims=True) if center else a
+    return jnp.sqrt(jnp.maximum(_dot(a, a), 1e-24))

@@ -101,7 +101,8 @@ def diffusion_loss(
     """The loss and what to log of it: mean over the batch of weight * error, `options` as for `errors`.
 
     `network(x_t, t[B]) -> output`. `log_variance(level) -> [B]`, learned uncertainty u: error e becomes e / exp(u) + u
-    (the reference's learn_logvar; EDM2 adds the same head). Metrics: loss, loss_simple (unweighted), loss_per_sample [B], t [B].
+    (the reference's learn_logvar; EDM2 has the same head). Metrics: loss, loss_simple (unweighted), and per sample [B]
+    loss_per_sample, t, log_snr.
     """
     error, level, weight = errors(network, schedule, kind, x0, key, **options)
     each = weighting(level, kind) * error
@@ -109,7 +110,13 @@ def diffusion_loss(
         u = log_variance(level)
         each = each / jnp.exp(u) + u
     loss = jnp.mean(weight * each)
-    return loss, {"loss": loss, "loss_simple": jnp.mean(error), "loss_per_sample": error, "t": level.t}
+    return loss, {
+        "loss": loss,
+        "loss_simple": jnp.mean(error),
+        "loss_per_sample": error,
+        "t": level.t,
+        "log_snr": level.log_snr,
+    }
 
 
 def _mean(a: jax.Array) -> jax.Array:

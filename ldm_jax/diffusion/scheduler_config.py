@@ -1,12 +1,13 @@
 """Reading a diffusers `scheduler_config.json`: the schedule, parameterization, grid and sampler that it stands for.
 
 diffusers ties these together in one class per solver; here they are separate values in a `Recipe`. An option without a
-counterpart raises ValueError. Two conventions: its sigma-space classes (Euler, Heun, LMS, ..) hold x / alpha where we hold x, and
-interpolate noise_ratio linearly at fractional times where our tables interpolate log-SNR.
+counterpart raises ValueError. Two conventions: its sigma-space classes (Euler, Heun, LMS, ..) hold x / alpha where we hold x,
+and interpolate noise_ratio linearly at fractional times where our tables interpolate log-SNR.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,18 @@ from .denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_s
 from .grids import beta, ending_at, exponential, from_times, karras
 from .level import CLEAN, Denoiser, Level, lookup
 from .parameterization import Kind, Pair, edm
-from .schedules import Discrete, RectifiedFlow, Schedule, VarianceExploding, from_betas, linear, scaled_linear, squared_cosine
+from .schedules import (
+    Discrete,
+    RectifiedFlow,
+    Schedule,
+    VarianceExploding,
+    from_betas,
+    linear,
+    scaled_linear,
+    squared_cosine,
+    zero_terminal_snr,
+)
 from .schedules import sigmoid as sigmoid_betas
-from .schedules import zero_terminal_snr
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Recipe:
 def read(config: dict[str, Any]) -> Recipe:
     """The recipe of a config with its `_class_name`. ValueError for a class or an option that has no counterpart."""
     options = _Options(config)
-    recipe = lookup(_CLASSES, config.get("_class_name"), "diffusers scheduler class")(options)
+    recipe = lookup(CLASSES, config.get("_class_name"), "diffusers scheduler class")(options)
     options.finish()
     return recipe
 
@@ -55,7 +65,9 @@ class _Options(dict):
     def finish(self) -> None:
         left = {k: v for k, v in self.items() if not (v is None or v is False or v == [] or v == _NEUTRAL.get(k, v is None))}
         if left:
-            raise ValueError(f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand.")
+            raise ValueError(
+                f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand."
+            )
 
 
 _NEUTRAL = {
@@ -91,7 +103,11 @@ def _kind(o: _Options, default: str = "epsilon") -> str:
 
 
 def _clipping(o: _Options, clipped: bool, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
-    limit, ratio, top = o.take("clip_sample_range", 1.0), o.take("dynamic_thresholding_ratio", 0.995), o.take("sample_max_value", 1.0)
+    limit, ratio, top = (
+        o.take("clip_sample_range", 1.0),
+        o.take("dynamic_thresholding_ratio", 0.995),
+        o.take("sample_max_value", 1.0),
+    )
     clipped, thresholded = o.take("clip_sample", clipped), o.take("thresholding", False)
     if not (clipped or thresholded):
         return lambda denoise: denoise
@@ -175,8 +191,8 @@ def _end(o: _Options, table: Discrete, default: str = "zero") -> Level:
     return lookup(ends, o.take("final_sigmas_type", default), "diffusers final_sigmas_type")
 
 
-def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler]) -> Recipe:
-    """Euler, Heun, LMS, KDPM2: fractional times, x / alpha."""
+def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False) -> Recipe:
+    """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha."""
     table, kind = _table(o, last=2.0**-24), _kind(o)
     times = _spaced(o, table.size, "linspace")
     index = np.arange(table.size)
@@ -188,7 +204,7 @@ def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler]) -> Recip
 
     low, high = o.take("sigma_min", None), o.take("sigma_max", None)
     levels = _respaced(
-        o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=False
+        o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
     wrap = _clipping(o, False, True) if "clip_sample" in o else Recipe.wrap
     return Recipe(table, kind, _stopping(levels or plain, _end(o, table)), lambda n: sampler(table), wrap)
@@ -227,7 +243,9 @@ def _multistep(o: _Options) -> Recipe:
     lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
     end = _final(o, schedule)
     if euler and order == 3:
-        raise ValueError("euler_at_final with solver_order 3 has no counterpart: the last two steps have orders 2 and 1, or neither.")
+        raise ValueError(
+            "euler_at_final with solver_order 3 has no counterpart: the last two steps have orders 2 and 1, or neither."
+        )
 
     def sampler(n: int) -> s.Sampler:
         return s.dpm_multistep(order, solves, exact and order == 2, eta, euler or (lower and n < 15))
@@ -247,7 +265,9 @@ def _final(o: _Options, schedule: Schedule) -> Level:
 
 def _singlestep(o: _Options) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o, None), _kind(o)
-    solves = lookup({"dpmsolver++": "x0", "dpmsolver": "eps"}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
+    solves = lookup(
+        {"dpmsolver++": "x0", "dpmsolver": "eps"}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type"
+    )
     order, exact, lower = o.take("solver_order", 2), _solver_type(o), o.take("lower_order_final", False)
     end = _final(o, schedule)
 
@@ -270,9 +290,7 @@ def _deis(o: _Options) -> Recipe:
     lookup({"deis": None}, o.take("algorithm_type", "deis"), "diffusers algorithm_type")
     lookup({"logrho": None}, o.take("solver_type", "logrho"), "diffusers solver_type")
     end = schedule(0.0)
-    return Recipe(
-        schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, False, False)
-    )
+    return Recipe(schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, False, False))
 
 
 def _distilled(o: _Options, trajectory: bool) -> Recipe:
@@ -284,7 +302,11 @@ def _distilled(o: _Options, trajectory: bool) -> Recipe:
 
     def grid(n: int) -> Level:
         trained = (np.arange(original, 0, -1) * (table.size // original) - 1).astype(float)
-        return from_times(table, trained[np.floor(np.linspace(0, original, n, endpoint=False)).astype(int)], table(0.0) if trajectory else CLEAN)
+        return from_times(
+            table,
+            trained[np.floor(np.linspace(0, original, n, endpoint=False)).astype(int)],
+            table(0.0) if trajectory else CLEAN,
+        )
 
     if trajectory:
         return Recipe(table, kind, grid, lambda n: s.tcd(table), clipped)
@@ -292,7 +314,9 @@ def _distilled(o: _Options, trajectory: bool) -> Recipe:
 
 
 def _edm(o: _Options, sampler: Callable[[_Options], Callable[[int], s.Sampler]]) -> Recipe:
-    low, high, data, rho = (o.take(k, v) for k, v in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5), ("rho", 7.0)))
+    low, high, data, rho = (
+        o.take(k, v) for k, v in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5), ("rho", 7.0))
+    )
     o.pop("num_train_timesteps", None)
     schedule = VarianceExploding(low, high)
     grids = {"karras": lambda n: karras(schedule, n, rho), "exponential": lambda n: exponential(schedule, n)}
@@ -308,8 +332,15 @@ def _negated(pair: Pair) -> Pair:
 
 
 def _edm_multistep(o: _Options) -> Callable[[int], s.Sampler]:
-    order, exact, lower, euler = o.take("solver_order", 2), _solver_type(o), o.take("lower_order_final", True), o.take("euler_at_final", False)
-    eta = lookup({"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
+    order, exact, lower, euler = (
+        o.take("solver_order", 2),
+        _solver_type(o),
+        o.take("lower_order_final", True),
+        o.take("euler_at_final", False),
+    )
+    eta = lookup(
+        {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type"
+    )
     return lambda n: s.dpm_multistep(order, "x0", exact and order == 2, eta, euler or (lower and n < 15))
 
 
@@ -325,7 +356,7 @@ def _flow(o: _Options, sampler: s.Sampler) -> Recipe:
     return Recipe(schedule, "flow", lambda n: from_times(schedule, np.linspace(1, low, n)), lambda n: sampler)
 
 
-_CLASSES: dict[str, Callable[[_Options], Recipe]] = {
+CLASSES: dict[str, Callable[[_Options], Recipe]] = {
     "DDPMScheduler": _ddpm,
     "DDIMScheduler": lambda o: _indexed(o, s.ddim(), True, True, True),
     "PNDMScheduler": _pndm,
@@ -333,8 +364,8 @@ _CLASSES: dict[str, Callable[[_Options], Recipe]] = {
     "EulerAncestralDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.euler_ancestral()),
     "HeunDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.heun()),
     "LMSDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.lms()),
-    "KDPM2DiscreteScheduler": lambda o: _sigma_space(o, s.dpm2),
-    "KDPM2AncestralDiscreteScheduler": lambda o: _sigma_space(o, s.dpm2_ancestral),
+    "KDPM2DiscreteScheduler": lambda o: _sigma_space(o, s.dpm2, rounded=True),
+    "KDPM2AncestralDiscreteScheduler": lambda o: _sigma_space(o, s.dpm2_ancestral, rounded=True),
     "DPMSolverMultistepScheduler": _multistep,
     "DPMSolverSinglestepScheduler": _singlestep,
     "UniPCMultistepScheduler": _unipc,

@@ -5,7 +5,7 @@ network is told, which may be another number (flow: 1000 sigma after the shift; 
 
     at(u)               the level of quantile u in [0, 1] of training time (integers, uniformly, for a table)
     from_log_snr(l)     the level at this log-SNR: the inverse that solvers with stages between grid points need
-    quantile(l)         the u at which the schedule has this log-SNR, for continuous schedules
+    quantile(l)         the u at which the schedule has this log-SNR
 
 Discrete tables (DDPM, Ho et al. 2020; squared cosine, Nichol & Dhariwal 2021; sigmoid, Jabri et al. 2022; zero terminal SNR,
 Lin et al. 2023) are float64. Between the integers log_snr is linear in t, as in k-diffusion.
@@ -67,6 +67,9 @@ class Discrete:
         xp = namespace(log_snr)
         t = xp.interp(-log_snr, -xp.asarray(self.log_snr), xp.arange(self.size))
         return self._level(t, log_snr)
+
+    def quantile(self, log_snr: Any) -> Any:
+        return (self.from_log_snr(log_snr).t + 0.5) / self.size
 
     @staticmethod
     def _level(t: Any, log_snr: Any) -> Level:

@@ -5,6 +5,7 @@ The weight corrects the loss for sampling a level more or less often than unifor
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,46 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
     def times(key: jax.Array, batch: int, schedule: Schedule) -> tuple[Level, jax.Array]:
         log_ratio = mean + std * jax.random.normal(key, (batch,))
         return schedule.from_log_snr(-2 * log_ratio), jnp.ones(batch)
+
+    return times
+
+
+class History(NamedTuple):
+    """The last losses of every bin of u: `losses` [bins, kept], and how many each has seen, `counts` [bins]."""
+
+    losses: jax.Array
+    counts: jax.Array
+
+
+def history(bins: int = 1000, kept: int = 10) -> History:
+    """An empty history; carry it in the training state."""
+    return History(jnp.zeros((bins, kept)), jnp.zeros(bins, jnp.int32))
+
+
+def remember(past: History, schedule: Schedule, log_snr: jax.Array, losses: jax.Array) -> History:
+    """Adds the losses [B] at these levels (`loss_per_sample` and `log_snr` of the metrics)."""
+    bins, kept = past.losses.shape
+    found = jnp.clip((schedule.quantile(log_snr) * bins).astype(jnp.int32), 0, bins - 1)
+
+    def add(past: History, new: tuple[jax.Array, jax.Array]) -> tuple[History, None]:
+        at, loss = new
+        return History(past.losses.at[at, past.counts[at] % kept].set(loss), past.counts.at[at].add(1)), None
+
+    return jax.lax.scan(add, past, (found, losses))[0]
+
+
+def importance(past: History, uniform_part: float = 1e-3) -> Times:
+    """Nichol & Dhariwal 2021: levels with probability p ~ sqrt(E[loss^2]) and weight 1 / p; uniform until all bins are full."""
+    bins, kept = past.losses.shape
+    p = jnp.sqrt(jnp.mean(past.losses**2, 1))
+    p = (1 - uniform_part) * p / jnp.maximum(p.sum(), 1e-12) + uniform_part / bins
+    p = jnp.where(jnp.all(past.counts >= kept), p, 1 / bins)
+
+    def times(key: jax.Array, batch: int, schedule: Schedule) -> tuple[Level, jax.Array]:
+        which, where = jax.random.split(key)
+        at = jax.random.choice(which, bins, (batch,), p=p)
+        u = (at + jax.random.uniform(where, (batch,))) / bins
+        return schedule.at(u), 1 / (bins * p[at])
 
     return times
 

@@ -11,7 +11,8 @@
 """
 
 import inspect
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..level import lookup
 from ..schedules import Schedule
@@ -20,7 +21,15 @@ from .first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
 from .multistep import deis, dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, ipndm, lms, plms, pndm
 from .protocol import Sampler, State
 from .singlestep import (
-    churned, dpm2, dpm2_ancestral, dpmpp_2s, dpmpp_2s_ancestral, edm, heun, restart, sample_adaptive,
+    churned,
+    dpm2,
+    dpm2_ancestral,
+    dpmpp_2s,
+    dpmpp_2s_ancestral,
+    edm,
+    heun,
+    restart,
+    sample_adaptive,
 )
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -33,7 +42,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 
 def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) -> Sampler:
-    """The sampler called `name` in `SAMPLERS`. Those with stages between the levels of a grid (dpm2, edm, ..) need the schedule."""
+    """The sampler called `name` in `SAMPLERS`. Stages between the levels of a grid (dpm2, edm, ..) need the schedule."""
     factory = lookup(SAMPLERS, name, "sampler")
     if "schedule" not in inspect.signature(factory).parameters:
         return factory(**options)

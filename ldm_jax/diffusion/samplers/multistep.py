@@ -20,7 +20,8 @@ m_k = <s^k> of the step's measure the weights solve sum_j s_j^k w_j = m_k. All t
 lambda = log_snr / 2. Warm-up, and lower orders at the end, are rows with zeros.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def exponential(rate: float) -> Moments:
 
 def published(rate: float) -> Moments:
     """What the DPM-Solver papers' code, and all that follow it, use: at order 2 a first moment of 1/2 ('midpoint'), at order 3
-    exact ones but for the last, which is halved; that makes the third order a second one (see `dpmpp_3m`)."""
+    exact ones but for the last, which is halved; that makes the third order a second one."""
 
     def moments(h: Any, order: int) -> Any:
         if order == 2:
@@ -156,7 +157,9 @@ def published(rate: float) -> Moments:
     return moments
 
 
-def dpm_multistep(order: int = 2, kind: Kind = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False) -> Sampler:
+def dpm_multistep(
+    order: int = 2, kind: Kind = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False
+) -> Sampler:
     """DPM-Solver (kind 'eps') and DPM-Solver++ (kind 'x0'), multistep, of order 1 to 3. 1 NFE per step.
 
     `exact` integrates the interpolating polynomial exactly ('heun' in diffusers at order 2) instead of as published.
@@ -222,8 +225,8 @@ def plms() -> Sampler:
 
 
 def pndm(schedule: Schedule) -> Sampler:
-    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. `schedule(t)` must take what it tells, as tables do;
-    the middle of a step is t = ceil of the mean. 1 NFE per step, and nine."""
+    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. `schedule(t)` must take what it tells, as tables
+    do; the middle of a step is t = ceil of the mean. 1 NFE per step, and nine."""
 
     def average(x: jax.Array, y: jax.Array, f: Callable, level: Level, to: Level) -> jax.Array:
         middle = schedule(jnp.ceil((level.t + to.t) / 2))

@@ -41,8 +41,8 @@ def solvable(kind: Kind, grid: Level) -> None:
     """ValueError if `kind` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
     if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(kind, grid[:-1])) < 1e-6):
         raise ValueError(
-            f"A solver in {kind!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise use one "
-            "that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun with kind='flow'), or start the grid below it."
+            f"A solver in {kind!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise "
+            "use one that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun('flow')), or start the grid below it."
         )
 
 

@@ -37,7 +37,7 @@ def heun(kind: Kind = "eps") -> Sampler:
 
 
 def two_stage(kind: Kind, schedule: Schedule, eta: float) -> Sampler:
-    """The exponential midpoint rule on y of `kind`: order 2, 2 NFE per step; with eta > 0 down to a quieter level, then noise."""
+    """The exponential midpoint rule on y of `kind`: order 2, 2 NFE per step; eta > 0: to a quieter level, then noise."""
 
     def init(x: jax.Array, grid: Level) -> State:
         solvable(kind, grid)
@@ -107,8 +107,8 @@ def edm(schedule: Schedule, churn: float = 40.0, low: float = 0.05, high: float 
 
 
 def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps: int = 4, repeats: int = 2) -> Sampler:
-    """Xu et al. 2023: when `sampler` (memoryless) first gets to noise_ratio <= low, the sample is noised up to `high` and brought
-    back in `steps` steps uniform in log-SNR, `repeats` times. repeats x steps more NFE (times the sampler's own)."""
+    """Xu et al. 2023: when `sampler` (memoryless) first gets to noise_ratio <= low, the sample is noised up to `high` and
+    brought back in `steps` steps uniform in log-SNR, `repeats` times. repeats x steps more NFE (times the sampler's own)."""
 
     def again(x: jax.Array, x0: jax.Array, denoise: Denoiser, to: Level, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         fractions = jnp.linspace(0.0, 1.0, steps + 1)
@@ -134,9 +134,7 @@ def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps
         step_key, restart_key = split(key)
         state = sampler.step(state, denoise, level, to, step_key)
         crossed = (level.noise_ratio > low) & (to.noise_ratio <= low) & (to.sigma > 0)
-        x, x0 = jax.lax.cond(
-            crossed, lambda: again(state.x, state.x0, denoise, to, restart_key), lambda: (state.x, state.x0)
-        )
+        x, x0 = jax.lax.cond(crossed, lambda: again(state.x, state.x0, denoise, to, restart_key), lambda: (state.x, state.x0))
         return State(x, x0)
 
     return Sampler(sampler.init, step)
@@ -159,7 +157,9 @@ def sample_adaptive(
     the whole batch: vmap for independent samples. Returns x at `stop` and {"evaluations", "accepted", "rejected"}.
     """
     if not (float(start.noise_ratio) > float(stop.noise_ratio) > 0) or float(start.alpha) == 0:
-        raise ValueError(f"The adaptive sampler runs down in noise between levels that are neither pure noise nor clean: {start}, {stop}.")
+        raise ValueError(
+            f"The adaptive sampler runs down in noise between levels that are neither pure noise nor clean: {start}, {stop}."
+        )
     begin, end = (0.5 * float(level.log_snr) for level in (start, stop))
 
     def at(lam: jax.Array) -> Level:
