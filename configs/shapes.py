@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.data.crop = "center"  # "center" | "random"
     config.data.flip = False
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
+    config.data.object_weights = (0.7, 0.2, 0.1)  # shapes only: how often there are one, two and three objects
     config.data.in_memory = True  # keep decoded images in RAM
     config.data.workers = 0  # processes that decode; 0: one thread
 
@@ -42,15 +43,16 @@ def get_config() -> ConfigDict:
     config.first_stage.in_channels = 3
     config.first_stage.out_ch = 3
     config.first_stage.resolution = 32
-    config.first_stage.ch = 32
-    config.first_stage.ch_mult = (1, 2, 2)
+    config.first_stage.ch = 16
+    config.first_stage.ch_mult = (1, 2, 4)
     config.first_stage.num_res_blocks = 1
     config.first_stage.attn_resolutions = ()
-    config.first_stage.attn_type = "vanilla"
+    config.first_stage.attn_type = "none"
     config.first_stage.z_channels = 4
     config.first_stage.double_z = True
     config.first_stage.embed_dim = 4
     config.first_stage.n_embed = 0  # codebook entries, VQ only
+    config.first_stage.norm_num_groups = 4  # 32 of 16 channels would be instance norms, which forget the colour of a whole image
     config.first_stage.dropout = 0.0
 
     config.first_stage_loss = ConfigDict()
@@ -59,8 +61,9 @@ def get_config() -> ConfigDict:
 
     config.first_stage_train = ConfigDict()
     config.first_stage_train.steps = 500
-    config.first_stage_train.batch_size = 32
-    config.first_stage_train.learning_rate = 1e-3
+    config.first_stage_train.batch_size = 16
+    config.first_stage_train.optimizer = "muon"  # "adamw" | "muon"
+    config.first_stage_train.learning_rate = 4e-3
     config.first_stage_train.warmup_steps = 20
     config.first_stage_train.decay = "cosine"  # "constant" | "linear" | "cosine", after warm-up, to zero at steps
     config.first_stage_train.b1 = 0.9
@@ -90,15 +93,16 @@ def get_config() -> ConfigDict:
     config.network.context_dim = 128
     config.network.use_scale_shift_norm = True
     config.network.resblock_updown = False
+    config.network.norm_num_groups = 8
     config.network.dropout = 0.0
 
     config.conditioner = ConfigDict()
     config.conditioner.kind = "text"  # "none" | "class" | "text"
     config.conditioner.n_embed = 128
     config.conditioner.n_layer = 2
-    config.conditioner.max_seq_len = 24
-    config.conditioner.vocab_size = 256  # at most; the tokenizer is trained on the captions
-    config.conditioner.tokenizer = "word"  # "word" | "wordpiece" | path of a tokenizer.json
+    config.conditioner.max_seq_len = 26
+    config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
+    config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
     config.conditioner.null_probability = 0.1  # how often training drops the condition
 
     config.diffusion = ConfigDict()
@@ -111,7 +115,8 @@ def get_config() -> ConfigDict:
     config.diffusion_train = ConfigDict()
     config.diffusion_train.steps = 1000
     config.diffusion_train.batch_size = 128
-    config.diffusion_train.learning_rate = 1e-3
+    config.diffusion_train.optimizer = "muon"  # "adamw" | "muon"
+    config.diffusion_train.learning_rate = 5e-3
     config.diffusion_train.warmup_steps = 50
     config.diffusion_train.decay = "cosine"
     config.diffusion_train.b1 = 0.9

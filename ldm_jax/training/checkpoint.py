@@ -170,7 +170,8 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.folder.parent / "damaged"
-        warnings.warn(f"CHECKPOINT {self.folder / str(step)} IS DAMAGED: {reason}. Moved to {aside}; using an older one.", stacklevel=4)
+        message = f"CHECKPOINT {self.folder / str(step)} IS DAMAGED: {reason}. Moved to {aside}; using an older one."
+        warnings.warn(message, stacklevel=4)
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             destination, n = aside / str(step), 1

@@ -106,8 +106,7 @@ def train(
             batch = next(batches)
             state, metrics = train_step(state, batch, key)
             step += 1
-            pending.append((step, metrics))
-            window.host += time.perf_counter() - began
+            pending.append((step, metrics, time.perf_counter() - began))
             drain(IN_FLIGHT)
 
             due = [hook for hook in hooks if step % hook.every == 0 or step == steps]
@@ -147,14 +146,11 @@ class _Window:
         """Time starts anew: what passed since the last step (compilation, a hook) is not training."""
         self.last = None
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]):
+    def add(self, step: int, metrics: Mapping[str, jax.Array], host: float):
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the device
         now = time.perf_counter()
-        if self.last is None:
-            self.host = 0.0 if not self.timed else self.host
-        else:
-            self.seconds += now - self.last
-            self.timed += 1
+        if self.last is not None:
+            self.seconds, self.host, self.timed = self.seconds + now - self.last, self.host + host, self.timed + 1
         self.last = now
         skipped = values.pop("skipped", 0)
         if skipped > self.max_skipped:
@@ -176,7 +172,7 @@ class _Window:
                 means["train/skipped_steps"] = self.sums["skipped"]
             if self.timed:
                 means["images_per_second"] = self.rate
-                means["host_ms"] = 1e3 * self.host / self.count
+                means["host_ms"] = 1e3 * self.host / self.timed
                 means["step_ms"] = 1e3 * self.seconds / self.timed
             self.log.scalars(step, means)
             self._clear()

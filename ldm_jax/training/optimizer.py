@@ -1,10 +1,16 @@
-"""AdamW with warm-up, decay and clipping, as one optax transformation.
+"""AdamW or Muon with warm-up, decay and clipping, as one optax transformation.
 
 Adam's moments as in Kingma & Ba 2015, decoupled weight decay as in Loshchilov & Hutter 2019. torch's AdamW, which the
 reference uses, decays every parameter by 1e-2 unless told otherwise; optax's default is 1e-4: configs say the number.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of every kernel, convolutions as matrices [inputs, outputs]; all
+else is left to Adam at a tenth of the learning rate. Updates have the size of Adam's (Liu et al. 2025), so learning
+rates are alike. It learns far more from few steps, for a tenth more time per step.
 """
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 DECAYS = ("constant", "linear", "cosine")
 
@@ -26,7 +32,11 @@ def learning_rate_schedule(learning_rate: float, steps: int, warmup_steps: int =
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def adamw(
+OPTIMIZERS = ("adamw", "muon")
+
+
+def make_optimizer(
+    name: str,
     learning_rate: float,
     steps: int,
     warmup_steps: int = 0,
@@ -36,9 +46,34 @@ def adamw(
     weight_decay: float = 0.01,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """AdamW; `clip_norm` bounds the gradient's global norm (0: off)."""
+    """"adamw" | "muon"; `clip_norm` bounds the gradient's global norm (0: off). ValueError for what can't be."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}")
     if learning_rate <= 0:
         raise ValueError(f"learning_rate={learning_rate}: must be positive")
     schedule = learning_rate_schedule(learning_rate, steps, warmup_steps, decay)
-    transform = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay)
+    if name == "adamw":
+        transform = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay)
+    else:
+        transform = muon(
+            schedule,
+            weight_decay=weight_decay,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_learning_rate=lambda step: 0.1 * schedule(step),
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
     return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
+
+
+def _matrices(params):
+    """Which parameters are matrices of more than a few rows and columns, and which of their axes are inputs."""
+
+    def one(path, x):
+        is_kernel = x.ndim >= 2 and path[-1] == jax.tree_util.DictKey("kernel")
+        if is_kernel and min(x.shape[-1], x.size // x.shape[-1]) > 4:
+            return MuonDimensionNumbers(tuple(range(x.ndim - 1)), (x.ndim - 1,))
+        return None
+
+    return jax.tree_util.tree_map_with_path(one, params)

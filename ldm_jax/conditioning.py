@@ -1,0 +1,110 @@
+"""What a condition is: from columns of the data, or a user's words, to the network's `cond`.
+
+    columns of a batch --from_batch-->  inputs  --apply(params, .)-->  cond = {"context": ...}
+    what a user typed  -----parse----->
+
+`inputs` are small arrays (token ids, class numbers); the conditioner tau_theta of the paper's equation 3 is `apply`.
+`null` is one empty input: what training puts in place of a dropped condition, and guidance steers away from.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """Functions of one kind of condition.
+
+    columns: what it reads of the data set; tokenize: what turns a caption into a row of tokens, if it reads captions;
+    init(key): the conditioner's parameters; apply(params, inputs) -> cond; null: inputs with leading axis 1;
+    from_batch(batch) -> inputs; parse(what a user gave, one a picture) -> inputs; takes: what a user may give, in words.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree, PyTree], dict[str, jax.Array] | None]
+    null: PyTree
+    from_batch: Callable[[Mapping[str, np.ndarray]], PyTree]
+    parse: Callable[[Sequence[Any]], PyTree]
+    takes: str
+    tokenize: Callable[[str], np.ndarray] | None = None
+
+    def nulls(self, n: int) -> PyTree:
+        """n empty inputs."""
+        return jax.tree.map(lambda x: np.repeat(x, n, axis=0), self.null)
+
+
+def unconditional() -> Conditioning:
+    """No condition: cond is None."""
+
+    def parse(values):
+        raise ValueError("this model is unconditional: it takes no prompt and no label")
+
+    return Conditioning("none", (), lambda key: {}, lambda params, inputs: None, None, lambda batch: None, parse, "nothing")
+
+
+def by_class(
+    init: Callable[[jax.Array], PyTree],
+    embed: Callable[[PyTree, jax.Array], jax.Array],
+    names: Sequence[str],
+    null_label: int,
+) -> Conditioning:
+    """A class as one token for cross-attention: `embed(params, int32 [B]) -> [B, 1, D]`. Given by name or number."""
+    names = tuple(names)
+    return Conditioning(
+        "class",
+        ("label",),
+        init,
+        lambda params, labels: {"context": embed(params, labels)},
+        np.full(1, null_label, np.int32),
+        lambda batch: batch["label"],
+        lambda values: np.asarray([class_number(value, names) for value in values], np.int32),
+        "a class: " + (", ".join(names) if len(names) <= 20 else f"a name or a number from 0 to {len(names) - 1}"),
+    )
+
+
+def class_number(value: int | str, names: Sequence[str]) -> int:
+    """A class by name or by number. ValueError names what there is."""
+    text = str(value).strip()
+    if text in names:
+        return names.index(text)
+    if text.isdigit():
+        if int(text) < len(names):
+            return int(text)
+        raise ValueError(f"class {text}: classes are numbered 0 to {len(names) - 1}")
+    near = difflib.get_close_matches(text, names, 3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"unknown class {text!r}.{hint} Classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}")
+
+
+def by_text(
+    init: Callable[[jax.Array], PyTree],
+    embed: Callable[[PyTree, jax.Array], jax.Array],
+    tokenize: Callable[[str], np.ndarray],
+    parse: Callable[[Sequence[str]], np.ndarray],
+    takes: str,
+) -> Conditioning:
+    """A caption as tokens for cross-attention: `embed(params, int32 [B, L]) -> [B, L, D]`. The empty caption is the null.
+
+    `tokenize` reads one training caption and is lenient; `parse` reads a user's prompts, and raises ValueError for what the
+    model can't know.
+    """
+    return Conditioning(
+        "text",
+        ("caption",),
+        init,
+        lambda params, tokens: {"context": embed(params, tokens)},
+        np.asarray(tokenize(""), np.int32)[None],
+        lambda batch: batch["tokens"],
+        parse,
+        takes,
+        tokenize,
+    )

@@ -1,0 +1,1 @@
+"""Measures of pictures, over arrays and feature functions."""

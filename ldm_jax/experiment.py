@@ -1,0 +1,472 @@
+"""An experiment: the stages a config lists, run in a working directory, each resumable.
+
+    first_stage   images -> autoencoder
+    latents       the scale of its latents, and (if asked) the posterior moments of the training set, encoded once
+    diffusion     latents, conditions -> network and conditioner, jointly
+    evaluation    pictures from the averaged weights, and what can be measured of them
+
+    WORKDIR/config.json, versions.json      what ran
+    WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
+    WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
+    WORKDIR/evaluation/                     pictures with their prompts, and results.json
+"""
+
+import functools
+import importlib.metadata
+import itertools
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import api, build, latents
+from ldm_jax.conditioning import Conditioning
+from ldm_jax.data import shapes
+from ldm_jax.data.latent_cache import hash_arrays, latent_cache
+from ldm_jax.data.pipeline import batches, eval_batches, in_memory
+from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
+from ldm_jax.data.transform import LatentTransform
+from ldm_jax.first_stage import psnr
+from ldm_jax.training import sharding
+from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.loop import Hook, Report, train
+from ldm_jax.training.metrics import Log, clock, image_grid
+from ldm_jax.training.state import TrainState, make_init, make_train_step
+
+PyTree = Any
+# What may differ between runs in one working directory, because it doesn't change what is learnt.
+FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
+FREE_FIELDS = ("data.path", "data.workers", "data.in_memory")
+
+
+def run(config: Mapping[str, Any], workdir: Path) -> None:
+    """Runs the stages of `config`; those already finished in `workdir` are passed over.
+
+    Raises:
+      ValueError: a config that can't work, a working directory of another config, data that don't fit; before any compile.
+      training.loop.Interrupted: asked to stop; the same call goes on from there.
+    """
+    began = time.monotonic()
+    build.check(config)
+    experiment = Experiment(config, Path(workdir))
+    for name in config["stages"]:
+        STAGES[name](experiment)
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir)}")
+
+
+class Experiment:
+    """The parts that stages share: config, working directory, mesh, data, conditioning."""
+
+    def __init__(self, config: Mapping[str, Any], workdir: Path):
+        self.config, self.workdir = build.with_lists(config), workdir
+        self.mesh = sharding.make_mesh(config["mesh"]["data"], config["mesh"]["fsdp"])
+        for stage in ("first_stage", "diffusion"):
+            if stage in config["stages"]:
+                sharding.check_batch_size(config[f"{stage}_train"]["batch_size"], self.mesh)
+        check_workdir(self.config, workdir)
+        self.sources = {split: self._source(split) for split in ("train", "validation")}
+        if jax.process_index() == 0:
+            open_workdir(self.config, workdir)
+        self.conditioning = self._conditioning()
+
+    def say(self, text: str):
+        if jax.process_index() == 0:
+            print(text, flush=True)
+
+    def _source(self, split: str):
+        columns = {"none": (), "class": ("label",), "text": ("caption",)}[self.config["conditioner"]["kind"]]
+        began = time.monotonic()
+        source = build.make_source(self.config, split, columns if "diffusion" in self.config["stages"] else ())
+        if self.config["data"]["in_memory"]:
+            transform = build.make_transform(self.config)
+            source = in_memory(source, transform.fit, self.config["data"]["on_error"])
+        skipped = f", {source.skipped} skipped" if getattr(source, "skipped", 0) else ""
+        self.say(f"data: {len(source)} images to {split} on ({source.info.name}{skipped}; {time.monotonic() - began:.0f} s)")
+        return source
+
+    def _conditioning(self) -> Conditioning:
+        """Trains the tokenizer, or notes the class names, on first use."""
+        section, info = self.config["conditioner"], self.sources["train"].info
+        if section["kind"] == "text" and not (self.workdir / "tokenizer.json").is_file():
+            kind = section["tokenizer"]
+            if Path(kind).suffix == ".json":
+                tokenizer = load_tokenizer(kind)
+            else:
+                tokenizer = train_tokenizer(caption_texts(self.sources["train"]), kind, section["vocab_size"])
+            tokenizer.save(self.workdir / "tokenizer.json")
+        if section["kind"] == "class":
+            if info.class_names is not None and len(info.class_names) >= section["n_classes"]:
+                raise ValueError(
+                    f"config.conditioner.n_classes={section['n_classes']}: the data have {len(info.class_names)} classes, "
+                    "and one more row is needed for the empty one"
+                )
+            (self.workdir / "classes.json").write_text(json.dumps(info.class_names))
+        return api.load_conditioning(self.config, self.workdir)
+
+    def first_stage_params(self) -> PyTree:
+        return api.load_first_stage(self.config, self.workdir)
+
+    def batches(self, source, transform, batch_size: int, start_step: int) -> Iterator[PyTree]:
+        data = self.config["data"]
+        return batches(
+            source,
+            transform,
+            batch_size,
+            self.config["seed"],
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=start_step,
+            on_error=data["on_error"],
+            workers=data["workers"],
+        )
+
+    def train(
+        self,
+        name: str,
+        init_params: Callable[[jax.Array], PyTree],
+        loss_fn: Callable,
+        make_batches: Callable[[int], Iterator[PyTree]],
+        make_hooks: Callable[[], list[Hook]],
+    ) -> None:
+        """Runs or resumes stage `name` to its last step. `make_batches(step)`: global batches from there on."""
+        section, log, keep = self.config[f"{name}_train"], self.config["log"], self.config["checkpoint"]
+        folder, steps = self.workdir / name, section["steps"]
+        optimizer = build.make_stage_optimizer(section)
+        init = make_init(init_params, optimizer, ema=section["ema_decay"] > 0)
+        shapes_ = jax.eval_shape(init, jax.random.key(0))
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes_,
+            sharding.state_shardings(self.mesh, shapes_),
+        )
+        with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints:
+            if checkpoints.steps and checkpoints.steps[-1] >= steps:
+                self.say(f"{name}: already trained, {steps} steps")
+                return
+            state = checkpoints.restore(target)
+            if state is None:
+                state = sharding.init_sharded(self.mesh, init, self.config["seed"])
+            start = int(state.step)
+            if start:
+                self.say(f"{name}: going on from step {start}")
+            step = make_train_step(jax.value_and_grad(loss_fn, has_aux=True), optimizer, section["ema_decay"])
+            with Log(folder, name, steps, start) as record:
+                train(
+                    state,
+                    sharding.compile_step(self.mesh, step, shapes_),
+                    make_batches(start),
+                    steps=steps,
+                    key=jax.random.key(self.config["seed"]),
+                    batch_size=section["batch_size"],
+                    log=record,
+                    checkpoints=checkpoints,
+                    log_every=log["every"],
+                    checkpoint_every=keep["every"],
+                    hooks=make_hooks(),
+                )
+
+
+def first_stage(experiment: Experiment) -> None:
+    """Trains the autoencoder, unless the config names a trained one or has none."""
+    config = experiment.config
+    stage = build.make_first_stage(config)
+    if stage.module is None or config["first_stage"]["path"]:
+        experiment.say(f"first_stage: {config['first_stage']['path'] or 'none, diffusion in pixels'}")
+        return
+    batch_size = config["first_stage_train"]["batch_size"]
+
+    def make_batches(start: int) -> Iterator[PyTree]:
+        transform = build.make_transform(config)
+        for batch in experiment.batches(experiment.sources["train"], transform, batch_size, start):
+            yield sharding.to_device(experiment.mesh, {"image": batch["image"]})
+
+    @jax.jit
+    def reconstruct(params, images):
+        encoded = stage.encode(params, images)
+        z = latents.mode(encoded["moments"]) if "moments" in encoded else encoded["latents"]
+        reconstruction = jnp.clip(stage.decode(params, z), -1, 1)
+        return reconstruction, psnr(images, reconstruction)
+
+    def validate(state: TrainState) -> Report:
+        values, pairs = [], []
+        for images, mask in _validation_images(experiment, batch_size):
+            reconstruction, value = jax.device_get(reconstruct(state.averaged, images))
+            values.append(value[mask])
+            pairs.append(np.stack([images, reconstruction], axis=1)[mask])
+        mean = float(np.mean(np.concatenate(values)))
+        pairs = np.concatenate(pairs)[:32]
+        grid = image_grid(pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+        return Report({"validation/psnr": mean}, {"reconstructions": (grid, "pairs: original, reconstruction")}, score=-mean)
+
+    experiment.train(
+        "first_stage",
+        stage.init,
+        build.make_first_stage_loss(config),
+        make_batches,
+        lambda: [Hook(config["log"]["validation_every"], validate)],
+    )
+
+
+def _validation_images(experiment: Experiment, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The first config.log.validation_images of the validation set: images [B, H, W, 3] and which of them count."""
+    source, transform = experiment.sources["validation"], build.make_transform(experiment.config)
+    count = -(-min(experiment.config["log"]["validation_images"], len(source)) // batch_size)
+    for batch in itertools.islice(eval_batches(source, transform, batch_size), count):
+        yield batch["image"], batch["mask"]
+
+
+def measure_latents(experiment: Experiment) -> None:
+    """Estimates scale and statistics over many batches; encodes the training set if config.latents.cache."""
+    config, section = experiment.config, experiment.config["latents"]
+    path = experiment.workdir / "latents.json"
+    stage, params = build.make_first_stage(config), experiment.first_stage_params()
+    if not path.is_file():
+        key = jax.random.key(config["seed"])
+        batch_size = config["diffusion_train"]["batch_size"]
+
+        @jax.jit
+        def encode(params, images, key):
+            encoded = stage.encode(params, images)
+            return latents.sample_posterior(encoded["moments"], key) if "moments" in encoded else encoded["latents"]
+
+        def draws():
+            source, transform = experiment.sources["train"], build.make_transform(config)
+            numbered = enumerate(batches(source, transform, batch_size, config["seed"]))
+            for i, batch in itertools.islice(numbered, section["scale_batches"]):
+                yield jax.device_get(encode(params, batch["image"], jax.random.fold_in(key, i)))
+
+        found = latents.measure(draws())
+        scale = section["scale"] or found.scale
+        path.write_text(
+            json.dumps({"scale": scale, "shift": section["shift"], "count": found.count, "mean": found.mean, "std": found.std})
+        )
+        experiment.say(f"latents: scale {scale:.5f} from {found.count} images" + (" (config)" if section["scale"] else ""))
+    if section["cache"] and stage.module is not None:
+        cache = _open_cache(experiment, stage, params)
+        experiment.say(f"latents: {len(cache)} in {experiment.workdir / 'latents'}")
+
+
+def _open_cache(experiment: Experiment, stage: build.FirstStage, params: PyTree):
+    if jax.process_count() > 1:
+        raise ValueError("config.latents.cache=True is for one process; make the cache with one, or set it to False")
+    encode = jax.jit(lambda params, images: next(iter(stage.encode(params, images).values())))
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    began = time.monotonic()
+
+    def report(done: int, total: int):
+        if done == total:
+            experiment.say(f"latents: {total} images encoded in {time.monotonic() - began:.0f} s")
+
+    return latent_cache(
+        experiment.workdir / "latents",
+        experiment.sources["train"],
+        build.make_transform(experiment.config),
+        functools.partial(encode, params),
+        {"first_stage": hash_arrays(named)},
+        report=report,
+    )
+
+
+def diffusion(experiment: Experiment) -> None:
+    """Trains the diffusion model on latents, from the cache or encoded on the way."""
+    config, conditioning = experiment.config, experiment.conditioning
+    section, stage = config["diffusion_train"], build.make_first_stage(config)
+    batch_size = section["batch_size"]
+    if not (experiment.workdir / "latents.json").is_file():
+        raise ValueError("config.stages: 'diffusion' needs 'latents' before it, which finds the latents' scale")
+    scale = json.loads((experiment.workdir / "latents.json").read_text())
+    first_stage_params = experiment.first_stage_params()
+    cached = config["latents"]["cache"] and stage.module is not None
+    loss_fn = build.make_diffusion_loss(config, conditioning, scale["scale"], scale["shift"])
+    encode = jax.jit(stage.encode)
+
+    def latent_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
+        on_device = sharding.to_device(experiment.mesh, dict(batch))
+        encoded = {} if "image" not in batch else encode(first_stage_params, on_device["image"])
+        kept = {name: on_device[name] for name in ("moments", "latents") if name in batch}
+        return {**encoded, **kept, "inputs": conditioning.from_batch(on_device)}
+
+    def make_batches(start: int) -> Iterator[PyTree]:
+        if cached:
+            source = _open_cache(experiment, stage, first_stage_params)
+            if config["data"]["in_memory"]:
+                source = in_memory(source, lambda row: row)
+            transform = LatentTransform(config["data"]["flip"], conditioning.tokenize)
+        else:
+            source, transform = experiment.sources["train"], build.make_transform(config, conditioning.tokenize)
+        return map(latent_batch, experiment.batches(source, transform, batch_size, start))
+
+    def make_hooks() -> list[Hook]:
+        validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
+        transform = build.make_transform(config, conditioning.tokenize)
+        count = max(1, min(config["log"]["validation_images"], len(experiment.sources["validation"])) // batch_size)
+        rows = min(16, len(experiment.sources["validation"]))
+        examples = [experiment.sources["validation"][i] for i in range(rows)]
+
+        def validate(state: TrainState) -> Report:
+            held_out = eval_batches(experiment.sources["validation"], transform, batch_size)
+            losses = []
+            for i, batch in enumerate(itertools.islice(held_out, count)):
+                batch.pop("mask")
+                # the same noise and times at every validation: only the weights differ
+                losses.append(float(validation_loss(state.averaged, latent_batch(batch), jax.random.key(i))))
+            return Report({"validation/loss": float(np.mean(losses))}, score=float(np.mean(losses)))
+
+        def draw(state: TrainState) -> Report:
+            params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
+            ldm = api.LatentDiffusion(config, params, conditioning, scale["scale"], scale["shift"])
+            images, words = draw_examples(ldm, examples)
+            return Report(images={"samples": (image_grid(images), "\n".join(words))})
+
+        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], draw)]
+
+    experiment.train(
+        "diffusion",
+        build.make_diffusion_init(config, conditioning),
+        loss_fn,
+        make_batches,
+        make_hooks,
+    )
+
+
+def draw_examples(ldm: api.LatentDiffusion, rows: list[Mapping[str, Any]]) -> tuple[np.ndarray, list[str]]:
+    """Pictures for the conditions of these rows, with guidance and sampler of the config, and what each was asked for."""
+    kind, params = ldm.conditioning.kind, ldm.params
+    if kind == "none":
+        images = ldm.sample(params, jax.random.key(0), num=len(rows))
+        return np.asarray(images), [""] * len(rows)
+    if kind == "class":
+        values = [row["label"] for row in rows]
+    else:
+        values = [row["caption"] if isinstance(row["caption"], str) else row["caption"][0] for row in rows]
+    # captions of the data may be longer than a prompt may be, and hold words that no training caption had
+    inputs = np.stack([ldm.conditioning.tokenize(v) for v in values]) if kind == "text" else np.asarray(values, np.int32)
+    images = ldm.sample(params, jax.random.key(0), ldm.embed(params, inputs))
+    return np.asarray(images), [str(v) for v in values]
+
+
+def evaluate(experiment: Experiment) -> None:
+    """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for."""
+    if jax.process_index():
+        return
+    config, folder = experiment.config, experiment.workdir / "evaluation"
+    ldm = api.load_workdir(experiment.workdir)
+    folder.mkdir(exist_ok=True)
+    rows = [experiment.sources["validation"][i] for i in range(min(64, len(experiment.sources["validation"])))]
+    images, words = draw_examples(ldm, rows)
+    save_pictures(folder, "validation", images, words)
+    experiment.say(f"evaluation: {len(images)} pictures for validation conditions in {folder}")
+    results = {}
+    if config["data"]["source"] == "shapes" and config["conditioner"]["kind"] == "text":
+        for objects in (1, 2):
+            results |= check_shapes(experiment, ldm, objects, folder)
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+
+
+def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int, folder: Path) -> dict[str, float]:
+    """Draws held-out prompts of so many objects, and reads the pictures back."""
+    count, batch_size = (experiment.config["evaluation"][name] for name in ("prompts", "batch_size"))
+    asked = shapes.prompts(count, objects=objects, seed=experiment.config["seed"])
+    images = []
+    for start in range(0, count, batch_size):
+        prompts = [text for text, _ in asked[start : start + batch_size]]
+        filled = prompts + [""] * (batch_size - len(prompts))  # one shape: one compilation
+        drawn = ldm.sample(ldm.params, jax.random.key(start), ldm.embed(ldm.params, filled))
+        images.append(np.asarray(drawn)[: len(prompts)])
+    images = np.concatenate(images)
+    found = {name: float(np.mean(right)) for name, right in shapes.check_all(images, [scene for _, scene in asked]).items()}
+    save_pictures(folder, f"{objects}_objects", images[:64], [text for text, _ in asked[:64]])
+    said = f"shape {found['shape']:.1%}, colour {found['colour']:.1%}, both {found['bound']:.1%}"
+    if objects == 2:
+        said += f", also the relation {found['all']:.1%}"
+    experiment.say(f"evaluation: {count} held-out prompts with {objects} object{'s' * (objects > 1)}: {said} right")
+    return {f"{objects}_objects/{name}": value for name, value in found.items()}
+
+
+def save_pictures(folder: Path, name: str, images: np.ndarray, words: list[str]) -> Path:
+    """One grid as PNG, with its prompts row by row in a .txt beside it."""
+    from PIL import Image
+
+    path = folder / f"{name}.png"
+    Image.fromarray(image_grid(images)).save(path)
+    path.with_suffix(".txt").write_text("\n".join(words))
+    return path
+
+
+STAGES = {"first_stage": first_stage, "latents": measure_latents, "diffusion": diffusion, "evaluation": evaluate}
+
+
+# The working directory
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+    """ValueError if the directory holds another experiment, with the difference, or something else altogether."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        if workdir.is_dir() and any(workdir.iterdir()):
+            raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
+        return
+    then, now = flatten(json.loads(path.read_text())), flatten(config)
+    free = {name for name in {*then, *now} if name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS}
+    lines = [
+        f"  {name}: {then.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        for name in sorted({*then, *now} - free)
+        if then.get(name) != now.get(name)
+    ]
+    if lines:
+        raise ValueError(
+            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n" + "\n".join(lines)
+        )
+
+
+def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+    """Writes config.json once, and appends to versions.json what runs now."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").is_file():
+        (workdir / "config.json").write_text(json.dumps(config, indent=2))
+    path = workdir / "versions.json"
+    runs = json.loads(path.read_text()) if path.is_file() else []
+    path.write_text(json.dumps([*runs, versions()], indent=2))
+
+
+def versions() -> dict[str, str]:
+    """Python, packages, devices, git revision and command line of this process."""
+    packages = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(sys.argv),
+        "git": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def summary(workdir: Path) -> str:
+    """Where everything is."""
+    places = {
+        "pictures": workdir / "evaluation",
+        "curves": f"tensorboard --logdir {workdir}, or {workdir}/*/metrics.jsonl",
+        "weights": workdir / "diffusion" / "checkpoints",
+        "draw more": f"python sample.py --workdir {workdir}",
+    }
+    return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])

@@ -1,0 +1,78 @@
+"""Pixels <-> raw latents <-> scaled latents.
+
+    moments = encode(x)                       mean and log-variance of q(z|x), side by side on the last axis   (KL)
+    z       = mean + exp(logvar / 2) noise                                                     (paper, appendix G)
+    scaled  = (z - shift) scale,  scale = 1 / std(z) over the data                             (paper, section 4.3.2)
+
+The reference takes the scale from the first batch that the first process sees; here it is estimated over many.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LOGVAR_RANGE = (-30.0, 20.0)  # the reference's clamp
+
+
+def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[..., 2C] -> mean [..., C] and log-variance [..., C], clamped as in the reference; float32."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+
+def mode(moments: jax.Array) -> jax.Array:
+    """The posterior's mean, [..., C]."""
+    return split_moments(moments)[0]
+
+
+def sample_posterior(moments: jax.Array, key: jax.Array) -> jax.Array:
+    """A draw from q(z|x), [..., C]."""
+    mean, logvar = split_moments(moments)
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+
+
+def kl_divergence(moments: jax.Array) -> jax.Array:
+    """KL(q(z|x) || N(0, I)) in nats, summed over everything but the batch: [B]."""
+    mean, logvar = split_moments(moments)
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+
+
+def scale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array:
+    return (z - shift) * scale
+
+
+def unscale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array:
+    return z / scale + shift
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStatistics:
+    """Of raw latents over `count` images: the overall deviation about zero and about the mean, and both per channel."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float
+
+
+def measure(batches: Iterable[np.ndarray]) -> LatentStatistics:
+    """Streams over raw latents [B, H, W, C] in float64. `scale` is one over the deviation of all entries together, as in the
+    reference (torch's `z.flatten().std()`), which includes what differs between channel means."""
+    count, entries, total, squares = 0, 0, 0.0, 0.0
+    for z in batches:
+        z = np.asarray(z, np.float64)
+        count += len(z)
+        entries += z[..., 0].size
+        total = total + z.sum((0, 1, 2))
+        squares = squares + np.square(z).sum((0, 1, 2))
+    if not count:
+        raise ValueError("no latents to measure: the data set is empty")
+    mean = total / entries
+    variance = squares / entries - mean**2
+    overall = squares.mean() / entries - mean.mean() ** 2
+    if not np.isfinite(overall) or overall <= 0:
+        raise ValueError(f"latents have variance {overall}: the first stage encodes everything alike, or has diverged")
+    return LatentStatistics(count, tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), float(1 / np.sqrt(overall)))

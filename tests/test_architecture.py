@@ -1,0 +1,86 @@
+"""Who may know whom, as a literal. A wall may move when there is a reason: change this table and say why."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ldm_jax"
+
+# room -> third-party packages it may import. Rooms know themselves and no other room.
+LEAVES = {
+    "diffusion": {"jax", "numpy"},
+    "models": {"jax", "numpy", "flax"},
+    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
+    "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl"},
+    "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
+    "evaluation": {"jax", "numpy"},
+}
+# files above the rooms -> what they may import of this package
+FILES = {
+    "__init__": {"api"},
+    "latents": set(),
+    "first_stage": {"latents"},
+    "second_stage": {"latents"},
+    "conditioning": set(),
+    "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data"},
+    "api": {"build", "conditioning", "data", "diffusion", "latents", "training", "weights"},
+    "experiment": {"api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "training"},
+}
+STANDARD = __import__("sys").stdlib_module_names
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, at any depth of nesting."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def outside(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - set(STANDARD) - {"ldm_jax"}
+
+
+def inside(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("ldm_jax.")}
+
+
+@pytest.mark.parametrize("room", LEAVES)
+def test_a_room_imports_only_itself_and_its_packages(room):
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    assert files, f"the room {room} is empty"
+    for path in files:
+        assert outside(imports(path)) <= LEAVES[room], path
+        assert inside(imports(path)) <= {room}, path
+
+
+def test_every_file_above_the_rooms_is_in_the_table():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(FILES)
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(LEAVES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_above_the_rooms(name):
+    assert inside(imports(PACKAGE / f"{name}.py")) <= FILES[name]
+
+
+def test_flax_lives_in_models_and_nothing_private_is_used():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "jax._src" not in text and "pmap" not in text and "flax.training" not in text, path
+
+
+def test_configs_import_only_ml_collections():
+    configs = PACKAGE.parent / "configs"
+    for path in configs.rglob("*.py"):
+        assert outside(imports(path)) <= {"ml_collections", "configs"}, path
+
+
+def test_entry_points_are_thin():
+    for name in ("train.py", "sample.py"):
+        assert len((PACKAGE.parent / name).read_text().splitlines()) < 100, name
