@@ -2,7 +2,18 @@
 
 from ldm_jax.weights.compvis_files import write as write_compvis
 from ldm_jax.weights.diffusers_writer import write as write_diffusers
-from ldm_jax.weights.read import Checkpoint, read
+from ldm_jax.weights.features import read_discriminator, read_inception, read_lpips
+from ldm_jax.weights.read import Checkpoint, read, write_params
 from ldm_jax.weights.stored import Stored
 
-__all__ = ["Checkpoint", "Stored", "read", "write_compvis", "write_diffusers"]
+__all__ = [
+    "Checkpoint",
+    "Stored",
+    "read",
+    "read_discriminator",
+    "read_inception",
+    "read_lpips",
+    "write_compvis",
+    "write_diffusers",
+    "write_params",
+]

@@ -17,8 +17,8 @@ from ldm_jax.weights.stored import Stored
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
-# Parts of pipelines that play no role in sampling.
 OWN_CONDITIONER = "conditioner"  # a folder for conditioners that diffusers lacks; its pipelines pass it by
+# Parts of pipelines that play no role in sampling.
 _IGNORED = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_processor")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.weights import compvis_files, layouts, naming, safetensors_files
+from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.descriptions import diffusers_export as export
 from ldm_jax.weights.diffusers_files import OWN_CONDITIONER
 
@@ -23,7 +24,7 @@ def write(folder: str | Path, description: Mapping, params: Mapping) -> None:
         return _write_alone(folder, description, params)
     index: dict[str, Any] = {"_class_name": _pipeline(description), "_diffusers_version": export.VERSION}
     name, config = export.network(_sized(description))
-    scheduler = description.get("scheduler") or export.scheduler(description["diffusion"])
+    scheduler = _scheduler(description)
     stage = None
     if params.get("first_stage"):
         stage = export.first_stage(description["first_stage"], description["latents"])
@@ -51,6 +52,16 @@ def _write_alone(folder: Path, description: Mapping, params: Mapping) -> None:
         _, config = export.first_stage(description["first_stage"], description.get("latents", {"scale": 1.0}))
         return _component(folder, config, _first_stage(description, params))
     raise ValueError(f"nothing to write: params has the parts {', '.join(params)}; network or first_stage is needed")
+
+
+def _scheduler(description: Mapping) -> dict:
+    """The scheduler's config that the model came with, unless it has been trained otherwise since; or DDIM's."""
+    came_with, diffusion = description.get("scheduler"), description["diffusion"]
+    if came_with is not None:
+        known = diffusers.scheduler(came_with, "scheduler")
+        if all(diffusion.get(name) == value for name, value in known.items()):
+            return dict(came_with)
+    return export.scheduler(diffusion)
 
 
 def _pipeline(description: Mapping) -> str:
@@ -124,7 +135,9 @@ def _without_last_layer(fields: Mapping[str, Any], tensors: Mapping) -> tuple[di
 
 def _tokenizer(folder: Path, fields: Mapping[str, Any], name: str) -> dict[str, list[str]]:
     """Copies the tokenizer's files, if they are on this machine."""
-    source = Path(str(fields.get("tokenizer", "")))
+    if not fields.get("tokenizer"):
+        return {}
+    source = Path(fields["tokenizer"])
     if source.is_dir():
         shutil.copytree(source, folder / "tokenizer", dirs_exist_ok=True)
     elif source.is_file():

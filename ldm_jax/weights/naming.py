@@ -161,24 +161,25 @@ def nested(layout: Layout, tensors: Mapping[str, Stored]) -> dict:
 
 def flattened(layout: Layout, tree: Mapping, where: str) -> dict[str, Stored]:
     """Our tree of parameters as the reference's tensors. Raises ValueError if it is not exactly the layout's."""
-    leaves = dict(_leaves(tree, ()))
-    account({"/".join(weight.path) for weight in layout}, leaves, where)
+    found = dict(leaves(tree))
+    account({"/".join(weight.path) for weight in layout}, found, where)
     wrong = [
-        f"{name}: {tuple(leaves[name].shape)}, expected {weight.ours}"
+        f"{name}: {tuple(found[name].shape)}, expected {weight.ours}"
         for weight in layout
-        if tuple(leaves[name := "/".join(weight.path)].shape) != weight.ours
+        if tuple(found[name := "/".join(weight.path)].shape) != weight.ours
     ]
     if wrong:
         raise ValueError(f"{where}: {len(wrong)} parameters have the wrong shape:\n" + _listed(wrong))
-    return {weight.name: from_ours(weight, leaves["/".join(weight.path)]) for weight in layout}
+    return {weight.name: from_ours(weight, found["/".join(weight.path)]) for weight in layout}
 
 
-def _leaves(tree: Mapping, scopes: tuple[str, ...]) -> Iterable[tuple[str, Any]]:
+def leaves(tree: Mapping, scope: str = "") -> Iterable[tuple[str, Any]]:
+    """The leaves of a tree by their path, joined with slashes."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*scopes, key))
+            yield from leaves(value, f"{scope}{key}/")
         else:
-            yield "/".join((*scopes, key)), value
+            yield scope + key, value
 
 
 def from_diffusers(layout: Layout, tensors: Mapping[str, Stored], where: str) -> dict[str, Stored]:

@@ -5,14 +5,18 @@
     checkpoint.params        {"network": tree, "first_stage": tree, "conditioner": tree}, leaves still on disk (`Stored`)
 
 Accepted: a diffusers pipeline folder or one of its model folders (safetensors, sharded, bin, flax msgpack); a CompVis
-checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, whole or a first stage alone; a folder with the two.
+checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, whole or a first stage alone; a folder with the two;
+what `write_params` wrote.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ldm_jax.weights import compvis_files, diffusers_files, files
+from ldm_jax.weights import compvis_files, diffusers_files, files, naming, safetensors_files
+
+OWN = "ldm_jax"  # the entry of a safetensors file's metadata that marks our own trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,10 @@ def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | N
                 f"should hold one checkpoint (found {names})"
             )
         path = weights[0]
+    if path.suffix == ".safetensors" and config is None:
+        tensors, metadata = safetensors_files.read_with_metadata(path)
+        if OWN in metadata:
+            return _own(tensors, json.loads(metadata[OWN]))
     if path.suffix == ".msgpack":
         return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
     if path.suffix not in (*files.PICKLES, ".safetensors"):
@@ -57,6 +65,30 @@ def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | N
     if config is None and (path.parent / "config.json").is_file() and files.sibling_yaml(path) is None:
         return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
     return _checkpoint(compvis_files.read(path, config, ema, notes), notes)
+
+
+def write_params(path: str | Path, description: Mapping, params: Mapping) -> None:
+    """Writes our own trees as they are into one safetensors file, with the description; `read` takes it back."""
+    leaves = {}
+    for part, tree in params.items():
+        leaves |= {f"{part}/{name}": leaf for name, leaf in naming.leaves(tree)}
+    parts = {"description": {name: dict(fields) for name, fields in description.items()}, "params": list(params)}
+    safetensors_files.write(Path(path), leaves, {OWN: json.dumps(parts)})
+
+
+def _own(tensors: Mapping, parts: Mapping) -> Checkpoint:
+    params: dict = {part: {} for part in parts["params"]}
+    for name, tensor in tensors.items():
+        *scopes, leaf = name.split("/")
+        node = params
+        for scope in scopes:
+            node = node.setdefault(scope, {})
+        node[leaf] = tensor
+    description = {
+        part: {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        for part, fields in parts["description"].items()
+    }
+    return Checkpoint(description, params)
 
 
 def _checkpoint(parts: tuple[dict, dict], notes: list[str]) -> Checkpoint:

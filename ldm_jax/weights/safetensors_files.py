@@ -22,6 +22,11 @@ _HEADER_LIMIT = 100_000_000
 
 def read(path: str | Path) -> dict[str, Stored]:
     """The tensors of one file. Raises ValueError if it is truncated or no safetensors file."""
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of one file, and the strings that its writer put beside them."""
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -32,8 +37,7 @@ def read(path: str | Path) -> dict[str, Stored]:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: the safetensors header is not JSON ({error})") from error
-    header.pop("__metadata__", None)
-    tensors = {}
+    metadata, tensors = header.pop("__metadata__", {}), {}
     for name, entry in header.items():
         (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
         if entry["dtype"] not in _DTYPES:
@@ -44,7 +48,7 @@ def read(path: str | Path) -> dict[str, Stored]:
         if 8 + length + stop > size:
             raise ValueError(f"{path}: {name} ends at byte {8 + length + stop}, the file at {size}; it is truncated")
         tensors[name] = in_file(path, 8 + length + start, shape, dtype)
-    return tensors
+    return tensors, metadata
 
 
 def read_sharded(index: str | Path) -> dict[str, Stored]:
@@ -62,10 +66,10 @@ def read_sharded(index: str | Path) -> dict[str, Stored]:
     return {name: contents[shard][name] for name, shard in weight_map.items()}
 
 
-def write(path: str | Path, tensors: dict[str, Any]) -> None:
-    """Writes arrays (numpy or `Stored`) with the metadata that the PyTorch readers ask for, one in memory at a time."""
+def write(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes arrays (numpy or `Stored`), one in memory at a time. The metadata is by default what PyTorch's readers ask for."""
     path, offset = Path(path), 0
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     # Widest types first, as the reference writer does, so that every tensor is aligned to its item size.
     order = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
     for name in order:

@@ -86,7 +86,7 @@ def parse(config: Mapping[str, Any], where: str) -> dict[str, dict]:
 
 def network(config: Mapping[str, Any], where: str) -> dict:
     fields = dict(config.get("params") or {})
-    if not _target(config, where).endswith("UNetModel"):
+    if _target(config, where).rsplit(".", 1)[-1] != "UNetModel":
         raise ValueError(f"{where}: unet_config.target {config['target']}: only UNetModel is known")
     if fields.get("num_heads_upsample") == fields.get("num_heads"):
         fields.pop("num_heads_upsample", None)

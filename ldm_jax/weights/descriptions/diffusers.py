@@ -140,12 +140,24 @@ def _cross_attention(config: Mapping[str, Any], levels: range, where: str) -> di
     middle = config.get("mid_block_only_cross_attention")
     if middle is None:
         middle = only if isinstance(only, bool) else False
-    result = {"num_heads": _one(heads), "transformer_depth": _one(depth), "context_dim": context}
+    result = _heads(config, heads) | {"transformer_depth": _one(depth), "context_dim": context}
     if _one(only):
         result["disable_self_attentions"] = _one(only)
     if middle:
         result["disable_middle_self_attn"] = True
     return result
+
+
+def _heads(config: Mapping[str, Any], heads: Any) -> dict:
+    """num_heads if all levels have as many, num_head_channels if all heads are as wide, else num_heads of every level."""
+    widths, down = config["block_out_channels"], config["down_block_types"]
+    heads = list(heads) if isinstance(heads, list | tuple) else [heads] * len(widths)
+    used = [i for i, name in enumerate(down) if "Attn" in name or i == len(down) - 1]  # the middle is as the last level
+    if len({heads[i] for i in used}) == 1:
+        return {"num_heads": heads[used[0]]}
+    if len({widths[i] / heads[i] for i in used}) == 1:
+        return {"num_head_channels": widths[used[0]] // heads[used[0]]}
+    return {"num_heads": tuple(heads)}
 
 
 def _updown(blocks: list[str], attention_type: str, where: str) -> bool:
@@ -260,6 +272,10 @@ def clip_text(config: Mapping[str, Any]) -> dict:
     defaults |= {"num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
     result: dict[str, Any] = {"kind": "clip_text"}
     result |= {name: config.get(name, defaults[name]) for name in CLIP_FIELDS}
+    if config.get("layer_norm_eps", 1e-5) != 1e-5:
+        result["layer_norm_eps"] = config["layer_norm_eps"]
+    if config.get("eos_token_id") is not None:
+        result["eos_token_id"] = config["eos_token_id"]
     return result | {"layer": "last"}
 
 

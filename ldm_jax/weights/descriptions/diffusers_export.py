@@ -178,9 +178,10 @@ def clip_text(fields: Mapping[str, Any]) -> dict:
         "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
         "model_type": "clip_text_model",
         **{name: fields[name] for name in CLIP_FIELDS},
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": fields.get("layer_norm_eps", 1e-5),
         "projection_dim": projection or fields["hidden_size"],
         "torch_dtype": "float32",
+        **({"eos_token_id": fields["eos_token_id"]} if "eos_token_id" in fields else {}),
     }
 
 

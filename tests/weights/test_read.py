@@ -1,0 +1,424 @@
+"""Checkpoints made here from random parameters: everything is found, nothing wrong goes unnoticed, round trips are exact."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from ldm_jax import weights
+from ldm_jax.weights import layouts, naming, safetensors_files, schedules, torch_files
+from ldm_jax.weights.__main__ import main
+from ldm_jax.weights.compvis_files import conditioner_layout
+
+NETWORK = {
+    "kind": "unet",
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": (2,),
+    "channel_mult": (1, 2),
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": 16,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "dropout": 0.0,
+}
+PLAIN = NETWORK | {"use_spatial_transformer": False, "context_dim": None}
+STAGE = {
+    "kind": "kl",
+    "path": "",
+    "in_channels": 3,
+    "out_ch": 3,
+    "resolution": 32,
+    "ch": 32,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (16,),
+    "attn_type": "vanilla",
+    "z_channels": 4,
+    "double_z": True,
+    "dropout": 0.0,
+    "embed_dim": 4,
+    "n_embed": 0,
+}
+VQ = STAGE | {"kind": "vq", "double_z": False, "n_embed": 20, "attn_resolutions": (), "embed_dim": 3, "attn_type": "none"}
+CLIP = {
+    "kind": "clip_text",
+    "vocab_size": 30,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 8,
+    "hidden_act": "quick_gelu",
+    "layer": "last",
+}
+TEXT = {"kind": "text", "n_embed": 16, "n_layer": 2, "vocab_size": 40, "max_seq_len": 9, "tokenizer": "bert-base-uncased"}
+SEMANTIC = {
+    "kind": "semantic",
+    "n_stages": 2,
+    "method": "bilinear",
+    "multiplier": 0.5,
+    "in_channels": 9,
+    "out_channels": 3,
+    "bias": False,
+}
+DIFFUSION = {
+    "schedule": "scaled_linear",
+    "linear_start": 0.0015,
+    "linear_end": 0.0195,
+    "timesteps": 1000,
+    "prediction": "eps",
+    "loss": "l1",
+}
+CONDITIONERS = {
+    "none": {"kind": "none"},
+    "class": {"kind": "class", "n_classes": 11, "embed_dim": 16, "null_label": 10},
+    "text": TEXT,
+    "layout": {name: value for name, value in TEXT.items() if name != "tokenizer"} | {"kind": "layout"},
+    "semantic": SEMANTIC,
+    "clip": CLIP,
+    "openclip": CLIP | {"hidden_act": "gelu", "layer": "penultimate", "pad_token_id": 0, "projection_dim": 64},
+    "inpaint": {"kind": "inpaint"},
+    "superres": {"kind": "superres"},
+}
+
+
+def description(conditioner: str = "class", stage: dict = STAGE) -> dict:
+    network = NETWORK if conditioner in ("class", "text", "layout", "clip", "openclip") else PLAIN
+    return {
+        "network": network | {"out_channels": stage["embed_dim"]},
+        "first_stage": dict(stage),
+        "conditioner": dict(CONDITIONERS[conditioner]),
+        "diffusion": dict(DIFFUSION),
+        "latents": {"scale": 0.18215, "shift": 0.0},
+    }
+
+
+def random_tree(layout: naming.Layout, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    tensors = {w.name: rng.normal(size=w.shape).astype(np.float32) for w in layout}
+    tree = naming.nested(layout, {name: naming._stored(array) for name, array in tensors.items()})
+    return mapped(np.asarray, tree)
+
+
+def mapped(function, tree: dict) -> dict:
+    return {k: mapped(function, v) if isinstance(v, dict) else function(v) for k, v in tree.items()}
+
+
+def random_params(of: dict) -> dict:
+    return {
+        "network": random_tree(layouts.unet(of["network"]), 0),
+        "first_stage": random_tree(layouts.autoencoder(of["first_stage"]), 1),
+        "conditioner": random_tree(conditioner_layout(of["conditioner"]), 2),
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    a, b = ({part: dict(naming.leaves(tree)) for part, tree in both.items()} for both in (a, b))
+    assert a.keys() == b.keys()
+    for part in a:
+        assert a[part].keys() == b[part].keys()
+        for name, leaf in a[part].items():
+            x, y = np.asarray(leaf), np.asarray(b[part][name])
+            assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), (part, name)
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("stage", [STAGE, VQ], ids=["kl", "vq"])
+def test_compvis_round_trip(tmp_path, conditioner, stage):
+    of = description(conditioner, stage)
+    params = random_params(of)
+    weights.write_compvis(tmp_path / "a.ckpt", of, params)
+    found = weights.read(tmp_path / "a.ckpt")
+    assert found.description == of
+    assert_same(found.params, params)
+    weights.write_compvis(tmp_path / "b.ckpt", found.description, found.params)
+    assert_same(weights.read(tmp_path / "b.ckpt").params, params)
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("stage", [STAGE, VQ], ids=["kl", "vq"])
+def test_diffusers_round_trip(tmp_path, conditioner, stage):
+    of = description(conditioner, stage)
+    params = random_params(of)
+    weights.write_diffusers(tmp_path / "a", of, params)
+    found = weights.read(tmp_path / "a")
+    if conditioner == "openclip":  # diffusers has the penultimate layer as the last of a smaller model
+        assert found.description["conditioner"]["num_hidden_layers"] == 1
+        del params["conditioner"]["encoder"]["layers_1"]
+    elif conditioner != "inpaint":
+        assert found.description["conditioner"]["kind"] == of["conditioner"]["kind"]
+    assert {k: v for k, v in found.description["first_stage"].items() if k != "resolution"} == {
+        k: v for k, v in of["first_stage"].items() if k != "resolution"
+    }
+    assert found.description["diffusion"] == {k: v for k, v in DIFFUSION.items() if k != "loss"}
+    assert_same(found.params, params)
+    weights.write_diffusers(tmp_path / "b", found.description, found.params)
+    again = weights.read(tmp_path / "b")
+    assert again.description == found.description
+    assert_same(again.params, params)
+
+
+def test_own_trees_round_trip(tmp_path):
+    of = description("text")
+    params = random_params(of)
+    params["network"]["out_2"]["bias"] = params["network"]["out_2"]["bias"].astype(np.float16)
+    weights.write_params(tmp_path / "a.safetensors", of, params)
+    found = weights.read(tmp_path / "a.safetensors")
+    assert found.description == of
+    assert_same(found.params, params)
+
+
+def test_raw_and_averaged_weights(tmp_path):
+    of = description()
+    params, ema = random_params(of), random_tree(layouts.unet(of["network"]), 3)
+    weights.write_compvis(tmp_path / "a.ckpt", of, params, ema)
+    raw, averaged = weights.read(tmp_path / "a.ckpt", ema=False), weights.read(tmp_path / "a.ckpt")
+    assert_same(raw.params, params)
+    assert_same(averaged.params, params | {"network": ema})
+    assert "averaged" in averaged.notes[-1] and "raw" in raw.notes[-1]
+
+
+def test_first_stage_alone(tmp_path):
+    params = {"first_stage": random_tree(layouts.autoencoder(VQ), 0)}
+    weights.write_compvis(tmp_path / "a.ckpt", {"first_stage": VQ}, params)
+    found = weights.read(tmp_path / "a.ckpt")
+    assert found.description == {"first_stage": VQ}
+    assert_same(found.params, params)
+    weights.write_diffusers(tmp_path / "b", {"first_stage": VQ, "latents": {"scale": 1.0}}, params)
+    assert_same(weights.read(tmp_path / "b").params, params)
+
+
+def state(tmp_path, of=None) -> tuple[dict, dict]:
+    """The tensors and the YAML of a written checkpoint."""
+    of = of or description()
+    weights.write_compvis(tmp_path / "a.ckpt", of, random_params(of))
+    from ldm_jax.weights import pickles
+
+    content, _ = pickles.read(tmp_path / "a.ckpt")
+    return dict(content["state_dict"]), yaml.safe_load((tmp_path / "a.yaml").read_text())
+
+
+def test_a_safetensors_file_in_compvis_names_and_half_precision(tmp_path):
+    tensors, config = state(tmp_path)
+    half = {name: np.asarray(tensor).astype(np.float16) for name, tensor in tensors.items()}
+    safetensors_files.write(tmp_path / "b.safetensors", half)
+    found = weights.read(tmp_path / "b.safetensors", config=config)
+    assert all(leaf.dtype == np.float16 for _, leaf in naming.leaves(found.params))
+
+
+def test_the_scale_comes_from_the_file_where_it_is_a_buffer(tmp_path):
+    tensors, config = state(tmp_path)
+    config["model"]["params"]["scale_by_std"] = True
+    with pytest.raises(ValueError, match="no buffer scale_factor"):
+        weights.read(tmp_path / "a.ckpt", config=config)
+    torch_files.write(tmp_path / "b.ckpt", {"state_dict": tensors | {"scale_factor": np.float32(0.25)}})
+    assert weights.read(tmp_path / "b.ckpt", config=config).description["latents"]["scale"] == 0.25
+
+
+def test_losses_and_leftovers_of_training_are_noted(tmp_path):
+    tensors, config = state(tmp_path)
+    extra = {"first_stage_model.loss.logvar": np.float32(0), "lvlb_weights": np.zeros(1000, np.float32)}
+    torch_files.write(tmp_path / "b.ckpt", {"state_dict": tensors | extra, "epoch": 1})
+    notes = weights.read(tmp_path / "b.ckpt", config=config).notes
+    assert any("loss.*" in note for note in notes) and any("epoch" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("model.diffusion_model.out.2.bias"), "network: .*1 missing:\n  out.2.bias"),
+        (
+            lambda t: t.update({"model.diffusion_model.out.3.bias": t["betas"]}),
+            "1 left over:\n  out.3.bias .nearest: out.2.bias",
+        ),
+        (lambda t: t.update({"model.diffusion_model.out.2.bias": t["betas"]}), r"out.2.bias: \[1000\], expected \[4\]"),
+        (lambda t: t.update({"safety.weight": t["betas"]}), "belong to no part of the model: safety.weight"),
+        (lambda t: t.update({"model_ema.diffusion_modelout2bias": t["betas"]}), "averaged network .* missing"),
+        (lambda t: t.update({"betas": np.linspace(1e-4, 2e-2, 1000)}), "YAML belongs to another model"),
+        (lambda t: t.update({"betas": np.ones(500)}), "500 steps, the configuration 1000"),
+    ],
+    ids=["missing", "left over", "misshapen", "unknown part", "average", "schedule", "timesteps"],
+)
+def test_nothing_wrong_goes_unnoticed(tmp_path, change, message):
+    tensors, config = state(tmp_path)
+    change(tensors)
+    torch_files.write(tmp_path / "b.ckpt", {"state_dict": tensors})
+    with pytest.raises(ValueError, match=f"(?s)b.ckpt.*{message}"):
+        weights.read(tmp_path / "b.ckpt", config=config)
+
+
+def test_a_file_and_another_models_yaml(tmp_path):
+    _, config = state(tmp_path)
+    stage = {"model": config["model"]["params"]["first_stage_config"]}
+    with pytest.raises(ValueError, match="describes a first stage alone"):
+        weights.read(tmp_path / "a.ckpt", config=stage)
+    weights.write_compvis(
+        tmp_path / "ae.ckpt", {"first_stage": STAGE}, {"first_stage": random_params(description())["first_stage"]}
+    )
+    found = weights.read(tmp_path / "ae.ckpt", config=config)  # a whole model's YAML describes its first stage too
+    assert set(found.params) == {"first_stage"} and found.description["latents"]["scale"] == 0.18215
+    layout = layouts.unet(NETWORK)
+    network = naming.flattened(layout, random_tree(layout, 0), "network")
+    torch_files.write(tmp_path / "unet.ckpt", network)
+    with pytest.raises(ValueError, match="neither a latent diffusion model .* nor a first stage"):
+        weights.read(tmp_path / "unet.ckpt", config=stage)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "a.ckpt").rename(tmp_path / "alone" / "a.ckpt")
+    with pytest.raises(ValueError, match="no YAML beside it; it holds a latent diffusion model"):
+        weights.read(tmp_path / "alone" / "a.ckpt")
+
+
+def test_a_unet_in_the_folder_of_an_autoencoder(tmp_path):
+    params = random_params(description())
+    weights.write_diffusers(tmp_path / "unet", {"network": NETWORK}, {"network": params["network"]})
+    weights.write_diffusers(tmp_path / "vae", {"first_stage": STAGE}, {"first_stage": params["first_stage"]})
+    (tmp_path / "vae" / "config.json").rename(tmp_path / "unet" / "config.json")
+    with pytest.raises(ValueError, match="(?s)unet: 0 of .* tensors found.*do not belong together"):
+        weights.read(tmp_path / "unet")
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("unet", {"down_block_types": ["DownBlock2D", "KDownBlock2D"]}, "KDownBlock2D"),
+        ("unet", {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}, "do not mirror"),
+        ("unet", {"center_input_sample": True}, "center_input_sample"),
+        ("unet", {"encoder_hid_dim": 4}, "encoder_hid_dim"),
+        ("unet", {"_class_name": "UNet1DModel"}, "UNet1DModel"),
+        ("vae", {"mid_block_add_attention": False}, "not in the middle"),
+        ("vae", {"latents_mean": [0.0]}, "latents_mean"),
+    ],
+)
+def test_what_our_networks_do_not_compute_is_refused(tmp_path, name, change, message):
+    of = description()
+    weights.write_diffusers(tmp_path, of, random_params(of))
+    path = tmp_path / name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        weights.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"unet_config": {"target": "a.EncoderUNetModel", "params": {}}}, "only UNetModel"),
+        ({"first_stage_config": {"target": "ldm.AutoencoderRL", "params": {}}}, "AutoencoderRL"),
+        ({"cond_stage_config": {"target": "ldm.T5"}}, "ldm.T5 is not known"),
+        ({"beta_schedule": "cubic"}, "'cubic'"),
+        ({"parameterization": "score"}, "'score'"),
+    ],
+)
+def test_unknown_parts_of_a_yaml_are_refused(tmp_path, change, message):
+    _, config = state(tmp_path)
+    config["model"]["params"] |= change
+    with pytest.raises(ValueError, match=message):
+        weights.read(tmp_path / "a.ckpt", config=config)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_heads": 8, "num_head_channels": -1, "attention_resolutions": (1, 2)}, "heads of different widths"),
+        ({"conv_resample": False}, "conv_resample"),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        weights.write_diffusers(tmp_path, {"network": PLAIN | fields}, {"network": {}})
+    with pytest.raises(ValueError, match="embed_dim 3 other than z_channels 4"):
+        weights.write_diffusers(tmp_path, {"first_stage": STAGE | {"embed_dim": 3}}, {"first_stage": {}})
+    with pytest.raises(ValueError, match="norm_num_groups"):
+        weights.write_compvis(tmp_path / "a.ckpt", description() | {"network": PLAIN | {"norm_num_groups": 8}}, {})
+
+
+def test_old_names_of_attention_and_of_flax(tmp_path):
+    of = description("none")
+    params = random_params(of)
+    weights.write_diffusers(tmp_path / "new", of, params)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(name: str) -> str:
+        for new, past in old.items():
+            name = name.replace(f".{new}.", f".{past}.") if ".attentions." in name else name
+        return name
+
+    for part in ("unet", "vae"):
+        tensors = safetensors_files.read(tmp_path / "new" / part / "diffusion_pytorch_model.safetensors")
+        folder = tmp_path / f"old {part}"
+        folder.mkdir()
+        (folder / "config.json").write_text((tmp_path / "new" / part / "config.json").read_text())
+        torch_files.write(folder / "diffusion_pytorch_model.bin", {renamed(name): tensor for name, tensor in tensors.items()})
+        assert_same(
+            weights.read(folder).params, {k: v for k, v in params.items() if k == next(iter(weights.read(folder).params))}
+        )
+
+
+def test_flax_folders(tmp_path):
+    import flax.serialization
+
+    of = description("class")
+    params = random_params(of)
+    weights.write_diffusers(tmp_path / "torch", of, params)
+    for part, key in (("unet", "network"), ("vae", "first_stage")):
+        tree: dict = {}
+        layout = layouts.unet(of["network"]) if part == "unet" else layouts.autoencoder(of["first_stage"])
+        kinds = {name: weight.kind for weight in layout for name in weight.diffusers}
+        for name, tensor in safetensors_files.read(tmp_path / "torch" / part / "diffusion_pytorch_model.safetensors").items():
+            array = np.asarray(tensor)
+            if kinds[name] == "kernel":
+                array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            *scopes, leaf = naming.Weight(name, (), kinds[name], ()).path
+            node = tree
+            for scope in scopes:
+                node = node.setdefault(scope, {})
+            node[leaf] = np.ascontiguousarray(array)
+        folder = tmp_path / f"flax_{part}"
+        folder.mkdir()
+        (folder / "config.json").write_text((tmp_path / "torch" / part / "config.json").read_text())
+        (folder / "diffusion_flax_model.msgpack").write_bytes(flax.serialization.to_bytes(tree))
+        assert_same(weights.read(folder).params, {key: params[key]})
+        assert_same(weights.read(folder / "diffusion_flax_model.msgpack").params, {key: params[key]})
+
+
+def test_schedule_tables():
+    """The buffers as closed forms of alpha_bar, for every schedule that CompVis names."""
+    for schedule in ("scaled_linear", "linear", "sqrt", "squared_cosine"):
+        made = schedules.buffers(DIFFUSION | {"schedule": schedule})
+        bar = np.cumprod(1 - schedules.betas(DIFFUSION | {"schedule": schedule}))
+        assert np.allclose(made["sqrt_alphas_cumprod"] ** 2 + made["sqrt_one_minus_alphas_cumprod"] ** 2, 1)
+        assert np.allclose(
+            made["posterior_mean_coef1"] + made["posterior_mean_coef2"] * np.sqrt(bar),
+            np.sqrt(made["alphas_cumprod_prev"]),
+            atol=1e-4,
+        )
+        assert made["posterior_variance"][0] == 0
+
+
+def test_command_line(tmp_path, capsys):
+    of = description("text")
+    params = random_params(of)
+    weights.write_compvis(tmp_path / "a.ckpt", of, params, random_tree(layouts.unet(of["network"]), 3))
+    assert main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "b"), "--format", "diffusers", "--raw"]) == 0
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "c.ckpt"), "--format", "compvis"]) == 0
+    assert main(["convert", str(tmp_path / "c.ckpt"), str(tmp_path / "d.safetensors"), "--format", "params"]) == 0
+    assert_same(weights.read(tmp_path / "d.safetensors").params, params)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "d.safetensors")]) == 0
+    assert "network" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "b")]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nothing")]) == 1
+
+
+def test_neither_jax_nor_torch_is_imported():
+    code = "import sys, ldm_jax.weights, ldm_jax.weights.__main__; assert not {'jax', 'torch', 'flax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
