@@ -5,7 +5,7 @@
 `implementation` is one of
 
     "xla"    logits materialised; batch and heads merged in front, softmax in float32 and normalised after the value
-             product. On a CPU, long sequences go through it one batch item at a time, to stay within the caches.
+             product. On a CPU, many logits are made one batch item and some rows at a time, to stay within its caches.
     "cudnn"  flash attention of cuDNN: an NVIDIA GPU, bfloat16 or float16, head width a multiple of 8 up to 128 (256
              from Hopper on). Odd lengths (CLIP's 77 tokens) are padded to even ones: cuDNN has no gradient for them.
     "flash"  flash attention for TPUs (Pallas): any float type; lengths are padded to multiples of 128.
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
 FLASH_BLOCK = 128
 LONG = 1024  # tokens, from where on a TPU's flash attention saves memory
+CACHE = 2**20  # logits that a CPU keeps in its caches
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto", *, causal: bool = False) -> jax.Array:
@@ -77,10 +78,19 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
         return (values / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    if jax.default_backend() == "cpu" and T * S >= LONG**2:
-        out = jax.lax.map(lambda qkv: product(*qkv), (q, k, v))
-    else:
+    if jax.default_backend() != "cpu" or B * heads * T * S < 8 * CACHE:
         out = product(*(a.reshape(B * heads, -1, D) for a in (q, k, v))).reshape(B, heads, T, D)
+    else:
+        chunks = 1
+        while not causal and T % (2 * chunks) == 0 and heads * T * S > chunks * CACHE:
+            chunks *= 2
+
+        def item(qkv: tuple[jax.Array, ...]) -> jax.Array:
+            q, k, v = qkv
+            rows = jnp.moveaxis(q.reshape(heads, chunks, T // chunks, D), 1, 0)
+            return jnp.moveaxis(jax.lax.map(lambda q: product(q, k, v), rows), 0, 1).reshape(heads, T, D)
+
+        out = jax.lax.map(item, (q, k, v))
     return out.transpose(0, 2, 1, 3)
 
 

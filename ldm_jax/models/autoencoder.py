@@ -199,7 +199,7 @@ class Autoencoder(nn.Module):
     resolution: int
     z_channels: int
     embed_dim: int
-    n_embed: int | None = None
+    n_embed: int | None = None  # or 0: no codebook
     in_channels: int = 3
     out_ch: int = 3
     double_z: bool = True
@@ -213,7 +213,7 @@ class Autoencoder(nn.Module):
     attention: str = "auto"
 
     def setup(self) -> None:
-        if self.double_z == (self.n_embed is not None):
+        if self.double_z == bool(self.n_embed):
             raise ValueError(
                 f"double_z={self.double_z} with n_embed={self.n_embed}: KL models have double_z and no codebook, "
                 "VQ models a codebook and no double_z"
@@ -231,13 +231,13 @@ class Autoencoder(nn.Module):
             self.quant_conv = Dense(moments * self.embed_dim, dtype=self.dtype)
         if self.use_post_quant_conv:
             self.post_quant_conv = Dense(self.z_channels, dtype=self.dtype)
-        if self.n_embed is not None:
+        if self.n_embed:
             self.codebook = Codebook(self.n_embed, self.embed_dim, name="quantize")
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The reconstruction from the most likely latents."""
         z = self.encode(x, train)
-        return self.decode(z if self.n_embed is not None else posterior(z).mean, train)
+        return self.decode(z if self.n_embed else posterior(z).mean, train)
 
     def encode(self, x: jax.Array, train: bool = False) -> jax.Array:
         if x.shape[-1] != self.in_channels:
@@ -249,7 +249,7 @@ class Autoencoder(nn.Module):
         """`quantize` False decodes VQ latents as they are."""
         if z.shape[-1] != self.embed_dim:
             raise ValueError(f"latents of shape {z.shape} do not have {self.embed_dim} channels last")
-        if quantize and self.n_embed is not None:
+        if quantize and self.n_embed:
             z, _ = self.quantize(z)
         h = self.post_quant_conv(z) if self.use_post_quant_conv else z
         return self.decoder(h, train).astype(jnp.float32)

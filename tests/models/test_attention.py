@@ -1,0 +1,100 @@
+"""Attention: every implementation against the formula, and the rules of choice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models import attention as module
+from ldm_jax.models.attention import attention, choose
+
+
+def qkv(B, T, S, heads, D, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, (B, n, heads, D)).astype(dtype) for key, n in zip(keys, (T, S, S), strict=True)]
+
+
+def formula(q, k, v, causal=False):
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        logits = np.where(np.tri(*logits.shape[-2:], dtype=bool), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 9, 3, 4), (1, 16, 77, 2, 8), (2, 1, 5, 1, 16), (3, 7, 1, 2, 4)])
+def test_formula(shape):
+    q, k, v = qkv(*shape)
+    np.testing.assert_allclose(attention(q, k, v, "xla"), formula(q, k, v), atol=1e-6)
+
+
+def test_causal():
+    q, k, v = qkv(2, 11, 11, 2, 4)
+    np.testing.assert_allclose(attention(q, k, v, causal=True), formula(q, k, v, causal=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_chunks_on_cpu(monkeypatch, causal):
+    """The loop over batch and rows that long sequences take gives the same numbers and gradients."""
+    q, k, v = qkv(2, 24, 24, 2, 4)
+
+    def loss(q, k, v):
+        return jnp.sin(attention(q, k, v, "xla", causal=causal)).sum()
+
+    whole = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+    monkeypatch.setattr(module, "CACHE", 200)
+    assert "while" in str(jax.make_jaxpr(loss)(q, k, v)) or "scan" in str(jax.make_jaxpr(loss)(q, k, v))
+    chunked = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, chunked)
+
+
+def test_large_logits_do_not_overflow():
+    q, k, v = (100 * a for a in qkv(1, 4, 4, 1, 8))
+    np.testing.assert_allclose(attention(q, k, v), formula(q, k, v), rtol=1e-4)
+
+
+def test_bfloat16_in_and_out():
+    q, k, v = qkv(1, 32, 32, 2, 16, jnp.bfloat16)
+    out = attention(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), formula(q, k, v), atol=0.03)
+
+
+@pytest.mark.parametrize(("T", "S"), [(130, 77), (256, 128)])
+def test_flash_in_interpreter(T, S):
+    """The TPU kernel's padding and masking, run by Pallas's interpreter."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    q, k, v = qkv(1, T, S, 1, 32)
+    with pltpu.force_tpu_interpret_mode():
+        out = module._flash(q, k, v, False)
+    np.testing.assert_allclose(out, formula(q, k, v), atol=2e-5)
+
+
+def test_choice_of_implementation(monkeypatch):
+    q, k, _ = qkv(1, 2048, 2048, 1, 40)
+    half = q.astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match='"cudnn" is not possible: the backend is cpu'):
+        choose(q, k, "cudnn")
+    with pytest.raises(ValueError, match="'splash' is unknown"):
+        choose(q, k, "splash")
+    assert choose(half, half) == "xla"
+
+    class Device:
+        compute_capability = "8.0"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert choose(half, half) == "cudnn"
+    assert choose(q, k) == "xla"  # float32
+    wide, odd = qkv(1, 8, 8, 1, 160, jnp.bfloat16)[0], qkv(1, 8, 8, 1, 12, jnp.bfloat16)[0]
+    assert choose(wide, wide) == choose(odd, odd) == "xla"
+    with pytest.raises(ValueError, match="bfloat16 or float16, not in float32"):
+        choose(q, k, "cudnn")
+    Device.compute_capability = "9.0"
+    assert choose(wide, wide) == "cudnn"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert choose(q, k) == "flash"
+    assert choose(q, k[:, :77]) == "xla"
