@@ -48,13 +48,15 @@ def consistency() -> Sampler:
 def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
     """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level told t = floor((1 - eta) t_next), then noise
     up to the next one. eta 0 is ddim. For tables, whose `schedule(t)` takes what it tells. 1 NFE per step."""
+    if eta == 0:
+        return ddim()
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         x0, eps = denoise(state.x, level)
         deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))
         deeper = jax.tree.map(lambda a, b: jnp.where(deeper.t < to.t, a, b), deeper, to)
         x = diffuse(x0, eps, deeper)
-        return State(forget(x, deeper, to, gaussian(key, x)) if eta else x, x0)
+        return State(forget(x, deeper, to, gaussian(key, x)), x0)
 
     return Sampler(memoryless, step)
 
