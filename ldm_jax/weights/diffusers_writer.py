@@ -95,13 +95,7 @@ def _projection(weight: naming.Weight) -> naming.Weight:
 def _first_stage(description: Mapping, params: Mapping) -> dict:
     layout = layouts.autoencoder(description["first_stage"])
     tensors = naming.flattened(layout, params["first_stage"], "first stage")
-    # 1x1 convolutions of the attention are linear layers here.
-    return {
-        name: tensor.map(lambda a: a.reshape(a.shape[:2]), tensor.shape[:2])
-        if ".attentions." in name and tensor.ndim == 4
-        else tensor
-        for name, tensor in naming.to_diffusers(layout, tensors).items()
-    }
+    return naming.to_diffusers(layout, tensors)
 
 
 def _conditioner(folder: Path, fields: Mapping[str, Any], tree: Mapping) -> dict[str, list[str]]:

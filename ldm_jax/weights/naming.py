@@ -15,6 +15,7 @@ Every tensor is accounted for in both directions: `match` fails on missing, left
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from ldm_jax.weights.stored import Stored
 
+_LINEAR = re.compile(r"\.to_(q|k|v|out\.0)\.weight$")
 LISTED = 8  # names that an error spells out
 
 
@@ -192,7 +194,10 @@ def to_diffusers(layout: Layout, tensors: Mapping[str, Stored]) -> dict[str, Sto
     """The inverse of `from_diffusers`."""
     result = {}
     for weight in layout:
-        result |= dict(zip(weight.diffusers, _split(weight, tensors[weight.name]), strict=True))
+        parts = _split(weight, tensors[weight.name])
+        if _LINEAR.search(weight.diffusers[0]):  # convolutions of size one in the reference
+            parts = [part.map(lambda a: a.reshape(a.shape[:2]), part.shape[:2]) for part in parts]
+        result |= dict(zip(weight.diffusers, parts, strict=True))
     return result
 
 

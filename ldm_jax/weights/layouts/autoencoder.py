@@ -42,7 +42,7 @@ def _middle(stage: Mapping[str, Any], name: str, other: str, width: int) -> Layo
 
 
 def encoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
-    widths = [stage["ch"] * multiplier for multiplier in stage["ch_mult"]]
+    widths = [round(stage["ch"] * multiplier) for multiplier in stage["ch_mult"]]
     width = stage["ch"]
     weights = conv(f"{name}.conv_in", f"{other}.conv_in", stage["in_channels"], width)
     for level, out in enumerate(widths):
@@ -61,7 +61,7 @@ def encoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
 
 
 def decoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
-    widths = [stage["ch"] * multiplier for multiplier in stage["ch_mult"]]
+    widths = [round(stage["ch"] * multiplier) for multiplier in stage["ch_mult"]]
     width = widths[-1]
     weights = conv(f"{name}.conv_in", f"{other}.conv_in", stage["z_channels"], width)
     weights += _middle(stage, f"{name}.mid", f"{other}.mid_block", width)
