@@ -12,8 +12,8 @@ from .denoiser import clip, dynamic_threshold, edm_input_scale, make_denoiser, m
 from .driver import previews, sample, start, trajectory
 from .grids import GRIDS, make_grid
 from .guidance import classifier_free, separately, together
-from .likelihood import bits_per_dimension, log_likelihood
 from .level import CLEAN, Denoiser, Level, Prediction, diffuse
+from .likelihood import bits_per_dimension, log_likelihood
 from .objectives import ERRORS, diffusion_loss, errors
 from .parameterization import KINDS, predict, target
 from .samplers import SAMPLERS, Sampler, State, make_sampler

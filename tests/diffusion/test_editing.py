@@ -1,0 +1,131 @@
+"""Editing by what must come back: the known region, the image that was inverted, the untiled answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.diffusion import diffuse, editing, grids, make_denoiser, make_sampler, sample, schedules, start
+from ldm_jax.diffusion.samplers import ddpm
+from tests.diffusion.oracles import gaussian
+
+TABLE = schedules.scaled_linear()
+KEY = jax.random.key(5)
+X0 = jax.random.normal(jax.random.key(1), (2, 4, 4, 2))
+DENOISE = make_denoiser(lambda x, t: 0.5 * jnp.sin(x) + 1e-4 * t[:, None, None, None], "eps")
+
+
+def test_partial_grids():
+    grid = grids.karras(TABLE, 10)
+    assert (
+        len(editing.partial(grid, 1.0)) == 11 and len(editing.partial(grid, 0.3)) == 4 and len(editing.partial(grid, 0.01)) == 2
+    )
+    assert editing.partial(grid, 0.3)[-1] == grid[-1]
+    with pytest.raises(ValueError, match=r"in \(0, 1\]; got 0"):
+        editing.partial(grid, 0)
+
+
+def test_img2img_at_small_strength_stays_close():
+    grid = grids.karras(TABLE, 20)
+    eps = jax.random.normal(KEY, X0.shape)
+    moved = []
+    for strength in (0.1, 0.5, 1.0):
+        part = editing.partial(grid, strength)
+        out = sample(gaussian(), make_sampler("ddim"), diffuse(X0, eps, part[0]), part)
+        moved.append(float(jnp.abs(out - X0).mean()))
+    assert moved[0] < 0.2 < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("resample", [1, 3])
+def test_inpainting_keeps_the_known_region(resample):
+    grid = grids.karras(TABLE, 12)
+    mask = jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1.0)
+    x = start(KEY, X0.shape, grid)
+    in_x = sample(gaussian(), editing.imposed(ddpm(), X0, mask, resample), x, grid, KEY)
+    np.testing.assert_allclose(in_x[:, :2], X0[:, :2], atol=1e-5)
+    assert jnp.abs(in_x[:, 2:] - X0[:, 2:]).max() > 0.1
+    in_x0 = sample(editing.known_region(gaussian(), X0, mask), make_sampler("dpmpp_2m"), x, grid)
+    np.testing.assert_allclose(in_x0[:, :2], X0[:, :2], atol=1e-4)
+    alone = sample(gaussian(), make_sampler("dpmpp_2m"), x, grid)
+    np.testing.assert_allclose(in_x0[:, 2:], alone[:, 2:], atol=1e-4)  # this denoiser looks at no neighbours
+    with pytest.raises(ValueError, match="at least 1"):
+        editing.imposed(ddpm(), X0, mask, 0)
+
+
+def test_repaint_keeps_the_distribution_of_the_rest():
+    grid = grids.karras(TABLE, 150)
+    known, mask = jnp.zeros((3000, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)).at[:, 0].set(1.0)
+    sampler = editing.imposed(ddpm(), known, mask, resample=2)
+    out = jax.jit(lambda x: sample(gaussian(), sampler, x, grid, KEY))(start(KEY, known.shape, grid))
+    assert abs(out[:, 1].mean() - 0.4) < 0.03 and abs(out[:, 1].std() - 0.6) < 0.04
+
+
+def test_ddim_inversion_comes_back():
+    grid = grids.leading(TABLE, 25, end=TABLE(0.0))
+    errors = []
+    for iterations in (1, 8):
+        x = editing.invert(DENOISE, X0, grid, iterations)
+        errors.append(float(jnp.abs(sample(DENOISE, make_sampler("ddim"), x, grid) - X0).max()))
+    assert errors[1] < 1e-3 and errors[1] < 0.1 * errors[0], errors
+
+
+@pytest.mark.parametrize("end", [None, 0.0])
+def test_stochastic_inversion_comes_back_exactly(end):
+    grid = grids.leading(TABLE, 10) if end is None else grids.leading(TABLE, 10, end=TABLE(end))
+    x, noise = editing.invert_stochastic(gaussian(), X0, grid, KEY)
+    assert noise.shape == (10, *X0.shape)
+    back, xs = sample(gaussian(), ddpm(), x, grid, noise, record=lambda state: state.x)
+    if end is not None:
+        np.testing.assert_allclose(back, diffuse(X0, 0 * X0, grid[-1]), atol=1e-4)
+    else:
+        level = jax.tree.map(jnp.float32, grid[9])
+        np.testing.assert_allclose(back, gaussian()(xs[-2], level).x0, atol=1e-4)
+    eps = (xs[4] - grid.alpha[5] * X0) / grid.sigma[5]  # the replayed path is the independently noised image
+    assert abs(eps.std() - 1) < 0.3
+    assert noise.std() > 1.0  # and its noise carries more than a path of the model would
+
+
+def test_interpolation():
+    a, b = jax.random.normal(KEY, (2, 3, 32, 32, 4))
+    np.testing.assert_allclose(editing.slerp(a, b, 0.0), a, atol=1e-5)
+    np.testing.assert_allclose(editing.slerp(a, b, 1.0), b, atol=1e-5)
+    np.testing.assert_allclose(editing.slerp(a, a, 0.3), a, atol=1e-5)
+    middle = editing.slerp(a, b, jnp.array([0.1, 0.5, 0.9]))
+    np.testing.assert_allclose(middle.std((1, 2, 3)), 1, rtol=0.05)
+    assert editing.lerp(a, b, 0.5).std() < 0.8
+    np.testing.assert_allclose(editing.lerp(a, b, jnp.array([0.0, 0.5, 1.0]))[2], b[2])
+
+
+def test_outpainting():
+    known, mask = editing.outpainting_canvas(X0, left=2, bottom=1)
+    assert known.shape == (2, 5, 6, 2) and mask.shape == (2, 5, 6, 1)
+    np.testing.assert_array_equal(known[:, :4, 2:], X0)
+    assert mask.sum() == 2 * 16
+    grid = grids.karras(TABLE, 8)
+    out = sample(gaussian(), editing.imposed(ddpm(), known, mask), start(KEY, known.shape, grid), grid, KEY)
+    np.testing.assert_allclose(out[:, :4, 2:], X0, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_tiles_of_a_local_denoiser_are_the_whole(wrap):
+    canvas = jax.random.normal(KEY, (2, 7, 13, 2))
+    level = jax.tree.map(jnp.float32, TABLE(400.0))
+    tiled = editing.tiled(DENOISE, (4, 5), (3, 2), wrap)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled(canvas, level), DENOISE(canvas, level))
+
+
+def test_wrapped_tiles_know_no_seam():
+    """A denoiser that looks at its window's position gives, wrapped, an answer that turns with the canvas."""
+
+    def windowed(x, level):
+        return DENOISE(x + jnp.linspace(0, 1, x.shape[2])[:, None], level)
+
+    canvas = jax.random.normal(KEY, (1, 4, 8, 1))
+    level = jax.tree.map(jnp.float32, TABLE(400.0))
+    tiled = editing.tiled(windowed, (4, 4), (4, 2), wrap=True)
+    rolled = tiled(jnp.roll(canvas, 2, 2), level).x0
+    np.testing.assert_allclose(jnp.roll(tiled(canvas, level).x0, 2, 2), rolled, atol=1e-5)
+    with pytest.raises(ValueError, match="overlap or touch"):
+        editing.tiled(windowed, (4, 4), (5, 1))
+    with pytest.raises(ValueError, match="smaller than the window"):
+        tiled(canvas[:, :2], level)
