@@ -43,6 +43,7 @@ class DiT(nn.Module):
     learn_sigma: bool = True
     shared_embedder: bool = True
     freq_shift: float = 0.0
+    mlp_norm_eps: float = 1e-6  # diffusers' `norm_eps`, 1e-5 by its default, reaches the norm before the MLP only
     dtype: Any = jnp.float32
     remat: bool = False
     attention: str = "auto"
@@ -70,7 +71,13 @@ class DiT(nn.Module):
         last = c
         for i in range(self.depth):
             block = remat(Block, self.remat)(
-                self.num_heads, self.mlp_ratio, self.num_classes, self.attention, self.dtype, name=f"blocks_{i}"
+                self.num_heads,
+                self.mlp_ratio,
+                self.num_classes,
+                self.attention,
+                self.mlp_norm_eps,
+                self.dtype,
+                name=f"blocks_{i}",
             )
             tokens, own = block(tokens, c, times, labels)
             last = own if last is None else last
@@ -91,6 +98,7 @@ class Block(nn.Module):
     mlp_ratio: float
     num_classes: int | None
     attention: str
+    mlp_norm_eps: float
     dtype: Any
 
     @nn.compact
@@ -103,7 +111,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(c, 6, width, self.dtype)
         h = normalize(x, shift1, scale1, self.dtype)
         x = x + gate1 * SelfAttention(self.num_heads, self.attention, self.dtype, name="attn")(h)
-        h = normalize(x, shift2, scale2, self.dtype)
+        h = normalize(x, shift2, scale2, self.dtype, self.mlp_norm_eps)
         return x + gate2 * Mlp(round(width * self.mlp_ratio), self.dtype, name="mlp")(h), c
 
 
@@ -194,8 +202,8 @@ def modulation(c: jax.Array, parts: int, width: int, dtype: Any) -> list[jax.Arr
     return jnp.split(layer(nn.silu(c))[:, None], parts, axis=-1)
 
 
-def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
-    return LayerNorm(1e-6, affine=False, dtype=dtype)(x) * (1 + scale) + shift
+def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any, eps: float = 1e-6) -> jax.Array:
+    return LayerNorm(eps, affine=False, dtype=dtype)(x) * (1 + scale) + shift
 
 
 def linear(features: int, dtype: Any, name: str, x: jax.Array) -> jax.Array:

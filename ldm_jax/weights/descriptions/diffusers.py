@@ -88,8 +88,13 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
     if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
         raise ValueError(f"{where}: time_embedding_dim {config['time_embedding_dim']}, only {4 * widths[0]} is possible")
     groups = config.get("norm_num_groups") or 32
-    if config.get("attn_norm_num_groups") not in (None, groups):
-        raise ValueError(f"{where}: attn_norm_num_groups {config['attn_norm_num_groups']} differs from {groups}")
+    # Without attn_norm_num_groups, scale_shift leaves out the norm of the middle's attention in UNet2DModel.
+    unnormed = not conditional and config.get("resnet_time_scale_shift") == "scale_shift"
+    if config.get("attn_norm_num_groups", None if unnormed else groups) not in ((groups,) if unnormed else (None, groups)):
+        raise ValueError(
+            f"{where}: attn_norm_num_groups {config.get('attn_norm_num_groups')} should be {groups}, as norm_num_groups: "
+            "our attention in the middle has a norm as the other blocks have"
+        )
 
     result = {
         "kind": "unet",
@@ -191,6 +196,7 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
     channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(f"{where}: out_channels {out} should be in_channels {channels} or, with variances, twice as many")
+    eps = config.get("norm_eps", 1e-5)
     return {
         "kind": "dit",
         "depth": config["num_layers"],
@@ -204,6 +210,7 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
         "learn_sigma": out == 2 * channels,
         "shared_embedder": False,
         "freq_shift": 1.0,
+        **({"mlp_norm_eps": eps} if eps != 1e-6 else {}),
     }
 
 

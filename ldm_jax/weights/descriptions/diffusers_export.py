@@ -97,7 +97,8 @@ def _plain(fields: Mapping[str, Any], widths: list[int], attending: list[bool]) 
     return {
         "add_attention": True,
         "attention_head_dim": head_dim,
-        "attn_norm_num_groups": None,
+        # Named, for otherwise scale_shift leaves out the norm of the middle's attention.
+        "attn_norm_num_groups": fields.get("norm_num_groups", 32),
         "downsample_type": resample,
         "time_embedding_type": "positional",
         "upsample_type": resample,
@@ -129,7 +130,7 @@ def dit(fields: Mapping[str, Any]) -> dict:
         "dropout": 0.0,
         "in_channels": channels,
         "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,
+        "norm_eps": fields.get("mlp_norm_eps", 1e-6),
         "norm_num_groups": 32,
         "norm_type": "ada_norm_zero",
         "num_attention_heads": fields["num_heads"],
