@@ -23,8 +23,8 @@ from .weightings import WEIGHTINGS, make_weighting
 
 __all__ = [
     "CLEAN", "Denoiser", "ERRORS", "GRIDS", "KINDS", "Level", "Prediction", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule",
-    "State", "TIMES", "WEIGHTINGS", "classifier_free", "clip", "diffuse", "diffusion_loss", "dynamic_threshold",
-    "edm_input_scale", "errors", "grids", "guidance", "make_denoiser", "make_grid", "make_sampler", "make_schedule",
-    "make_times", "make_weighting", "map_x0", "predict", "previews", "sample", "schedules", "separately", "start", "target",
-    "times", "together", "trajectory", "weightings",
+    "State", "TIMES", "WEIGHTINGS", "bits_per_dimension", "classifier_free", "clip", "diffuse", "diffusion_loss",
+    "dynamic_threshold", "editing", "edm_input_scale", "errors", "grids", "guidance", "log_likelihood", "make_denoiser",
+    "make_grid", "make_sampler", "make_schedule", "make_times", "make_weighting", "map_x0", "predict", "previews", "sample",
+    "schedules", "separately", "start", "target", "times", "together", "trajectory", "weightings",
 ]

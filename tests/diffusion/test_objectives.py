@@ -46,8 +46,8 @@ def level_at(schedule, log_snr):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 @pytest.mark.parametrize("schedule", [TABLE, *CONTINUOUS], ids=lambda s: type(s).__name__)
 def test_a_weighting_is_the_same_objective_in_every_kind(name, schedule):
-    """weight(kind) * |error of kind's target|^2 at a fixed x_t does not depend on the kind, but for 'simple', which is defined by
-    the network's own target."""
+    """weight(kind) * |error of kind's target|^2 at a fixed x_t does not depend on the kind; only 'simple' does, being
+    defined by the network's own target."""
     if name == "simple":
         pytest.skip("means another objective for every kind")
     weighting = make_weighting(name, schedule)
@@ -85,7 +85,7 @@ def test_edm_target_has_unit_variance():
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda s: type(s).__name__)
 def test_schedule_free_weightings_integrate_to_the_same(schedule):
-    """sum over u of w(log_snr) (-d log_snr / du) is an integral over log_snr: the same for every schedule over the same range."""
+    """sum over u of w(log_snr) (-d log_snr / du) is an integral over log_snr, the same for every schedule."""
     u = (np.arange(4000) + 0.5) / 4000
     level = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), schedule.at(u))
     inside = (level.log_snr > -6) & (level.log_snr < 6)
@@ -95,7 +95,7 @@ def test_schedule_free_weightings_integrate_to_the_same(schedule):
 
 
 def test_variational_bound_of_a_table_is_the_kl_of_the_posteriors():
-    """N times KL(q(x_s | x_t, x0) || p) for predicting x0 + d: |d|^2 times the posterior mean's coefficient over 2 variances."""
+    """N times KL(q(x_s | x_t, x0) || p) for x0 wrong by d: |d|^2 (coefficient of x0 in the mean)^2 / (2 variance)."""
     t = np.array([10.0, 500.0, 900.0])
     level = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), TABLE(t))
     before = TABLE(t - 1)
@@ -153,14 +153,11 @@ def test_a_perfect_network_has_no_loss_and_a_known_error_has_its_value():
         for kind in KINDS:
             eps = jax.random.normal(KEY, X0.shape)
 
-            def perfect(x, t, kind=kind, schedule=schedule, eps=eps):
-                return wanted + 0.5
-
             level, _ = times.logit_normal()(jax.random.split(jax.random.key(9), 4)[0], 8, schedule)
-            wanted = target(kind, Prediction(X0, eps), level)
+            answer = target(kind, Prediction(X0, eps), level) + 0.5
             for error, value in (("l2", 0.25), ("l1", 0.5)):
                 options = {"times": times.logit_normal(), "error": error, "noise": eps}
-                loss, metrics = diffusion_loss(perfect, schedule, kind, X0, jax.random.key(9), **options)
+                loss, metrics = diffusion_loss(lambda x, t, a=answer: a, schedule, kind, X0, jax.random.key(9), **options)
                 np.testing.assert_allclose(loss, value, rtol=2e-4)
                 assert metrics["loss_per_sample"].shape == metrics["t"].shape == metrics["log_snr"].shape == (8,)
 
@@ -343,7 +340,7 @@ def test_process_of_the_reference(reference):
 
 @pytest.mark.parity
 def test_tables_and_snr_weights_of_the_references(reference):
-    _, arrays, _ = reference
+    _, arrays, table = reference
     start, end, size = 1e-4, 2e-2, 1000
     ours = {
         "linear": schedules.scaled_linear(start, end, size),
@@ -355,12 +352,7 @@ def test_tables_and_snr_weights_of_the_references(reference):
         betas = arrays[key]
         bar = ours[key.split(".")[1]].alpha_bar
         np.testing.assert_allclose(bar, np.cumprod(1 - betas), rtol=1e-9, atol=1e-300, err_msg=key)
-    tables = {
-        "sl": schedules.scaled_linear(0.00085, 0.012),
-        "li": schedules.linear(),
-        "co": schedules.squared_cosine(),
-        "ldm": schedules.scaled_linear(),
-    }
+    tables = {"sl": table, "li": schedules.linear(), "co": schedules.squared_cosine()}
     checked = 0
     for key in arrays.files:
         head, *middle = key.split(".")
@@ -371,6 +363,8 @@ def test_tables_and_snr_weights_of_the_references(reference):
                 found = weightings.snr(level)
             else:
                 found = weightings.min_snr(float(head[len("min_snr") :]))(level, middle[0])
-            np.testing.assert_allclose(found, arrays[key], rtol=1e-4, err_msg=key)
+            # the reference subtracts alpha_bar from 1 in float32, which costs it digits where the SNR is large
+            rounding = 1e-5 + 1.2e-7 * (1 + arrays[f"snr.{name}"])
+            assert np.all(np.abs(found / arrays[key] - 1) < rounding), key
             checked += 1
     assert checked

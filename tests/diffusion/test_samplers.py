@@ -100,7 +100,7 @@ def test_ddim_eta_1_is_the_posterior_of_ddpm():
 
 
 def test_euler_in_noise_ratio_is_ddim():
-    """k-diffusion's Euler, written as there: u + d (s' - s), u = x / alpha, d = (u - x0) / s; with noise, its ancestral form."""
+    """k-diffusion's Euler, written as there: u + d (s' - s), u = x / alpha, d = (u - x0) / s; and its ancestral form."""
     grid = grids.karras(TABLE, 6)
     x = start(KEY, (2, 2, 2, 1), grid)
     noise = noise_like(x, 6)

@@ -29,7 +29,7 @@ def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_fin
         orders = _group_orders(steps, order, lower_final)
         may_be_clean = not isinstance(grid.sigma, np.ndarray) or grid.sigma[-1] == 0
         if may_be_clean and not lower_final and order > 1:
-            raise ValueError("A step to exactly clean has order 1: dpm_solver needs lower_final, or a grid that stops above clean.")
+            raise ValueError("A step to exactly clean has order 1: set lower_final, or use a grid that stops above clean.")
         if may_be_clean:
             orders[-1] = 1
         index = np.arange(steps)
