@@ -1,8 +1,9 @@
 """Initial parameters: rules that describe themselves, and one fast draw for a whole network.
 
 A rule says how a parameter starts: constant, uniform or normal. It is a Linen initializer, so `module.init` works; but
-compiling hundreds of separate random draws takes a minute on a CPU. `initialize` instead asks every parameter for its
-shape and rule under `eval_shape`, draws a few long vectors, and cuts them into parameters.
+compiling hundreds of draws from `jax.random` takes a minute on a CPU. `initialize` asks every parameter for its shape and
+rule under `eval_shape`, and fills it with a hash of the positions in it: a dozen integer operations, for which eager calls
+need no compiler, and which devices that hold a part of a parameter do for their part alone.
 
 The defaults are PyTorch's, which the reference implementations rely on: weights and biases of linear and convolutional
 layers uniform within 1/sqrt(fan_in) (kaiming_uniform with a = sqrt(5)), embeddings standard normal, norms the identity.
@@ -22,8 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-CHUNK = 2**26  # numbers drawn at once, unless one parameter has more: bounds the transient memory
-BLOCK = 2**18  # numbers drawn per round of the loop
 _describing: contextvars.ContextVar[bool] = contextvars.ContextVar("describing", default=False)
 
 
@@ -38,9 +37,16 @@ class Rule:
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
         if _describing.get():
             return _Described(jnp.zeros(shape, dtype), self)
+        return self.draw(jax.random.bits(key, (2,)), shape).astype(dtype)
+
+    def draw(self, seed: jax.Array | np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+        """A float32 parameter from a seed of two uint32; computed by numpy if the seed is numpy's."""
         if not self.noise:
-            return jnp.full(shape, self.mean, dtype)
-        return _draw(key, ((self, math.prod(shape)),)).reshape(shape).astype(dtype)
+            return jnp.full(shape, self.mean, jnp.float32)
+        noise = _noise(seed, shape)
+        if self.noise == "normal":
+            noise = np.float32(math.sqrt(2)) * jax.lax.erf_inv(noise)
+        return jnp.asarray(np.float32(self.mean) + np.float32(self.scale) * noise)
 
 
 ZEROS, ONES = Rule(), Rule(mean=1.0)
@@ -71,20 +77,9 @@ def initialize(module: nn.Module, key: jax.Array, *inputs: Any, **kwargs: Any) -
     """
     described = _describe(module, inputs, kwargs)
     leaves, treedef = jax.tree.flatten(described, is_leaf=lambda leaf: isinstance(leaf, _Described))
-    rules, forms = [leaf.rule for leaf in leaves], [leaf.value for leaf in leaves]
-    params: list[Any] = [None if rule.noise else rule(key, form.shape) for rule, form in zip(rules, forms, strict=True)]
-    noisy = sorted((i for i, rule in enumerate(rules) if rule.noise), key=lambda i: rules[i])
-    for draw, group in enumerate(_groups(noisy, [form.size for form in forms])):
-        runs: dict[Rule, int] = {}
-        for i in group:
-            runs[rules[i]] = runs.get(rules[i], 0) + forms[i].size
-        vector = _draw(jax.random.fold_in(key, draw), tuple(runs.items()))
-        if not isinstance(vector, jax.core.Tracer):
-            vector = np.asarray(vector)  # whose slices need no compilation
-        offset = 0
-        for i in group:
-            params[i] = jnp.asarray(vector[offset : offset + forms[i].size].reshape(forms[i].shape))
-            offset += forms[i].size
+    seeds = jax.random.bits(key, (len(leaves), 2))
+    seeds = seeds if isinstance(seeds, jax.core.Tracer) else np.asarray(seeds)
+    params = [leaf.rule.draw(seed, leaf.value.shape) for leaf, seed in zip(leaves, seeds, strict=True)]
     return jax.tree.unflatten(treedef, params)
 
 
@@ -114,42 +109,30 @@ def _description() -> Iterator[None]:
         _describing.reset(token)
 
 
-def _groups(indices: list[int], sizes: list[int]) -> list[list[int]]:
-    """The indices in consecutive groups of at most CHUNK numbers."""
-    groups: list[list[int]] = []
-    total = CHUNK
-    for i in indices:
-        if total + sizes[i] > CHUNK:
-            groups.append([])
-            total = 0
-        groups[-1].append(i)
-        total += sizes[i]
-    return groups
+def _noise(seed: Any, shape: tuple[int, ...]) -> Any:
+    """Float32 numbers in (-1, 1) from a seed of two words."""
+    if isinstance(seed, np.ndarray):
+        return _hash(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape), seed)
+    return _traced_noise(seed, shape)
 
 
 @partial(jax.jit, static_argnums=1)
-def _draw(key: jax.Array, runs: tuple[tuple[Rule, int], ...]) -> jax.Array:
-    """One vector with as many draws from each rule in turn as it asks for.
+def _traced_noise(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    positions = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):  # by axis, and not as a reshaped vector, to be computed in shards
+        positions = positions * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return _hash(positions, seed)
 
-    It is made by a loop over blocks, for XLA fuses no consumer into a loop; the slices of a plain draw would each be
-    compiled with the whole generator inside.
-    """
-    total = sum(size for _, size in runs)
-    block = min(total, BLOCK)
-    blocks = -(-total // block)
 
-    def per_number(values: list[Any]) -> jax.Array:
-        parts = [jnp.full((size,), value) for value, (_, size) in zip(values, runs, strict=True)]
-        return jnp.pad(jnp.concatenate(parts), (0, blocks * block - total)).reshape(blocks, block)
-
-    def one(inputs: tuple[jax.Array, ...]) -> jax.Array:
-        key, is_normal, scale, mean = inputs
-        noise = jax.random.uniform(key, (block,), minval=np.nextafter(np.float32(-1), np.float32(0)))
-        return mean + scale * jnp.where(is_normal, math.sqrt(2) * jax.lax.erf_inv(noise), noise)
-
-    rules = [rule for rule, _ in runs]
-    columns = [rule.noise == "normal" for rule in rules], [rule.scale for rule in rules], [rule.mean for rule in rules]
-    return jax.lax.map(one, (jax.random.split(key, blocks), *map(per_number, columns))).reshape(-1)[:total]
+def _hash(x: Any, seed: Any) -> Any:
+    """Two rounds of an integer hash of avalanche quality, and the upper 24 bits as a number in (-1, 1)."""
+    x = x * np.uint32(0x9E3779B9)
+    for word, first, second in ((seed[0], 0x21F0AAAD, 0xD35A2D97), (seed[1], 0x7FEB352D, 0x846CA68B)):
+        x = x + word
+        x = (x ^ (x >> 16)) * np.uint32(first)
+        x = (x ^ (x >> 15)) * np.uint32(second)
+        x = x ^ (x >> 15)
+    return ((x >> 8).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23) - np.float32(1.0)
 
 
 class _Described(struct.PyTreeNode, nn.meta.AxisMetadata):
