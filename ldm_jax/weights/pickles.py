@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.weights.stored import BFLOAT16, Stored
+from ldm_jax.weights.stored import BFLOAT16, Stored, mapped
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -107,8 +107,7 @@ class _Storage:
         offset, path = self.offset, self.path
         if self.root is not None:
             offset = self.root.offset + self.offset * self.dtype.itemsize
-        nbytes = self.numel * self.dtype.itemsize
-        raw = np.asarray(np.memmap(path, np.uint8, "r", offset=offset, shape=(nbytes,))) if nbytes else np.zeros(0, "u1")
+        raw = mapped(path, offset, self.numel * self.dtype.itemsize)
         return raw.view(dtype.newbyteorder()) if self.swapped else raw.view(dtype)
 
 

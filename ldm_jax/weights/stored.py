@@ -6,12 +6,14 @@ copies, and unmaps, so the host never holds more than the leaf at hand.
 """
 
 import dataclasses
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+SLAB = 32
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -47,28 +49,37 @@ class Stored:
 
 
 def owned(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """A C-contiguous copy. A kernel [O, I, h, w] seen as [h, w, I, O] is copied as a matrix transpose first: walking
-    the nine taps innermost would touch a new cache line for every element."""
+    """A C-contiguous copy. Transposed kernels are copied in slabs of their last axis, which stay in the cache."""
     array = np.asarray(array)
-    dtype = array.dtype if dtype is None else np.dtype(dtype)
-    if array.ndim == 4 and array.shape[0] * array.shape[1] > 1 and array.transpose(3, 2, 0, 1).flags.c_contiguous:
-        h, w, i, o = array.shape
-        matrix = np.array(array.transpose(3, 2, 0, 1).reshape(o, i * h * w).T, dtype, order="C")
-        array = matrix.reshape(i, h, w, o).transpose(1, 2, 0, 3)
-    return np.array(array, dtype, order="C")
+    copy = np.empty(array.shape, array.dtype if dtype is None else dtype)
+    if array.ndim < 2 or array.flags.c_contiguous:
+        copy[...] = array
+    else:
+        for start in range(0, array.shape[-1], SLAB):
+            copy[..., start : start + SLAB] = array[..., start : start + SLAB]
+    return copy
+
+
+def mapped(path: Path, offset: int, nbytes: int) -> np.ndarray:
+    """Bytes of a file as a read-only mapping, which ends with the last view of it. All pages are asked for at once, where
+    the system can (Linux): one by one they would cost more than the copy."""
+    if nbytes == 0:
+        return np.zeros(0, np.uint8)
+    start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = offset + nbytes - start
+    with open(path, "rb") as file:
+        if hasattr(mmap, "MAP_POPULATE"):
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            pages = mmap.mmap(file.fileno(), length, flags=flags, prot=mmap.PROT_READ, offset=start)
+        else:
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
+    return np.frombuffer(pages, np.uint8, nbytes, offset - start)
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Stored:
-    """A C-contiguous array at a byte offset of a file."""
-    dtype, count = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
-
-    def view() -> np.ndarray:
-        if count == 0:
-            return np.zeros(shape, dtype)
-        raw = np.memmap(path, np.uint8, "r", offset=offset, shape=(count * dtype.itemsize,))
-        return np.asarray(raw).view(dtype).reshape(shape)
-
-    return Stored(tuple(shape), dtype.newbyteorder("="), view)
+    """A C-contiguous array at a byte offset of a file, little-endian as the machine."""
+    dtype, nbytes = np.dtype(dtype), int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return Stored(tuple(shape), dtype, lambda: mapped(path, offset, nbytes).view(dtype).reshape(shape))
 
 
 def in_memory(array: np.ndarray) -> Stored:
