@@ -1,18 +1,18 @@
 """Reference cases as the parity tests see them: a checkpoint loaded by the public reader, arrays in our layout."""
 
+import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax import diffusion, models, weights
-
-ERRORS: list[tuple[str, float, float]] = []  # (what, error, limit), printed by the tests
 
 
 def folders(root: Path, letter: str, has: str) -> list[Path]:
@@ -37,7 +37,6 @@ def compare(what: str, ours: jax.Array, theirs: np.ndarray, limit: float) -> Non
     ours = np.asarray(ours, np.float64)
     assert ours.shape == theirs.shape, (what, ours.shape, theirs.shape)
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    ERRORS.append((what, error, limit))
     print(f"{what}: {error:.2e} (limit {limit:.1e})")
     assert error <= limit, (what, error, limit)
 
@@ -65,13 +64,22 @@ def loaded(tree: dict) -> dict:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), tree)
 
 
-def network(checkpoint: weights.Checkpoint) -> Callable:
-    """f(x, t, cond) of the checkpoint's network."""
-    fields = dict(checkpoint.description["network"])
-    module = {"unet": models.UNet, "dit": models.DiT}[fields.pop("kind")](**fields)
-    params = loaded(checkpoint.params["network"])
-    apply = jax.jit(lambda params, x, t, cond: module.apply({"params": params}, x, t, cond))
-    return lambda x, t, cond=None: apply(params, x, t, cond)
+@functools.cache
+def compiled(module: nn.Module, **options) -> Callable:
+    """The module's apply; one compilation serves all checkpoints of equal fields and shapes."""
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, **options))
+
+
+class Network:
+    """f(x, t, cond) of a checkpoint's network."""
+
+    def __init__(self, checkpoint: weights.Checkpoint):
+        fields = dict(checkpoint.description["network"])
+        self.module = {"unet": models.UNet, "dit": models.DiT}[fields.pop("kind")](**fields)
+        self.params = loaded(checkpoint.params["network"])
+
+    def __call__(self, x, t, cond=None) -> jax.Array:
+        return compiled(self.module)(self.params, x, t, cond)
 
 
 def autoencoder(checkpoint: weights.Checkpoint) -> tuple[Callable, Callable, Callable]:
@@ -80,9 +88,8 @@ def autoencoder(checkpoint: weights.Checkpoint) -> tuple[Callable, Callable, Cal
     fields = {name: value for name, value in fields.items() if name not in ("kind", "path")}
     module = models.Autoencoder(**fields | {"n_embed": fields["n_embed"] or None})
     params = loaded(checkpoint.params["first_stage"])
-    encode = jax.jit(lambda params, x: module.apply({"params": params}, x, method="encode"))
-    decode = jax.jit(lambda params, z: module.apply({"params": params}, z, method="decode"))
-    plain = jax.jit(lambda params, z: module.apply({"params": params}, z, quantize=False, method="decode"))
+    encode, decode = compiled(module, method="encode"), compiled(module, method="decode")
+    plain = compiled(module, method="decode", quantize=False)
     return lambda x: encode(params, x), lambda z: decode(params, z), lambda z: plain(params, z)
 
 
@@ -91,8 +98,7 @@ def text_encoder(checkpoint: weights.Checkpoint) -> Callable:
     fields = dict(checkpoint.description["conditioner"])
     module = models.CLIPText(**{name: fields[name] for name in fields if name in models.CLIPText.__dataclass_fields__})
     params = loaded(checkpoint.params["conditioner"])
-    apply = jax.jit(lambda params, ids: module.apply({"params": params}, ids))
-    return lambda ids: apply(params, ids)
+    return lambda ids: compiled(module)(params, ids)
 
 
 def schedule(checkpoint: weights.Checkpoint) -> diffusion.schedules.Discrete:
@@ -103,17 +109,36 @@ def schedule(checkpoint: weights.Checkpoint) -> diffusion.schedules.Discrete:
     return diffusion.schedules.zero_terminal_snr(made) if fields.get("zero_terminal_snr") else made
 
 
-def denoiser(net: Callable, kind: str, cond: dict | None, null: dict | None, scale: float) -> diffusion.Denoiser:
-    if null is None:
-        return diffusion.make_denoiser(lambda x, t: net(x, t, cond), kind)
-    return diffusion.classifier_free(diffusion.together(net, kind, [cond, null]), scale)
+@functools.cache
+def _sampling(module: nn.Module, kind: str, scale: float, sampler: str, options: tuple, grid: tuple) -> Callable:
+    made, levels = diffusion.make_sampler(sampler, **dict(options)), diffusion.Level(*map(np.asarray, grid))
+
+    def go(params, x, noise, cond, null):
+        def net(x, t, cond):
+            return module.apply({"params": params}, x, t, cond)
+
+        if null is None:
+            denoise = diffusion.make_denoiser(lambda x, t: net(x, t, cond), kind)
+        else:
+            denoise = diffusion.classifier_free(diffusion.together(net, kind, [cond, null]), scale)
+        return diffusion.sample(denoise, made, x, levels, noise, record=diffusion.trajectory)
+
+    return jax.jit(go)
 
 
-def run(denoise: diffusion.Denoiser, name: str, x: np.ndarray, grid: diffusion.Level, noise=None, **options) -> Iterator:
-    """Final latents and the latents after every step."""
-
-    def go(x, noise):
-        sampler = diffusion.make_sampler(name, **options)
-        return diffusion.sample(denoise, sampler, x, grid, noise, record=diffusion.trajectory)
-
-    return jax.jit(go)(jnp.asarray(x), None if noise is None else jnp.asarray(noise))
+def run(
+    net: Network,
+    checkpoint: weights.Checkpoint,
+    sampler: str,
+    x: np.ndarray,
+    grid: diffusion.Level,
+    conditions: tuple = (None, None),
+    scale: float = 1.0,
+    noise: np.ndarray | None = None,
+    **options,
+) -> tuple[jax.Array, jax.Array]:
+    """Final latents and the latents after every step, guided from the second condition towards the first."""
+    kind = checkpoint.description["diffusion"]["prediction"]
+    levels = tuple(tuple(np.asarray(a).tolist()) for a in (grid.t, grid.alpha, grid.sigma))
+    go = _sampling(net.module, kind, scale, sampler, tuple(sorted(options.items())), levels)
+    return go(net.params, jnp.asarray(x), None if noise is None else jnp.asarray(noise), *conditions)

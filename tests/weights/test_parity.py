@@ -35,10 +35,10 @@ def single(root: Path, *names: str) -> list[Path]:
 def test_networks_of_diffusers(fixtures_dir, tmp_path):
     for folder in single(fixtures_dir, "UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
         case, io = json.loads((folder / "case.json").read_text()), cases.arrays(folder / "io.npz")
-        net = cases.network(weights.read(folder))
+        net = cases.Network(weights.read(folder))
         cases.compare(folder.name, net(io["x"], io["t"], conditions(io)), io["out"], cases.limit(case))
         if "eps_variant" in case:
-            net = cases.network(weights.read(cases.scaled(folder, case["eps_variant"], tmp_path / folder.name)))
+            net = cases.Network(weights.read(cases.scaled(folder, case["eps_variant"], tmp_path / folder.name)))
             ours = net(io["x"], io["t"], conditions(io))
             cases.compare(f"{folder.name} eps", ours, io["eps_variant.out"], cases.limit(case, variant=True))
 
@@ -86,14 +86,14 @@ def test_parts_of_stable_diffusion(fixtures_dir, tmp_path):
         io = cases.arrays(folder / "io_unet.npz")
         cases.compare(
             f"{folder.name} unet",
-            cases.network(checkpoint)(io["x"], io["t"], conditions(io)),
+            cases.Network(checkpoint)(io["x"], io["t"], conditions(io)),
             io["out"],
             cases.limit(case, "unet."),
         )
         check_kl(f"{folder.name} vae", checkpoint, cases.arrays(folder / "io_vae.npz"), cases.limit(case, "vae."))
 
         scaled = cases.scaled(folder / "unet", case["unet.eps_variant"], tmp_path / folder.name / "unet")
-        ours = cases.network(weights.read(scaled))(io["x"], io["t"], conditions(io))
+        ours = cases.Network(weights.read(scaled))(io["x"], io["t"], conditions(io))
         limit = cases.limit(case, "unet.", variant=True)
         cases.compare(f"{folder.name} unet eps", ours, io["eps_variant.unet.out"], limit)
         scaled = cases.scaled(folder / "vae", case["vae.eps_variant"], tmp_path / folder.name / "vae")
@@ -112,7 +112,7 @@ def test_parts_of_unconditional_pipelines(fixtures_dir, tmp_path):
         case, io = json.loads((folder / "case.json").read_text()), cases.arrays(folder / "io.npz")
         checkpoint = weights.read(folder)
         limit = cases.limit(case, "unet.")
-        cases.compare(f"{folder.name} unet", cases.network(checkpoint)(io["unet.x"], io["unet.t"]), io["unet.out"], limit)
+        cases.compare(f"{folder.name} unet", cases.Network(checkpoint)(io["unet.x"], io["unet.t"]), io["unet.out"], limit)
         encode, decode, plain = cases.autoencoder(checkpoint)
         limit = cases.limit(case, "vq.")
         cases.compare(f"{folder.name} encode", encode(io["vq.x"]), io["vq.latents"], limit)
@@ -120,7 +120,7 @@ def test_parts_of_unconditional_pipelines(fixtures_dir, tmp_path):
         cases.compare(f"{folder.name} decode as is", plain(io["vq.latents"]), io["vq.dec_not_quantized"], limit)
 
         scaled = cases.scaled(folder / "unet", case["unet.eps_variant"], tmp_path / folder.name / "unet")
-        ours, limit = cases.network(weights.read(scaled))(io["unet.x"], io["unet.t"]), cases.limit(case, "unet.", True)
+        ours, limit = cases.Network(weights.read(scaled))(io["unet.x"], io["unet.t"]), cases.limit(case, "unet.", True)
         cases.compare(f"{folder.name} unet eps", ours, io["eps_variant.unet.out"], limit)
         scaled = cases.scaled(folder / "vqvae", case["vq.eps_variant"], tmp_path / folder.name / "vqvae")
         encode, decode, plain = cases.autoencoder(weights.read(scaled))
@@ -143,7 +143,7 @@ def test_parts_of_compvis(fixtures_dir):
         for which in ("raw", "ema"):
             checkpoint = weights.read(folder / "model.ckpt", ema=which == "ema")
             assert checkpoint.description["latents"]["scale"] == np.float32(config["scale_factor"])
-            ours = cases.network(checkpoint)(io["x"], io["t"], {"context": io["cond"]})
+            ours = cases.Network(checkpoint)(io["x"], io["t"], {"context": io["cond"]})
             cases.compare(f"{folder.name} eps {which}", ours, io[f"eps_{which}"], 2e-5)
         encode, decode, _ = cases.autoencoder(checkpoint)
         latents = encode(io["image"])

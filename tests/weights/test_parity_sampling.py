@@ -1,5 +1,6 @@
 """Whole trajectories of loaded checkpoints with our samplers, against the reference implementations' own."""
 
+import functools
 import json
 import math
 
@@ -32,22 +33,22 @@ def test_compvis_samplers(fixtures_dir):
         io, config = cases.arrays(folder / "io.npz"), json.loads((folder / "config.json").read_text())
         for which in ("raw", "ema"):
             checkpoint = weights.read(folder / "model.ckpt", ema=which == "ema")
-            net, scale = cases.network(checkpoint), checkpoint.description["latents"]["scale"]
-            kind, schedule = checkpoint.description["diffusion"]["prediction"], cases.schedule(checkpoint)
+            net, scale = cases.Network(checkpoint), checkpoint.description["latents"]["scale"]
+            schedule = cases.schedule(checkpoint)
             _, decode, _ = cases.autoencoder(checkpoint)
             inputs = [name for name in io if name.startswith("uncond_")]
             for name in inputs:
                 cases.compare(f"{folder.name} uncond", embed(checkpoint, io[name]), io["uncond"], 2e-5)
                 cases.compare(f"{folder.name} cond", embed(checkpoint, io[name[7:]]), io["cond"], 2e-5)
-            cond, null = {"context": io["cond"]}, {"context": io["uncond"]}
-            denoise = cases.denoiser(net, kind, cond, null, config["guidance_scale"])
+            conditions = {"context": io["cond"]}, {"context": io["uncond"]}
+            guided = functools.partial(cases.run, net, checkpoint, conditions=conditions, scale=config["guidance_scale"])
             runs = {f"ddim_{which}": ("ddim", {}), f"plms_{which}": ("plms", {})}
             if which == "ema":
                 runs["ddim_eta_ema"] = ("ddim", {"eta": config["ddim_eta_case"]})
             for name, (sampler, options) in runs.items():
                 times = np.sort(io[f"{name}.timesteps"])[::-1]
                 grid = grids.from_times(schedule, times, end=schedule(0.0))
-                final, path = cases.run(denoise, sampler, io["x_T"], grid, io.get(f"{name}.noise"), **options)
+                final, path = guided(sampler, io["x_T"], grid, noise=io.get(f"{name}.noise"), **options)
                 cases.compare(f"{folder.name} {name} path", path, io[f"{name}.x"][1:], LATENTS)
                 cases.compare(f"{folder.name} {name} final", final, io[f"{name}.final"], LATENTS)
                 if f"{name}.image" in io:
@@ -112,16 +113,15 @@ def test_stable_diffusion_schedulers(fixtures_dir):
     for folder in found:
         case, checkpoint = json.loads((folder / "case.json").read_text()), weights.read(folder)
         io, raw = cases.arrays(folder / "io_pipeline.npz"), dict(np.load(folder / "io_pipeline.npz"))
-        net, scale = cases.network(checkpoint), checkpoint.description["latents"]["scale"]
-        kind = checkpoint.description["diffusion"]["prediction"]
+        net, scale = cases.Network(checkpoint), checkpoint.description["latents"]["scale"]
         _, decode, _ = cases.autoencoder(checkpoint)
-        cond, null = {"context": io["prompt_embeds"]}, {"context": io["negative_prompt_embeds"]}
-        denoise = cases.denoiser(net, kind, cond, null, case["guidance_scale"])
+        conditions = {"context": io["prompt_embeds"]}, {"context": io["negative_prompt_embeds"]}
+        guided = functools.partial(cases.run, net, checkpoint, conditions=conditions, scale=case["guidance_scale"])
         for entry in case["schedulers"]:
             name = entry["name"]
             scheduler = Scheduler(entry["scheduler"], entry["config"], checkpoint, case["steps"])
             start = io["latents"] * np.float32(scheduler.start)
-            final, path = cases.run(denoise, scheduler.sampler, start, scheduler.grid, io.get(f"{name}.noise"))
+            final, path = guided(scheduler.sampler, start, scheduler.grid, noise=io.get(f"{name}.noise"))
             what = f"{folder.name} {name}"
             cases.compare(f"{what} path", path, scheduler.recorded(io[f"{name}.latents"]), LATENTS)
             cases.compare(f"{what} image", to_unit(decode(final / scale)), raw[f"{name}.image"], IMAGES)
@@ -143,13 +143,12 @@ def test_unconditional_schedulers(fixtures_dir):
     for folder in found:
         case, checkpoint = json.loads((folder / "case.json").read_text()), weights.read(folder)
         raw, io = dict(np.load(folder / "io.npz")), cases.arrays(folder / "io.npz")
-        net, scale = cases.network(checkpoint), checkpoint.description["latents"]["scale"]
+        net, scale = cases.Network(checkpoint), checkpoint.description["latents"]["scale"]
         _, decode, _ = cases.autoencoder(checkpoint)
-        denoise = cases.denoiser(net, checkpoint.description["diffusion"]["prediction"], None, None, 1.0)
         for name in case["schedulers"]:
             scheduler = Scheduler(*UNCONDITIONAL[name], checkpoint, case["steps"])
             start = io["latents"] * np.float32(scheduler.start)
-            final, _ = cases.run(denoise, scheduler.sampler, start, scheduler.grid)
+            final, _ = cases.run(net, checkpoint, scheduler.sampler, start, scheduler.grid)
             what = f"{folder.name} {name}"
             cases.compare(f"{what} final", final / scale, io[f"{name}.final_latents_unscaled"], LATENTS)
             cases.compare(f"{what} image", to_unit(decode(final / scale)), raw[f"{name}.image"], IMAGES)

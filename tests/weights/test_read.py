@@ -422,3 +422,17 @@ def test_command_line(tmp_path, capsys):
 def test_neither_jax_nor_torch_is_imported():
     code = "import sys, ldm_jax.weights, ldm_jax.weights.__main__; assert not {'jax', 'torch', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parity
+def test_reference_checkpoints_round_trip(fixtures_dir, tmp_path):
+    for folder in sorted(fixtures_dir.glob("[DE]*")):
+        path = folder / "model.ckpt" if (folder / "model.ckpt").exists() else folder
+        checkpoint = weights.read(path)
+        weights.write_diffusers(tmp_path / folder.name, checkpoint.description, checkpoint.params)
+        assert_same(weights.read(tmp_path / folder.name).params, checkpoint.params)
+        if path != folder:
+            weights.write_compvis(tmp_path / "again.ckpt", checkpoint.description, checkpoint.params)
+            again = weights.read(tmp_path / "again.ckpt")
+            assert again.description == checkpoint.description
+            assert_same(again.params, checkpoint.params)

@@ -107,7 +107,7 @@ def test_unconditional_unets(tmp_path, name, size):
     x, t = torch.randn(2, fields["in_channels"], *size), torch.tensor([3, 801])
     labels = torch.tensor([2, 5]) if fields.get("num_class_embeds") else None
     cond = None if labels is None else {"label": labels.numpy()}
-    ours = cases.network(weights.read(tmp_path))(nhwc(x), t.numpy(), cond)
+    ours = cases.Network(weights.read(tmp_path))(nhwc(x), t.numpy(), cond)
     cases.compare(name, ours, nhwc(model(x, t, class_labels=labels).sample), LIMIT)
 
 
@@ -126,7 +126,7 @@ def test_conditional_unets_and_their_return(tmp_path, name):
         cond["vector"] = labels.numpy()
     theirs = nhwc(model(x, t, context, class_labels=labels).sample)
     checkpoint = weights.read(tmp_path / "theirs")
-    cases.compare(name, cases.network(checkpoint)(nhwc(x), t.numpy(), cond), theirs, LIMIT)
+    cases.compare(name, cases.Network(checkpoint)(nhwc(x), t.numpy(), cond), theirs, LIMIT)
     weights.write_diffusers(tmp_path / "ours", checkpoint.description, checkpoint.params)
     model = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "ours")
     cases.compare(f"{name} back", nhwc(model(x, t, context, class_labels=labels).sample), theirs, LIMIT)
@@ -182,7 +182,7 @@ def test_dit_and_its_return(tmp_path, eps):
     again = weights.read(tmp_path / "ours")
     assert again.description == checkpoint.description
     back = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "ours")
-    ours = cases.network(checkpoint)(nhwc(x), t.numpy(), {"label": labels.numpy()})
+    ours = cases.Network(checkpoint)(nhwc(x), t.numpy(), {"label": labels.numpy()})
     cases.compare("dit", ours, nhwc(back(x, t, labels).sample), LIMIT)
 
 
@@ -253,11 +253,10 @@ def test_a_trained_model_samples_alike_in_diffusers(tmp_path):
 
         checkpoint = weights.read(folder)
         assert checkpoint.description["diffusion"] | {"loss": "l1"} == of["diffusion"] | {"loss": "l1"}
-        cond = {"context": context.numpy()}
-        denoise = cases.denoiser(cases.network(checkpoint), prediction, cond, None, 1.0)
+        conditions = {"context": context.numpy()}, None
         made = schedules.Discrete(scheduler.alphas_cumprod.double().numpy())
         grid = grids.from_times(made, scheduler.timesteps.numpy(), end=made(0.0))
-        final, _ = cases.run(denoise, "ddim", nhwc(start), grid)
+        final, _ = cases.run(cases.Network(checkpoint), checkpoint, "ddim", nhwc(start), grid, conditions)
         cases.compare(f"{schedule} latents", final, nhwc(x), 1e-4)
         decode = cases.autoencoder(checkpoint)[1]
         image = vae.decode(x / vae.config.scaling_factor).sample
