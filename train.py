@@ -22,8 +22,7 @@ def main(_):
     from ldm_jax import experiment
     from ldm_jax.training.loop import Interrupted
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+    experiment.use_compilation_cache()
     if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ or "SLURM_JOB_ID" in os.environ:
         jax.distributed.initialize()
 
@@ -33,7 +32,7 @@ def main(_):
         experiment.run(config, workdir)
     except Interrupted as interruption:
         sys.exit(f"{interruption}. To go on: {' '.join(['python', *sys.argv])}")
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}")

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.data.crop = "center"  # "center" | "random"
     config.data.flip = False
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
+    config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     config.data.object_weights = (0.7, 0.2, 0.1)  # shapes only: how often there are one, two and three objects
     config.data.in_memory = True  # keep decoded images in RAM
     config.data.workers = 0  # processes that decode; 0: one thread

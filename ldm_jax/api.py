@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, diffusion, latents
+from ldm_jax import build, diffusion, latents, weights
 from ldm_jax.conditioning import Conditioning
 from ldm_jax.data.tokenizer import load_tokenizer
 from ldm_jax.training.checkpoint import load_averaged
@@ -158,17 +158,65 @@ class LatentDiffusion:
         return jnp.clip(self.decode(params, z), -1.0, 1.0)
 
 
-def load(path: str | Path, **options: Any) -> LatentDiffusion:
-    """A model from what `train.py` wrote.
+def load(path: str | Path, *, ema: bool = True, config: str | Path | None = None) -> LatentDiffusion:
+    """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
+    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`). Weights are put on the default device.
+
+    Args:
+      ema: for a CompVis file that holds both, whether to take the averaged weights.
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
-      ValueError: a checkpoint that can't be read.
+      ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is not a working directory of train.py: it has no config.json")
-    return load_workdir(path, **options)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if (path / "config.json").is_file() and (path / "versions.json").is_file():
+        return load_workdir(path)
+    return from_checkpoint(weights.read(path, ema=ema, config=config), path)
+
+
+def from_checkpoint(checkpoint: weights.Checkpoint, path: Path) -> LatentDiffusion:
+    """A model from a checkpoint's description and arrays; its tokenizer is looked for beside them."""
+    description = checkpoint.description
+    if missing := [part for part in ("network", "first_stage") if part not in description]:
+        raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
+    config = complete(description, path.stem)
+    expected = jax.eval_shape(
+        lambda key: {
+            "first_stage": build.make_first_stage(config).init(key),
+            **build.make_diffusion_init(config, build.make_conditioning(config))(key),
+        },
+        jax.random.key(0),
+    )
+    params = {name: checkpoint.params.get(name, {}) for name in expected}
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
+    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
+    tokenizer = None
+    if description.get("conditioner", {}).get("kind") in ("text", "clip_text"):
+        tokenizer = find_tokenizer(path, description["conditioner"])
+    scale = description.get("latents", {})
+    conditioning = build.make_conditioning(config, tokenizer=tokenizer)
+    return LatentDiffusion(config, params, conditioning, scale.get("scale", 1.0), scale.get("shift", 0.0))
+
+
+def complete(description: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A checkpoint's description with what sampling needs besides: CompVis's and diffusers' habit of 50 DDIM steps."""
+    side = description["first_stage"].get("resolution", 256)
+    return {
+        "name": name,
+        "conditioner": {"kind": "none"},
+        "data": {"image_size": side},
+        "sampling": {"sampler": "ddim", "steps": 50, "grid": "leading", "guidance_scale": 7.5},
+        **description,
+    }
+
+
+def find_tokenizer(path: Path, conditioner: Mapping[str, Any]) -> Any:
+    """The tokenizer in the model's folder, or None: then the model takes token numbers only."""
+    return None
 
 
 def load_workdir(workdir: Path) -> LatentDiffusion:
@@ -202,5 +250,5 @@ def load_conditioning(config: Mapping[str, Any], workdir: Path) -> Conditioning:
     """The conditioning with the tokenizer and the class names of the working directory."""
     kind = config["conditioner"]["kind"]
     tokenizer = load_tokenizer(workdir / "tokenizer.json") if kind == "text" else None
-    names = json.loads((workdir / "classes.json").read_text()) if kind == "class" else None
+    names = json.loads((workdir / "classes.json").read_text()) if kind in ("class", "label") else None
     return build.make_conditioning(config, names, tokenizer)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion, first_stage, models, second_stage
-from ldm_jax.conditioning import Conditioning, by_class, by_text, unconditional
+from ldm_jax.conditioning import Conditioning, by_array, by_class, by_text, unconditional
 from ldm_jax.data.folder import folder
 from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import Transform
@@ -76,7 +76,11 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     if kind == "tfds":
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"
-    return shapes_source(path, split, columns, resolution=section["image_size"], weights=tuple(section["object_weights"]))
+    train, validation = section["examples"]
+    weights = tuple(section["object_weights"])
+    return shapes_source(
+        path, split, columns, resolution=section["image_size"], train=train, validation=validation, weights=weights
+    )
 
 
 def make_transform(config: Mapping[str, Any], tokenize: Callable | None = None) -> Transform:
@@ -151,54 +155,88 @@ def make_first_stage_loss(config: Mapping[str, Any]):
 
 # Conditioner
 
+MODULES = {
+    "class": models.ClassEmbedder,
+    "text": models.TransformerEmbedder,
+    "layout": models.TransformerEmbedder,
+    "semantic": models.SpatialRescaler,
+    "clip_text": models.CLIPText,
+}
+# Kinds without a module: what is given goes to the network as it is, under this name.
+GIVEN = {"label": "label", "superres": "concat", "inpaint": "concat", "retrieval": "context"}
+KINDS = {kind: kind for kind in ("none", *MODULES, *GIVEN)}
+NOT_MODULE_FIELDS = ("kind", "tokenizer", "null_probability", "null_label", "layer", "pad_token_id")
+
 
 def make_conditioner(config: Mapping[str, Any]) -> Any:
-    """The Linen module of config.conditioner, or None."""
+    """The Linen module of config.conditioner, or None for kinds that have none."""
     section = config["conditioner"]
-    modules = {"none": None, "class": models.ClassEmbedder, "text": models.TransformerEmbedder}
-    cls = choose(modules, section["kind"], "config.conditioner.kind")
-    if cls is None:
+    kind = choose(KINDS, section["kind"], "config.conditioner.kind")
+    if kind not in MODULES:
         return None
-    fields = _without(section, "kind", "tokenizer", "null_probability", "null_label")
-    return module_from(cls, fields, "conditioner", dtype=compute_dtype(config))
+    fields = _without(section, *NOT_MODULE_FIELDS)
+    if kind != "semantic":  # which has no dtype: it is one resize
+        fields["dtype"] = compute_dtype(config)
+    return module_from(MODULES[kind], fields, "conditioner")
+
+
+def conditioner_inputs(config: Mapping[str, Any]) -> jax.ShapeDtypeStruct | None:
+    """Shape of one input of the conditioner, or of what is given in its place."""
+    section, module, network = config["conditioner"], make_conditioner(config), config["network"]
+    match section["kind"]:
+        case "none":
+            return None
+        case "class" | "label":
+            return jax.ShapeDtypeStruct((1,), jnp.int32)
+        case "text" | "layout":
+            return jax.ShapeDtypeStruct((1, module.max_seq_len), jnp.int32)
+        case "clip_text":
+            return jax.ShapeDtypeStruct((1, module.max_position_embeddings), jnp.int32)
+        case "retrieval":
+            return jax.ShapeDtypeStruct((1, 1, network["context_dim"]), jnp.float32)
+        case "semantic":
+            size = config["data"]["image_size"]
+            return jax.ShapeDtypeStruct((1, size, size, module.in_channels), jnp.float32)
+    h, w, channels = make_first_stage(config).latent_shape(*[config["data"]["image_size"]] * 2)
+    return jax.ShapeDtypeStruct((1, h, w, network["in_channels"] - channels), jnp.float32)
 
 
 def make_conditioning(
     config: Mapping[str, Any], class_names: Sequence[str] | None = None, tokenizer: Any = None
 ) -> Conditioning:
-    """How the model of `config` is told its condition. `class_names` of the data set or `tokenizer`, where it needs them."""
+    """How the model of `config` is told its condition.
+
+    `class_names`: of the data set, for "class" and "label". `tokenizer`: has encode_one(text, length, strict), for text;
+    without it the model takes token numbers only.
+    """
     section, module = config["conditioner"], make_conditioner(config)
-    if module is None:
+    kind = section["kind"]
+    if kind == "none":
         return unconditional()
-    if section["kind"] == "class":
-        # the last row of the table is the null class, as in the paper's class-conditional ImageNet model
-        null = section.get("null_label", module.n_classes - 1)
-        names = list(class_names or map(str, range(module.n_classes)))[: module.n_classes]
-        names = names[:null] if null < len(names) else names
-        inputs = jax.ShapeDtypeStruct((1,), jnp.int32)
-    else:
-        inputs = jax.ShapeDtypeStruct((1, module.max_seq_len), jnp.int32)
+    inputs = conditioner_inputs(config)
 
     def init(key):
-        return models.initialize(module, key, inputs)
+        return {} if module is None else models.initialize(module, key, inputs)
 
-    def embed(params, inputs):
-        return module.apply({"params": params}, inputs)
+    def apply(params, values):
+        if module is None:
+            return {GIVEN[kind]: values}
+        out = module.apply({"params": params}, values)
+        if kind == "clip_text":
+            out = out.penultimate if section.get("layer") == "penultimate" else out.last
+        return {"concat" if kind == "semantic" else "context": out}
 
-    if section["kind"] == "class":
-        return by_class(init, embed, names, null)
-    if tokenizer.vocab_size > module.vocab_size:
-        raise ValueError(
-            f"config.conditioner.vocab_size={module.vocab_size}: the tokenizer has {tokenizer.vocab_size} tokens"
-        )
-    length = module.max_seq_len
-    return by_text(
-        init,
-        embed,
-        functools.partial(tokenizer.encode_one, length=length),
-        lambda prompts: tokenizer.encode(list(prompts), length, strict=True),
-        f"a prompt of at most {length - 2} words or word pieces",
-    )
+    if kind in ("class", "label"):
+        # the null class is the last row of the table, as in the paper's class-conditional ImageNet model and in DiT
+        null = section.get("null_label", section["n_classes"] - 1) if kind == "class" else section["n_classes"]
+        count = null if null >= 0 else section["n_classes"]
+        return by_class(kind, init, apply, list(class_names or map(str, range(count)))[:count], max(null, 0))
+    if kind in ("text", "clip_text"):
+        length, size = inputs.shape[1], module.vocab_size
+        if tokenizer is not None and tokenizer.vocab_size > size:
+            raise ValueError(f"config.conditioner.vocab_size={size}: the tokenizer has {tokenizer.vocab_size} tokens")
+        return by_text(kind, init, apply, tokenizer, length)
+    return by_array(kind, init, apply, inputs)
 
 
 # Diffusion
@@ -221,6 +259,7 @@ _SCHEDULE_OPTIONS = {
     "scale": "scale",
     "shift": "shift",
 }
+TRAINABLE = ("none", "class", "label", "text")
 
 
 def make_network(config: Mapping[str, Any]) -> Any:
@@ -235,14 +274,14 @@ def example_inputs(config: Mapping[str, Any], size: int | None = None) -> tuple[
     stage, network = make_first_stage(config), make_network(config)
     size = size or config["data"]["image_size"]
     h, w, _ = stage.latent_shape(size, size)
-    module = make_conditioner(config)
-    cond = None
-    if module is not None:
-        shape = (1,) if config["conditioner"]["kind"] == "class" else (1, module.max_seq_len)
-        inputs = jax.ShapeDtypeStruct(shape, jnp.int32)
-        context = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x)[0], inputs)
-        cond = {"context": jax.ShapeDtypeStruct(context.shape, jnp.float32)}
-    return jax.ShapeDtypeStruct((1, h, w, network.in_channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32), cond
+    inputs = conditioner_inputs(config)
+    cond, concat = None, 0
+    if inputs is not None:
+        conditioning = make_conditioning(config)
+        cond = jax.eval_shape(lambda key, x: conditioning.apply(conditioning.init(key), x), jax.random.key(0), inputs)
+        concat = cond["concat"].shape[-1] if "concat" in cond else 0
+    x = jax.ShapeDtypeStruct((1, h, w, network.in_channels - concat), jnp.float32)
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), cond
 
 
 def make_objective(config: Mapping[str, Any]):
@@ -279,7 +318,7 @@ def make_diffusion_init(config: Mapping[str, Any], conditioning: Conditioning) -
 
 
 def make_diffusion_loss(config: Mapping[str, Any], conditioning: Conditioning, scale: float, shift: float):
-    """`loss_fn(params, batch, key)` of the diffusion model; batch as `second_stage.make_loss` says."""
+    """`loss_fn(params, batch, key)` of the diffusion model; batch as `second_stage` says."""
     network = make_network(config)
 
     def apply(params, x, t, cond, dropout_key):
@@ -316,10 +355,9 @@ def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
         counts["first_stage"] = models.count(shapes)
     if "network" in config and config["network"].get("kind"):
         counts[config["network"]["kind"]] = models.count(models.shapes(make_network(config), *example_inputs(config)))
-        module = make_conditioner(config)
-        if module is not None:
-            shape = (1,) if config["conditioner"]["kind"] == "class" else (1, module.max_seq_len)
-            counts["conditioner"] = models.count(models.shapes(module, jax.ShapeDtypeStruct(shape, jnp.int32)))
+        conditioner = make_conditioner(config)
+        if conditioner is not None:
+            counts["conditioner"] = models.count(models.shapes(conditioner, conditioner_inputs(config)))
     return counts
 
 
@@ -337,6 +375,11 @@ def check(config: Mapping[str, Any]) -> None:
             make_stage_optimizer(config["first_stage_train"])
     if "diffusion" in config["stages"]:
         network, section = make_network(config), config["diffusion"]
+        if config["conditioner"]["kind"] not in TRAINABLE:
+            raise ValueError(
+                f"config.conditioner.kind={config['conditioner']['kind']!r}: there is no training pipeline for it; models "
+                f"of this kind can be loaded and sampled. Trained here: {', '.join(TRAINABLE)}"
+            )
         if network.out_channels != stage.channels:
             raise ValueError(
                 f"config.network.out_channels={network.out_channels}: the first stage's latents have {stage.channels} channels"

@@ -52,23 +52,39 @@ def unconditional() -> Conditioning:
 
 
 def by_class(
+    kind: str,
     init: Callable[[jax.Array], PyTree],
-    embed: Callable[[PyTree, jax.Array], jax.Array],
+    apply: Callable[[PyTree, jax.Array], dict[str, jax.Array]],
     names: Sequence[str],
     null_label: int,
 ) -> Conditioning:
-    """A class as one token for cross-attention: `embed(params, int32 [B]) -> [B, 1, D]`. Given by name or number."""
+    """A class, int32 [B]; a user gives its name or its number."""
     names = tuple(names)
     return Conditioning(
-        "class",
+        kind,
         ("label",),
         init,
-        lambda params, labels: {"context": embed(params, labels)},
+        apply,
         np.full(1, null_label, np.int32),
         lambda batch: batch["label"],
         lambda values: np.asarray([class_number(value, names) for value in values], np.int32),
         "a class: " + (", ".join(names) if len(names) <= 20 else f"a name or a number from 0 to {len(names) - 1}"),
     )
+
+
+def by_array(
+    kind: str,
+    init: Callable[[jax.Array], PyTree],
+    apply: Callable[[PyTree, jax.Array], dict[str, jax.Array]],
+    shape: jax.ShapeDtypeStruct,
+) -> Conditioning:
+    """Arrays as the conditioner takes them: images, maps, layouts, vectors. The empty condition is all zeros."""
+
+    def parse(values):
+        raise ValueError(f"this model's condition ({kind}) is given as one array, {takes}")
+
+    takes = f"{shape.dtype.name} [B, {', '.join(map(str, shape.shape[1:]))}]"
+    return Conditioning(kind, (), init, apply, np.zeros(shape.shape, shape.dtype), lambda batch: None, parse, takes)
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
@@ -86,25 +102,28 @@ def class_number(value: int | str, names: Sequence[str]) -> int:
 
 
 def by_text(
+    kind: str,
     init: Callable[[jax.Array], PyTree],
-    embed: Callable[[PyTree, jax.Array], jax.Array],
-    tokenize: Callable[[str], np.ndarray],
-    parse: Callable[[Sequence[str]], np.ndarray],
-    takes: str,
+    apply: Callable[[PyTree, jax.Array], dict[str, jax.Array]],
+    tokenizer: Any,
+    length: int,
 ) -> Conditioning:
-    """A caption as tokens for cross-attention: `embed(params, int32 [B, L]) -> [B, L, D]`. The empty caption is the null.
+    """A caption as token numbers, int32 [B, length]; the empty caption is the null. Training captions are cut where they are
+    too long; a user's prompts are refused then, and where they hold what the model can't know."""
+    if tokenizer is None:
+        return by_array(kind, init, apply, jax.ShapeDtypeStruct((1, length), np.dtype(np.int32)))
 
-    `tokenize` reads one training caption and is lenient; `parse` reads a user's prompts, and raises ValueError for what the
-    model can't know.
-    """
+    def tokenize(text: str) -> np.ndarray:
+        return tokenizer.encode_one(text, length)
+
     return Conditioning(
-        "text",
+        kind,
         ("caption",),
         init,
-        lambda params, tokens: {"context": embed(params, tokens)},
-        np.asarray(tokenize(""), np.int32)[None],
+        apply,
+        tokenize("")[None],
         lambda batch: batch["tokens"],
-        parse,
-        takes,
+        lambda prompts: np.stack([tokenizer.encode_one(prompt, length, strict=True) for prompt in prompts]),
+        f"a prompt of at most {length - 2} words or word pieces",
         tokenize,
     )

@@ -8,13 +8,15 @@
     WORKDIR/config.json, versions.json      what ran
     WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
     WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
-    WORKDIR/evaluation/                     pictures with their prompts, and results.json
+    WORKDIR/evaluation/0000                 pictures with their prompts, and results.json
 """
 
 import functools
 import importlib.metadata
 import itertools
 import json
+import logging
+import os
 import platform
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from ldm_jax import api, build, latents
 from ldm_jax.conditioning import Conditioning
@@ -38,7 +41,7 @@ from ldm_jax.first_stage import psnr
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.loop import Hook, Report, train
-from ldm_jax.training.metrics import Log, clock, image_grid
+from ldm_jax.training.metrics import Log, clock, image_grid, to_uint8
 from ldm_jax.training.state import TrainState, make_init, make_train_step
 
 PyTree = Any
@@ -55,6 +58,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
       training.loop.Interrupted: asked to stop; the same call goes on from there.
     """
     began = time.monotonic()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     build.check(config)
     experiment = Experiment(config, Path(workdir))
     for name in config["stages"]:
@@ -82,7 +86,7 @@ class Experiment:
             print(text, flush=True)
 
     def _source(self, split: str):
-        columns = {"none": (), "class": ("label",), "text": ("caption",)}[self.config["conditioner"]["kind"]]
+        columns = {"class": ("label",), "label": ("label",), "text": ("caption",)}.get(self.config["conditioner"]["kind"], ())
         began = time.monotonic()
         source = build.make_source(self.config, split, columns if "diffusion" in self.config["stages"] else ())
         if self.config["data"]["in_memory"]:
@@ -102,11 +106,12 @@ class Experiment:
             else:
                 tokenizer = train_tokenizer(caption_texts(self.sources["train"]), kind, section["vocab_size"])
             tokenizer.save(self.workdir / "tokenizer.json")
-        if section["kind"] == "class":
-            if info.class_names is not None and len(info.class_names) >= section["n_classes"]:
+        if section["kind"] in ("class", "label"):
+            room = section["n_classes"] - (section["kind"] == "class")  # a class embedder's last row is the empty class
+            if info.class_names is not None and len(info.class_names) > room:
                 raise ValueError(
                     f"config.conditioner.n_classes={section['n_classes']}: the data have {len(info.class_names)} classes, "
-                    "and one more row is needed for the empty one"
+                    f"and there is room for {room}"
                 )
             (self.workdir / "classes.json").write_text(json.dumps(info.class_names))
         return api.load_conditioning(self.config, self.workdir)
@@ -308,8 +313,9 @@ def diffusion(experiment: Experiment) -> None:
         validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
         transform = build.make_transform(config, conditioning.tokenize)
         count = max(1, min(config["log"]["validation_images"], len(experiment.sources["validation"])) // batch_size)
-        rows = min(16, len(experiment.sources["validation"]))
-        examples = [experiment.sources["validation"][i] for i in range(rows)]
+        inputs, words = example_inputs(experiment, 16)
+        # one object for the whole run: its compiled functions belong to it
+        ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
 
         def validate(state: TrainState) -> Report:
             held_out = eval_batches(experiment.sources["validation"], transform, batch_size)
@@ -320,13 +326,12 @@ def diffusion(experiment: Experiment) -> None:
                 losses.append(float(validation_loss(state.averaged, latent_batch(batch), jax.random.key(i))))
             return Report({"validation/loss": float(np.mean(losses))}, score=float(np.mean(losses)))
 
-        def draw(state: TrainState) -> Report:
+        def show(state: TrainState) -> Report:
             params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
-            ldm = api.LatentDiffusion(config, params, conditioning, scale["scale"], scale["shift"])
-            images, words = draw_examples(ldm, examples)
+            images = draw(ldm, params, inputs, len(words), len(words))
             return Report(images={"samples": (image_grid(images), "\n".join(words))})
 
-        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], draw)]
+        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
 
     experiment.train(
         "diffusion",
@@ -337,31 +342,42 @@ def diffusion(experiment: Experiment) -> None:
     )
 
 
-def draw_examples(ldm: api.LatentDiffusion, rows: list[Mapping[str, Any]]) -> tuple[np.ndarray, list[str]]:
-    """Pictures for the conditions of these rows, with guidance and sampler of the config, and what each was asked for."""
-    kind, params = ldm.conditioning.kind, ldm.params
-    if kind == "none":
-        images = ldm.sample(params, jax.random.key(0), num=len(rows))
-        return np.asarray(images), [""] * len(rows)
-    if kind == "class":
-        values = [row["label"] for row in rows]
-    else:
-        values = [row["caption"] if isinstance(row["caption"], str) else row["caption"][0] for row in rows]
-    # captions of the data may be longer than a prompt may be, and hold words that no training caption had
-    inputs = np.stack([ldm.conditioning.tokenize(v) for v in values]) if kind == "text" else np.asarray(values, np.int32)
-    images = ldm.sample(params, jax.random.key(0), ldm.embed(params, inputs))
-    return np.asarray(images), [str(v) for v in values]
+def example_inputs(experiment: Experiment, count: int) -> tuple[np.ndarray | None, list[str]]:
+    """Conditions of the first rows of the validation set, as inputs of the conditioner and in words."""
+    source, conditioning = experiment.sources["validation"], experiment.conditioning
+    rows = [source[i] for i in range(min(count, len(source)))]
+    if conditioning.kind == "none":
+        return None, [""] * len(rows)
+    if conditioning.kind == "text":
+        words = [row["caption"] if isinstance(row["caption"], str) else row["caption"][0] for row in rows]
+        # not parsed as prompts: captions of the data may be too long, and hold words that no training caption had
+        return np.stack([conditioning.tokenize(caption) for caption in words]), words
+    labels = [row["label"] for row in rows]
+    names = source.info.class_names
+    return np.asarray(labels, np.int32), [names[label] if names else str(label) for label in labels]
+
+
+def draw(ldm: api.LatentDiffusion, params: PyTree, inputs: np.ndarray | None, count: int, batch_size: int) -> np.ndarray:
+    """`count` pictures, always `batch_size` at once, so that there is one compilation."""
+    images = []
+    for start in range(0, count, batch_size):
+        cond = None
+        if inputs is not None:
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+            cond = ldm.embed(params, inputs[rows])
+        drawn = ldm.sample(params, jax.random.fold_in(jax.random.key(0), start), cond, num=batch_size)
+        images.append(np.asarray(drawn)[: count - start])
+    return np.concatenate(images)
 
 
 def evaluate(experiment: Experiment) -> None:
     """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for."""
     if jax.process_index():
         return
-    config, folder = experiment.config, experiment.workdir / "evaluation"
+    config, folder = experiment.config, free_folder(experiment.workdir / "evaluation")
     ldm = api.load_workdir(experiment.workdir)
-    folder.mkdir(exist_ok=True)
-    rows = [experiment.sources["validation"][i] for i in range(min(64, len(experiment.sources["validation"])))]
-    images, words = draw_examples(ldm, rows)
+    inputs, words = example_inputs(experiment, 64)
+    images = draw(ldm, ldm.params, inputs, len(words), min(config["evaluation"]["batch_size"], len(words)))
     save_pictures(folder, "validation", images, words)
     experiment.say(f"evaluation: {len(images)} pictures for validation conditions in {folder}")
     results = {}
@@ -375,13 +391,8 @@ def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int,
     """Draws held-out prompts of so many objects, and reads the pictures back."""
     count, batch_size = (experiment.config["evaluation"][name] for name in ("prompts", "batch_size"))
     asked = shapes.prompts(count, objects=objects, seed=experiment.config["seed"])
-    images = []
-    for start in range(0, count, batch_size):
-        prompts = [text for text, _ in asked[start : start + batch_size]]
-        filled = prompts + [""] * (batch_size - len(prompts))  # one shape: one compilation
-        drawn = ldm.sample(ldm.params, jax.random.key(start), ldm.embed(ldm.params, filled))
-        images.append(np.asarray(drawn)[: len(prompts)])
-    images = np.concatenate(images)
+    inputs = ldm.conditioning.parse([text for text, _ in asked])
+    images = draw(ldm, ldm.params, inputs, count, batch_size)
     found = {name: float(np.mean(right)) for name, right in shapes.check_all(images, [scene for _, scene in asked]).items()}
     save_pictures(folder, f"{objects}_objects", images[:64], [text for text, _ in asked[:64]])
     said = f"shape {found['shape']:.1%}, colour {found['colour']:.1%}, both {found['bound']:.1%}"
@@ -391,14 +402,34 @@ def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int,
     return {f"{objects}_objects/{name}": value for name, value in found.items()}
 
 
-def save_pictures(folder: Path, name: str, images: np.ndarray, words: list[str]) -> Path:
-    """One grid as PNG, with its prompts row by row in a .txt beside it."""
-    from PIL import Image
+def save_pictures(
+    folder: Path, name: str, images: np.ndarray, words: list[str], columns: int = 0, singly: bool = False
+) -> Path:
+    """One grid as PNG, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides.
 
-    path = folder / f"{name}.png"
-    Image.fromarray(image_grid(images)).save(path)
-    path.with_suffix(".txt").write_text("\n".join(words))
-    return path
+    Raises FileExistsError rather than overwrite a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = folder / f"{name}.png"
+    files = {grid: image_grid(images, columns)}
+    if singly:
+        files |= {folder / f"{i:04d}.png": picture for i, picture in enumerate(to_uint8(images))}
+    if taken := [path for path in files if path.exists()]:
+        raise FileExistsError(f"{taken[0]} exists; choose another folder")
+    for path, picture in files.items():
+        Image.fromarray(picture).save(path)
+    grid.with_suffix(".txt").write_text("\n".join(words) + "\n")
+    return grid
+
+
+def free_folder(parent: Path) -> Path:
+    """parent/0000, or the first number that is free."""
+    return next(folder for i in itertools.count() if not (folder := parent / f"{i:04d}").exists())
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/ldm_jax/xla."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache)
 
 
 STAGES = {"first_stage": first_stage, "latents": measure_latents, "diffusion": diffusion, "evaluation": evaluate}

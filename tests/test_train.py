@@ -1,0 +1,288 @@
+"""The main job, small: train.py and sample.py as a user runs them. A tiny model, so pictures mean nothing here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import ldm_jax
+from ldm_jax.training.checkpoint import load_averaged
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "data.examples": "(96,32)",
+    "first_stage.ch": 8,
+    "first_stage.ch_mult": "(1,1,1)",
+    "first_stage_train.batch_size": 8,
+    "first_stage_train.steps": 20,
+    "first_stage_train.warmup_steps": 2,
+    "first_stage_train.optimizer": "adamw",
+    "first_stage_train.ema_decay": 0.9,
+    "latents.scale_batches": 2,
+    "network.model_channels": 16,
+    "network.channel_mult": "(1,)",
+    "network.attention_resolutions": "(1,)",
+    "network.num_head_channels": 8,
+    "network.norm_num_groups": 4,
+    "network.context_dim": 16,
+    "conditioner.n_embed": 16,
+    "conditioner.n_layer": 1,
+    "diffusion_train.batch_size": 8,
+    "diffusion_train.steps": 20,
+    "diffusion_train.warmup_steps": 2,
+    "diffusion_train.optimizer": "adamw",
+    "sampling.steps": 3,
+    "evaluation.prompts": 4,
+    "evaluation.batch_size": 4,
+    "log.every": 5,
+    "log.validation_every": 10,
+    "log.validation_images": 8,
+    "log.images_every": 20,
+    "checkpoint.every": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Data and compiled programs are shared between the runs of this module."""
+    home = tmp_path_factory.mktemp("home")
+    return {**os.environ, "HOME": str(home), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def command(workdir, **overrides):
+    flags = [f"--config.{name}={value}" for name, value in {**TINY, **overrides}.items()]
+    return [sys.executable, str(ROOT / "train.py"), "--workdir", str(workdir), *flags]
+
+
+def run(arguments, environment):
+    return subprocess.run(arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trained(environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(command(workdir), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done.stdout
+
+
+def losses(workdir, stage):
+    lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def test_one_command_leaves_everything_a_user_expects(trained):
+    workdir, said = trained
+    for path in (
+        "config.json",
+        "versions.json",
+        "tokenizer.json",
+        "latents.json",
+        "latents/rows.array_record",
+        "first_stage/images/reconstructions_0000020.png",
+        "diffusion/images/samples_0000020.png",
+        "diffusion/images/samples_0000020.txt",
+        "evaluation/0000/validation.png",
+        "evaluation/0000/1_objects.txt",
+        "evaluation/0000/results.json",
+    ):
+        assert (workdir / path).is_file(), path
+    assert list((workdir / "diffusion").glob("events*"))
+    assert set(losses(workdir, "diffusion")) == {5, 10, 15, 20}
+    assert "evaluation: 4 held-out prompts with 1 object: shape" in said
+    assert f"--workdir {workdir}" in said  # the closing lines say how to go on
+    assert json.loads((workdir / "versions.json").read_text())[0]["jax"] == jax.__version__
+
+
+def test_the_same_command_again_trains_nothing(trained, environment):
+    workdir, _ = trained
+    before = losses(workdir, "diffusion")
+    done = run(command(workdir, stages="('first_stage','latents','diffusion')"), environment)
+    assert "config" in done.stdout + done.stderr and done.returncode  # other stages are another config
+    done = run(command(workdir), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "first_stage: already trained, 20 steps" in done.stdout
+    assert losses(workdir, "diffusion") == before
+
+
+@pytest.mark.slow
+def test_kill_and_resume_is_bit_exact_in_both_stages(trained, environment, tmp_path):
+    """Killed (SIGKILL) in each stage after a checkpoint; the weights at the end are those of the run never stopped."""
+    workdir = tmp_path / "killed"
+    for stage in ("first_stage", "diffusion"):
+        process = subprocess.Popen(
+            command(workdir), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 500
+        while not list((workdir / stage / "checkpoints").glob("6/commit_success.txt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (workdir / stage / "checkpoints" / "20").exists(), "finished before it could be killed"
+    done = run(command(workdir), environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "diffusion: going on from step" in done.stdout
+    for stage in ("first_stage", "diffusion"):
+        whole, resumed = (load_averaged(w / stage / "checkpoints") for w in (trained[0], workdir))
+        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+        later = losses(workdir, stage)
+        assert {step: later[step] for step in (15, 20)} == {step: losses(trained[0], stage)[step] for step in (15, 20)}
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(environment, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(workdir, **{"first_stage_train.steps": 5000}),
+        env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (workdir / "first_stage" / "metrics.jsonl").is_file() or "train/loss" not in (
+        workdir / "first_stage" / "metrics.jsonl"
+    ).read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "its state is saved. To go on: python" in said
+    step = int(said.split("stopped at step ")[1].split(";")[0])
+    assert (workdir / "first_stage" / "checkpoints" / str(step) / "commit_success.txt").is_file()
+
+
+def test_another_config_is_refused_with_the_difference(trained, environment):
+    done = run(command(trained[0], **{"network.model_channels": 32}), environment)
+    assert done.returncode == 1
+    assert "holds another experiment" in done.stderr
+    assert "network.model_channels: 16 there, 32 now" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"diffusion_train.bacth_size": 8}, 'Did you mean "batch_size"'),
+        ({"network.channel_mult": "(1,2,2,2,2,2)", "network.num_head_channels": 7}, "head"),
+        ({"data.image_size": 30}, "multiples of 4"),
+        ({"network.out_channels": 3}, "latents have 4 channels"),
+        ({"diffusion.schedule": "cosin"}, "cosine"),
+        ({"diffusion.prediction": "epsilon"}, "eps"),
+        ({"sampling.sampler": "dimm"}, "ddim"),
+        ({"diffusion_train.optimizer": "sgd"}, "optimizer='sgd'"),
+        ({"data.source": "folder"}, "config.data.path is empty"),
+        ({"data.source": "foldr"}, "Did you mean 'folder'"),
+        ({"conditioner.kind": "txt"}, "Did you mean 'text'"),
+        ({"stages": "('first_stag',)"}, "Did you mean 'first_stage'"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_at_once(overrides, message, environment, tmp_path):
+    done = run(command(tmp_path / "new", **overrides), environment)
+    assert done.returncode
+    assert message in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_ones_own_is_not_taken_for_a_workdir(environment, tmp_path):
+    (tmp_path / "thesis.tex").write_text("important")
+    done = run(command(tmp_path), environment)
+    assert done.returncode == 1 and "not empty and not a working directory" in done.stderr
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_sample_writes_a_grid_and_single_pictures_and_overwrites_nothing(trained, environment, tmp_path):
+    workdir, _ = trained
+    arguments = [sys.executable, str(ROOT / "sample.py"), "--workdir", str(workdir)]
+    arguments += ["--num", "2", "--guidance_scale", "2", "--out", str(tmp_path / "out")]
+    arguments += ["--prompt", "a red circle", "--prompt", "a blue star above a green ring"]
+    done = run(arguments, environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Image.open(tmp_path / "out" / "grid.png").size == (2 * 34 + 2, 2 * 34 + 2)
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 4
+    again = run(arguments, environment)
+    assert again.returncode == 1 and "exists; choose another folder" in again.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--prompt", "a crimson circle"], "'crimson'"),
+        (["--prompt", "a circel"], "near: circle"),
+        (["--prompt", " ".join(["a red circle and"] * 20)], "more than the"),
+        (["--label", "circle", "--prompt", "a circle"], "--prompt or --label"),
+        ([], "takes a prompt"),
+        (["--prompt", "a circle", "--sampler", "dimm"], "ddim"),
+        (["--workdir", "/nowhere"], "does not exist"),
+    ],
+)
+def test_sample_refuses_clearly(trained, environment, flags, message):
+    done = run([sys.executable, str(ROOT / "sample.py"), "--workdir", str(trained[0]), *flags], environment)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+# The research API on the same model
+
+
+@pytest.fixture(scope="module")
+def ldm(trained):
+    return ldm_jax.load(trained[0])
+
+
+def test_samples_are_a_function_of_key_and_condition(ldm):
+    cond = ldm.embed(ldm.params, ["a red circle", "a blue star"])
+    draw = lambda key, cond, **options: ldm.sample(ldm.params, key, cond, **options)  # noqa: E731
+    images = draw(jax.random.key(0), cond)
+    assert images.shape == (2, 32, 32, 3) and images.dtype == np.float32
+    assert np.abs(images).max() <= 1
+    np.testing.assert_array_equal(images, draw(jax.random.key(0), cond))
+    assert not np.array_equal(images, draw(jax.random.key(1), cond))
+    np.testing.assert_allclose(images, jax.jit(draw)(jax.random.key(0), cond), atol=1e-5)
+    first = draw(jax.random.key(0), jax.tree.map(lambda x: x[:1], cond))
+    np.testing.assert_allclose(images[:1], first, atol=1e-4)  # neighbours in the batch don't matter
+
+
+def test_scale_seed_and_prompt_do_not_recompile(ldm):
+    count = []
+    function = type(ldm)._sample
+    for seed, words, scale in ((0, "a red circle", 2.0), (1, "a blue star", 3.0), (2, "a green ring", 7.5)):
+        ldm.sample(ldm.params, jax.random.key(seed), ldm.embed(ldm.params, [words]), guidance_scale=scale)
+        count.append(function._cache_size())
+    assert len(set(count)) == 1
+
+
+def test_guidance_scale_may_differ_per_picture_and_one_is_off(ldm):
+    cond = ldm.embed(ldm.params, ["a red circle"] * 2)
+    key = jax.random.key(3)
+    both = ldm.sample(ldm.params, key, cond, guidance_scale=np.array([1.0, 4.0]))
+    off = ldm.sample(ldm.params, key, cond, guidance_scale=1.0)
+    np.testing.assert_allclose(both[0], off[0], atol=1e-4)
+    np.testing.assert_allclose(both[1], ldm.sample(ldm.params, key, cond, guidance_scale=4.0)[1], atol=1e-5)
+    assert np.abs(both[1] - off[1]).max() > 1e-3
+
+
+def test_gradients_flow_through_the_whole_sampler(ldm):
+    cond = ldm.embed(ldm.params, ["a red circle"])
+    grads = jax.jit(jax.grad(lambda p: ldm.sample(p, jax.random.key(0), cond).mean()))(ldm.params)
+    norms = {name: float(sum((x**2).sum() for x in jax.tree.leaves(grads[name]))) for name in ("network", "first_stage")}
+    assert all(np.isfinite(n) and n > 0 for n in norms.values()), norms
+
+
+def test_encode_decode_and_apply(ldm):
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    z = ldm.encode(ldm.params, x)
+    assert z.shape == (2, 8, 8, 4)
+    assert not np.array_equal(z, ldm.encode(ldm.params, x, jax.random.key(0)))  # a draw from the posterior
+    assert ldm.decode(ldm.params, z).shape == x.shape
+    cond = ldm.embed(ldm.params, ["a red circle", ""])
+    assert ldm.apply(ldm.params, z, np.zeros(2, np.float32), cond).shape == z.shape
+    np.testing.assert_array_equal(cond["context"][1], ldm.null(ldm.params, 1)["context"][0])
+    assert 0.5 < float(ldm.schedule(0.5).alpha) < 0.9
+    with pytest.raises(ValueError, match="multiples of 4"):
+        ldm.encode(ldm.params, x[:, :30])
