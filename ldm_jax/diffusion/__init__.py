@@ -1,10 +1,10 @@
 """The mathematics of diffusion, as pure functions that compose.
 
-x_t = alpha x0 + sigma eps                                 Level(t, alpha, sigma); schedule(t) -> Level
-target = c x0 + d eps                                      a parameterization is the pair (c, d)
-denoise(x, level) -> Prediction(x0, eps)                   guidance and editing wrap denoisers
-Sampler(init, step); sample(denoise, sampler, x, grid)     a grid is a Level of arrays, the loop one scan
-diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
+    x_t = alpha x0 + sigma eps                                 Level(t, alpha, sigma); schedule(t) -> Level
+    target = c x0 + d eps                                      a parameterization is the pair (c, d)
+    denoise(x, level) -> Prediction(x0, eps)                   guidance and editing wrap denoisers
+    Sampler(init, step); sample(denoise, sampler, x, grid)     a grid is a Level of arrays, the loop one scan
+    diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
 """
 
 from . import editing, grids, guidance, schedules, times, weightings

@@ -11,7 +11,7 @@ import numpy as np
 from ..level import Denoiser, Level, namespace
 from ..parameterization import Kind, target
 from .multistep import Moments, dpm_moments, half_log_snr, interpolatory
-from .protocol import Sampler, State, move, solvable
+from .protocol import Sampler, State, mean, move, solvable
 
 
 def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_final: bool = True) -> Sampler:
@@ -42,7 +42,7 @@ def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_fin
             outer = interpolatory(p, anchor, index + 1, [nodes[0], nodes[2]], np.minimum(orders, 2), dpm_moments(2, kind, True))
             outer = xp.stack([outer[:, 0], xp.zeros(steps), outer[:, 1]], -1)
             table = xp.where((orders == 3)[:, None], outer, table)
-        past = jnp.zeros((order - 1, *x.shape), x.dtype)
+        past = (jnp.zeros_like(x),) * (order - 1)
         first_level = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), grid[0])
         memory = (jnp.int32(0), jnp.asarray(table, x.dtype), jnp.asarray(orders), past, x, first_level)
         return State(x, jnp.zeros_like(x), memory)
@@ -50,10 +50,10 @@ def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_fin
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         index, table, orders, past, *anchor = state.memory
         prediction = denoise(state.x, level)
-        ys = jnp.concatenate([target(kind, prediction, level)[None], past])
+        ys = (target(kind, prediction, level), *past)
         here = [state.x, level]
         anchor = jax.tree.map(lambda new, old: jnp.where(orders[index] == 1, new, old), here, anchor)
-        x = move(kind, anchor[0], jnp.tensordot(table[index], ys, 1), anchor[1], to)
+        x = move(kind, anchor[0], mean(table[index], ys), anchor[1], to)
         return State(x, prediction.x0, (index + 1, table, orders, ys[:-1], *anchor))
 
     return Sampler(init, step)
@@ -102,7 +102,7 @@ def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: 
         p = half_log_snr(grid)
         predictor = interpolatory(p, index, index + 1, nodes, orders, moments)
         corrector = _corrector(p, index, nodes, orders, moments)
-        past = jnp.zeros((order, *x.shape), x.dtype)
+        past = (jnp.zeros_like(x),) * order
         before = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), grid[0])
         memory = (jnp.int32(0), jnp.asarray(predictor, x.dtype), jnp.asarray(corrector, x.dtype), past, x, before)
         return State(x, jnp.zeros_like(x), memory)
@@ -110,12 +110,12 @@ def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         index, predictor, corrector, past, x_before, before = state.memory
         prediction = denoise(state.x, level)
-        ys = jnp.concatenate([target(kind, prediction, level)[None], past])
+        ys = (target(kind, prediction, level), *past)
         x = state.x
         if correct:
-            corrected = move(kind, x_before, jnp.tensordot(corrector[index], ys, 1), before, level)
+            corrected = move(kind, x_before, mean(corrector[index], ys), before, level)
             x = jnp.where(index > 0, corrected, x)
-        ahead = move(kind, x, jnp.tensordot(predictor[index], ys[:-1], 1), level, to)
+        ahead = move(kind, x, mean(predictor[index], ys[:-1]), level, to)
         return State(ahead, prediction.x0, (index + 1, predictor, corrector, ys[:-1], x, level))
 
     return Sampler(init, step)

@@ -30,7 +30,7 @@ import numpy as np
 from ..level import Denoiser, Level, expand, lookup, namespace
 from ..parameterization import Kind, target
 from ..schedules import Schedule
-from .protocol import Sampler, State, gaussian, move, solvable
+from .protocol import Sampler, State, gaussian, mean, move, solvable
 
 Positions = Callable[[Level], Any]
 Moments = Callable[[Any, int], Any]
@@ -58,7 +58,7 @@ def multistep(
     def init(x: jax.Array, grid: Level) -> State:
         solvable(kind, grid)
         table = jnp.asarray(weights(grid), x.dtype)
-        past = jnp.zeros((table.shape[1] - 1, *x.shape), x.dtype)
+        past = (jnp.zeros_like(x),) * (table.shape[1] - 1)
         return State(x, jnp.zeros_like(x), (jnp.int32(0), table, past))
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
@@ -68,8 +68,8 @@ def multistep(
             return target(kind, denoise(x, level), level)
 
         prediction = denoise(state.x, level)
-        ys = jnp.concatenate([target(kind, prediction, level)[None], past])
-        y = jnp.tensordot(table[index], ys, 1)
+        ys = (target(kind, prediction, level), *past)
+        y = mean(table[index], ys)
         if warm_up is not None:
             steps, average = warm_up
             y = jax.lax.cond(index < steps, lambda: average(state.x, ys[0], evaluate, level, to), lambda: y)

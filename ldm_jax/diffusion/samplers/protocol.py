@@ -8,7 +8,7 @@ with n = alpha d - sigma c, d(x/n) = y d(tau), where tau = sigma/alpha for eps, 
 its exact solution for constant y; the deterministic solvers differ only in the y they put in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,11 @@ def move(kind: Kind, x: jax.Array, y: jax.Array, level: Level, to: Level) -> jax
     a = (to.alpha * d - to.sigma * c) / det
     b = (level.alpha * to.sigma - level.sigma * to.alpha) / det
     return expand(a, x) * x + expand(b, x) * y
+
+
+def mean(weights: jax.Array, ys: Sequence[jax.Array]) -> jax.Array:
+    """sum_j weights[j] ys[j], as one pass over the arrays."""
+    return sum(weights[j] * y for j, y in enumerate(ys))
 
 
 def gaussian(key: jax.Array | None, x: jax.Array) -> jax.Array:
