@@ -8,7 +8,8 @@
              product. On a CPU, many logits are made one batch item and some rows at a time, to stay within its caches.
     "cudnn"  flash attention of cuDNN: an NVIDIA GPU, bfloat16 or float16, head width a multiple of 8 up to 128 (256
              from Hopper on). Odd lengths (CLIP's 77 tokens) are padded to even ones: cuDNN has no gradient for them.
-    "flash"  flash attention for TPUs (Pallas): any float type; lengths are padded to multiples of 128.
+    "flash"  flash attention for TPUs (Pallas): any float type; lengths, and heads wider than 128, are padded to
+             multiples of 128.
     "auto"   cudnn on a GPU wherever its limits allow it; flash on a TPU where q and k both have 1,024 tokens or more;
              xla otherwise.
 
@@ -58,10 +59,10 @@ def _cudnn_obstacle(q: jax.Array) -> str | None:
     width = q.shape[-1]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN computes it in bfloat16 or float16, not in {q.dtype}"
-    capability = float(getattr(jax.devices()[0], "compute_capability", 0.0))
-    limit = 256 if capability >= 9 else 128
-    if capability < 8 or width % 8 or width > limit:
-        return f"heads are {width} wide on a GPU of compute capability {capability}"
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    major = int(capability.split(".")[0]) if capability[:1].isdigit() else 0  # AMD's are called gfx..., and have no cuDNN
+    if major < 8 or width % 8 or width > (256 if major >= 9 else 128):
+        return f"heads are {width} wide on a GPU of compute capability {capability or 'unknown'}"
     return None
 
 
@@ -108,7 +109,8 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     T, S, D = q.shape[1], k.shape[1], q.shape[-1]
 
     def padded(a: jax.Array) -> jax.Array:
-        return jnp.pad(a.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, -a.shape[1] % FLASH_BLOCK), (0, 0)))
+        width = -D % FLASH_BLOCK if D > FLASH_BLOCK else 0
+        return jnp.pad(a.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, -a.shape[1] % FLASH_BLOCK), (0, width)))
 
     q, k, v = padded(q), padded(k), padded(v)
     segments = None
@@ -119,4 +121,4 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
 
         segments = tpu.SegmentIds(ids(q.shape[2], T), ids(k.shape[2], S))
     out = tpu.flash_attention(q, k, v, segment_ids=segments, causal=causal, sm_scale=D**-0.5)
-    return out[:, :, :T].transpose(0, 2, 1, 3)
+    return out[:, :, :T, :D].transpose(0, 2, 1, 3)

@@ -61,15 +61,30 @@ def test_bfloat16_in_and_out():
     np.testing.assert_allclose(out.astype(jnp.float32), formula(q, k, v), atol=0.03)
 
 
-@pytest.mark.parametrize(("T", "S"), [(130, 77), (256, 128)])
-def test_flash_in_interpreter(T, S):
+@pytest.mark.parametrize(("T", "S", "D"), [(130, 77, 32), (128, 128, 160)])
+def test_flash_in_interpreter(T, S, D):
     """The TPU kernel's padding and masking, run by Pallas's interpreter."""
     from jax.experimental.pallas import tpu as pltpu
 
-    q, k, v = qkv(1, T, S, 1, 32)
+    q, k, v = qkv(1, T, S, 1, D)
     with pltpu.force_tpu_interpret_mode():
         out = module._flash(q, k, v, False)
     np.testing.assert_allclose(out, formula(q, k, v), atol=2e-5)
+
+
+def test_cudnn_pads_odd_lengths(monkeypatch):
+    """cuDNN itself is stood in for by the same function's XLA form, which takes the same arguments."""
+    whole = jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn" and q.shape[1] % 2 == k.shape[1] % 2 == 0
+        return whole(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    for T, S, causal in ((64, 77, False), (9, 9, True), (1, 1, False), (8, 6, False)):
+        q, k, v = qkv(2, T, S, 2, 8)
+        out = module._cudnn(q, k, v, causal)
+        np.testing.assert_allclose(out, formula(q, k, v, causal), atol=1e-5)
 
 
 def test_choice_of_implementation(monkeypatch):
@@ -94,6 +109,8 @@ def test_choice_of_implementation(monkeypatch):
         choose(q, k, "cudnn")
     Device.compute_capability = "9.0"
     assert choose(wide, wide) == "cudnn"
+    Device.compute_capability = "gfx942"
+    assert choose(half, half) == "xla"
 
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert choose(q, k) == "flash"
