@@ -23,13 +23,15 @@ STREAMS = {"train": 0, "validation": 1}
 
 @dataclass(eq=False)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """What distinguishes one `shapes` from another. `weights`: how often there are one, two, three objects."""
+    """What distinguishes one `shapes` from another. `weights`: how often there are one, two, three objects;
+    `spread`: how far single ones may be from the middle, 1 being the whole picture."""
 
     resolution: int = 32
     seed: int = 0
     train: int = 20_000
     validation: int = 1_000
     weights: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    spread: float = 1.0
     name: str = field(default="", kw_only=True)
 
     def __post_init__(self):
@@ -40,7 +42,10 @@ class ShapesConfig(tfds.core.BuilderConfig):
         if len(self.weights) != 3 or min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"shapes weights={self.weights}: three numbers >= 0, not all zero")
         mix = "-".join(f"{w / sum(self.weights):.2f}" for w in self.weights)
-        self.name = self.name or f"{self.resolution}px_{self.train}_{self.validation}_mix{mix}_seed{self.seed}"
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"shapes spread={self.spread}: from 0, all in the middle, to 1")
+        kind = f"mix{mix}_spread{self.spread:g}_seed{self.seed}"
+        self.name = self.name or f"{self.resolution}px_{self.train}_{self.validation}_{kind}"
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -88,7 +93,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         for start in range(0, count, 512):
             numbers = range(start, min(start + 512, count))
-            drawn = [draw_scene(config.seed, i, STREAMS[split], config.weights) for i in numbers]
+            drawn = [draw_scene(config.seed, i, STREAMS[split], config.weights, config.spread) for i in numbers]
             images, maps = render_all([scene for scene, _ in drawn], config.resolution)
             for number, (scene, text), image, label_map in zip(numbers, drawn, images, maps):
                 yield (

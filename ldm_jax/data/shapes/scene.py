@@ -69,16 +69,17 @@ class Scene:
 
 
 def draw_scene(
-    seed: int, index: int, stream: int = 0, weights: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    seed: int, index: int, stream: int = 0, weights: tuple[float, float, float] = (0.6, 0.3, 0.1), spread: float = 1.0
 ) -> tuple[Scene, str]:
-    """Scene `index` of a stream and its caption. `weights`: how often there are one, two and three objects."""
+    """Scene `index` of a stream and its caption. `weights`: how often there are one, two and three objects; `spread`: how
+    far a single object may be from the middle, 1 being the whole picture."""
     rng = np.random.default_rng([seed, stream, index])
     count = 1 + int(np.searchsorted(np.cumsum(weights) / sum(weights), rng.random(), side="right"))
-    scene = compose(rng, count)
+    scene = compose(rng, count, spread=spread)
     return scene, caption(scene, rng)
 
 
-def prompts(n: int, objects: int = 1, seed: int = 0) -> list[tuple[str, Scene]]:
+def prompts(n: int, objects: int = 1, seed: int = 0, spread: float = 1.0) -> list[tuple[str, Scene]]:
     """n captions with the scenes they describe, from a stream that no training picture comes from.
 
     Shape and colour of the first object run through all combinations equally often. With two objects the caption
@@ -93,12 +94,14 @@ def prompts(n: int, objects: int = 1, seed: int = 0) -> list[tuple[str, Scene]]:
         if not pairs:
             pairs = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]
             rng.shuffle(pairs)
-        scene = compose(rng, objects, first=pairs.pop())
+        scene = compose(rng, objects, first=pairs.pop(), spread=spread)
         found.append((caption(scene, rng, state_relation=True), scene))
     return found
 
 
-def compose(rng: np.random.Generator, count: int, first: tuple[int, int] | None = None) -> Scene:
+def compose(
+    rng: np.random.Generator, count: int, first: tuple[int, int] | None = None, spread: float = 1.0
+) -> Scene:
     """A random scene of `count` objects that neither touch nor repeat a (shape, colour) pair."""
     pairs: list[tuple[int, int]] = [] if first is None else [(int(first[0]), int(first[1]))]
     while len(pairs) < count:
@@ -112,6 +115,8 @@ def compose(rng: np.random.Generator, count: int, first: tuple[int, int] | None 
         centres = _place(rng, diameters, relation)
         if centres is not None:
             break
+    if count == 1:
+        centres = [tuple(0.5 + spread * (c - 0.5) for c in centres[0])]
     fills = [0 if u < 0.6 else 1 if u < 0.8 else 2 for u in rng.random(count)]
     things = tuple(
         Thing(shape, colour, size, fill, x, y, d)
