@@ -2,7 +2,7 @@
 
 from ldm_jax.weights.compvis_files import write as write_compvis
 from ldm_jax.weights.diffusers_writer import write as write_diffusers
-from ldm_jax.weights.features import read_discriminator, read_inception, read_lpips
+from ldm_jax.weights.features import read_discriminator, read_inception, read_lpips, read_tiny_decoder
 from ldm_jax.weights.read import Checkpoint, read, write_params
 from ldm_jax.weights.stored import Stored
 
@@ -13,6 +13,7 @@ __all__ = [
     "read_discriminator",
     "read_inception",
     "read_lpips",
+    "read_tiny_decoder",
     "write_compvis",
     "write_diffusers",
     "write_params",

@@ -31,7 +31,7 @@ _CLIP_PREFIXES = ("transformer.text_model.", "transformer.")  # of FrozenCLIPEmb
 def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, dict]:
     tensors = files.tensors(path, notes)
     kind = contents(tensors)
-    config, where = _config(path, config, kind)
+    config, where = _config(path, config, kind, tensors, notes)
     description = compvis.parse(config, where)
     if kind == "first stage":
         if "first_stage" not in description:
@@ -59,11 +59,14 @@ def _named(kind: str) -> str:
     return article.get(kind, "neither a latent diffusion model (model.diffusion_model.*) nor a first stage (encoder.*)")
 
 
-def _config(path: Path, config: Any, kind: str) -> tuple[Mapping, str]:
+def _config(path: Path, config: Any, kind: str, tensors: Mapping, notes: list[str]) -> tuple[Mapping, str]:
     if isinstance(config, Mapping):
         return config, "config"
     if config is None:
         found = files.sibling_yaml(path)
+        if found is None and (known := compvis.stable_diffusion_1(tensors)) is not None:
+            notes.append("no YAML beside it: taken for Stable Diffusion 1 by its sizes")
+            return known, "Stable Diffusion 1"
         if found is None:
             raise ValueError(
                 f"{path}: no YAML beside it; it holds {_named(kind)}, whose configuration the weights do not say. Put "

@@ -1,9 +1,10 @@
-"""Readers for the networks that judge images: LPIPS on VGG16, InceptionV3, the patch discriminator.
+"""Readers for the networks beside the model: LPIPS on VGG16, InceptionV3, the patch discriminator, the preview decoder.
 
     read_lpips("vgg16-397923af.pth", "vgg.pth")      torchvision's VGG16, and LPIPS's weights on its features
     read_lpips("model.ckpt")                         both out of a CompVis first stage, or a whole LPIPS state dict
     read_inception("pt_inception-2015-12-05-6726825d.pth")
     read_discriminator("model.ckpt")
+    read_tiny_decoder("taesd/")
 
 Each returns the parameters of the module of that name, leaves still on disk.
 """
@@ -74,6 +75,21 @@ def read_discriminator(path: str | Path) -> dict:
     if not convolutions or not all(name.startswith("main.") for name in tensors):
         raise ValueError(f"{path}: no patch discriminator (main.*) among {len(tensors)} tensors")
     return _tree(tensors, tensors, f"{path}: discriminator")
+
+
+def read_tiny_decoder(path: str | Path) -> dict:
+    """The parameters of the tiny decoder, from a folder or file of diffusers' AutoencoderTiny, or TAESD's own file, whose
+    layers are numbered one higher."""
+    path = Path(path)
+    tensors = files.folder_tensors(path, [])[0] if path.is_dir() else _tensors(path)
+    found = naming.within(tensors, "decoder.layers.")
+    if not found:
+        shifted = (name.partition(".") for name in tensors if name.partition(".")[0].isdigit())
+        found = {f"{int(number) - 1}.{rest}": tensors[f"{number}.{rest}"] for number, _, rest in shifted}
+    if not found:
+        raise ValueError(f"{path}: no tiny decoder (decoder.layers.*) among {len(tensors)} tensors")
+    found = naming.prefixed(found, "layers.")
+    return _tree(found, found, f"{path}: tiny decoder")
 
 
 def _tensors(path: str | Path) -> dict[str, Stored]:

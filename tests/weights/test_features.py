@@ -95,6 +95,30 @@ def test_inception(tmp_path):
         weights.read_inception(tmp_path / "inception.pth")
 
 
+def test_tiny_decoder(tmp_path):
+    wanted = shapes(models.shapes(models.TinyDecoder(8, (1, 1)), array(1, 4, 4, 4)))
+    tensors = {}
+    for path, shape in wanted.items():
+        name = naming_of(path)
+        tensors[name] = np.zeros((shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape, np.float32)
+    folder = tmp_path / "taesd"
+    folder.mkdir()
+    save_file(naming.prefixed(tensors, "decoder."), folder / "diffusion_pytorch_model.safetensors")
+    torch_files.write(tmp_path / "taesd_decoder.pth", {shifted(name): tensor for name, tensor in tensors.items()})
+    for path in (folder, tmp_path / "taesd_decoder.pth"):
+        assert found(weights.read_tiny_decoder(path)) == wanted
+
+
+def naming_of(path: str) -> str:
+    """layers_2/conv_0/kernel -> layers.2.conv.0.weight"""
+    return path.replace("_", ".").replace("/", ".").replace("kernel", "weight")
+
+
+def shifted(name: str) -> str:
+    number, _, rest = name.removeprefix("layers.").partition(".")
+    return f"{int(number) + 1}.{rest}"
+
+
 @pytest.mark.parity
 def test_the_reference_files(fixtures_dir, tmp_path):
     for folder in sorted(fixtures_dir.glob("G*")):
