@@ -34,7 +34,11 @@ def get_config() -> ConfigDict:
     config.data.flip = False
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
-    config.data.object_weights = (0.7, 0.2, 0.1)  # shapes only: how often there are one, two and three objects
+    # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
+    # single ones may be from the middle (1: anywhere). This is an easy mix, for ten minutes; configs/shapes_all.py has all.
+    config.data.counts = (0.9, 0.1, 0.0)
+    config.data.fills = (1.0, 0.0, 0.0)
+    config.data.spread = 0.3
     config.data.in_memory = True  # keep decoded images in RAM
     config.data.workers = 0  # processes that decode; 0: one thread
 
@@ -53,12 +57,12 @@ def get_config() -> ConfigDict:
     config.first_stage.double_z = True
     config.first_stage.embed_dim = 4
     config.first_stage.n_embed = 0  # codebook entries, VQ only
-    config.first_stage.norm_num_groups = 4  # 32 of 16 channels would be instance norms, which forget the colour of a whole image
+    config.first_stage.norm_num_groups = 4  # 32 groups would normalise each channel alone, and forget colours
     config.first_stage.dropout = 0.0
 
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
-    config.first_stage_loss.kl_weight = 1e-6
+    config.first_stage_loss.kl_weight = 1e-4
 
     config.first_stage_train = ConfigDict()
     config.first_stage_train.steps = 500
@@ -86,12 +90,12 @@ def get_config() -> ConfigDict:
     config.network.model_channels = 64
     config.network.num_res_blocks = 1
     config.network.attention_resolutions = (1, 2)
-    config.network.channel_mult = (1, 2)
+    config.network.channel_mult = (1, 1)
     config.network.num_heads = -1
     config.network.num_head_channels = 32
     config.network.use_spatial_transformer = True
     config.network.transformer_depth = 1
-    config.network.context_dim = 128
+    config.network.context_dim = 64
     config.network.use_scale_shift_norm = True
     config.network.resblock_updown = False
     config.network.norm_num_groups = 8
@@ -99,8 +103,8 @@ def get_config() -> ConfigDict:
 
     config.conditioner = ConfigDict()
     config.conditioner.kind = "text"  # "none" | "class" | "text"
-    config.conditioner.n_embed = 128
-    config.conditioner.n_layer = 2
+    config.conditioner.n_embed = 64
+    config.conditioner.n_layer = 1
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json

@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm_jax import diffusion, first_stage, models, second_stage
 from ldm_jax.conditioning import Conditioning, by_array, by_class, by_text, unconditional
+from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
 from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import Transform
@@ -77,10 +78,14 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"
     train, validation = section["examples"]
-    weights = tuple(section["object_weights"])
-    return shapes_source(
-        path, split, columns, resolution=section["image_size"], train=train, validation=validation, weights=weights
-    )
+    mix = dataclasses.asdict(make_mix(config))
+    return shapes_source(path, split, columns, resolution=section["image_size"], train=train, validation=validation, **mix)
+
+
+def make_mix(config: Mapping[str, Any]) -> shapes.Mix:
+    """What the scenes of `shapes` hold."""
+    section = config["data"]
+    return shapes.Mix(tuple(section["counts"]), tuple(section["fills"]), section["spread"])
 
 
 def make_transform(config: Mapping[str, Any], tokenize: Callable | None = None) -> Transform:

@@ -390,7 +390,7 @@ def evaluate(experiment: Experiment) -> None:
 def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int, folder: Path) -> dict[str, float]:
     """Draws held-out prompts of so many objects, and reads the pictures back."""
     count, batch_size = (experiment.config["evaluation"][name] for name in ("prompts", "batch_size"))
-    asked = shapes.prompts(count, objects=objects, seed=experiment.config["seed"])
+    asked = shapes.prompts(count, objects, experiment.config["seed"], build.make_mix(experiment.config))
     inputs = ldm.conditioning.parse([text for text, _ in asked])
     images = draw(ldm, ldm.params, inputs, count, batch_size)
     found = {name: float(np.mean(right)) for name, right in shapes.check_all(images, [scene for _, scene in asked]).items()}

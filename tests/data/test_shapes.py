@@ -43,7 +43,7 @@ def test_scene_is_function_of_its_number():
     assert len({shapes.draw_scene(seed, 17, stream)[0] for seed in (0, 1) for stream in (0, 1)}) == 4
     counts = collections.Counter(len(shapes.draw_scene(0, i)[0].things) for i in range(2000))
     assert np.allclose([counts[k] / 2000 for k in (1, 2, 3)], [0.6, 0.3, 0.1], atol=0.04)
-    assert {len(shapes.draw_scene(0, i, weights=(0, 1, 0))[0].things) for i in range(20)} == {2}
+    assert {len(shapes.draw_scene(0, i, mix=shapes.Mix(counts=(0, 1, 0)))[0].things) for i in range(20)} == {2}
 
 
 def test_scene_invariants():
@@ -228,6 +228,6 @@ def test_builder(tmp_path):
         rows, columns = np.nonzero(label_map == 1 + labels[0])
         assert columns.min() >= 32 * x0 - 1 and rows.max() <= 32 * y1 + 1 and x0 < x1 and y0 < y1
     assert "tensorflow" not in sys.modules
-    for bad in ({"resolution": 16}, {"train": 0}, {"weights": (0, 0, 0)}):
+    for bad in ({"resolution": 16}, {"train": 0}, {"counts": (0, 0, 0)}, {"fills": (1, 0)}, {"spread": 1.5}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             shapes.prepare(tmp_path / "a", **bad)

@@ -3,12 +3,13 @@
 from ldm_jax.data.shapes.builder import ShapesConfig, prepare
 from ldm_jax.data.shapes.reader import Found, check, check_all, read_all, read_back
 from ldm_jax.data.shapes.render import bounding_box, render, render_all
-from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Scene, Thing, draw_scene, prompts
+from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Mix, Scene, Thing, draw_scene, prompts
 
 __all__ = [
     "COLOUR_NAMES",
     "FILLS",
     "Found",
+    "Mix",
     "SHAPES",
     "SIZES",
     "Scene",

@@ -16,22 +16,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ldm_jax.data.shapes.render import bounding_box, render_all
-from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Scene, draw_scene
+from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Mix, Scene, draw_scene
 
 STREAMS = {"train": 0, "validation": 1}
 
 
 @dataclass(eq=False)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """What distinguishes one `shapes` from another. `weights`: how often there are one, two, three objects;
-    `spread`: how far single ones may be from the middle, 1 being the whole picture."""
+    """What distinguishes one `shapes` from another; `counts`, `fills` and `spread` as in `Mix`."""
 
     resolution: int = 32
     seed: int = 0
     train: int = 20_000
     validation: int = 1_000
-    weights: tuple[float, float, float] = (0.6, 0.3, 0.1)
-    spread: float = 1.0
+    counts: tuple[float, float, float] = Mix.counts
+    fills: tuple[float, float, float] = Mix.fills
+    spread: float = Mix.spread
     name: str = field(default="", kw_only=True)
 
     def __post_init__(self):
@@ -39,13 +39,14 @@ class ShapesConfig(tfds.core.BuilderConfig):
             raise ValueError(f"shapes resolution={self.resolution}: choose from 32 to 256 pixels")
         if min(self.train, self.validation) < 1:
             raise ValueError(f"shapes train={self.train}, validation={self.validation}: both need at least 1 picture")
-        if len(self.weights) != 3 or min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ValueError(f"shapes weights={self.weights}: three numbers >= 0, not all zero")
-        mix = "-".join(f"{w / sum(self.weights):.2f}" for w in self.weights)
-        if not 0 <= self.spread <= 1:
-            raise ValueError(f"shapes spread={self.spread}: from 0, all in the middle, to 1")
-        kind = f"mix{mix}_spread{self.spread:g}_seed{self.seed}"
+        mix = self.mix
+        shares = ("-".join(f"{share / sum(shares):.2f}" for share in shares) for shares in (mix.counts, mix.fills))
+        kind = f"counts{next(shares)}_fills{next(shares)}_spread{mix.spread:g}_seed{self.seed}"
         self.name = self.name or f"{self.resolution}px_{self.train}_{self.validation}_{kind}"
+
+    @property
+    def mix(self) -> Mix:
+        return Mix(tuple(self.counts), tuple(self.fills), self.spread)
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
@@ -93,7 +94,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         for start in range(0, count, 512):
             numbers = range(start, min(start + 512, count))
-            drawn = [draw_scene(config.seed, i, STREAMS[split], config.weights, config.spread) for i in numbers]
+            drawn = [draw_scene(config.seed, i, STREAMS[split], config.mix) for i in numbers]
             images, maps = render_all([scene for scene, _ in drawn], config.resolution)
             for number, (scene, text), image, label_map in zip(numbers, drawn, images, maps):
                 yield (

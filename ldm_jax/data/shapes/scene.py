@@ -68,18 +68,36 @@ class Scene:
     relation: str | None = None
 
 
-def draw_scene(
-    seed: int, index: int, stream: int = 0, weights: tuple[float, float, float] = (0.6, 0.3, 0.1), spread: float = 1.0
-) -> tuple[Scene, str]:
-    """Scene `index` of a stream and its caption. `weights`: how often there are one, two and three objects; `spread`: how
-    far a single object may be from the middle, 1 being the whole picture."""
+@dataclass(frozen=True)
+class Mix:
+    """What scenes hold. `counts`: how often there are one, two and three objects; `fills`: how often they are plain, striped
+    and dotted; `spread`: how far a single object may be from the middle, from 0 to 1, the whole picture."""
+
+    counts: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    fills: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    spread: float = 1.0
+
+    def __post_init__(self):
+        for name in ("counts", "fills"):
+            shares = getattr(self, name)
+            if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+                raise ValueError(f"shapes {name}={shares}: three numbers >= 0, not all zero")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"shapes spread={self.spread}: from 0, all in the middle, to 1")
+
+
+def _draw_share(rng: np.random.Generator, shares: tuple[float, float, float]) -> int:
+    return int(np.searchsorted(np.cumsum(shares) / sum(shares), rng.random(), side="right"))
+
+
+def draw_scene(seed: int, index: int, stream: int = 0, mix: Mix = Mix()) -> tuple[Scene, str]:
+    """Scene `index` of a stream and its caption."""
     rng = np.random.default_rng([seed, stream, index])
-    count = 1 + int(np.searchsorted(np.cumsum(weights) / sum(weights), rng.random(), side="right"))
-    scene = compose(rng, count, spread=spread)
+    scene = compose(rng, 1 + _draw_share(rng, mix.counts), mix)
     return scene, caption(scene, rng)
 
 
-def prompts(n: int, objects: int = 1, seed: int = 0, spread: float = 1.0) -> list[tuple[str, Scene]]:
+def prompts(n: int, objects: int = 1, seed: int = 0, mix: Mix = Mix()) -> list[tuple[str, Scene]]:
     """n captions with the scenes they describe, from a stream that no training picture comes from.
 
     Shape and colour of the first object run through all combinations equally often. With two objects the caption
@@ -94,14 +112,12 @@ def prompts(n: int, objects: int = 1, seed: int = 0, spread: float = 1.0) -> lis
         if not pairs:
             pairs = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]
             rng.shuffle(pairs)
-        scene = compose(rng, objects, first=pairs.pop(), spread=spread)
+        scene = compose(rng, objects, mix, first=pairs.pop())
         found.append((caption(scene, rng, state_relation=True), scene))
     return found
 
 
-def compose(
-    rng: np.random.Generator, count: int, first: tuple[int, int] | None = None, spread: float = 1.0
-) -> Scene:
+def compose(rng: np.random.Generator, count: int, mix: Mix, first: tuple[int, int] | None = None) -> Scene:
     """A random scene of `count` objects that neither touch nor repeat a (shape, colour) pair."""
     pairs: list[tuple[int, int]] = [] if first is None else [(int(first[0]), int(first[1]))]
     while len(pairs) < count:
@@ -116,8 +132,8 @@ def compose(
         if centres is not None:
             break
     if count == 1:
-        centres = [tuple(0.5 + spread * (c - 0.5) for c in centres[0])]
-    fills = [0 if u < 0.6 else 1 if u < 0.8 else 2 for u in rng.random(count)]
+        centres = [tuple(0.5 + mix.spread * (c - 0.5) for c in centres[0])]
+    fills = [_draw_share(rng, mix.fills) for _ in range(count)]
     things = tuple(
         Thing(shape, colour, size, fill, x, y, d)
         for (shape, colour), size, fill, (x, y), d in zip(pairs, sizes, fills, centres, diameters)
