@@ -18,7 +18,7 @@ from .denoiser import renoise
 from .driver import step_keys
 from .level import Denoiser, Level, Prediction, diffuse, expand
 from .samplers.first_order import posterior_variance
-from .samplers.protocol import Sampler, State, forget, gaussian, split
+from .samplers.protocol import Sampler, State, forget, gaussian, split, without_memory
 
 
 def partial(grid: Level, strength: float) -> Level:
@@ -63,7 +63,9 @@ def imposed(sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int =
 
     if resample < 1:
         raise ValueError(f"resample is how often each step is taken, at least 1; got {resample}.")
-    return Sampler(sampler.init, step)
+    if resample == 1:
+        return Sampler(sampler.init, step)
+    return Sampler(lambda x, grid: without_memory(sampler, x, grid, "resampling"), step)
 
 
 def invert(denoise: Denoiser, x0: jax.Array, grid: Level, iterations: int = 1) -> jax.Array:

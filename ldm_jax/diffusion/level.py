@@ -9,6 +9,7 @@ variance-exploding ones (alpha = 1) and rectified flow (alpha + sigma = 1) run t
 Schedules and grids compute in float64 with NumPy when given NumPy numbers, and in the trace when given JAX arrays.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,10 +83,8 @@ def from_log_snr(log_snr: Any) -> tuple[Any, Any]:
 
 def lookup(table: dict[str, Any], name: str, what: str) -> Any:
     """`table[name]`, or a ValueError that names the near matches and all the choices."""
-    import difflib
-
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=3)
+    near = difflib.get_close_matches(str(name), table, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(sorted(table))}.")

@@ -63,13 +63,18 @@ class _Options(dict):
         return default if value is None else value
 
     def finish(self) -> None:
-        left = {k: v for k, v in self.items() if not (v is None or v is False or v == [] or v == _NEUTRAL.get(k, v is None))}
+        left = {k: v for k, v in self.items() if k not in _FOREIGN and v not in (None, False, [], _NEUTRAL.get(k))}
         if left:
             raise ValueError(
                 f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand."
             )
 
 
+# Whoever has these options reads them; in other configs they are left over from a conversion, and diffusers ignores them.
+_FOREIGN = set(
+    "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value set_alpha_to_one skip_prk_steps thresholding "
+    "solver_order solver_type algorithm_type lower_order_final steps_offset timestep_spacing".split()
+)
 _NEUTRAL = {
     "interpolation_type": "linear",
     "timestep_type": "discrete",
@@ -102,17 +107,17 @@ def _kind(o: _Options, default: str = "epsilon") -> str:
     return lookup(kinds, o.take("prediction_type", default), "diffusers prediction_type")
 
 
-def _clipping(o: _Options, clipped: bool, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
+def _clipping(o: _Options, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
+    """`clipped`: the class's default for clip_sample; None if it can only threshold."""
     limit, ratio, top = (
-        o.take("clip_sample_range", 1.0),
-        o.take("dynamic_thresholding_ratio", 0.995),
-        o.take("sample_max_value", 1.0),
+        o.take(key, default)
+        for key, default in (("clip_sample_range", 1.0), ("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0))
     )
-    clipped, thresholded = o.take("clip_sample", clipped), o.take("thresholding", False)
-    if not (clipped or thresholded):
-        return lambda denoise: denoise
-    change = dynamic_threshold(ratio, top) if thresholded else clip(limit)
-    return lambda denoise: map_x0(denoise, change, keep_eps)
+    if o.take("thresholding", False):
+        return lambda denoise: map_x0(denoise, dynamic_threshold(ratio, top), keep_eps)
+    if clipped is not None and o.take("clip_sample", clipped):
+        return lambda denoise: map_x0(denoise, clip(limit), keep_eps)
+    return lambda denoise: denoise
 
 
 def _spaced(o: _Options, size: int, default: str) -> Callable[[int], np.ndarray]:
@@ -120,7 +125,7 @@ def _spaced(o: _Options, size: int, default: str) -> Callable[[int], np.ndarray]
     spacing, offset = o.take("timestep_spacing", default), o.take("steps_offset", 0)
     spacings: dict[str, Callable[[int], np.ndarray]] = {
         "leading": lambda n: np.arange(n)[::-1] * (size // n) + offset,
-        "trailing": lambda n: np.round(np.arange(size, 0, -size / n)) - 1,
+        "trailing": lambda n: np.round(np.arange(size, 0, -size / n))[:n] - 1,
         "linspace": lambda n: np.linspace(size - 1, 0, n),
     }
     return lookup(spacings, spacing, "diffusers timestep_spacing")
@@ -191,7 +196,7 @@ def _end(o: _Options, table: Discrete, default: str = "zero") -> Level:
     return lookup(ends, o.take("final_sigmas_type", default), "diffusers final_sigmas_type")
 
 
-def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False) -> Recipe:
+def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False, clips: bool = False) -> Recipe:
     """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha."""
     table, kind = _table(o, last=2.0**-24), _kind(o)
     times = _spaced(o, table.size, "linspace")
@@ -206,7 +211,7 @@ def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded:
     levels = _respaced(
         o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
-    wrap = _clipping(o, False, True) if "clip_sample" in o else Recipe.wrap
+    wrap = _clipping(o, False, False) if clips else Recipe.wrap
     return Recipe(table, kind, _stopping(levels or plain, _end(o, table)), lambda n: sampler(table), wrap)
 
 
@@ -227,7 +232,7 @@ def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[S
     spacings: dict[str, Callable[[int], np.ndarray]] = {
         "linspace": lambda n: np.round(np.linspace(0, size - 1, n + 1))[:0:-1],
         "leading": lambda n: np.arange(n, 0, -1) * (size // (n + 1)) + offset,
-        "trailing": lambda n: np.round(np.arange(size, 0, -size / n)) - 1,
+        "trailing": lambda n: np.round(np.arange(size, 0, -size / n))[:n] - 1,
     }
     times = lookup(spacings, spacing, "diffusers timestep_spacing")
     low, high = (float(table(t).noise_ratio) for t in table.span)
@@ -242,15 +247,13 @@ def _multistep(o: _Options) -> Recipe:
     order, exact = o.take("solver_order", 2), _solver_type(o)
     lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
     end = _final(o, schedule)
-    if euler and order == 3:
-        raise ValueError(
-            "euler_at_final with solver_order 3 has no counterpart: the last two steps have orders 2 and 1, or neither."
-        )
+    if order == 3 and (euler or exact):
+        raise ValueError("solver_order 3 has no counterpart with euler_at_final or solver_type 'heun'.")
 
     def sampler(n: int) -> s.Sampler:
-        return s.dpm_multistep(order, solves, exact and order == 2, eta, euler or (lower and n < 15))
+        return s.dpm_multistep(order, solves, exact, eta, euler or (lower and n < 15))
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, False, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
 
 
 def _solver_type(o: _Options) -> bool:
@@ -274,14 +277,14 @@ def _singlestep(o: _Options) -> Recipe:
     def sampler(n: int) -> s.Sampler:
         return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, False, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
 
 
 def _unipc(o: _Options) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o, 2.0**-24), _kind(o)
     solves = "x0" if o.take("predict_x0", True) else "eps"
     sampler = s.unipc(o.take("solver_order", 2), solves, o.take("solver_type", "bh2"), o.take("lower_order_final", True))
-    return Recipe(schedule, kind, _stopping(levels, _final(o, schedule)), lambda n: sampler, _clipping(o, False, False))
+    return Recipe(schedule, kind, _stopping(levels, _final(o, schedule)), lambda n: sampler, _clipping(o, None, False))
 
 
 def _deis(o: _Options) -> Recipe:
@@ -290,7 +293,7 @@ def _deis(o: _Options) -> Recipe:
     lookup({"deis": None}, o.take("algorithm_type", "deis"), "diffusers algorithm_type")
     lookup({"logrho": None}, o.take("solver_type", "logrho"), "diffusers solver_type")
     end = schedule(0.0)
-    return Recipe(schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, False, False))
+    return Recipe(schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, None, False))
 
 
 def _distilled(o: _Options, trajectory: bool) -> Recipe:
@@ -324,7 +327,7 @@ def _edm(o: _Options, sampler: Callable[[_Options], Callable[[int], s.Sampler]])
     lookup({"zero": None}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of EDM")
     kinds = {"epsilon": edm(data), "v_prediction": _negated(edm(data))}
     kind = lookup(kinds, o.take("prediction_type", "epsilon"), "diffusers prediction_type of EDM")
-    return Recipe(schedule, kind, grid, sampler(o), _clipping(o, False, False), edm_input_scale(data))
+    return Recipe(schedule, kind, grid, sampler(o), _clipping(o, None, False), edm_input_scale(data))
 
 
 def _negated(pair: Pair) -> Pair:
@@ -341,7 +344,7 @@ def _edm_multistep(o: _Options) -> Callable[[int], s.Sampler]:
     eta = lookup(
         {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type"
     )
-    return lambda n: s.dpm_multistep(order, "x0", exact and order == 2, eta, euler or (lower and n < 15))
+    return lambda n: s.dpm_multistep(order, "x0", exact, eta, euler or (lower and n < 15))
 
 
 def _flow(o: _Options, sampler: s.Sampler) -> Recipe:
@@ -362,7 +365,7 @@ CLASSES: dict[str, Callable[[_Options], Recipe]] = {
     "PNDMScheduler": _pndm,
     "EulerDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.euler()),
     "EulerAncestralDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.euler_ancestral()),
-    "HeunDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.heun()),
+    "HeunDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.heun(), clips=True),
     "LMSDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.lms()),
     "KDPM2DiscreteScheduler": lambda o: _sigma_space(o, s.dpm2, rounded=True),
     "KDPM2AncestralDiscreteScheduler": lambda o: _sigma_space(o, s.dpm2_ancestral, rounded=True),

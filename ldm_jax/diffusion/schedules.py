@@ -14,6 +14,7 @@ Lin et al. 2023) are float64. Between the integers log_snr is linear in t, as in
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "sigmoid": sigmoid,
     "sqrt": sqrt,
     "cosine": Cosine,
-    "ve": VarianceExploding,
+    "ve": partial(VarianceExploding, sigma_min=0.01, sigma_max=50.0),
     "edm": VarianceExploding,
     "flow": RectifiedFlow,
 }

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from .level import Level, lookup
 from .schedules import Schedule
 
+_INSIDE = 1e-5, 1 - 1e-5  # the ends of a flow have an infinite log-SNR, and some weightings ask for it
+
 Times = Callable[[jax.Array, int, Schedule], tuple[Level, jax.Array]]
 
 
@@ -92,14 +94,14 @@ def importance(past: History, uniform_part: float = 1e-3) -> Times:
         which, where = jax.random.split(key)
         at = jax.random.choice(which, bins, (batch,), p=p)
         u = (at + jax.random.uniform(where, (batch,))) / bins
-        return schedule.at(u), 1 / (bins * p[at])
+        return schedule.at(jnp.clip(u, *_INSIDE)), 1 / (bins * p[at])
 
     return times
 
 
 def _quantiles(draw: Callable[[jax.Array, int], jax.Array]) -> Times:
     def times(key: jax.Array, batch: int, schedule: Schedule) -> tuple[Level, jax.Array]:
-        return schedule.at(jnp.clip(draw(key, batch), 0.0, 1.0)), jnp.ones(batch)
+        return schedule.at(jnp.clip(draw(key, batch), *_INSIDE)), jnp.ones(batch)
 
     return times
 

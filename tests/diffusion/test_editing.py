@@ -50,6 +50,8 @@ def test_inpainting_keeps_the_known_region(resample):
     np.testing.assert_allclose(in_x0[:, 2:], alone[:, 2:], atol=1e-4)  # this denoiser looks at no neighbours
     with pytest.raises(ValueError, match="at least 1"):
         editing.imposed(ddpm(), X0, mask, 0)
+    with pytest.raises(ValueError, match="resampling wraps samplers without memory"):
+        sample(gaussian(), editing.imposed(make_sampler("dpmpp_2m"), X0, mask, 2), x, grid, KEY)
 
 
 def test_repaint_keeps_the_distribution_of_the_rest():

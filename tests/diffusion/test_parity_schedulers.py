@@ -300,6 +300,13 @@ def test_options_without_counterpart_are_refused():
         sc.read({"_class_name": "DDIMSchedular"})
     with pytest.raises(ValueError, match="diffusers prediction_type"):
         sc.read({"_class_name": "DDIMScheduler", "prediction_type": "score"})
+    leftovers = {
+        "_class_name": "EulerDiscreteScheduler",
+        "skip_prk_steps": True,
+        "clip_sample": True,
+        "set_alpha_to_one": False,
+    }
+    assert sc.read({**leftovers, "sample_max_value": 1.0, "interpolation_type": "linear", "sigma_min": None}).kind == "eps"
     flow = sc.read({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "_diffusers_version": "0.42.1"})
     assert flow.schedule == schedules.RectifiedFlow(3.0, 1000) and flow.kind == "flow"
     assert replace(flow, kind="v").grid(3)[-1] == CLEAN

@@ -164,8 +164,8 @@ def test_start_at_pure_noise():
     grid = grids.trailing(schedule, 8)
     x = start(KEY, (2, 2, 2, 1), grid)
     denoise = gaussian()
-    for name in ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "dpmpp_2m_sde", "ddpm", "dpm_solver"):
-        assert np.all(np.isfinite(sample(denoise, make_sampler(name), x, grid, KEY))), name
+    for name in ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "dpmpp_2m_sde", "ddpm", "dpm_solver", "dpmpp_2s"):
+        assert np.all(np.isfinite(sample(denoise, make_sampler(name, schedule), x, grid, KEY))), name
     assert np.all(np.isfinite(sample(denoise, heun("flow"), x, grid)))
     for name in ("heun", "lms", "deis", "plms"):
         with pytest.raises(ValueError, match="cannot leave alpha = 0"):
@@ -214,6 +214,14 @@ def test_restart_and_adaptive_reach_the_distribution():
         errors.append(float(jnp.abs(end - flow_map(x[:8], first, stop)).max()))
         calls.append(int(counts["evaluations"]))
     assert errors[0] < 0.1 and errors[1] < 0.2 * errors[0] and calls[1] > calls[0]
+
+
+def test_samplers_with_memory_are_not_wrapped():
+    grid = grids.karras(TABLE, 5)
+    x = start(KEY, (1, 2, 2, 1), grid)
+    for wrapped in (churned(make_sampler("dpmpp_2m"), TABLE, 1.0), restart(lms(), TABLE, 0.1, 1.0)):
+        with pytest.raises(ValueError, match="without memory"):
+            sample(gaussian(), wrapped, x, grid, KEY)
 
 
 def test_consistency_steps_forget_x():

@@ -53,7 +53,7 @@ def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         x0, eps = denoise(state.x, level)
-        deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))
+        deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))  # 0.7 * 10 must not round to 6
         deeper = jax.tree.map(lambda a, b: jnp.where(deeper.t < to.t, a, b), deeper, to)
         x = diffuse(x0, eps, deeper)
         return State(forget(x, deeper, to, gaussian(key, x)), x0)

@@ -14,7 +14,7 @@ m_k = <s^k> of the step's measure the weights solve sum_j s_j^k w_j = m_k. All t
     deis               eps   lambda             exact for e^-lambda                  Zhang & Chen 2023
     dpm_multistep      eps   lambda             exact for e^-lambda, or as published Lu et al. 2022a
     dpmpp_2m, _3m      x0    lambda             exact for e^lambda, or as published  Lu et al. 2022b
-    dpm_singlestep     both  lambda             the same, from an anchor further back
+    dpm_solver         both  lambda             the same, from an anchor further back
     unipc              both  lambda             the same, then corrected             Zhao et al. 2023
 
 lambda = log_snr / 2. Warm-up, and lower orders at the end, are rows with zeros.

@@ -1,4 +1,4 @@
-"""What a sampler is: two pure functions, and the three moves all of them are made of.
+"""What a sampler is: two pure functions, and the moves all of them are made of.
 
     init(x, grid) -> State                                     the grid gives multistep solvers their coefficients at once
     step(state, denoise, level, next_level, key) -> State      x at `level` becomes x at `next_level`
@@ -35,6 +35,14 @@ class Sampler(NamedTuple):
 def memoryless(x: jax.Array, grid: Level) -> State:
     """`init` of samplers that need nothing but x."""
     return State(x, jnp.zeros_like(x))
+
+
+def without_memory(sampler: Sampler, x: jax.Array, grid: Level, wrapper: str) -> State:
+    """The initial state of a sampler that is about to be wrapped; ValueError if it remembers steps."""
+    state = sampler.init(x, grid)
+    if state.memory != ():
+        raise ValueError(f"{wrapper} wraps samplers without memory (ddim, ddpm, heun, dpm2, dpmpp_2s, their ancestral forms).")
+    return state
 
 
 def solvable(kind: Kind, grid: Level) -> None:

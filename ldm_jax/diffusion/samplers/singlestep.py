@@ -13,7 +13,7 @@ from ..level import Denoiser, Level, expand
 from ..parameterization import Kind, target
 from ..schedules import Schedule
 from .first_order import posterior_variance
-from .protocol import Sampler, State, forget, gaussian, memoryless, move, solvable, split
+from .protocol import Sampler, State, forget, gaussian, memoryless, move, solvable, split, without_memory
 
 
 def heun(kind: Kind = "eps") -> Sampler:
@@ -88,7 +88,8 @@ def churned(
     noise_ratio is within [low, high]; then the memoryless, deterministic `sampler` steps from there. No NFE of its own."""
 
     def init(x: jax.Array, grid: Level) -> State:
-        return sampler.init(x, grid)._replace(memory=jnp.float32(min(churn / (len(grid) - 1), 2**0.5 - 1)))
+        state = without_memory(sampler, x, grid, "churned")
+        return state._replace(memory=jnp.float32(min(churn / (len(grid) - 1), 2**0.5 - 1)))
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         within = (level.noise_ratio >= low) & (level.noise_ratio <= high)
@@ -137,7 +138,7 @@ def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps
         x, x0 = jax.lax.cond(crossed, lambda: again(state.x, state.x0, denoise, to, restart_key), lambda: (state.x, state.x0))
         return State(x, x0)
 
-    return Sampler(sampler.init, step)
+    return Sampler(lambda x, grid: without_memory(sampler, x, grid, "restart"), step)
 
 
 def sample_adaptive(
