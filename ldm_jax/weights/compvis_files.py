@@ -36,8 +36,10 @@ def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, di
     if kind == "first stage":
         if "first_stage" not in description:
             raise ValueError(f"{path}: holds a first stage, but {where} describes none")
-        stage = description["first_stage"]
-        return {"first_stage": stage} | _alone(config, description), {"first_stage": _first_stage(path, stage, tensors, notes)}
+        # The scale of its latents belongs to the diffusion model, and is known if the YAML is one's.
+        kept = ("first_stage", "latents") if "network" in description else ("first_stage",)
+        tree = _first_stage(path, description["first_stage"], tensors, notes)
+        return {part: description[part] for part in kept}, {"first_stage": tree}
     if "network" not in description:
         raise ValueError(f"{path}: holds {_named(kind)}, but {where} describes a first stage alone; give its own YAML")
     if kind != "latent diffusion":
@@ -76,16 +78,12 @@ def _config(path: Path, config: Any, kind: str, tensors: Mapping, notes: list[st
     return files.read_yaml(Path(config)), str(config)
 
 
-def _alone(config: Mapping, description: Mapping) -> dict:
-    """The latents of a first stage read alone: their scale belongs to the diffusion model, if the YAML is one's."""
-    return {"latents": description["latents"]} if "network" in description else {}
-
-
 def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:
-    losses = [name for name in tensors if name.startswith("loss.")]
-    if losses:
-        notes.append(f"{len(losses)} tensors of the training loss (loss.*) left out")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("loss.", "model_ema."))}
+    kept = dict(tensors)
+    for prefix, what in (("loss.", "of the training loss"), (EMA, "of an average")):
+        if left := [name for name in kept if name.startswith(prefix)]:
+            notes.append(f"{len(left)} tensors {what} ({prefix}*) left out of the first stage")
+            kept = {name: tensor for name, tensor in kept.items() if not name.startswith(prefix)}
     layout = layouts.autoencoder(stage)
     return naming.nested(layout, naming.match(layout, kept, f"{path}: first stage"))
 

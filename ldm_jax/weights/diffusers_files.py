@@ -123,18 +123,13 @@ def _vector_embedding(name: str) -> str:
 
 def _from_flax(layout: naming.Layout, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """Flax's arrays under diffusers' torch names, in torch's axis order; names that match none stay as they are."""
-    spelled: dict[str, str] = {}
-    for weight in layout:
-        for name in weight.diffusers:
-            stem, leaf = name.rsplit(".", 1)
-            spelled["/".join(naming.Weight(f"{stem}.{leaf}", (), weight.kind, ()).path)] = name
+    spelled = {"/".join(naming.Weight(name, (), weight.kind, ()).path): name for weight in layout for name in weight.diffusers}
     result = {}
     for name, tensor in tensors.items():
         for old, new in _OLD_ATTENTION.items():
             name = re.sub(rf"(attentions_\d+\.){old}\.", rf"\g<1>{new}.", name)
         key = "/".join(naming.Weight(name, (), "raw", ()).path)
-        leaf = key.rsplit("/", 1)[-1]
-        if leaf == "kernel" and tensor.ndim in (2, 4):
+        if key.endswith("/kernel"):
             axes = (1, 0) if tensor.ndim == 2 else (3, 2, 0, 1)
             shape = tuple(tensor.shape[axis] for axis in axes)
             tensor = tensor.map(lambda a, axes=axes: np.transpose(a, axes), shape)

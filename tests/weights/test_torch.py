@@ -12,7 +12,7 @@ import pytest
 
 from ldm_jax import weights
 from ldm_jax.diffusion import grids, schedules
-from ldm_jax.models import posterior
+from ldm_jax.models import posterior, sinusoidal_embedding
 from ldm_jax.weights import pickles, torch_files
 
 from . import cases
@@ -130,6 +130,19 @@ def test_conditional_unets_and_their_return(tmp_path, name):
     weights.write_diffusers(tmp_path / "ours", checkpoint.description, checkpoint.params)
     model = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "ours")
     cases.compare(f"{name} back", nhwc(model(x, t, context, class_labels=labels).sample), theirs, LIMIT)
+
+
+def test_added_embeddings_of_xl(tmp_path):
+    fields = BASE | CROSS | {"in_channels": 4, "out_channels": 4, "attention_head_dim": (2, 4)}
+    fields |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 30}
+    model = randomized(diffusers.UNet2DConditionModel(**fields, transformer_layers_per_block=(1, 2)))
+    model.save_pretrained(tmp_path)
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 801]), torch.randn(2, 5, 12)
+    added = {"text_embeds": torch.randn(2, 6), "time_ids": torch.randint(0, 512, (2, 6)).float()}
+    theirs = nhwc(model(x, t, context, added_cond_kwargs=added).sample)
+    times = sinusoidal_embedding(added["time_ids"].flatten().numpy(), 4).reshape(2, -1)
+    cond = {"context": context.numpy(), "vector": np.concatenate([added["text_embeds"].numpy(), times], axis=1)}
+    cases.compare("text and time", cases.Network(weights.read(tmp_path))(nhwc(x), t.numpy(), cond), theirs, LIMIT)
 
 
 @pytest.mark.parametrize("name", STAGES)
