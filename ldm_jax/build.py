@@ -380,7 +380,7 @@ def check(config: Mapping[str, Any]) -> None:
             make_stage_optimizer(config["first_stage_train"])
     if "diffusion" in config["stages"]:
         network, section = make_network(config), config["diffusion"]
-        if config["conditioner"]["kind"] not in TRAINABLE:
+        if choose(KINDS, config["conditioner"]["kind"], "config.conditioner.kind") not in TRAINABLE:
             raise ValueError(
                 f"config.conditioner.kind={config['conditioner']['kind']!r}: there is no training pipeline for it; models "
                 f"of this kind can be loaded and sampled. Trained here: {', '.join(TRAINABLE)}"
