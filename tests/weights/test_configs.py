@@ -1,4 +1,4 @@
-"""Every config builds, and its networks have the published numbers of parameters; nothing is allocated."""
+"""Every config of the paper builds, and its networks have the published numbers of parameters; nothing is allocated."""
 
 import functools
 import importlib
@@ -45,7 +45,7 @@ def test_networks(name):
 
 @pytest.mark.parametrize("name", [*FIRST_STAGES, *NETWORKS])
 def test_fields_are_those_of_the_default(name):
-    """All configs have the default's sections and fields; only the networks' own differ."""
+    """They have the default's sections and fields; only the networks' own differ."""
     default = importlib.import_module("configs.shapes").get_config()
     found = importlib.import_module(f"configs.{name}").get_config()
     assert set(found) == set(default)
