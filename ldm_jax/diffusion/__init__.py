@@ -7,19 +7,19 @@
     diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
 """
 
-from . import editing, grids, guidance, schedules, times, weightings
-from .denoiser import clip, dynamic_threshold, edm_input_scale, make_denoiser, map_x0
-from .driver import previews, sample, start, trajectory
-from .grids import GRIDS, make_grid
-from .guidance import classifier_free, separately, together
-from .level import CLEAN, Denoiser, Level, Prediction, diffuse
-from .likelihood import bits_per_dimension, log_likelihood
-from .objectives import ERRORS, diffusion_loss, errors
-from .parameterization import KINDS, predict, target
-from .samplers import SAMPLERS, Sampler, State, make_sampler
-from .schedules import SCHEDULES, Schedule, make_schedule
-from .times import TIMES, make_times
-from .weightings import WEIGHTINGS, make_weighting
+from ldm_jax.diffusion import editing, grids, guidance, schedules, times, weightings
+from ldm_jax.diffusion.denoiser import clip, dynamic_threshold, edm_input_scale, make_denoiser, map_x0
+from ldm_jax.diffusion.driver import previews, sample, start, trajectory
+from ldm_jax.diffusion.grids import GRIDS, make_grid
+from ldm_jax.diffusion.guidance import classifier_free, separately, together
+from ldm_jax.diffusion.level import CLEAN, Denoiser, Level, Prediction, diffuse
+from ldm_jax.diffusion.likelihood import bits_per_dimension, log_likelihood
+from ldm_jax.diffusion.objectives import ERRORS, diffusion_loss, errors
+from ldm_jax.diffusion.parameterization import KINDS, predict, target
+from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, State, make_sampler
+from ldm_jax.diffusion.schedules import SCHEDULES, Schedule, make_schedule
+from ldm_jax.diffusion.times import TIMES, make_times
+from ldm_jax.diffusion.weightings import WEIGHTINGS, make_weighting
 
 __all__ = [
     "CLEAN", "Denoiser", "ERRORS", "GRIDS", "KINDS", "Level", "Prediction", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule",

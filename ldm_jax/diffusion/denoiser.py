@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .level import Denoiser, Level, Prediction, expand
-from .parameterization import Kind, edm_scale, predict
+from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
+from ldm_jax.diffusion.parameterization import Kind, edm_scale, predict
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 

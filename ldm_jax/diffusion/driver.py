@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .grids import check_grid
-from .level import Denoiser, Level
-from .samplers.protocol import Sampler, State, gaussian
+from ldm_jax.diffusion.grids import check_grid
+from ldm_jax.diffusion.level import Denoiser, Level
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian
 
 
 def sample(

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .denoiser import renoise
-from .driver import step_keys
-from .level import Denoiser, Level, Prediction, diffuse, expand
-from .samplers.first_order import posterior_variance
-from .samplers.protocol import Sampler, State, forget, gaussian, split, without_memory
+from ldm_jax.diffusion.denoiser import renoise
+from ldm_jax.diffusion.driver import step_keys
+from ldm_jax.diffusion.level import Denoiser, Level, Prediction, diffuse, expand
+from ldm_jax.diffusion.samplers.first_order import posterior_variance
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, split, without_memory
 
 
 def partial(grid: Level, strength: float) -> Level:

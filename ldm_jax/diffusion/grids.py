@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .level import CLEAN, Level, lookup
-from .schedules import Discrete, Schedule
+from ldm_jax.diffusion.level import CLEAN, Level, lookup
+from ldm_jax.diffusion.schedules import Discrete, Schedule
 
 
 def from_times(schedule: Schedule, times: Any, end: Level = CLEAN) -> Level:

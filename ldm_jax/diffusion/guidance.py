@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .denoiser import make_denoiser, renoise
-from .level import Denoiser, Level, Prediction, expand
-from .parameterization import Kind, predict, target
+from ldm_jax.diffusion.denoiser import make_denoiser, renoise
+from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
+from ldm_jax.diffusion.parameterization import Kind, predict, target
 
 Predictions = Callable[[jax.Array, Level], Sequence[Prediction]]
 Scale = float | jax.Array | Callable[[Level], Any]

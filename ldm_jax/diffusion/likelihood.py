@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .grids import check_grid
-from .level import Denoiser, Level
+from ldm_jax.diffusion.grids import check_grid
+from ldm_jax.diffusion.level import Denoiser, Level
 
 
 def log_likelihood(

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .denoiser import Network
-from .level import Level, Prediction, diffuse, expand, lookup
-from .parameterization import Kind, target
-from .schedules import Schedule
-from .times import Times, uniform
-from .weightings import Weighting, simple
+from ldm_jax.diffusion.denoiser import Network
+from ldm_jax.diffusion.level import Level, Prediction, diffuse, expand, lookup
+from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.times import Times, uniform
+from ldm_jax.diffusion.weightings import Weighting, simple
 
 Error = Callable[[jax.Array, jax.Array], jax.Array]
 UNIFORM, SIMPLE = uniform(), simple()

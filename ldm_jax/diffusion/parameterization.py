@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .level import Level, Prediction, expand, lookup, namespace
+from ldm_jax.diffusion.level import Level, Prediction, expand, lookup, namespace
 
 Pair = Callable[[Level], tuple[Any, Any]]
 Kind = str | Pair

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from . import samplers as s
-from .denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
-from .grids import beta, ending_at, exponential, from_times, karras
-from .level import CLEAN, Denoiser, Level, lookup
-from .parameterization import Kind, Pair, edm
-from .schedules import (
+from ldm_jax.diffusion import samplers as s
+from ldm_jax.diffusion.denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
+from ldm_jax.diffusion.grids import beta, ending_at, exponential, from_times, karras
+from ldm_jax.diffusion.level import CLEAN, Denoiser, Level, lookup
+from ldm_jax.diffusion.parameterization import Kind, Pair, edm
+from ldm_jax.diffusion.schedules import (
     Discrete,
     RectifiedFlow,
     Schedule,
@@ -27,7 +27,7 @@ from .schedules import (
     squared_cosine,
     zero_terminal_snr,
 )
-from .schedules import sigmoid as sigmoid_betas
+from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
 
 
 @dataclass(frozen=True)

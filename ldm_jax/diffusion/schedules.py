@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .level import Level, from_log_snr, lookup, namespace
+from ldm_jax.diffusion.level import Level, from_log_snr, lookup, namespace
 
 _FLOOR = -1000.0  # stands for log-SNR minus infinity: interpolates, and is 0 for alpha
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .level import Level, lookup
-from .schedules import Schedule
+from ldm_jax.diffusion.level import Level, lookup
+from ldm_jax.diffusion.schedules import Schedule
 
 _INSIDE = 1e-5, 1 - 1e-5  # the ends of a flow have an infinite log-SNR, and some weightings ask for it
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .level import Level, lookup
-from .parameterization import Kind, determinant
-from .schedules import Discrete, Schedule
+from ldm_jax.diffusion.level import Level, lookup
+from ldm_jax.diffusion.parameterization import Kind, determinant
+from ldm_jax.diffusion.schedules import Discrete, Schedule
 
 Weighting = Callable[[Level, Kind], Any]
 

@@ -14,13 +14,23 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..level import lookup
-from ..schedules import Schedule
-from .exponential import dpm_solver, unipc
-from .first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
-from .multistep import deis, dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, ipndm, lms, plms, pndm
-from .protocol import Sampler, State
-from .singlestep import (
+from ldm_jax.diffusion.level import lookup
+from ldm_jax.diffusion.samplers.exponential import dpm_solver, unipc
+from ldm_jax.diffusion.samplers.first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
+from ldm_jax.diffusion.samplers.multistep import (
+    deis,
+    dpm_multistep,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    ipndm,
+    lms,
+    plms,
+    pndm,
+)
+from ldm_jax.diffusion.samplers.protocol import Sampler, State
+from ldm_jax.diffusion.samplers.singlestep import (
     churned,
     dpm2,
     dpm2_ancestral,
@@ -31,6 +41,7 @@ from .singlestep import (
     restart,
     sample_adaptive,
 )
+from ldm_jax.diffusion.schedules import Schedule
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     factory.__name__: factory

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..level import Denoiser, Level, namespace
-from ..parameterization import Kind, target
-from .multistep import Moments, dpm_moments, half_log_snr, interpolatory
-from .protocol import Sampler, State, mean, move, solvable
+from ldm_jax.diffusion.level import Denoiser, Level, namespace
+from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.samplers.multistep import Moments, dpm_moments, half_log_snr, interpolatory
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, mean, move, solvable
 
 
 def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_final: bool = True) -> Sampler:

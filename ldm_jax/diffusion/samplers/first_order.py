@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..level import Denoiser, Level, diffuse, expand
-from ..schedules import Schedule
-from .protocol import Sampler, State, forget, gaussian, memoryless
+from ldm_jax.diffusion.level import Denoiser, Level, diffuse, expand
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, memoryless
+from ldm_jax.diffusion.schedules import Schedule
 
 
 def ddim(eta: float = 0.0) -> Sampler:

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..level import Denoiser, Level, expand, lookup, namespace
-from ..parameterization import Kind, target
-from ..schedules import Schedule
-from .protocol import Sampler, State, gaussian, mean, move, solvable
+from ldm_jax.diffusion.level import Denoiser, Level, expand, lookup, namespace
+from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, mean, move, solvable
+from ldm_jax.diffusion.schedules import Schedule
 
 Positions = Callable[[Level], Any]
 Moments = Callable[[Any, int], Any]

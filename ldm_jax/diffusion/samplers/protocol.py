@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..level import Level, expand
-from ..parameterization import Kind, coefficients, determinant
+from ldm_jax.diffusion.level import Level, expand
+from ldm_jax.diffusion.parameterization import Kind, coefficients, determinant
 
 
 class State(NamedTuple):

@@ -9,11 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..level import Denoiser, Level, expand
-from ..parameterization import Kind, target
-from ..schedules import Schedule
-from .first_order import posterior_variance
-from .protocol import Sampler, State, forget, gaussian, memoryless, move, solvable, split, without_memory
+from ldm_jax.diffusion.level import Denoiser, Level, expand
+from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.samplers.first_order import posterior_variance
+from ldm_jax.diffusion.samplers.protocol import (
+    Sampler,
+    State,
+    forget,
+    gaussian,
+    memoryless,
+    move,
+    solvable,
+    split,
+    without_memory,
+)
+from ldm_jax.diffusion.schedules import Schedule
 
 
 def heun(kind: Kind = "eps") -> Sampler:
