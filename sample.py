@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "A working directory of train.py, or a checkpoint (folder or file).")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; may be repeated.")
@@ -18,6 +18,7 @@ OUT = flags.DEFINE_string("out", "", "Where to: a new folder; default WORKDIR/sa
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     import jax
 
     import ldm_jax

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 HERE = Path(__file__).resolve().parent
@@ -17,6 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; default run
 
 def main(_):
     # Imported here, so that --help and a typo in a flag answer at once.
+    logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     import jax
 
     from ldm_jax import experiment

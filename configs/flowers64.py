@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True
 
     config.first_stage.resolution = 64
-    config.first_stage_train.steps = 2500
+    config.first_stage_train.steps = 1000
     config.first_stage_train.batch_size = 8
 
     config.network.model_channels = 64
@@ -34,8 +34,8 @@ def get_config() -> ConfigDict:
     config.conditioner.embed_dim = 64
     config.conditioner.null_probability = 0.1
 
-    config.diffusion_train.steps = 2000
-    config.diffusion_train.batch_size = 32
+    config.diffusion_train.steps = 1200
+    config.diffusion_train.batch_size = 16
     config.diffusion_train.ema_decay = 0.998
 
     config.sampling.guidance_scale = 2.0

@@ -65,8 +65,8 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.kl_weight = 1e-4
 
     config.first_stage_train = ConfigDict()
-    config.first_stage_train.steps = 500
-    config.first_stage_train.batch_size = 16
+    config.first_stage_train.steps = 1200
+    config.first_stage_train.batch_size = 8
     config.first_stage_train.optimizer = "muon"  # "adamw" | "muon"
     config.first_stage_train.learning_rate = 4e-3
     config.first_stage_train.warmup_steps = 20
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     config.latents = ConfigDict()
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
     config.latents.shift = 0.0
-    config.latents.scale_batches = 16
+    config.latents.scale_batches = 64
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 
     config.network = ConfigDict()
@@ -105,6 +105,8 @@ def get_config() -> ConfigDict:
     config.conditioner.kind = "text"  # "none" | "class" | "text"
     config.conditioner.n_embed = 64
     config.conditioner.n_layer = 1
+    config.conditioner.heads = 4
+    config.conditioner.dim_head = 32
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
@@ -115,20 +117,20 @@ def get_config() -> ConfigDict:
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
     config.diffusion.weighting = "simple"
-    config.diffusion.time_sampling = "uniform"
+    config.diffusion.time_sampling = "low_discrepancy"
 
     config.diffusion_train = ConfigDict()
-    config.diffusion_train.steps = 1000
-    config.diffusion_train.batch_size = 128
+    config.diffusion_train.steps = 1800
+    config.diffusion_train.batch_size = 32
     config.diffusion_train.optimizer = "muon"  # "adamw" | "muon"
     config.diffusion_train.learning_rate = 5e-3
-    config.diffusion_train.warmup_steps = 50
+    config.diffusion_train.warmup_steps = 30
     config.diffusion_train.decay = "cosine"
     config.diffusion_train.b1 = 0.9
     config.diffusion_train.b2 = 0.99
-    config.diffusion_train.weight_decay = 0.01
+    config.diffusion_train.weight_decay = 0.0
     config.diffusion_train.clip_norm = 1.0
-    config.diffusion_train.ema_decay = 0.995
+    config.diffusion_train.ema_decay = 0.99
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"
@@ -141,12 +143,12 @@ def get_config() -> ConfigDict:
     config.evaluation.batch_size = 80
 
     config.log = ConfigDict()
-    config.log.every = 50  # steps between lines of metrics.jsonl
-    config.log.images_every = 500  # steps between sample grids
-    config.log.validation_every = 250
+    config.log.every = 100  # steps between lines of metrics.jsonl
+    config.log.images_every = 600  # steps between sample grids
+    config.log.validation_every = 300
     config.log.validation_images = 256
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 250
+    config.checkpoint.every = 300
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     return config

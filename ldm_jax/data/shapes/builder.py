@@ -6,6 +6,7 @@ Every picture is a pure function of (seed, split, number), so a data set can be 
 """
 
 import io
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def prepare(data_dir: str | Path, **config: Any) -> Shapes:
     """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already."""
+    tfds.display_progress_bar(sys.stderr.isatty())
     builder = Shapes(config=ShapesConfig(**config), data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return builder
