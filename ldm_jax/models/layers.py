@@ -1,8 +1,8 @@
 """The layers that all networks share, with the numerics of the reference implementations.
 
 Parameters are float32 and are cast to `dtype` for computing; norms reduce in float32 whatever `dtype` is. Kernels are
-[in, out] for linear layers and 1x1 convolutions, [height, width, in, out] for others. Eps has no default: the
-reference uses 1e-5 or 1e-6 by place, and a wrong one changes what a network computes.
+[in, out] for linear layers and 1x1 convolutions, [height, width, in, out] for others. A group
+norm's eps has no default: the references use 1e-5 or 1e-6 by place, and a wrong one changes what a network computes.
 """
 
 import math
