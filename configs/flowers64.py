@@ -40,5 +40,4 @@ def get_config() -> ConfigDict:
 
     config.sampling.guidance_scale = 2.0
     config.sampling.steps = 30
-    config.log.validation_every = 500
     return config

@@ -140,12 +140,12 @@ def get_config() -> ConfigDict:
 
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back
-    config.evaluation.batch_size = 80
+    config.evaluation.batch_size = 16  # pictures drawn at once, in training and evaluation
 
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl
     config.log.images_every = 600  # steps between sample grids
-    config.log.validation_every = 300
+    config.log.validation_every = 600
     config.log.validation_images = 256
 
     config.checkpoint = ConfigDict()

@@ -117,7 +117,9 @@ class Experiment:
         return api.load_conditioning(self.config, self.workdir)
 
     def first_stage_params(self) -> PyTree:
-        return api.load_first_stage(self.config, self.workdir)
+        """The trained first stage, a copy on every device."""
+        params = api.load_first_stage(self.config, self.workdir)
+        return sharding.replicate(self.mesh, params)
 
     def batches(self, source, transform, batch_size: int, start_step: int) -> Iterator[PyTree]:
         data = self.config["data"]
@@ -328,7 +330,7 @@ def diffusion(experiment: Experiment) -> None:
 
         def show(state: TrainState) -> Report:
             params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
-            images = draw(ldm, params, inputs, len(words), len(words))
+            images = draw(ldm, params, inputs, len(words), config["evaluation"]["batch_size"])
             return Report(images={"samples": (image_grid(images), "\n".join(words))})
 
         return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
@@ -377,7 +379,7 @@ def evaluate(experiment: Experiment) -> None:
     config, folder = experiment.config, free_folder(experiment.workdir / "evaluation")
     ldm = api.load_workdir(experiment.workdir)
     inputs, words = example_inputs(experiment, 64)
-    images = draw(ldm, ldm.params, inputs, len(words), min(config["evaluation"]["batch_size"], len(words)))
+    images = draw(ldm, ldm.params, inputs, len(words), config["evaluation"]["batch_size"])
     save_pictures(folder, "validation", images, words)
     experiment.say(f"evaluation: {len(images)} pictures for validation conditions in {folder}")
     results = {}

@@ -34,6 +34,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+    """A copy of every array on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
@@ -72,8 +77,11 @@ def to_device(mesh: Mesh, batch: PyTree) -> PyTree:
 
 
 def init_sharded(mesh: Mesh, init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
-    """`init(key)`, every array created on the devices that will hold it."""
+    """`init(key)`, every array on the devices that are to hold it: created there, except on one host's CPUs, where XLA would
+    compile a kernel for every array for longer than it takes to make and place them."""
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+    if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
+        return jax.device_put(init(jax.random.key(seed)), shardings)
     return jax.jit(lambda seed: init(jax.random.key(seed)), out_shardings=shardings)(np.uint32(seed))
 
 
