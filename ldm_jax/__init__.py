@@ -6,7 +6,7 @@
 """
 
 __version__ = "0.1.0"
-__all__ = ["LatentDiffusion", "load"]
+__all__ = ["LatentDiffusion", "load", "save"]
 
 
 def __getattr__(name: str):

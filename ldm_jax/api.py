@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, diffusion, latents, weights
+from ldm_jax import build, checkpoints, diffusion, latents
 from ldm_jax.conditioning import Conditioning
 from ldm_jax.data.tokenizer import load_tokenizer
 from ldm_jax.training.checkpoint import load_averaged
@@ -38,7 +38,7 @@ class LatentDiffusion:
     @functools.cached_property
     def schedule(self) -> Any:
         """t -> Level(t, alpha, sigma)."""
-        return build.make_schedule(self.config)
+        return build.make_recipe(self.config).schedule
 
     @functools.cached_property
     def _first_stage(self) -> build.FirstStage:
@@ -108,8 +108,9 @@ class LatentDiffusion:
           key: a typed key. Image i depends on (key, i) alone, not on its neighbours in the batch.
           cond: from `embed`, one a picture; None where there is no condition, then `num` says how many.
           size: (height, width) in pixels; default the training size.
-          sampler, steps, grid, guidance_scale: default as in config.sampling. Names and step counts are compiled in;
-            the scale (a number or [B]) is traced, except that the number 1.0 leaves the unconditional half out.
+          sampler, steps, grid, guidance_scale: default as in config.sampling, or by the scheduler that a diffusers folder
+            came with. Names and step counts are compiled in; the scale (a number or [B]) is traced, except that the number
+            1.0 leaves the unconditional half out.
           negative: the condition to steer away from; default the empty one.
 
         Raises:
@@ -133,28 +134,28 @@ class LatentDiffusion:
             negative if guided else None,
             jnp.asarray(guidance_scale, jnp.float32) if guided else None,
             shape=(batch, *self._first_stage.latent_shape(*(size or (side, side)))),
-            sampler=sampler or defaults["sampler"],
+            sampler=sampler,
             steps=defaults["steps"] if steps is None else steps,
-            grid=grid or defaults["grid"],
+            grid=grid,
         )
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("shape", "sampler", "steps", "grid"))
     def _sample(self, params, key, cond, negative, scale, *, shape, sampler, steps, grid):
-        kind = self.config["diffusion"]["prediction"]
-        levels = diffusion.make_grid(grid, self.schedule, steps)
+        recipe = build.make_recipe(self.config, sampler, grid)
+        levels = recipe.grid(steps)
 
         def network(x, t, cond):
             return self.apply(params, x, t, cond)
 
         if negative is None:
-            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), kind)
+            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.kind, recipe.input_scale)
         else:
-            predictions = diffusion.guidance.together(network, kind, [cond, negative])
+            predictions = diffusion.guidance.together(network, recipe.kind, [cond, negative], recipe.input_scale)
             denoise = diffusion.guidance.classifier_free(predictions, scale)
 
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(shape[0]))
         x = diffusion.start(keys[:, 0], shape, levels)
-        z = diffusion.sample(denoise, diffusion.make_sampler(sampler), x, levels, keys[:, 1])
+        z = diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, levels, keys[:, 1])
         return jnp.clip(self.decode(params, z), -1.0, 1.0)
 
 
@@ -174,49 +175,16 @@ def load(path: str | Path, *, ema: bool = True, config: str | Path | None = None
         raise FileNotFoundError(f"{path} does not exist")
     if (path / "config.json").is_file() and (path / "versions.json").is_file():
         return load_workdir(path)
-    return from_checkpoint(weights.read(path, ema=ema, config=config), path)
+    return LatentDiffusion(*checkpoints.load(path, ema=ema, config=config))
 
 
-def from_checkpoint(checkpoint: weights.Checkpoint, path: Path) -> LatentDiffusion:
-    """A model from a checkpoint's description and arrays; its tokenizer is looked for beside them."""
-    description = checkpoint.description
-    if missing := [part for part in ("network", "first_stage") if part not in description]:
-        raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
-    config = complete(description, path.stem)
-    expected = jax.eval_shape(
-        lambda key: {
-            "first_stage": build.make_first_stage(config).init(key),
-            **build.make_diffusion_init(config, build.make_conditioning(config))(key),
-        },
-        jax.random.key(0),
-    )
-    params = {name: checkpoint.params.get(name, {}) for name in expected}
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-        raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
-    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
-    tokenizer = None
-    if description.get("conditioner", {}).get("kind") in ("text", "clip_text"):
-        tokenizer = find_tokenizer(path, description["conditioner"])
-    scale = description.get("latents", {})
-    conditioning = build.make_conditioning(config, tokenizer=tokenizer)
-    return LatentDiffusion(config, params, conditioning, scale.get("scale", 1.0), scale.get("shift", 0.0))
+def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> None:
+    """Writes a model for other programs: a diffusers pipeline folder, or (`format="compvis"`) a .ckpt with its YAML beside
+    it. `load` takes both back. The tokenizer is copied; how many steps to sample with and names of classes are not kept.
 
-
-def complete(description: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A checkpoint's description with what sampling needs besides: CompVis's and diffusers' habit of 50 DDIM steps."""
-    side = description["first_stage"].get("resolution", 256)
-    return {
-        "name": name,
-        "conditioner": {"kind": "none"},
-        "data": {"image_size": side},
-        "sampling": {"sampler": "ddim", "steps": 50, "grid": "leading", "guidance_scale": 7.5},
-        **description,
-    }
-
-
-def find_tokenizer(path: Path, conditioner: Mapping[str, Any]) -> Any:
-    """The tokenizer in the model's folder, or None: then the model takes token numbers only."""
-    return None
+    Raises ValueError if there is something at `path`, or the format can't express the model.
+    """
+    checkpoints.save(path, format, ldm.config, ldm.params, ldm.latent_scale, ldm.latent_shift)
 
 
 def load_workdir(workdir: Path) -> LatentDiffusion:
@@ -228,6 +196,8 @@ def load_workdir(workdir: Path) -> LatentDiffusion:
     params = load_averaged(checkpoints)
     params = {"first_stage": load_first_stage(config, workdir), "conditioner": {}, **params}
     scale = json.loads((workdir / "latents.json").read_text())
+    if config["conditioner"]["kind"] == "text":
+        config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
     return LatentDiffusion(config, params, load_conditioning(config, workdir), scale["scale"], scale["shift"])
 
 

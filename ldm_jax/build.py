@@ -21,6 +21,7 @@ from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
 from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import Transform
+from ldm_jax.diffusion import scheduler_config
 from ldm_jax.training.optimizer import make_optimizer
 
 PyTree = Any
@@ -257,6 +258,33 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
+def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> scheduler_config.Recipe:
+    """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
+    whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
+    samplers do. `sampler` and `grid` replace either's; a grid given here ends clean."""
+    if "scheduler" in config:
+        recipe = scheduler_config.read(config["scheduler"])
+    else:
+        section, schedule = config["sampling"], make_schedule(config)
+        ends = {"clean": lambda: diffusion.CLEAN, "first": lambda: schedule(0.0)}
+        end = choose(ends, section.get("end", "clean"), "config.sampling.end")()
+        recipe = scheduler_config.Recipe(
+            schedule,
+            config["diffusion"]["prediction"],
+            functools.partial(diffusion.make_grid, section["grid"], schedule, end=end),
+            _always(diffusion.make_sampler(section["sampler"])),
+        )
+    if sampler:
+        recipe = dataclasses.replace(recipe, sampler=_always(diffusion.make_sampler(sampler)))
+    if grid:
+        recipe = dataclasses.replace(recipe, grid=functools.partial(diffusion.make_grid, grid, recipe.schedule))
+    return recipe
+
+
+def _always(value: Any) -> Callable[[int], Any]:
+    return lambda steps: value
+
+
 _SCHEDULE_OPTIONS = {
     "linear_start": "start",
     "linear_end": "end",
@@ -393,9 +421,7 @@ def check(config: Mapping[str, Any]) -> None:
         make_stage_optimizer(config["diffusion_train"])
         diffusion.parameterization.coefficients(section["prediction"], diffusion.Level(0.0, 1.0, 0.5))
         jax.eval_shape(functools.partial(models.initialize, network), jax.random.key(0), *example_inputs(config))
-        sampling = config["sampling"]
-        diffusion.make_sampler(sampling["sampler"])
-        diffusion.make_grid(sampling["grid"], make_schedule(config), sampling["steps"])
+        make_recipe(config).grid(config["sampling"]["steps"])
 
 
 def with_lists(value: Any) -> Any:

@@ -38,7 +38,9 @@ class Conditioning:
     tokenize: Callable[[str], np.ndarray] | None = None
 
     def nulls(self, n: int) -> PyTree:
-        """n empty inputs."""
+        """n empty inputs. ValueError where the empty one is not known: for prompts, without a tokenizer."""
+        if self.null is None and self.kind != "none":
+            raise ValueError(f"the empty condition is not known, give `negative`: this model takes {self.takes}")
         return jax.tree.map(lambda x: np.repeat(x, n, axis=0), self.null)
 
 
@@ -111,7 +113,16 @@ def by_text(
     """A caption as token numbers, int32 [B, length]; the empty caption is the null. Training captions are cut where they are
     too long; a user's prompts are refused then, and where they hold what the model can't know."""
     if tokenizer is None:
-        return by_array(kind, init, apply, jax.ShapeDtypeStruct((1, length), np.dtype(np.int32)))
+        takes = (
+            f"tokens as an array, int32 [B, {length}], because no tokenizer was found. For prompts, put its files into the "
+            "model's folder, or into a folder `tokenizer` there: tokenizer.json; or vocab.json and merges.txt (CLIP); or "
+            "vocab.txt (BERT)"
+        )
+
+        def refuse(prompts):
+            raise ValueError(f"this model takes {takes}")
+
+        return Conditioning(kind, (), init, apply, None, lambda batch: None, refuse, takes)
 
     def tokenize(text: str) -> np.ndarray:
         return tokenizer.encode_one(text, length)

@@ -24,7 +24,8 @@ FILES = {
     "second_stage": {"latents"},
     "conditioning": set(),
     "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data"},
-    "api": {"build", "conditioning", "data", "diffusion", "latents", "training", "weights"},
+    "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "training"},
+    "checkpoints": {"build", "conditioning", "data", "weights"},
     "experiment": {"api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "training"},
 }
 STANDARD = __import__("sys").stdlib_module_names

@@ -18,26 +18,38 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 
 
 class Tokenizer:
-    """A trained tokenizer; made by `train_tokenizer` or `load_tokenizer`. `truncated`: how many texts were cut so far."""
+    """Texts to rows of numbers; made by `train_tokenizer`, `load_tokenizer` or `checkpoint_tokenizers.load`.
 
-    def __init__(self, inner: tokenizers.Tokenizer):
+    `pad`: the number that fills rows up, [PAD] unless given. `truncated`: how many texts were cut so far."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, pad: int | None = None):
         self._inner = inner
         vocabulary = inner.get_vocab()
-        ends = next((ends for ends in _ENDS.values() if set(ends) <= vocabulary.keys()), None)
-        if ends is None or not {"[PAD]", "[UNK]"} <= vocabulary.keys():
-            raise ValueError("a tokenizer needs [PAD], [UNK], and [BOS], [EOS] or [CLS], [SEP]; this one lacks some")
-        self.pad, self.unknown, self._begin, self._end = (vocabulary[t] for t in ("[PAD]", "[UNK]", *ends))
+        ends = next((ends for ends in (*_ENDS.values(), CLIP_ENDS) if set(ends) <= vocabulary.keys()), None)
+        if ends is None or (ends != CLIP_ENDS and not {"[PAD]", "[UNK]"} <= vocabulary.keys()):
+            raise ValueError(
+                "a tokenizer needs [PAD], [UNK], and [BOS], [EOS] or [CLS], [SEP]; or <|startoftext|>, <|endoftext|>; "
+                "this one lacks some"
+            )
+        self._begin, self._end = (vocabulary[end] for end in ends)
+        self.unknown = None if ends == CLIP_ENDS else vocabulary["[UNK]"]
+        self.pad = vocabulary.get("[PAD]", self._end) if pad is None else pad
         self._special = {"[PAD]", "[UNK]", *ends}
         self.truncated = 0
 
-    def __getstate__(self) -> str:
-        return self._inner.to_str()
+    def __getstate__(self) -> tuple[str, int]:
+        return self._inner.to_str(), self.pad
 
-    def __setstate__(self, state: str) -> None:
-        self.__init__(tokenizers.Tokenizer.from_str(state))
+    def __setstate__(self, state: tuple[str, int]) -> None:
+        self.__init__(tokenizers.Tokenizer.from_str(state[0]), state[1])
+
+    @property
+    def is_clip(self) -> bool:
+        return self.unknown is None
 
     @property
     def vocab_size(self) -> int:
@@ -71,6 +83,9 @@ class Tokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of token numbers [L], special tokens left out."""
+        if self.is_clip:
+            kept = [int(i) for i in ids if i not in (self._begin, self._end, self.pad)]
+            return self._inner.decode(kept).replace("</w>", " ").strip()
         names = [self._inner.id_to_token(int(i)) for i in ids]
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
 

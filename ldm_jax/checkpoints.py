@@ -1,0 +1,118 @@
+"""Checkpoints of the world, whole: from a file or folder to a config, parameters and conditioning, and back."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build, weights
+from ldm_jax.conditioning import Conditioning
+from ldm_jax.data import checkpoint_tokenizers
+from ldm_jax.data.tokenizer import Tokenizer
+
+PyTree = Any
+PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
+TEXT = ("text", "clip_text")
+# Guidance scales of the published models' own scripts. Conditions that training never drops have no guidance.
+GUIDANCE = {"clip_text": 7.5, "text": 5.0, "label": 4.0, "class": 3.0}
+
+
+def load(path: Path, *, ema: bool, config: str | Path | None) -> tuple[dict, PyTree, Conditioning, float, float]:
+    """config, params, conditioning, latent scale and shift of a whole model."""
+    checkpoint = weights.read(path, ema=ema, config=config)
+    description = checkpoint.description
+    if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
+        raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
+    complete = completed(description, path.stem)
+    tokenizer = None
+    if complete["conditioner"]["kind"] in TEXT:
+        tokenizer = find_tokenizer(path, complete["conditioner"])
+    conditioning = build.make_conditioning(complete, tokenizer=tokenizer)
+    init = build.make_diffusion_init(complete, conditioning)
+    expected = jax.eval_shape(
+        lambda key: {"first_stage": build.make_first_stage(complete).init(key), **init(key)}, jax.random.key(0)
+    )
+    params = {name: checkpoint.params.get(name, {}) for name in expected}
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
+    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
+    latents = description.get("latents", {})
+    return complete, params, conditioning, latents.get("scale", 1.0), latents.get("shift", 0.0)
+
+
+def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A checkpoint's description with what sampling needs besides: what the scheduler in its folder says, or CompVis's 50
+    steps of DDIM."""
+    parts = {part: dict(fields) for part, fields in description.items()}
+    conditioner = parts.setdefault("conditioner", {"kind": "none"})
+    scale = GUIDANCE.get(conditioner["kind"], 1.0)
+    if conditioner["kind"] == "class" and conditioner["null_label"] < 0:
+        scale = 1.0
+    sampling = {"sampler": "ddim", "grid": "leading", "end": "first", "steps": 50, "guidance_scale": scale}
+    if "scheduler" in parts:
+        sampling = {"sampler": parts["scheduler"]["_class_name"], "steps": 50, "guidance_scale": scale}
+    data = {"image_size": parts["first_stage"].get("resolution", 256)}
+    return {"name": name, "data": data, "sampling": sampling, **parts}
+
+
+def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer that the description names, or of the folder `tokenizer` in the model's folder, or of the folder itself;
+    None if there is none of the model's kind. Writes into `conditioner` where it was."""
+    folder = path if path.is_dir() else path.parent
+    named = [Path(conditioner["tokenizer"])] if conditioner.get("tokenizer") else []
+    for place in (*named, *(folder / name for name in named), folder / "tokenizer", folder):
+        if not checkpoint_tokenizers.found_in(place):
+            continue
+        tokenizer = checkpoint_tokenizers.load(place, conditioner.get("pad_token_id"))
+        if tokenizer.is_clip == (conditioner["kind"] == "clip_text"):
+            conditioner["tokenizer"] = str(place.absolute())
+            return tokenizer
+    conditioner.pop("tokenizer", None)
+    return None
+
+
+def save(path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float) -> None:
+    """Writes the model of `config` to `path`. All of it is made beside `path` first, so that there is never half a model."""
+    path = Path(path)
+    writers = {"diffusers": weights.write_diffusers, "compvis": weights.write_compvis}
+    write = build.choose(writers, format, "format")
+    if format == "compvis" and path.suffix != ".ckpt":
+        raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
+    if path.exists():
+        raise ValueError(f"{path} exists already; save somewhere else")
+    description = {part: dict(config[part]) for part in PARTS if part in config}
+    description["latents"] = {"scale": scale, "shift": shift}
+    conditioner = description["conditioner"]
+    tokenizer = conditioner.get("tokenizer") if conditioner["kind"] in TEXT else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        if tokenizer:
+            copied = (made if format == "compvis" else Path(scratch)) / "tokenizer"
+            conditioner["tokenizer"] = str(_copy_tokenizer(Path(tokenizer), copied))
+        write(made / path.name, description, params)
+        files = sorted(made.iterdir())
+        if taken := [str(path.parent / file.name) for file in files if (path.parent / file.name).exists()]:
+            raise ValueError(f"{', '.join(taken)} exists already; save somewhere else")
+        for file in files:
+            os.rename(file, path.parent / file.name)
+
+
+def _copy_tokenizer(source: Path, to: Path) -> Path:
+    """Copies the files of a tokenizer, and nothing else of its folder, into the folder `to`; returns what was copied."""
+    if not checkpoint_tokenizers.found_in(source):
+        raise ValueError(f"the model's tokenizer is not at {source}")
+    to.mkdir()
+    if source.is_file():
+        return Path(shutil.copyfile(source, to / "tokenizer.json"))
+    for name in checkpoint_tokenizers.NAMES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
+    return to

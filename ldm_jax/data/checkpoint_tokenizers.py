@@ -1,0 +1,102 @@
+"""The tokenizers that come with published models, from the files in their folders; nothing is downloaded.
+
+    tokenizer.json                        any of the below, or what `Tokenizer.save` wrote
+    vocab.json, merges.txt                CLIP: byte-level BPE (Radford et al. 2021), NFC, one blank for white space, lower case
+    vocab.txt                             BERT: WordPiece (Devlin et al. 2019), lower case without accents
+    tokenizer_config.json, special_tokens_map.json     say what rows are filled up with: <|endoftext|> in Stable Diffusion 1,
+                                          "!" (number 0) in Stable Diffusion 2, [PAD] in BERT
+
+Rows are [begin] pieces [end] [pad] ..., cut to a fixed length with the end kept, as the models were trained.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from ldm_jax.data.tokenizer import CLIP_ENDS, Tokenizer
+
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+NAMES = ("tokenizer_config.json", "special_tokens_map.json", *(name for names in FILES for name in names))
+# Words of letters, single digits, runs of other signs; the clitics of English on their own.
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def found_in(path: str | Path) -> bool:
+    """Whether `path` is a tokenizer.json, or a folder with a tokenizer's files."""
+    path = Path(path)
+    return path.is_file() or any(all((path / name).is_file() for name in names) for names in FILES)
+
+
+def load(path: str | Path, pad: int | None = None) -> Tokenizer:
+    """The tokenizer of a folder, or of a tokenizer.json.
+
+    `pad`: the number to fill rows up with, for models that were trained with another than the files say.
+    Raises FileNotFoundError if the files are not there, ValueError if they are no tokenizer of a known kind.
+    """
+    path = Path(path)
+    if not found_in(path):
+        raise FileNotFoundError(f"{path} has no tokenizer: neither {', nor '.join(' with '.join(names) for names in FILES)}")
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = _json(folder / "tokenizer_config.json")
+        inner = _inner(path, config)
+        inner.no_padding()
+        inner.no_truncation()
+        return Tokenizer(inner, _pad(inner, folder, config) if pad is None else pad)
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+
+def _inner(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    if path.is_file():
+        return tokenizers.Tokenizer.from_file(str(path))
+    if (path / "tokenizer.json").is_file():
+        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    if (path / "vocab.json").is_file():
+        return _clip(path)
+    return _bert(path / "vocab.txt", config.get("do_lower_case", True))
+
+
+def _clip(folder: Path) -> tokenizers.Tokenizer:
+    begin, end = CLIP_ENDS
+    files = (str(folder / name) for name in ("vocab.json", "merges.txt"))
+    inner = tokenizers.Tokenizer(
+        models.BPE.from_file(*files, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>")
+    )
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (begin, end)])
+    return inner
+
+
+def _bert(vocabulary: Path, lower: bool) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocabulary), unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    known = inner.get_vocab()
+    inner.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in known])
+    return inner
+
+
+def _pad(inner: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> int | None:
+    """The number of the pad token that the folder names, if it names one."""
+    named = _json(folder / "special_tokens_map.json").get("pad_token") or config.get("pad_token")
+    token = named["content"] if isinstance(named, dict) else named
+    if token is None:
+        return None
+    number = inner.token_to_id(token)
+    if number is None:
+        raise ValueError(f"its vocabulary lacks the pad_token {token!r} of its configuration")
+    return number
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
