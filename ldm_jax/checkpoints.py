@@ -1,7 +1,6 @@
 """Checkpoints of the world, whole: from a file or folder to a config, parameters and conditioning, and back."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,23 +95,10 @@ def save(path: str | Path, format: str, config: Mapping, params: PyTree, scale: 
         made.mkdir()
         if tokenizer:
             copied = (made if format == "compvis" else Path(scratch)) / "tokenizer"
-            conditioner["tokenizer"] = str(_copy_tokenizer(Path(tokenizer), copied))
+            conditioner["tokenizer"] = str(checkpoint_tokenizers.copy(tokenizer, copied, conditioner.get("pad_token_id")))
         write(made / path.name, description, params)
         files = sorted(made.iterdir())
         if taken := [str(path.parent / file.name) for file in files if (path.parent / file.name).exists()]:
             raise ValueError(f"{', '.join(taken)} exists already; save somewhere else")
         for file in files:
             os.rename(file, path.parent / file.name)
-
-
-def _copy_tokenizer(source: Path, to: Path) -> Path:
-    """Copies the files of a tokenizer, and nothing else of its folder, into the folder `to`; returns what was copied."""
-    if not checkpoint_tokenizers.found_in(source):
-        raise ValueError(f"the model's tokenizer is not at {source}")
-    to.mkdir()
-    if source.is_file():
-        return Path(shutil.copyfile(source, to / "tokenizer.json"))
-    for name in checkpoint_tokenizers.NAMES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, to / name)
-    return to

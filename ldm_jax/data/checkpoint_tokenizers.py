@@ -10,6 +10,7 @@ Rows are [begin] pieces [end] [pad] ..., cut to a fixed length with the end kept
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from ldm_jax.data.tokenizer import CLIP_ENDS, Tokenizer
 
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
-NAMES = ("tokenizer_config.json", "special_tokens_map.json", *(name for names in FILES for name in names))
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 # Words of letters, single digits, runs of other signs; the clitics of English on their own.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -49,6 +50,25 @@ def load(path: str | Path, pad: int | None = None) -> Tokenizer:
         return Tokenizer(inner, _pad(inner, folder, config) if pad is None else pad)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+
+def copy(source: str | Path, to: str | Path, pad: int | None = None) -> Path:
+    """Copies the files of a tokenizer, and nothing else of its folder, into the new folder `to`; returns what was copied.
+    `pad`, as for `load`, is written into them. Raises ValueError if there is no tokenizer at `source`."""
+    source, to = Path(source), Path(to)
+    if not found_in(source):
+        raise ValueError(f"the model's tokenizer is not at {source}")
+    to.mkdir()
+    if source.is_file():
+        return Path(shutil.copyfile(source, to / "tokenizer.json"))
+    for name in (*SETTINGS, *(name for names in FILES for name in names)):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
+    if pad is not None:
+        token = _inner(to, {}).id_to_token(pad)
+        for name in SETTINGS:
+            (to / name).write_text(json.dumps({**_json(to / name), "pad_token": token}, indent=2) + "\n", encoding="utf-8")
+    return to
 
 
 def _inner(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
