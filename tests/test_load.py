@@ -1,0 +1,261 @@
+"""Checkpoints of the world through the public door: `load`, `embed`, `sample`'s parts, `save`. Numbers against the reference
+implementations' own; what `tests/weights` compares part by part comes here as a user has it."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax import build, checkpoints, diffusion
+from ldm_jax.data import checkpoint_tokenizers
+from ldm_jax.data.tokenizer import train_tokenizer
+from tests.weights import cases
+
+NETWORKS, LATENTS, IMAGES = 2e-5, 1e-4, 1e-3
+
+
+def needed(found: list[Path], what: str) -> list[Path]:
+    if not found:
+        pytest.skip(f"no {what}")
+    return found
+
+
+def with_context(context: np.ndarray) -> dict[str, jax.Array]:
+    return {"context": jnp.asarray(context)}
+
+
+def whole(ldm, recipe, steps: int, start: np.ndarray, cond=None, null=None, scale: float = 1.0) -> jax.Array:
+    """Final scaled latents of the recipe from these start latents."""
+
+    @jax.jit
+    def go(params, x, cond, null):
+        def network(x, t, cond):
+            return ldm.apply(params, x, t, cond)
+
+        if null is None:
+            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.kind, recipe.input_scale)
+        else:
+            found = diffusion.together(network, recipe.kind, [cond, null], recipe.input_scale)
+            denoise = diffusion.classifier_free(found, scale)
+        return diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, recipe.grid(steps))
+
+    return go(ldm.params, jnp.asarray(start), cond, null)
+
+
+@functools.cache
+def pipeline(folder: Path):
+    return ldm_jax.load(folder)
+
+
+def pipelines(root: Path, io: str) -> list[Path]:
+    found = [path for path in cases.folders(root, "E", "model_index.json") if (path / io).exists()]
+    return needed(found, f"pipeline with {io}")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_compvis(fixtures_dir, which):
+    for folder in needed(cases.folders(fixtures_dir, "D", "config.yaml"), "CompVis checkpoint"):
+        io, config = cases.arrays(folder / "io.npz"), json.loads((folder / "config.json").read_text())
+        ldm = ldm_jax.load(folder / "model.ckpt", ema=which == "ema")
+        key = next(name[7:] for name in io if name.startswith("uncond_"))
+        cond, null = (ldm.embed(ldm.params, jnp.asarray(io[name], jnp.int32)) for name in (key, f"uncond_{key}"))
+        cases.compare(f"{folder.name} cond", cond["context"], io["cond"], NETWORKS)
+        cases.compare(f"{folder.name} uncond", null["context"], io["uncond"], NETWORKS)
+        eps = jax.jit(ldm.apply)(ldm.params, jnp.asarray(io["x"]), jnp.asarray(io["t"]), cond)
+        cases.compare(f"{folder.name} eps {which}", eps, io[f"eps_{which}"], NETWORKS)
+        cases.compare(
+            f"{folder.name} encode", ldm.encode(ldm.params, jnp.asarray(io["image"])), io["encode_mode_scaled"], NETWORKS
+        )
+        decode = jax.jit(ldm.decode)
+        recipe = build.make_recipe(ldm.config)
+        steps, scale = config["steps"], config["guidance_scale"]
+        assert np.array_equal(recipe.grid(steps).t[:-1], np.sort(io[f"ddim_{which}.timesteps"])[::-1])
+        final = whole(ldm, recipe, steps, io["x_T"], cond, null, scale)
+        cases.compare(f"{folder.name} ddim_{which}", final, io[f"ddim_{which}.final"], LATENTS)
+        cases.compare(f"{folder.name} ddim_{which} image", decode(ldm.params, final), io[f"ddim_{which}.image"], IMAGES)
+
+
+@pytest.mark.parity
+def test_text_pipelines(fixtures_dir):
+    """Prompts to pictures, with the scheduler that the folder holds."""
+    for folder in pipelines(fixtures_dir, "io_pipeline.npz"):
+        ldm, case = pipeline(folder), json.loads((folder / "case.json").read_text())
+        io, raw = cases.arrays(folder / "io_pipeline.npz"), np.load(folder / "io_pipeline.npz")
+        embed = jax.jit(ldm.embed)
+        cond, null = (embed(ldm.params, ldm.conditioning.parse(case[name])) for name in ("prompts", "negative_prompts"))
+        cases.compare(f"{folder.name} prompts", cond["context"], io["prompt_embeds"], NETWORKS)
+        cases.compare(f"{folder.name} negative", null["context"], io["negative_prompt_embeds"], NETWORKS)
+        net, vae = cases.arrays(folder / "io_unet.npz"), cases.arrays(folder / "io_vae.npz")
+        eps = jax.jit(ldm.apply)(ldm.params, net["x"], jnp.asarray(net["t"]), with_context(net["encoder_hidden_states"]))
+        cases.compare(f"{folder.name} eps", eps, net["out"], cases.limit(case, "unet."))
+        encoded = jax.jit(ldm.encode)(ldm.params, jnp.asarray(vae["x"]))
+        cases.compare(f"{folder.name} encode", encoded, vae["mode"] * ldm.latent_scale, cases.limit(case, "vae."))
+        decoded = jax.jit(ldm.decode)(ldm.params, jnp.asarray(vae["z"] * ldm.latent_scale))
+        cases.compare(f"{folder.name} decode", decoded, vae["dec_z"], cases.limit(case, "vae."))
+        used = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+        name = next(entry["name"] for entry in case["schedulers"] if entry["scheduler"] == used)
+        final = whole(ldm, build.make_recipe(ldm.config), case["steps"], io["latents"], cond, null, case["guidance_scale"])
+        cases.compare(f"{folder.name} {name}", final, io[f"{name}.latents"][-1], LATENTS)
+        image = np.clip(np.asarray(jax.jit(ldm.decode)(ldm.params, final)) / 2 + 0.5, 0, 1)
+        cases.compare(f"{folder.name} {name} image", image, raw[f"{name}.image"], IMAGES)
+
+
+@pytest.mark.parity
+def test_unconditional_pipelines(fixtures_dir):
+    for folder in pipelines(fixtures_dir, "io.npz"):
+        ldm, case = pipeline(folder), json.loads((folder / "case.json").read_text())
+        io, raw = cases.arrays(folder / "io.npz"), np.load(folder / "io.npz")
+        eps = jax.jit(ldm.apply)(ldm.params, jnp.asarray(io["unet.x"]), jnp.asarray(io["unet.t"]))
+        cases.compare(f"{folder.name} eps", eps, io["unet.out"], cases.limit(case, "unet."))
+        final = whole(ldm, build.make_recipe(ldm.config), case["steps"], io["latents"])
+        cases.compare(f"{folder.name} ddim", final / ldm.latent_scale, io["ddim.final_latents_unscaled"], LATENTS)
+        image = np.clip(np.asarray(jax.jit(ldm.decode)(ldm.params, final)) / 2 + 0.5, 0, 1)
+        cases.compare(f"{folder.name} ddim image", image, raw["ddim.image"], IMAGES)
+
+
+@pytest.mark.parity
+def test_token_ids(fixtures_dir, tmp_path):
+    """From tokenizer.json, and built from vocab.json and merges.txt."""
+    for folder in needed(cases.folders(fixtures_dir, "E", "tokens.json"), "tokens"):
+        bare = tmp_path / folder.name
+        shutil.copytree(folder / "tokenizer", bare, ignore=shutil.ignore_patterns("tokenizer.json"))
+        known = json.loads((folder / "tokens.json").read_text())
+        for source in (folder / "tokenizer", bare):
+            tokenizer, length = checkpoint_tokenizers.load(source), known["model_max_length"]
+            assert (tokenizer.vocab_size, tokenizer.pad) == (known["vocab_size"], known["pad_token_id"])
+            for case in known["cases"]:
+                assert tokenizer.encode_one(case["text"], length).tolist() == case["ids_padded_truncated"], case["text"]
+                assert tokenizer.encode_one(case["text"], len(case["ids"]), strict=True).tolist() == case["ids"]
+            with pytest.raises(ValueError, match="1 more than the 3 that fit"):
+                tokenizer.encode_one("a a a a", 5, strict=True)
+
+
+@pytest.mark.parity
+def test_malicious_pickles_are_refused(fixtures_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in needed(cases.folders(fixtures_dir, "D", "config.yaml"), "CompVis checkpoint"):
+        for path in folder.glob("evil*.ckpt"):
+            with pytest.raises(ValueError, match="posix|system|open|builtins"):
+                ldm_jax.load(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def same(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.mark.parity
+def test_saved_and_loaded(fixtures_dir, tmp_path):
+    for folder in needed(cases.folders(fixtures_dir, "D", "config.yaml"), "CompVis checkpoint"):
+        ldm = ldm_jax.load(folder / "model.ckpt")
+        for format, name in (("compvis", "model.ckpt"), ("diffusers", "pipeline")):
+            path = tmp_path / folder.name / name
+            ldm_jax.save(ldm, path, format=format)
+            again = ldm_jax.load(path)
+            same(again.params, ldm.params)
+            assert again.latent_scale == pytest.approx(ldm.latent_scale, rel=1e-7)
+            grids = [build.make_recipe(model.config).grid(10) for model in (ldm, again)]
+            assert all(np.allclose(getattr(grids[0], f), getattr(grids[1], f), rtol=1e-9) for f in ("t", "alpha", "sigma"))
+            with pytest.raises(ValueError, match="exists already"):
+                ldm_jax.save(ldm, path, format=format)
+    for folder in pipelines(fixtures_dir, "io_pipeline.npz"):
+        ldm_jax.save(pipeline(folder), tmp_path / folder.name)
+        again = ldm_jax.load(tmp_path / folder.name)
+        same(again.params, pipeline(folder).params)
+        assert again.config["scheduler"] == pipeline(folder).config["scheduler"]
+        assert np.array_equal(again.conditioning.parse(["a cat"]), pipeline(folder).conditioning.parse(["a cat"]))
+
+
+@pytest.mark.parity
+def test_without_tokenizer(fixtures_dir, tmp_path):
+    for folder in pipelines(fixtures_dir, "io_pipeline.npz"):
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("tokenizer", "io*"))
+        ldm = ldm_jax.load(tmp_path / folder.name)
+        with pytest.raises(ValueError, match="vocab.json and merges.txt"):
+            ldm.embed(ldm.params, ["a cat"])
+        with pytest.raises(ValueError, match="`negative`"):
+            ldm.null(ldm.params, 1)
+        tokens = jnp.asarray(pipeline(folder).conditioning.parse(["a cat"]))
+        assert np.array_equal(
+            ldm.embed(ldm.params, tokens)["context"], pipeline(folder).embed(ldm.params, ["a cat"])["context"]
+        )
+
+
+@pytest.mark.parity
+def test_part_of_a_model_is_refused(fixtures_dir):
+    for folder in pipelines(fixtures_dir, "io_pipeline.npz"):
+        with pytest.raises(ValueError, match="no first_stage"):
+            ldm_jax.load(folder / "unet")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ldm_jax.load(tmp_path / "nothing")
+
+
+TINY = {
+    "name": "tiny",
+    "data": {"image_size": 8},
+    "first_stage": {
+        "kind": "kl", "path": "", "in_channels": 3, "out_ch": 3, "resolution": 8, "ch": 4, "ch_mult": [1, 1],
+        "num_res_blocks": 1, "attn_resolutions": [], "attn_type": "none", "z_channels": 4, "double_z": True,
+        "embed_dim": 4, "n_embed": 0, "norm_num_groups": 2, "dropout": 0.0,
+    },
+    "network": {
+        "kind": "unet", "in_channels": 4, "out_channels": 4, "model_channels": 8, "num_res_blocks": 1,
+        "attention_resolutions": [1], "channel_mult": [1], "num_heads": -1, "num_head_channels": 4,
+        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 8, "use_scale_shift_norm": True,
+        "resblock_updown": False, "norm_num_groups": 4, "dropout": 0.0,
+    },
+    "conditioner": {"kind": "text", "n_embed": 8, "n_layer": 1, "max_seq_len": 6, "vocab_size": 16, "tokenizer": "words"},
+    "diffusion": {"schedule": "cosine", "prediction": "v", "loss": "l2", "weighting": "simple", "time_sampling": "uniform"},
+    "sampling": {"sampler": "dpmpp_2m", "steps": 3, "grid": "trailing", "guidance_scale": 3.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model as train.py's working directories hold them."""
+    path = tmp_path_factory.mktemp("tiny") / "tokenizer.json"
+    tokenizer = train_tokenizer(["a red circle", "a blue star"])
+    tokenizer.save(path)
+    config = {**TINY, "conditioner": {**TINY["conditioner"], "tokenizer": str(path)}}
+    conditioning = build.make_conditioning(config, tokenizer=tokenizer)
+
+    @jax.jit
+    def init(key):
+        return {"first_stage": build.make_first_stage(config).init(key), **build.make_diffusion_init(config, conditioning)(key)}
+
+    from ldm_jax.api import LatentDiffusion
+
+    return LatentDiffusion(config, init(jax.random.key(0)), conditioning, 0.5, 0.25)
+
+
+def test_our_models_as_diffusers_folders(tiny, tmp_path):
+    ldm_jax.save(tiny, tmp_path / "exported")
+    again = ldm_jax.load(tmp_path / "exported")
+    same(again.params, tiny.params)
+    assert (again.latent_scale, again.latent_shift) == (0.5, 0.25)
+    assert np.array_equal(again.conditioning.parse(["a blue circle"]), tiny.conditioning.parse(["a blue circle"]))
+    assert (again.config["diffusion"]["schedule"], again.config["diffusion"]["prediction"]) == ("cosine", "v")
+
+
+def test_save_refuses(tiny, tmp_path):
+    with pytest.raises(ValueError, match="'compvis'"):
+        ldm_jax.save(tiny, tmp_path / "x", format="compviz")
+    with pytest.raises(ValueError, match="named .ckpt"):
+        ldm_jax.save(tiny, tmp_path / "x.pt", format="compvis")
+    with pytest.raises(ValueError, match="schedule cosine"):
+        ldm_jax.save(tiny, tmp_path / "x.ckpt", format="compvis")
+    lost = {**tiny.config, "conditioner": {**tiny.config["conditioner"], "tokenizer": str(tmp_path / "gone.json")}}
+    with pytest.raises(ValueError, match="gone.json"):
+        checkpoints.save(tmp_path / "x", "diffusers", lost, tiny.params, 1.0, 0.0)
+    assert list(tmp_path.iterdir()) == []
