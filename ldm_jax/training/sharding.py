@@ -77,11 +77,8 @@ def to_device(mesh: Mesh, batch: PyTree) -> PyTree:
 
 
 def init_sharded(mesh: Mesh, init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
-    """`init(key)`, every array on the devices that are to hold it: created there, except on one host's CPUs, where XLA would
-    compile a kernel for every array for longer than it takes to make and place them."""
+    """`init(key)`, every array created on the devices that will hold it."""
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
-    if mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1:
-        return jax.device_put(init(jax.random.key(seed)), shardings)
     return jax.jit(lambda seed: init(jax.random.key(seed)), out_shardings=shardings)(np.uint32(seed))
 
 
