@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, checkpoints, diffusion, latents
+from ldm_jax import build, checkpoints, diffusion, latents, weights
 from ldm_jax.conditioning import Conditioning
 from ldm_jax.data.tokenizer import load_tokenizer
 from ldm_jax.training.checkpoint import load_averaged
@@ -202,14 +202,21 @@ def load_workdir(workdir: Path) -> LatentDiffusion:
 
 
 def load_first_stage(config: Mapping[str, Any], workdir: Path) -> PyTree:
-    """The first stage's parameters: trained in this working directory, or those of config.first_stage.path.
+    """The first stage's parameters: trained in this working directory, or those of config.first_stage.path, which is another
+    working directory or a checkpoint of the world (diffusers folder, CompVis file).
 
     Raises ValueError if they don't belong to the autoencoder of `config`."""
     stage = build.make_first_stage(config)
     if stage.module is None:
         return {}
     path = Path(config["first_stage"]["path"] or workdir)
-    params = load_averaged(path / "first_stage" / "checkpoints")
+    if (path / "first_stage" / "checkpoints").is_dir():
+        params = load_averaged(path / "first_stage" / "checkpoints")
+    elif path == workdir:
+        raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
+    else:
+        params = weights.read(path).params.get("first_stage", {})
+        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
     expected = jax.eval_shape(stage.init, jax.random.key(0))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the first stage in {path} is not the one that config.first_stage describes")

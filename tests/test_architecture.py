@@ -14,7 +14,6 @@ LEAVES = {
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
     "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl"},
     "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
-    "evaluation": {"jax", "numpy"},
 }
 # files above the rooms -> what they may import of this package
 FILES = {
@@ -24,9 +23,9 @@ FILES = {
     "second_stage": {"latents"},
     "conditioning": set(),
     "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data"},
-    "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "training"},
+    "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "training", "weights"},
     "checkpoints": {"build", "conditioning", "data", "weights"},
-    "experiment": {"api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "training"},
+    "experiment": {"api", "build", "conditioning", "data", "first_stage", "latents", "training"},
 }
 STANDARD = __import__("sys").stdlib_module_names
 

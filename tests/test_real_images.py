@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import experiment
+from ldm_jax import api, experiment, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -91,6 +91,21 @@ def test_emoji_by_caption_with_word_pieces(data_dir, tmp_path):
     tokens = parts.conditioning.parse(["a red heart, glossy 3d emoji"])
     assert tokens.shape == (1, config["conditioner"]["max_seq_len"])
     assert parts.conditioning.tokenize("x" * 500).shape == tokens.shape[1:]
+
+
+def test_a_first_stage_trained_elsewhere_is_used_if_it_fits(few, tmp_path):
+    first = config_of("flowers64", **{"data.path": str(few), "stages": ("first_stage",)})
+    experiment.run(first, tmp_path / "first")
+    trained = api.load_first_stage(first, tmp_path / "first")
+    second = config_of("flowers64", **{"data.path": str(few), "first_stage.path": str(tmp_path / "first")})
+    used = api.load_first_stage(second, tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, trained, used)
+    weights.write_diffusers(tmp_path / "vae", {"first_stage": first["first_stage"]}, {"first_stage": trained})
+    second["first_stage"]["path"] = str(tmp_path / "vae")
+    jax.tree.map(np.testing.assert_array_equal, trained, api.load_first_stage(second, tmp_path / "second"))
+    second["first_stage"]["ch"] = 16
+    with pytest.raises(ValueError, match="is not the one that config.first_stage describes"):
+        api.load_first_stage(second, tmp_path / "second")
 
 
 def test_more_classes_than_the_config_has_room_for(few, tmp_path):

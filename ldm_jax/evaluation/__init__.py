@@ -1,1 +1,0 @@
-"""Measures of pictures, over arrays and feature functions."""
