@@ -35,6 +35,7 @@ from ldm_jax.conditioning import Conditioning
 from ldm_jax.data import shapes
 from ldm_jax.data.latent_cache import hash_arrays, latent_cache
 from ldm_jax.data.pipeline import batches, eval_batches, in_memory
+from ldm_jax.data.source import Spread
 from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.first_stage import psnr
@@ -223,10 +224,9 @@ def first_stage(experiment: Experiment) -> None:
 
 
 def _validation_images(experiment: Experiment, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The first config.log.validation_images of the validation set: images [B, H, W, 3] and which of them count."""
-    source, transform = experiment.sources["validation"], build.make_transform(experiment.config)
-    count = -(-min(experiment.config["log"]["validation_images"], len(source)) // batch_size)
-    for batch in itertools.islice(eval_batches(source, transform, batch_size), count):
+    """config.log.validation_images of the validation set: images [B, H, W, 3] and which of them count."""
+    source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
+    for batch in eval_batches(source, build.make_transform(experiment.config), batch_size):
         yield batch["image"], batch["mask"]
 
 
@@ -314,16 +314,15 @@ def diffusion(experiment: Experiment) -> None:
     def make_hooks() -> list[Hook]:
         validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
         transform = build.make_transform(config, conditioning.tokenize)
-        count = max(1, min(config["log"]["validation_images"], len(experiment.sources["validation"])) // batch_size)
+        held_out = Spread(experiment.sources["validation"], config["log"]["validation_images"])
         inputs, words = example_inputs(experiment, 16)
         # one object for the whole run: its compiled functions belong to it
         ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
 
         def validate(state: TrainState) -> Report:
-            held_out = eval_batches(experiment.sources["validation"], transform, batch_size)
             losses = []
-            for i, batch in enumerate(itertools.islice(held_out, count)):
-                batch.pop("mask")
+            for i, batch in enumerate(eval_batches(held_out, transform, batch_size)):
+                batch.pop("mask")  # the last batch is filled up with its last row
                 # the same noise and times at every validation: only the weights differ
                 losses.append(float(validation_loss(state.averaged, latent_batch(batch), jax.random.key(i))))
             return Report({"validation/loss": float(np.mean(losses))}, score=float(np.mean(losses)))
@@ -345,9 +344,9 @@ def diffusion(experiment: Experiment) -> None:
 
 
 def example_inputs(experiment: Experiment, count: int) -> tuple[np.ndarray | None, list[str]]:
-    """Conditions of the first rows of the validation set, as inputs of the conditioner and in words."""
-    source, conditioning = experiment.sources["validation"], experiment.conditioning
-    rows = [source[i] for i in range(min(count, len(source)))]
+    """Conditions of rows spread over the validation set, as inputs of the conditioner and in words."""
+    source, conditioning = Spread(experiment.sources["validation"], count), experiment.conditioning
+    rows = [source[i] for i in range(len(source))]
     if conditioning.kind == "none":
         return None, [""] * len(rows)
     if conditioning.kind == "text":
@@ -393,7 +392,8 @@ def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int,
     """Draws held-out prompts of so many objects, and reads the pictures back."""
     count, batch_size = (experiment.config["evaluation"][name] for name in ("prompts", "batch_size"))
     asked = shapes.prompts(count, objects, experiment.config["seed"], build.make_mix(experiment.config))
-    inputs = ldm.conditioning.parse([text for text, _ in asked])
+    # not parsed as a user's prompts: a small training set may lack a word of theirs, and is then judged without it
+    inputs = np.stack([ldm.conditioning.tokenize(text) for text, _ in asked])
     images = draw(ldm, ldm.params, inputs, count, batch_size)
     found = {name: float(np.mean(right)) for name, right in shapes.check_all(images, [scene for _, scene in asked]).items()}
     save_pictures(folder, f"{objects}_objects", images[:64], [text for text, _ in asked[:64]])

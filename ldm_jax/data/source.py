@@ -80,3 +80,23 @@ def check_on_error(on_error: str) -> None:
     """Refuses what is neither "raise" nor "skip", the two things to do about an unreadable image."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """`count` rows of a source, evenly spread over it: sources are often sorted by class."""
+
+    source: Source
+    count: int
+
+    @property
+    def info(self) -> Info:
+        return self.source.info
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.source[index * len(self.source) // len(self)]
