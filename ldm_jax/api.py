@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ class LatentDiffusion:
 
 def load(path: str | Path, *, ema: bool = True, config: str | Path | None = None) -> LatentDiffusion:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
-    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`). Weights are put on the default device.
+    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`); or, where the package huggingface_hub is
+    installed, the name of a repository of such a folder, "owner/name". Weights are put on the default device.
 
     Args:
       ema: for a CompVis file that holds both, whether to take the averaged weights.
@@ -170,12 +172,21 @@ def load(path: str | Path, *, ema: bool = True, config: str | Path | None = None
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
       ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+    path = Path(path) if Path(path).exists() else fetch(str(path))
     if (path / "config.json").is_file() and (path / "versions.json").is_file():
         return load_workdir(path)
     return LatentDiffusion(*checkpoints.load(path, ema=ema, config=config))
+
+
+def fetch(name: str) -> Path:
+    """A local copy of the repository "owner/name" of the Hugging Face hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"{name} does not exist")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(f"{name} does not exist here; to fetch it from the hub: pip install huggingface_hub") from None
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.bin"]))
 
 
 def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> None:

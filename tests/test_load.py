@@ -4,6 +4,8 @@ implementations' own; what `tests/weights` compares part by part comes here as a
 import functools
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -259,3 +261,23 @@ def test_save_refuses(tiny, tmp_path):
     with pytest.raises(ValueError, match="gone.json"):
         checkpoints.save(tmp_path / "x", "diffusers", lost, tiny.params, 1.0, 0.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_name_is_fetched_if_the_package_is_there(monkeypatch, fixtures_dir):
+    pipelines = [folder for folder in sorted(fixtures_dir.glob("E*")) if (folder / "model_index.json").is_file()]
+    if not pipelines:
+        pytest.skip(f"{fixtures_dir} holds no pipeline")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        return str(pipelines[0])
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    assert isinstance(ldm_jax.load("owner/name"), ldm_jax.LatentDiffusion)
+    assert asked == ["owner/name"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
+        ldm_jax.load("owner/name")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ldm_jax.load("/no/such/folder")
