@@ -22,7 +22,7 @@ def main(_):
     import jax
 
     import ldm_jax
-    from ldm_jax.experiment import free_folder, save_pictures, use_compilation_cache
+    from ldm_jax.workdir import free_folder, save_pictures, use_compilation_cache
 
     use_compilation_cache()
     try:

@@ -22,8 +22,9 @@ def main(_):
 
     from ldm_jax import experiment
     from ldm_jax.training.loop import Interrupted
+    from ldm_jax.workdir import use_compilation_cache
 
-    experiment.use_compilation_cache()
+    use_compilation_cache()
     if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ or "SLURM_JOB_ID" in os.environ:
         jax.distributed.initialize()
 

@@ -12,14 +12,9 @@
 """
 
 import functools
-import importlib.metadata
 import itertools
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from ldm_jax import api, build, latents
 from ldm_jax.conditioning import Conditioning
@@ -42,13 +36,11 @@ from ldm_jax.first_stage import psnr
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.loop import Hook, Report, train
-from ldm_jax.training.metrics import Log, clock, image_grid, to_uint8
+from ldm_jax.training.metrics import Log, clock, image_grid
 from ldm_jax.training.state import TrainState, make_init, make_train_step
+from ldm_jax.workdir import check_workdir, free_folder, open_workdir, save_pictures, summary
 
 PyTree = Any
-# What may differ between runs in one working directory, because it doesn't change what is learnt.
-FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
-FREE_FIELDS = ("data.path", "data.workers", "data.in_memory")
 
 
 def run(config: Mapping[str, Any], workdir: Path) -> None:
@@ -404,102 +396,4 @@ def check_shapes(experiment: Experiment, ldm: api.LatentDiffusion, objects: int,
     return {f"{objects}_objects/{name}": value for name, value in found.items()}
 
 
-def save_pictures(
-    folder: Path, name: str, images: np.ndarray, words: list[str], columns: int = 0, singly: bool = False
-) -> Path:
-    """One grid as PNG, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides.
-
-    Raises FileExistsError rather than overwrite a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    grid = folder / f"{name}.png"
-    files = {grid: image_grid(images, columns)}
-    if singly:
-        files |= {folder / f"{i:04d}.png": picture for i, picture in enumerate(to_uint8(images))}
-    if taken := [path for path in files if path.exists()]:
-        raise FileExistsError(f"{taken[0]} exists; choose another folder")
-    for path, picture in files.items():
-        Image.fromarray(picture).save(path)
-    grid.with_suffix(".txt").write_text("\n".join(words) + "\n")
-    return grid
-
-
-def free_folder(parent: Path) -> Path:
-    """parent/0000, or the first number that is free."""
-    return next(folder for i in itertools.count() if not (folder := parent / f"{i:04d}").exists())
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/ldm_jax/xla."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-
-
 STAGES = {"first_stage": first_stage, "latents": measure_latents, "diffusion": diffusion, "evaluation": evaluate}
-
-
-# The working directory
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for name, value in config.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """ValueError if the directory holds another experiment, with the difference, or something else altogether."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        if workdir.is_dir() and any(workdir.iterdir()):
-            raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
-        return
-    then, now = flatten(json.loads(path.read_text())), flatten(config)
-    free = {name for name in {*then, *now} if name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS}
-    lines = [
-        f"  {name}: {then.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
-        for name in sorted({*then, *now} - free)
-        if then.get(name) != now.get(name)
-    ]
-    if lines:
-        raise ValueError(
-            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n" + "\n".join(lines)
-        )
-
-
-def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json once, and appends to versions.json what runs now."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").is_file():
-        (workdir / "config.json").write_text(json.dumps(config, indent=2))
-    path = workdir / "versions.json"
-    runs = json.loads(path.read_text()) if path.is_file() else []
-    path.write_text(json.dumps([*runs, versions()], indent=2))
-
-
-def versions() -> dict[str, str]:
-    """Python, packages, devices, git revision and command line of this process."""
-    packages = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(sys.argv),
-        "git": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-
-
-def summary(workdir: Path) -> str:
-    """Where everything is."""
-    places = {
-        "pictures": workdir / "evaluation",
-        "curves": f"tensorboard --logdir {workdir}, or {workdir}/*/metrics.jsonl",
-        "weights": workdir / "diffusion" / "checkpoints",
-        "draw more": f"python sample.py --workdir {workdir}",
-    }
-    return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])

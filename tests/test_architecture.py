@@ -25,7 +25,8 @@ FILES = {
     "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data"},
     "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "training", "weights"},
     "checkpoints": {"build", "conditioning", "data", "weights"},
-    "experiment": {"api", "build", "conditioning", "data", "first_stage", "latents", "training"},
+    "workdir": {"training"},
+    "experiment": {"api", "build", "conditioning", "data", "first_stage", "latents", "training", "workdir"},
 }
 STANDARD = __import__("sys").stdlib_module_names
 
