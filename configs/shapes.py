@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
-    # single ones may be from the middle (1: anywhere). This is an easy mix, for ten minutes or so; configs/shapes_all.py has all.
+    # single ones may be from the middle (1: anywhere). An easy mix, for about ten minutes; configs/shapes_all.py has all.
     config.data.counts = (0.9, 0.1, 0.0)
     config.data.fills = (1.0, 0.0, 0.0)
     config.data.spread = 0.3
