@@ -50,7 +50,7 @@ def unscale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class LatentStatistics:
-    """Of raw latents over `count` images: the overall deviation about zero and about the mean, and both per channel."""
+    """Of raw latents over `count` images: mean and deviation per channel, and one over the deviation of all entries."""
 
     count: int
     mean: tuple[float, ...]
