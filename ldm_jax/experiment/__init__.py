@@ -1,0 +1,45 @@
+"""An experiment: the stages a config lists, run in a working directory, each resumable.
+
+    first_stage   images -> autoencoder
+    latents       the scale of its latents, and (if asked) the posterior moments of the training set, encoded once
+    diffusion     latents, conditions -> network and conditioner, jointly
+    evaluation    pictures from the averaged weights, and what can be measured of them
+
+    WORKDIR/config.json, versions.json      what ran
+    WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
+    WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
+    WORKDIR/evaluation/0000                 pictures with their prompts, and results.json
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm_jax import build
+from ldm_jax.experiment.diffusion import train_diffusion
+from ldm_jax.experiment.evaluation import evaluate
+from ldm_jax.experiment.first_stage import train_first_stage
+from ldm_jax.experiment.latents import measure_latents
+from ldm_jax.experiment.stage import Experiment
+from ldm_jax.training.metrics import clock
+from ldm_jax.workdir import summary
+
+STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
+
+
+def run(config: Mapping[str, Any], workdir: Path) -> None:
+    """Runs the stages of `config`; those already finished in `workdir` are passed over.
+
+    Raises:
+      ValueError: a config that can't work, a working directory of another config, data that don't fit; before any compile.
+      training.loop.Interrupted: asked to stop; the same call goes on from there.
+    """
+    began = time.monotonic()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
+    build.check(config)
+    experiment = Experiment(config, Path(workdir))
+    for name in config["stages"]:
+        STAGES[name](experiment)
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir)}")

@@ -1,0 +1,83 @@
+"""The stage that trains the diffusion model."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax import api, build
+from ldm_jax.data.pipeline import eval_batches, in_memory
+from ldm_jax.data.source import Spread
+from ldm_jax.data.transform import LatentTransform
+from ldm_jax.experiment.latents import open_cache
+from ldm_jax.experiment.pictures import draw, held_out_conditions
+from ldm_jax.experiment.stage import Experiment
+from ldm_jax.training import sharding
+from ldm_jax.training.loop import Hook, Report
+from ldm_jax.training.metrics import image_grid
+from ldm_jax.training.state import TrainState
+
+PyTree = Any
+
+
+def train_diffusion(experiment: Experiment) -> None:
+    """Trains the diffusion model on latents, from the cache or encoded on the way."""
+    config, conditioning = experiment.config, experiment.conditioning
+    section, stage = config["diffusion_train"], build.make_first_stage(config)
+    batch_size = section["batch_size"]
+    if not (experiment.workdir / "latents.json").is_file():
+        raise ValueError("config.stages: 'diffusion' needs 'latents' before it, which finds the latents' scale")
+    scale = json.loads((experiment.workdir / "latents.json").read_text())
+    first_stage_params = experiment.first_stage_params()
+    cached = config["latents"]["cache"] and stage.module is not None
+    loss_fn = build.make_diffusion_loss(config, conditioning, scale["scale"], scale["shift"])
+    encode = jax.jit(stage.encode)
+
+    def latent_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
+        on_device = sharding.to_device(experiment.mesh, dict(batch))
+        encoded = {} if "image" not in batch else encode(first_stage_params, on_device["image"])
+        kept = {name: on_device[name] for name in ("moments", "latents") if name in batch}
+        return {**encoded, **kept, "inputs": conditioning.from_batch(on_device)}
+
+    def make_batches(start: int) -> Iterator[PyTree]:
+        if cached:
+            source = open_cache(experiment, stage, first_stage_params)
+            if config["data"]["in_memory"]:
+                source = in_memory(source, lambda row: row)
+            transform = LatentTransform(config["data"]["flip"], conditioning.tokenize)
+        else:
+            source, transform = experiment.sources["train"], build.make_transform(config, conditioning.tokenize)
+        return map(latent_batch, experiment.batches(source, transform, batch_size, start))
+
+    def make_hooks() -> list[Hook]:
+        validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
+        transform = build.make_transform(config, conditioning.tokenize)
+        held_out = Spread(experiment.sources["validation"], config["log"]["validation_images"])
+        inputs, words = held_out_conditions(experiment, 16)
+        # one object for the whole run: its compiled functions belong to it
+        ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
+
+        def validate(state: TrainState) -> Report:
+            losses = []
+            for i, batch in enumerate(eval_batches(held_out, transform, batch_size)):
+                batch.pop("mask")  # the last batch is filled up with its last row
+                # the same noise and times at every validation: only the weights differ
+                losses.append(float(validation_loss(state.averaged, latent_batch(batch), jax.random.key(i))))
+            return Report({"validation/loss": float(np.mean(losses))}, score=float(np.mean(losses)))
+
+        def show(state: TrainState) -> Report:
+            params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
+            images = draw(ldm, params, inputs, len(words), config["evaluation"]["batch_size"])
+            return Report(images={"samples": (image_grid(images), "\n".join(words))})
+
+        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
+
+    experiment.train(
+        "diffusion",
+        build.make_diffusion_init(config, conditioning),
+        loss_fn,
+        make_batches,
+        make_hooks,
+    )
