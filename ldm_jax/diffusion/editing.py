@@ -8,6 +8,7 @@ ways back to the noise.
     panoramas    one denoiser on overlapping windows of a larger canvas            tiled, outpainting_canvas
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,10 +25,15 @@ from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian
 def partial(grid: Level, strength: float) -> Level:
     """SDEdit (Meng et al. 2022): the last round(strength * steps) steps of the grid, at least one. Noise x0 to its first level:
     `sample(denoise, sampler, diffuse(x0, eps, part[0]), part)`."""
+    steps = len(grid) - 1
+    return grid[steps - last_steps(strength, steps) :]
+
+
+def last_steps(strength: float, steps: int) -> int:
+    """How many steps this strength means."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength is the part of the steps to run, in (0, 1]; got {strength}.")
-    steps = len(grid) - 1
-    return grid[steps - max(1, round(strength * steps)) :]
+    return max(1, round(strength * steps))
 
 
 def known_region(denoise: Denoiser, known: jax.Array, mask: jax.Array) -> Denoiser:
@@ -141,9 +147,16 @@ def outpainting_canvas(
     return jnp.pad(x0, around), jnp.pad(jnp.ones_like(x0[..., :1]), around)
 
 
-def tiled(denoise: Denoiser, window: tuple[int, int], stride: tuple[int, int], wrap: bool = False) -> Denoiser:
+def tiled(
+    denoise: Callable[..., Prediction],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    wrap: bool = False,
+    along: Any = None,
+) -> Denoiser:
     """MultiDiffusion (Bar-Tal et al. 2023): a canvas [B, H, W, C] is predicted on overlapping windows, one call each, and
-    averaged where they overlap. `wrap` closes it horizontally, for panoramas."""
+    averaged where they overlap. `wrap` closes it horizontally, for panoramas. `along`: arrays [B, H, W, ..] that lie on the
+    canvas, such as a condition; then it is `denoise(x, level, pieces)`, with these cut as x is."""
     if any(s < 1 or s > w for s, w in zip(stride, window)):
         raise ValueError(f"Windows must overlap or touch: stride {stride} within 1 .. window {window}.")
 
@@ -158,9 +171,13 @@ def tiled(denoise: Denoiser, window: tuple[int, int], stride: tuple[int, int], w
 
         def tile(sums: Any, corner: jax.Array) -> tuple[Any, None]:
             at = (0, corner[0], corner[1], 0)
-            around = jnp.concatenate([x, x[:, :, :extra]], 2) if wrap else x
-            piece = jax.lax.dynamic_slice(around, at, (x.shape[0], *window, x.shape[3]))
-            prediction = denoise(piece, level)
+
+            def cut(a: jax.Array) -> jax.Array:
+                around = jnp.concatenate([a, a[:, :, :extra]], 2) if wrap else a
+                return jax.lax.dynamic_slice(around, at, (a.shape[0], *window, a.shape[3]))
+
+            piece = cut(x)
+            prediction = denoise(piece, level) if along is None else denoise(piece, level, jax.tree.map(cut, along))
 
             def add(total: jax.Array, part: jax.Array) -> jax.Array:
                 present = jax.lax.dynamic_slice(total, at, part.shape)

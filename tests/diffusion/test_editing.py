@@ -21,6 +21,7 @@ def test_partial_grids():
         len(editing.partial(grid, 1.0)) == 11 and len(editing.partial(grid, 0.3)) == 4 and len(editing.partial(grid, 0.01)) == 2
     )
     assert editing.partial(grid, 0.3)[-1] == grid[-1]
+    assert [editing.last_steps(strength, 10) for strength in (0.01, 0.3, 0.34, 1.0)] == [1, 3, 3, 10]
     with pytest.raises(ValueError, match=r"in \(0, 1\]; got 0"):
         editing.partial(grid, 0)
 
@@ -114,6 +115,19 @@ def test_tiles_of_a_local_denoiser_are_the_whole(wrap):
     level = jax.tree.map(jnp.float32, TABLE(400.0))
     tiled = editing.tiled(DENOISE, (4, 5), (3, 2), wrap)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled(canvas, level), DENOISE(canvas, level))
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_tiles_come_with_what_lies_on_the_canvas(wrap):
+    canvas, map_ = jax.random.normal(KEY, (2, 7, 13, 2)), jax.random.normal(jax.random.key(2), (2, 7, 13, 1))
+    level = jax.tree.map(jnp.float32, TABLE(400.0))
+
+    def denoise(x, level, along):
+        return DENOISE(x + along["map"], level)
+
+    tiled = editing.tiled(denoise, (4, 5), (3, 2), wrap, {"map": map_})
+    whole = denoise(canvas, level, {"map": map_})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tiled(canvas, level), whole)
 
 
 def test_wrapped_tiles_know_no_seam():
