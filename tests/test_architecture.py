@@ -13,6 +13,7 @@ LEAVES = {
     "models": {"jax", "numpy", "flax"},
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
     "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl"},
+    "evaluation": {"jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
 }
 # files (or folders) above the rooms -> what they may import of this package

@@ -1,0 +1,56 @@
+"""How far two sets of features cover each other, by balls around their members that reach to the k-th neighbour.
+
+Precision and recall (Kynkaanniemi et al. 2019): the share of drawn features inside some real ball, and the reverse.
+Density and coverage (Naeem et al. 2020): how many real balls hold a drawn feature, over k; and the share of real balls
+that hold one.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+CHUNK = 1024  # rows of distances at once
+
+
+class Overlap(NamedTuple):
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> Overlap:
+    """From features [N, D] and [M, D] with balls up to the k-th neighbour (3 in the first paper, 5 in the second)."""
+    real, drawn = np.asarray(real, np.float64), np.asarray(drawn, np.float64)
+    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1]:
+        raise ValueError(f"features of shapes {real.shape} and {drawn.shape}: expected [N, D] and [M, D]")
+    if not 1 <= k < min(len(real), len(drawn)):
+        raise ValueError(f"k={k}: must be at least 1, and smaller than both sets ({len(real)} and {len(drawn)})")
+    reach_real, reach_drawn = neighbour_distances(real, k), neighbour_distances(drawn, k)
+    inside, held, recalled = [], np.zeros(len(real), bool), np.zeros(len(real), bool)
+    density = 0
+    for rows, squares in _chunks(drawn, real):
+        inside.append((squares <= reach_real).any(1))
+        density += np.count_nonzero(squares < reach_real)
+        held |= (squares < reach_real).any(0)
+        recalled |= (squares <= reach_drawn[rows, None]).any(0)
+    precision = np.concatenate(inside).mean()
+    return Overlap(float(precision), float(recalled.mean()), density / (k * len(drawn)), float(held.mean()))
+
+
+def neighbour_distances(x: np.ndarray, k: int) -> np.ndarray:
+    """The squared distance of every row to its k-th nearest other row, [N]."""
+    found = []
+    for rows, squares in _chunks(x, x):
+        squares[np.arange(len(squares)), np.arange(rows.start, rows.start + len(squares))] = np.inf
+        found.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
+    return np.concatenate(found)
+
+
+def _chunks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Squared distances of some rows of x at a time to all of y."""
+    lengths = np.square(y).sum(1)
+    for start in range(0, len(x), CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield rows, np.maximum(np.square(x[rows]).sum(1)[:, None] + lengths - 2 * x[rows] @ y.T, 0)
