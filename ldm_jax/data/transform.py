@@ -4,6 +4,7 @@
 leaves, and turns the other columns along with it. The two are apart so that `in_memory` can keep the result of the first.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldm_jax.data import label_maps
 from ldm_jax.data.decode import decode_map, decode_rgb
+from ldm_jax.data.layout import WHOLE
 
 Row = dict[str, Any]
+Task = Callable[[Row, np.random.Generator], Row]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Transform:
     crop         "center" or "random"
     flip         left-right in half of the visits. Not for captions or labels that tell left from right.
     min_side     images with a shorter side than this are refused
+    palette      of label maps that hold colours instead of class numbers
+    task         what else a training task makes of an example: called last, with all of the above (boxes not padded), the row's
+                 `name` and `crop`; what it returns is added
+    whole_boxes  boxes as fractions of the whole picture, not cut off at the crop; `crop` [4] says which part is seen
     """
 
     size: int | tuple[int, int]
@@ -38,6 +46,9 @@ class Transform:
     min_side: int = 1
     tokenize: Callable[[str], np.ndarray] | None = None
     max_boxes: int = 0
+    palette: label_maps.Palette | None = None
+    task: Task | None = None
+    whole_boxes: bool = False
 
     def __post_init__(self):
         if self.crop not in ("center", "random"):
@@ -64,11 +75,16 @@ class Transform:
         to = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
         row["image"] = _resize(image, to, Image.Resampling.BICUBIC)
         if "label_map" in row:
-            indices = decode_map(row["label_map"], f"label map of {name}")
+            indices = self._read_map(row["label_map"], f"label map of {name}")
             if abs(indices.shape[0] * image.shape[1] - indices.shape[1] * image.shape[0]) > max(indices.shape):
                 raise ValueError(f"{name}: its label map is {indices.shape[::-1]}, of another aspect than the image")
             row["label_map"] = _resize(indices, to, Image.Resampling.NEAREST)
         return row
+
+    def _read_map(self, encoded: Any, name: str) -> np.ndarray:
+        if self.palette is None:
+            return decode_map(encoded, name)
+        return label_maps.from_colours(decode_rgb(encoded, name), self.palette, name)
 
     def view(self, row: Row, rng: np.random.Generator | None = None) -> Row:
         """The row as it is seen in one visit: cropped and perhaps mirrored, image and label map still integers, boxes as
@@ -83,15 +99,21 @@ class Transform:
         window = np.s_[top : top + height, left : left + width]
         seen = row | {name: row[name][window] for name in ("image", "label_map") if name in row}
         if "boxes" in row:
-            pixels = row["boxes"] * np.float32([full_width, full_height] * 2) - np.float32([left, top] * 2)
-            seen |= clip_boxes(pixels / np.float32([width, height] * 2), row["box_labels"])
+            full = np.float32([full_width, full_height] * 2)
+            pixels = row["boxes"] * full - np.float32([left, top] * 2)
+            order, cut = clip_boxes(pixels / np.float32([width, height] * 2))
+            seen["boxes"] = np.asarray(row["boxes"], np.float32)[order] if self.whole_boxes else cut
+            seen["box_labels"] = row["box_labels"][order]
+            seen["crop"] = np.float32([left, top, left + width, top + height]) / full
         return mirror(seen) if self.flip and rng is not None and rng.random() < 0.5 else seen
 
     def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """One example. Without `rng` nothing is random: centre crop, no flip, the first caption."""
+        """One example. Without `rng` nothing is random: centre crop, no flip, the first caption, and of a task what the row's
+        name draws."""
         row = self.view(row, rng)
         image = row["image"].astype(np.float32) / np.float32(127.5) - np.float32(1)
-        return {"image": image} | other_columns(row, self.tokenize, self.max_boxes, rng)
+        example = {"image": image} | other_columns(row, self.tokenize, self.max_boxes, rng)
+        return example | of_task(self.task, example, row, rng)
 
 
 @dataclass(frozen=True)
@@ -102,13 +124,15 @@ class LatentTransform:
     flip: bool = False
     tokenize: Callable[[str], np.ndarray] | None = None
     max_boxes: int = 0
+    task: Task | None = None
 
     def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         if self.flip and "mirrored" not in row:
             raise ValueError(f"{row['name']}: flip=True, but this latent cache holds no mirrored copies; rebuild it with them")
         if self.flip and rng is not None and rng.random() < 0.5:
             row = mirror({**row, "moments": row["mirrored"]}, ("label_map",))
-        return {"moments": row["moments"].astype(np.float32)} | other_columns(row, self.tokenize, self.max_boxes, rng)
+        example = {"moments": row["moments"].astype(np.float32)} | other_columns(row, self.tokenize, self.max_boxes, rng)
+        return example | of_task(self.task, example, row, rng)
 
 
 def other_columns(
@@ -135,22 +159,33 @@ def other_columns(
     return example
 
 
+def of_task(task: Task | None, example: Row, row: Row, rng: np.random.Generator | None) -> Row:
+    """What a task adds to an example."""
+    if task is None:
+        return {}
+    name = row.get("name", "")
+    uncut = {column: row[column] for column in ("boxes", "box_labels") if column in row}
+    steady = np.random.default_rng(zlib.crc32(name.encode())) if rng is None else rng
+    return task({**example, **uncut, "name": name, "crop": row.get("crop", np.float32(WHOLE))}, steady)
+
+
 def mirror(row: Row, pictures: tuple[str, ...] = ("image", "label_map")) -> Row:
     """The row with left and right exchanged."""
     row = row | {name: row[name][:, ::-1] for name in pictures if name in row}
-    if "boxes" in row:
-        b = row["boxes"]
-        row["boxes"] = np.stack([1 - b[:, 2], b[:, 1], 1 - b[:, 0], b[:, 3]], -1)
+    for name in ("boxes", "crop"):
+        if name in row:
+            b = row[name]
+            row[name] = np.stack([1 - b[..., 2], b[..., 1], 1 - b[..., 0], b[..., 3]], -1)
     return row
 
 
-def clip_boxes(boxes: np.ndarray, labels: np.ndarray) -> Row:
-    """Boxes clipped to [0, 1], largest first; those of which less than a tenth is left are dropped."""
+def clip_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes are kept, largest first, and these clipped to [0, 1]; those of which less than a tenth is left are not."""
     inside = np.clip(boxes, 0, 1)
     area, left = (np.prod(b[:, 2:] - b[:, :2], -1) for b in (boxes, inside))
     order = np.argsort(-left, kind="stable")
     order = order[left[order] > 0.1 * area[order]]
-    return {"boxes": inside[order], "box_labels": labels[order]}
+    return order, inside[order]
 
 
 def _resize(pixels: np.ndarray, to: tuple[int, int], how: Image.Resampling) -> np.ndarray:
