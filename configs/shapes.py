@@ -57,12 +57,39 @@ def get_config() -> ConfigDict:
     config.first_stage.double_z = True
     config.first_stage.embed_dim = 4
     config.first_stage.n_embed = 0  # codebook entries, VQ only
+    config.first_stage.unit_codes = False  # compare directions only
+    config.first_stage.fsq_levels = ()  # VQ without a learnt codebook: how many values each channel may take
     config.first_stage.norm_num_groups = 4  # 32 groups would normalise each channel alone, and forget colours
     config.first_stage.dropout = 0.0
 
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
+    config.first_stage_loss.reduction = "sum"  # over an image's numbers (KL models of the paper) | "mean" (VQ models)
     config.first_stage_loss.kl_weight = 1e-4
+    config.first_stage_loss.perceptual_weight = 0.0  # of LPIPS; 0: none
+    config.first_stage_loss.perceptual_path = ""  # VGG16 of torchvision, or a CompVis first stage; "random": untrained
+    config.first_stage_loss.perceptual_linear_path = ""  # LPIPS's linear layers, where perceptual_path lacks them
+    config.first_stage_loss.perceptual_widths = (64, 128, 256, 512, 512)  # VGG16's; narrower ones only for "random"
+    config.first_stage_loss.disc_weight = 0.0  # of the adversarial term; 0: no discriminator
+    config.first_stage_loss.disc_adaptive = True  # relative to the gradient of the other terms at the last convolution
+    config.first_stage_loss.disc_start = 0  # the step from which it counts
+    config.first_stage_loss.disc_loss = "hinge"  # "hinge" | "vanilla"
+    config.first_stage_loss.disc_ndf = 64
+    config.first_stage_loss.disc_layers = 3
+    config.first_stage_loss.disc_actnorm = False
+    config.first_stage_loss.disc_learning_rate = 2e-4  # Adam (0.5, 0.9)
+    config.first_stage_loss.r1_weight = 0.0
+    config.first_stage_loss.lecam_weight = 0.0
+    config.first_stage_loss.alternate = False  # True: a second forward pass for the discriminator, as in the reference
+    config.first_stage_loss.codebook = "gradient"  # "gradient" | "ema": codes follow moving averages of their latents
+    config.first_stage_loss.codebook_weight = 1.0
+    config.first_stage_loss.codebook_decay = 0.99  # "ema" only
+    config.first_stage_loss.codebook_kmeans = 0  # batches whose latents' clusters are the first codes; 0: random codes
+    config.first_stage_loss.codebook_restart = 0.0  # "ema" only: codes met less often a step start again; 0: never
+    config.first_stage_loss.beta = 0.25
+    config.first_stage_loss.legacy_beta = False  # True: the reference's place for beta, on the codebook
+    config.first_stage_loss.equivariance_weight = 0.0  # shrunk latents should decode to the shrunk image
+    config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
 
     config.first_stage_train = ConfigDict()
     config.first_stage_train.steps = 1200
@@ -76,6 +103,8 @@ def get_config() -> ConfigDict:
     config.first_stage_train.weight_decay = 0.0
     config.first_stage_train.clip_norm = 1.0  # 0: off
     config.first_stage_train.ema_decay = 0.0  # 0: no EMA
+    config.first_stage_train.start_from = ""  # weights to go on from: a workdir or a checkpoint; "": random ones
+    config.first_stage_train.frozen = ()  # ("encoder", "quant_conv") trains the decoder alone, as Stable Diffusion's ft-EMA
 
     config.latents = ConfigDict()
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
@@ -141,6 +170,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back
     config.evaluation.batch_size = 16  # pictures drawn at once, in training and evaluation
+    config.evaluation.inception_path = ""  # Inception's weights, for the reconstruction FID of first stages; "": none
 
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl

@@ -36,8 +36,13 @@ def sample_posterior(moments: jax.Array, key: jax.Array) -> jax.Array:
 
 def kl_divergence(moments: jax.Array) -> jax.Array:
     """KL(q(z|x) || N(0, I)) in nats, summed over everything but the batch: [B]."""
+    return jnp.sum(kl_per_channel(moments), axis=-1)
+
+
+def kl_per_channel(moments: jax.Array) -> jax.Array:
+    """The same summed over pixels only: [B, C]. A channel near 0 carries nothing."""
     mean, logvar = split_moments(moments)
-    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2))
 
 
 def scale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array:

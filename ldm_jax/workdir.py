@@ -85,6 +85,12 @@ def summary(workdir: Path) -> str:
         "weights": workdir / "diffusion" / "checkpoints",
         "draw more": f"python sample.py --workdir {workdir}",
     }
+    if not places["weights"].is_dir():  # a first stage alone
+        places = {
+            "pictures": workdir / "first_stage" / "images",
+            "curves": places["curves"],
+            "weights": workdir / "first_stage" / "checkpoints",
+        }
     return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])
 
 

@@ -23,11 +23,15 @@ FILES = {
     "first_stage": {"latents"},
     "second_stage": {"latents"},
     "conditioning": set(),
-    "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data"},
-    "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "training", "weights"},
+    "build": {"conditioning", "diffusion", "first_stage", "latents", "models", "second_stage", "training", "data", "weights"},
+    "api": {"build", "checkpoints", "conditioning", "data", "diffusion", "latents", "models", "training", "weights"},
     "checkpoints": {"build", "conditioning", "data", "weights"},
     "workdir": {"training"},
-    "experiment": {"api", "build", "conditioning", "data", "first_stage", "latents", "training", "workdir"},
+    "judges": {"build", "data", "evaluation", "models", "training"},
+    "experiment": {
+        "api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "models", "training", "weights",
+        "workdir",
+    },
 }
 STANDARD = __import__("sys").stdlib_module_names
 

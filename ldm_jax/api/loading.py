@@ -81,7 +81,7 @@ def load_first_stage(config: Mapping[str, Any], workdir: Path) -> PyTree:
         return {}
     path = Path(config["first_stage"]["path"] or workdir)
     if (path / "first_stage" / "checkpoints").is_dir():
-        params = load_averaged(path / "first_stage" / "checkpoints")
+        params = load_averaged(path / "first_stage" / "checkpoints")["autoencoder"]
     elif path == workdir:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
     else:
@@ -97,5 +97,6 @@ def load_conditioning(config: Mapping[str, Any], workdir: Path) -> Conditioning:
     """The conditioning with the tokenizer and the class names of the working directory."""
     kind = config["conditioner"]["kind"]
     tokenizer = load_tokenizer(workdir / "tokenizer.json") if kind == "text" else None
-    names = json.loads((workdir / "classes.json").read_text()) if kind in ("class", "label") else None
+    classes = workdir / "classes.json"
+    names = json.loads(classes.read_text()) if classes.is_file() else None
     return build.make_conditioning(config, names, tokenizer)

@@ -1,5 +1,6 @@
 """The stage that trains the diffusion model."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,16 +9,17 @@ import jax
 import numpy as np
 
 from ldm_jax import api, build
+from ldm_jax.conditioning import encoded
 from ldm_jax.data.pipeline import eval_batches, in_memory
 from ldm_jax.data.source import Spread
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.experiment.latents import open_cache
-from ldm_jax.experiment.pictures import draw, held_out_conditions
+from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
 from ldm_jax.training.loop import Hook, Report
 from ldm_jax.training.metrics import image_grid
-from ldm_jax.training.state import TrainState
+from ldm_jax.training.state import TrainState, from_loss
 
 PyTree = Any
 
@@ -32,36 +34,46 @@ def train_diffusion(experiment: Experiment) -> None:
     scale = json.loads((experiment.workdir / "latents.json").read_text())
     first_stage_params = experiment.first_stage_params()
     cached = config["latents"]["cache"] and stage.module is not None
-    loss_fn = build.make_diffusion_loss(config, conditioning, scale["scale"], scale["shift"])
-    encode = jax.jit(stage.encode)
+    task = build.make_task(config)
+    # one object for the whole run: its compiled functions belong to it
+    ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
+
+    @jax.jit
+    def to_inputs(params: PyTree, inputs: PyTree) -> PyTree:
+        return encoded(conditioning, inputs, lambda images: ldm.encode({"first_stage": params}, images))
+
+    null = to_inputs(first_stage_params, conditioning.null)
+    loss_fn = build.make_diffusion_loss(
+        config, dataclasses.replace(conditioning, null=null), scale["scale"], scale["shift"]
+    )
+
+    @jax.jit
+    def encode(params: PyTree, batch: PyTree) -> PyTree:
+        known = {name: batch[name] for name in ("moments", "latents") if name in batch}
+        return {**(known or stage.encode(params, batch["image"])), "inputs": to_inputs(params, conditioning.from_batch(batch))}
 
     def latent_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
-        on_device = sharding.to_device(experiment.mesh, dict(batch))
-        encoded = {} if "image" not in batch else encode(first_stage_params, on_device["image"])
-        kept = {name: on_device[name] for name in ("moments", "latents") if name in batch}
-        return {**encoded, **kept, "inputs": conditioning.from_batch(on_device)}
+        return encode(first_stage_params, sharding.to_device(experiment.mesh, dict(batch)))
 
     def make_batches(start: int) -> Iterator[PyTree]:
         if cached:
             source = open_cache(experiment, stage, first_stage_params)
             if config["data"]["in_memory"]:
                 source = in_memory(source, lambda row: row)
-            transform = LatentTransform(config["data"]["flip"], conditioning.tokenize)
+            transform = LatentTransform(config["data"]["flip"], conditioning.tokenize, task=task)
         else:
-            source, transform = experiment.sources["train"], build.make_transform(config, conditioning.tokenize)
+            source, transform = experiment.sources["train"], build.make_transform(config, conditioning.tokenize, task)
         return map(latent_batch, experiment.batches(source, transform, batch_size, start))
 
     def make_hooks() -> list[Hook]:
         validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
-        transform = build.make_transform(config, conditioning.tokenize)
-        held_out = Spread(experiment.sources["validation"], config["log"]["validation_images"])
-        inputs, words = held_out_conditions(experiment, 16)
-        # one object for the whole run: its compiled functions belong to it
-        ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
+        transform = build.make_transform(config, conditioning.tokenize, task)
+        validation = Spread(experiment.sources["validation"], config["log"]["validation_images"])
+        shown = held_out(experiment, 16)
 
         def validate(state: TrainState) -> Report:
             losses = []
-            for i, batch in enumerate(eval_batches(held_out, transform, batch_size)):
+            for i, batch in enumerate(eval_batches(validation, transform, batch_size)):
                 batch.pop("mask")  # the last batch is filled up with its last row
                 # the same noise and times at every validation: only the weights differ
                 losses.append(float(validation_loss(state.averaged, latent_batch(batch), jax.random.key(i))))
@@ -69,15 +81,16 @@ def train_diffusion(experiment: Experiment) -> None:
 
         def show(state: TrainState) -> Report:
             params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
-            images = draw(ldm, params, inputs, len(words), config["evaluation"]["batch_size"])
-            return Report(images={"samples": (image_grid(images), "\n".join(words))})
+            images = draw(ldm, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"])
+            return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
 
         return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
 
     experiment.train(
         "diffusion",
         build.make_diffusion_init(config, conditioning),
-        loss_fn,
+        from_loss(loss_fn),
+        build.make_stage_optimizer(section),
         make_batches,
         make_hooks,
     )

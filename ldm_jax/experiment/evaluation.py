@@ -9,7 +9,7 @@ import numpy as np
 
 from ldm_jax import api, build
 from ldm_jax.data import shapes
-from ldm_jax.experiment.pictures import draw, held_out_conditions
+from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.workdir import free_folder, save_pictures
 
@@ -22,9 +22,10 @@ def evaluate(experiment: Experiment) -> None:
         return
     config, folder = experiment.config, free_folder(experiment.workdir / "evaluation")
     ldm = api.load_workdir(experiment.workdir)
-    inputs, words = held_out_conditions(experiment, 64)
-    images = draw(ldm, ldm.params, inputs, len(words), config["evaluation"]["batch_size"])
-    save_pictures(folder, "validation", images, words)
+    shown = held_out(experiment, 64)
+    images = draw(ldm, ldm.params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"])
+    pictures, columns = side_by_side(images, shown)
+    save_pictures(folder, "validation", pictures, shown.words, columns)
     experiment.say(f"evaluation: {len(images)} pictures for validation conditions in {folder}")
     results = {}
     if config["data"]["source"] == "shapes" and config["conditioner"]["kind"] == "text":

@@ -1,17 +1,24 @@
-"""The stage that trains the autoencoder."""
+"""The stage that trains the autoencoder, and what is seen of it on the way.
 
-from collections.abc import Iterator
+At every validation: PSNR, SSIM, LPIPS (where its weights are there) and the reconstruction FID (where Inception's are) of
+reconstructions of fixed held-out images, side by side with the originals; how many codes of a codebook are in use; and
+`WORKDIR/first_stage/latents.json`: mean, deviation and KL per channel, the scale, and the latents' spectrum.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, latents
+from ldm_jax import api, build, evaluation, latents, models, weights
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.first_stage import psnr
+from ldm_jax.first_stage import codebook, psnr
 from ldm_jax.training import sharding
 from ldm_jax.training.loop import Hook, Report
 from ldm_jax.training.metrics import image_grid
@@ -27,41 +34,116 @@ def train_first_stage(experiment: Experiment) -> None:
     if stage.module is None or config["first_stage"]["path"]:
         experiment.say(f"first_stage: {config['first_stage']['path'] or 'none, diffusion in pixels'}")
         return
-    batch_size = config["first_stage_train"]["batch_size"]
+    section = config["first_stage_train"]
+    training = build.make_first_stage_training(config)
+    constants = training.constants()
 
     def make_batches(start: int) -> Iterator[PyTree]:
         transform = build.make_transform(config)
-        for batch in experiment.batches(experiment.sources["train"], transform, batch_size, start):
+        for batch in experiment.batches(experiment.sources["train"], transform, section["batch_size"], start):
             yield sharding.to_device(experiment.mesh, {"image": batch["image"]})
 
-    @jax.jit
-    def reconstruct(params, images):
-        encoded = stage.encode(params, images)
-        z = latents.mode(encoded["moments"]) if "moments" in encoded else encoded["latents"]
-        reconstruction = jnp.clip(stage.decode(params, z), -1, 1)
-        return reconstruction, psnr(images, reconstruction)
-
-    def validate(state: TrainState) -> Report:
-        values, pairs = [], []
-        for images, mask in _validation_images(experiment, batch_size):
-            reconstruction, value = jax.device_get(reconstruct(state.averaged, images))
-            values.append(value[mask])
-            pairs.append(np.stack([images, reconstruction], axis=1)[mask])
-        mean = float(np.mean(np.concatenate(values)))
-        pairs = np.concatenate(pairs)[:32]
-        grid = image_grid(pairs.reshape(-1, *pairs.shape[2:]), columns=8)
-        return Report({"validation/psnr": mean}, {"reconstructions": (grid, "pairs: original, reconstruction")}, score=-mean)
+    def prepare(params: PyTree) -> PyTree:
+        if section["start_from"]:
+            named = {**config, "first_stage": {**config["first_stage"], "path": section["start_from"]}}
+            params = {**params, "autoencoder": api.load_first_stage(named, experiment.workdir)}
+        images = (batch["image"] for batch in make_batches(0))
+        return training.prepare(params, images, jax.random.key(config["seed"]))
 
     experiment.train(
         "first_stage",
-        stage.init,
-        build.make_first_stage_loss(config),
+        training.init,
+        training.gradients,
+        training.optimizer,
         make_batches,
-        lambda: [Hook(config["log"]["validation_every"], validate)],
+        lambda: [Hook(config["log"]["validation_every"], make_validation(experiment, stage, training, constants))],
+        constants=constants,
+        prepare=prepare,
+        not_averaged=training.not_averaged,
     )
 
 
-def _validation_images(experiment: Experiment, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def make_validation(
+    experiment: Experiment, stage: build.FirstStage, training: build.FirstStageTraining, constants: PyTree
+) -> Callable[[TrainState], Report]:
+    """The hook that looks at reconstructions of held-out images."""
+    config, module = experiment.config, stage.module
+    batch_size = config["first_stage_train"]["batch_size"]
+    inception = read_inception(config["evaluation"]["inception_path"])
+
+    @jax.jit
+    def look(params, images):
+        encoded = stage.encode(params["autoencoder"], images)
+        found = {}
+        if "moments" in encoded:
+            z = latents.mode(encoded["moments"])
+            found["kl"] = latents.kl_per_channel(encoded["moments"])
+        else:
+            z = encoded["latents"]
+            found["indices"] = module.apply({"params": params["autoencoder"]}, z, method="quantize")[1]
+        pictures = jnp.clip(stage.decode(params["autoencoder"], z), -1, 1)
+        measures = {"psnr": psnr(images, pictures)}
+        if min(images.shape[1:3]) >= 11:
+            measures["ssim"] = evaluation.ssim(images, pictures)
+        if training.distance is not None:
+            measures["lpips"] = training.distance(params, images, pictures)
+        if inception is not None:
+            found["features"] = jnp.stack([inception(images), inception(pictures)], 1)
+        return z, pictures, measures, found
+
+    def validate(state: TrainState) -> Report:
+        seen = []
+        params = {**constants, **state.averaged}
+        for images, mask in validation_images(experiment, batch_size):
+            z, pictures, measures, found = jax.device_get(look(params, images))
+            whole = {"z": z, "pairs": np.stack([images, pictures], axis=1), **measures, **found}
+            seen.append({name: value[mask] for name, value in whole.items()})
+        all_ = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
+        scalars = {f"validation/{name}": float(np.mean(all_[name])) for name in measures}
+        if "indices" in all_:
+            used = jax.device_get(codebook.usage(codebook.counts(all_["indices"], module.codes)))
+            scalars |= {f"validation/{name}": float(value) for name, value in used.items()}
+        if "features" in all_:
+            scalars["validation/rfid"] = evaluation.frechet_distance(*np.moveaxis(all_["features"], 1, 0))
+        save_statistics(experiment, int(state.step), all_)
+        pairs = all_["pairs"][:32]
+        grid = image_grid(pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+        score = -scalars["validation/psnr"]
+        return Report(scalars, {"reconstructions": (grid, "pairs: original, reconstruction")}, score=score)
+
+    return validate
+
+
+def save_statistics(experiment: Experiment, step: int, seen: dict[str, np.ndarray]) -> None:
+    """What the latents of the validation images are like, beside the checkpoints."""
+    if jax.process_index():
+        return
+    found = latents.measure([seen["z"]])
+    frequencies, power = evaluation.power_spectrum(seen["z"])
+    statistics = {
+        "step": step,
+        "count": found.count,
+        "mean": found.mean,
+        "std": found.std,
+        "scale": found.scale,
+        "spectrum": {"frequency": np.asarray(frequencies).tolist(), "power": np.asarray(power).tolist()},
+    }
+    if "kl" in seen:
+        statistics["kl_per_channel"] = seen["kl"].mean(0).tolist()
+    (experiment.workdir / "first_stage" / "latents.json").write_text(json.dumps(statistics, indent=2))
+
+
+def read_inception(path: str) -> Callable[[jax.Array], jax.Array] | None:
+    """Images [B, H, W, 3] in [-1, 1] -> Inception's features [B, 2048]; None without a file."""
+    if not path:
+        return None
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), weights.read_inception(path))
+    net = models.InceptionV3()
+    run = jax.jit(lambda params, images: net.apply({"params": params}, images).features)
+    return functools.partial(run, params)
+
+
+def validation_images(experiment: Experiment, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """config.log.validation_images of the validation set: images [B, H, W, 3] and which of them count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
     for batch in eval_batches(source, build.make_transform(experiment.config), batch_size):

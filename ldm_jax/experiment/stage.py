@@ -2,21 +2,22 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from ldm_jax import api, build
-from ldm_jax.conditioning import Conditioning
+from ldm_jax.conditioning import COLUMNS, Conditioning
 from ldm_jax.data.pipeline import batches, in_memory
 from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.loop import Hook, train
 from ldm_jax.training.metrics import Log
-from ldm_jax.training.state import make_init, make_train_step
+from ldm_jax.training.state import GradFn, make_init, make_train_step
 from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
@@ -35,16 +36,16 @@ class Experiment:
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         if jax.process_index() == 0:
             open_workdir(self.config, workdir)
-        self.conditioning = self._conditioning()
+        self.conditioning = self._conditioning() if "diffusion" in config["stages"] else None
 
     def say(self, text: str):
         if jax.process_index() == 0:
             print(text, flush=True)
 
     def _source(self, split: str):
-        columns = {"class": ("label",), "label": ("label",), "text": ("caption",)}.get(self.config["conditioner"]["kind"], ())
+        columns = COLUMNS.get(self.config["conditioner"]["kind"], ()) if "diffusion" in self.config["stages"] else ()
         began = time.monotonic()
-        source = build.make_source(self.config, split, columns if "diffusion" in self.config["stages"] else ())
+        source = build.make_source(self.config, split, columns)
         if self.config["data"]["in_memory"]:
             transform = build.make_transform(self.config)
             source = in_memory(source, transform.fit, self.config["data"]["on_error"])
@@ -70,6 +71,8 @@ class Experiment:
                     f"and there is room for {room}"
                 )
             (self.workdir / "classes.json").write_text(json.dumps(info.class_names))
+        if section["kind"] == "layout":
+            (self.workdir / "classes.json").write_text(json.dumps(info.box_names))
         return api.load_conditioning(self.config, self.workdir)
 
     def first_stage_params(self) -> PyTree:
@@ -95,21 +98,23 @@ class Experiment:
         self,
         name: str,
         init_params: Callable[[jax.Array], PyTree],
-        loss_fn: Callable,
+        gradients: GradFn | Sequence[GradFn],
+        optimizer: optax.GradientTransformation,
         make_batches: Callable[[int], Iterator[PyTree]],
         make_hooks: Callable[[], list[Hook]],
+        *,
+        constants: PyTree = None,
+        prepare: Callable[[PyTree], PyTree] | None = None,
+        not_averaged: Sequence[str] = (),
     ) -> None:
-        """Runs or resumes stage `name` to its last step. `make_batches(step)`: global batches from there on."""
+        """Runs or resumes stage `name` to its last step. `make_batches(step)`: global batches from there on;
+        `prepare(params)`: what is set before the first step of all."""
         section, log, keep = self.config[f"{name}_train"], self.config["log"], self.config["checkpoint"]
         folder, steps = self.workdir / name, section["steps"]
-        optimizer = build.make_stage_optimizer(section)
-        init = make_init(init_params, optimizer, ema=section["ema_decay"] > 0)
+        init = make_init(init_params, optimizer, section["ema_decay"] > 0, not_averaged)
         shapes_ = jax.eval_shape(init, jax.random.key(0))
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            shapes_,
-            sharding.state_shardings(self.mesh, shapes_),
-        )
+        shardings = sharding.state_shardings(self.mesh, shapes_)
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes_, shardings)
         with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints:
             if checkpoints.steps and checkpoints.steps[-1] >= steps:
                 self.say(f"{name}: already trained, {steps} steps")
@@ -117,14 +122,18 @@ class Experiment:
             state = checkpoints.restore(target)
             if state is None:
                 state = sharding.init_sharded(self.mesh, init, self.config["seed"])
+                if prepare is not None:
+                    # through jit: on CPU, donating what was put there from numpy's memory is not safe
+                    restart = make_init(lambda params: params, optimizer, section["ema_decay"] > 0, not_averaged)
+                    state = jax.jit(restart, out_shardings=shardings)(prepare(state.params))
             start = int(state.step)
             if start:
                 self.say(f"{name}: going on from step {start}")
-            step = make_train_step(jax.value_and_grad(loss_fn, has_aux=True), optimizer, section["ema_decay"])
+            step = make_train_step(gradients, optimizer, section["ema_decay"])
             with Log(folder, name, steps, start) as record:
                 train(
                     state,
-                    sharding.compile_step(self.mesh, step, shapes_),
+                    sharding.compile_step(self.mesh, step, shapes_, constants),
                     make_batches(start),
                     steps=steps,
                     key=jax.random.key(self.config["seed"]),

@@ -1,6 +1,7 @@
 """The networks: Flax Linen modules with the parameters and the numerics of the reference implementations."""
 
-from ldm_jax.models.autoencoder import Autoencoder, Posterior, nearest_code, posterior
+from ldm_jax.models.autoencoder import Autoencoder, Posterior, last_layer, posterior
+from ldm_jax.models.codebook import FSQ, Codebook, nearest_code, unit_length
 from ldm_jax.models.conditioners import (
     ClassEmbedder,
     CLIPText,
@@ -26,8 +27,10 @@ __all__ = [
     "CLIPText",
     "CLIPVision",
     "ClassEmbedder",
+    "Codebook",
     "DiT",
     "Discriminator",
+    "FSQ",
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
@@ -42,10 +45,12 @@ __all__ = [
     "decode_tiled",
     "encode_tiled",
     "initialize",
+    "last_layer",
     "nearest",
     "nearest_code",
     "posterior",
     "shapes",
     "sinusoidal_embedding",
     "text_time_vector",
+    "unit_length",
 ]

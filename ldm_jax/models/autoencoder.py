@@ -5,6 +5,7 @@ Fields and parameters are named as in CompVis/latent-diffusion (`ldm/models/auto
 H / 2^(levels - 1) by W / 2^(levels - 1) pixels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
-from ldm_jax.models.init import uniform
-from ldm_jax.models.layers import Conv, Dense, Downsample, Embed, GroupNorm, Upsample, remat
+from ldm_jax.models.codebook import FSQ, Codebook
+from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat
 
 
 class Posterior(NamedTuple):
@@ -41,14 +42,6 @@ def posterior(moments: jax.Array) -> Posterior:
     """Moments [B, h, w, 2C], means first, -> the Gaussian they describe."""
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
-
-
-def nearest_code(z: jax.Array, codebook: jax.Array) -> jax.Array:
-    """For latents [..., C] the index of the nearest row of `codebook` [n, C], int32 [...]."""
-    z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
-    distances = jnp.square(z).sum(-1, keepdims=True) + jnp.square(codebook).sum(-1) - 2 * products
-    return distances.argmin(-1).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -173,17 +166,20 @@ class Decoder(nn.Module):
     out_channels: int
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, z: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
+        """`features`: what the last convolution is given, [B, H, W, ch], instead of the image."""
         s, last = self.settings, len(self.settings.ch_mult) - 1
         h = Conv(s.width(last), dtype=s.dtype, name="conv_in")(z)
         h = Middle(s, name="mid")(h, train)
         for i in reversed(range(last + 1)):
             h = Level(s, i, s.num_res_blocks + 1, "up" if i else None, name=f"up_{i}")(h, train)
-        return Conv(self.out_channels, dtype=s.dtype, name="conv_out")(nn.silu(s.norm("norm_out")(h)))
+        h = nn.silu(s.norm("norm_out")(h))
+        return h if features else Conv(self.out_channels, dtype=s.dtype, name="conv_out")(h)
 
 
 class Autoencoder(nn.Module):
-    """A first stage: KL-regularized, or vector-quantized if it has a codebook of `n_embed` entries.
+    """A first stage: KL-regularized, or vector-quantized if it has a codebook of `n_embed` entries (of length one with
+    `unit_codes`), or rounds channel i to fsq_levels[i] values.
 
     `encode` gives moments [B, h, w, 2 embed_dim] (KL, see `posterior`) or latents before quantization
     [B, h, w, embed_dim] (VQ); `decode` takes latents [B, h, w, embed_dim], quantizing first if VQ.
@@ -200,6 +196,8 @@ class Autoencoder(nn.Module):
     z_channels: int
     embed_dim: int
     n_embed: int | None = None  # or 0: no codebook
+    unit_codes: bool = False
+    fsq_levels: Sequence[int] = ()
     in_channels: int = 3
     out_ch: int = 3
     double_z: bool = True
@@ -213,10 +211,14 @@ class Autoencoder(nn.Module):
     attention: str = "auto"
 
     def setup(self) -> None:
-        if self.double_z == bool(self.n_embed):
+        if self.double_z == self.quantizes:
             raise ValueError(
-                f"double_z={self.double_z} with n_embed={self.n_embed}: KL models have double_z and no codebook, "
-                "VQ models a codebook and no double_z"
+                f"double_z={self.double_z} with n_embed={self.n_embed}, fsq_levels={self.fsq_levels}: KL models have double_z "
+                "and no codebook, VQ models a codebook and no double_z"
+            )
+        if self.fsq_levels and (self.n_embed or len(self.fsq_levels) != self.embed_dim or min(self.fsq_levels) < 2):
+            raise ValueError(
+                f"fsq_levels={self.fsq_levels}: as many numbers of at least 2 as embed_dim={self.embed_dim}, and no n_embed"
             )
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f'attn_type {self.attn_type!r} is unknown: use "vanilla" or "none"')
@@ -231,13 +233,24 @@ class Autoencoder(nn.Module):
             self.quant_conv = Dense(moments * self.embed_dim, dtype=self.dtype)
         if self.use_post_quant_conv:
             self.post_quant_conv = Dense(self.z_channels, dtype=self.dtype)
-        if self.n_embed:
-            self.codebook = Codebook(self.n_embed, self.embed_dim, name="quantize")
+        if self.fsq_levels:
+            self.codebook = FSQ(self.fsq_levels, name="quantize")
+        elif self.n_embed:
+            self.codebook = Codebook(self.n_embed, self.embed_dim, self.unit_codes, name="quantize")
+
+    @property
+    def quantizes(self) -> bool:
+        return bool(self.n_embed or self.fsq_levels)
+
+    @property
+    def codes(self) -> int:
+        """How many there are; 0 without a codebook."""
+        return self.n_embed or (math.prod(self.fsq_levels) if self.fsq_levels else 0)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The reconstruction from the most likely latents."""
         z = self.encode(x, train)
-        return self.decode(z if self.n_embed else posterior(z).mean, train)
+        return self.decode(z if self.quantizes else posterior(z).mean, train)
 
     def encode(self, x: jax.Array, train: bool = False) -> jax.Array:
         if x.shape[-1] != self.in_channels:
@@ -245,14 +258,18 @@ class Autoencoder(nn.Module):
         h = self.encoder(x, train)
         return (self.quant_conv(h) if self.use_quant_conv else h).astype(jnp.float32)
 
-    def decode(self, z: jax.Array, train: bool = False, quantize: bool = True) -> jax.Array:
-        """`quantize` False decodes VQ latents as they are."""
+    def decode(self, z: jax.Array, train: bool = False, quantize: bool = True, features: bool = False) -> jax.Array:
+        """`quantize` False decodes VQ latents as they are; `features` stops before the last convolution, see `last_layer`."""
         if z.shape[-1] != self.embed_dim:
             raise ValueError(f"latents of shape {z.shape} do not have {self.embed_dim} channels last")
-        if quantize and self.n_embed:
+        if quantize and self.quantizes:
             z, _ = self.quantize(z)
         h = self.post_quant_conv(z) if self.use_post_quant_conv else z
-        return self.decoder(h, train).astype(jnp.float32)
+        return self.decoder(h, train, features) if features else self.decoder(h, train).astype(jnp.float32)
+
+    def project(self, z: jax.Array) -> jax.Array:
+        """VQ latents as they are compared with codes: themselves, of length one, or bounded."""
+        return self.codebook.project(z)
 
     def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Latents [B, h, w, embed_dim] -> their nearest codebook entries, and these entries' int32 indices [B, h, w]."""
@@ -263,18 +280,7 @@ class Autoencoder(nn.Module):
         return self.codebook.lookup(indices)
 
 
-class Codebook(nn.Module):
-    """`n_embed` vectors of width `embed_dim`, initially uniform within 1 / n_embed."""
-
-    n_embed: int
-    embed_dim: int
-
-    def setup(self) -> None:
-        self.embedding = Embed(self.n_embed, self.embed_dim, uniform(1 / self.n_embed))
-
-    def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        indices = nearest_code(z, self.embedding.embedding)
-        return self.lookup(indices), indices
-
-    def lookup(self, indices: jax.Array) -> jax.Array:
-        return self.embedding(indices)
+def last_layer(params: dict, h: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """The decoder's last convolution, of its own parameters {"kernel", "bias"}: features [B, H, W, ch] -> images. Apart from the
+    module because the adaptive weight of the adversarial loss wants its gradient alone."""
+    return Conv(params["bias"].shape[0], dtype=dtype, parent=None).apply({"params": params}, h).astype(jnp.float32)

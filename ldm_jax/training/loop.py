@@ -155,10 +155,11 @@ class _Window:
         self.last = now
         skipped = values.pop("skipped", 0)
         if skipped > self.max_skipped:
+            broken = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
             raise FloatingPointError(
-                f"{int(skipped)} steps in a row up to step {step} gave a loss or gradient that is not finite (loss "
-                f"{values['loss']}, gradient norm {values['grad_norm']}); no parameter was changed by them. Lower the learning "
-                "rate, clip gradients (clip_norm), or look for broken images; the last checkpoint is good."
+                f"{int(skipped)} steps in a row up to step {step} gave a loss or gradient that is not finite ({broken}); no "
+                "parameter was changed by them, and the last checkpoint is good. Lower the learning rate, clip gradients "
+                "(clip_norm), or look for broken images."
             )
         for name, value in values.items():
             self.sums[name] += value

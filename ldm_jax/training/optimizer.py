@@ -8,6 +8,8 @@ else is left to Adam at a tenth of the learning rate. Updates have the size of A
 rates are alike. It learns far more from few steps, for a tenth more time per step.
 """
 
+from collections.abc import Collection, Mapping
+
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -65,6 +67,30 @@ def make_optimizer(
             consistent_rms=0.2,
         )
     return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
+
+
+def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """An optimizer for each part of the parameters (a part is a top-level name). Parts that an update has no gradient of, or
+    that have no optimizer, stay as they are, moments included."""
+
+    def init(params):
+        return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
+
+    def update(grads, state, params=None):
+        updated = {name: optimizers[name].update(grads[name], state[name], params[name]) for name in grads}
+        updates = {name: moved for name, (moved, _) in updated.items()}
+        return updates, {**state, **{name: new for name, (_, new) in updated.items()}}
+
+    return optax.GradientTransformation(init, update)
+
+
+def trained_only(optimizer: optax.GradientTransformation, frozen: Collection[str]) -> optax.GradientTransformation:
+    """The optimizer, for all but the subtrees `frozen` of the parameters' top level."""
+
+    def labels(params):
+        return {name: "frozen" if name in frozen else "trained" for name in params}
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
 def _matrices(params):

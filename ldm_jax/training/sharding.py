@@ -82,12 +82,15 @@ def init_sharded(mesh: Mesh, init: Callable[[jax.Array], PyTree], seed: int) -> 
     return jax.jit(lambda seed: init(jax.random.key(seed)), out_shardings=shardings)(np.uint32(seed))
 
 
-def compile_step(mesh: Mesh, train_step: Callable, shapes: PyTree) -> Callable:
-    """`train_step(state, batch, key)` over the mesh; the state is donated, metrics come back replicated."""
+def compile_step(mesh: Mesh, train_step: Callable, shapes: PyTree, constants: PyTree = None) -> Callable:
+    """`train_step(state, batch, key, constants)` over the mesh as a function of the first three; the state is donated, metrics
+    come back replicated. `constants` are arguments of the program, not compiled into it."""
     state = state_shardings(mesh, shapes)
-    return jax.jit(
+    compiled = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(state, batch_sharding(mesh), None),
+        in_shardings=(state, batch_sharding(mesh), None, replicated(mesh)),
         out_shardings=(state, replicated(mesh)),
     )
+    constants = replicate(mesh, constants or {})
+    return lambda *arguments: compiled(*arguments, constants)

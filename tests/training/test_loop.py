@@ -11,7 +11,7 @@ from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.loop import Hook, Report, train
 from ldm_jax.training.metrics import Log, clock, image_grid
 from ldm_jax.training.optimizer import make_optimizer
-from ldm_jax.training.state import make_init, make_train_step
+from ldm_jax.training.state import from_loss, make_init, make_train_step
 
 OPTIMIZER = make_optimizer("adamw", 1e-2, 100)
 INIT = make_init(lambda key: {"kernel": jnp.ones(3)}, OPTIMIZER, ema=False)
@@ -21,7 +21,7 @@ def loss_fn(params, batch, key):
     return jnp.mean((params["kernel"] - batch) ** 2), {}
 
 
-STEP = jax.jit(make_train_step(jax.value_and_grad(loss_fn, has_aux=True), OPTIMIZER))
+STEP = jax.jit(make_train_step(from_loss(loss_fn), OPTIMIZER))
 
 
 def run(folder, batches, steps=10, **options):

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.training import sharding
 from ldm_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from ldm_jax.training.state import ema_decay_at, make_init, make_train_step
+from ldm_jax.training.state import ema_decay_at, from_loss, make_init, make_train_step
 
 
 def loss_fn(params, batch, key):
@@ -29,7 +29,7 @@ def batch_of(seed, size=16):
 def run(mesh, steps, optimizer, ema=0.9, batches=batch_of):
     init = make_init(init_params, optimizer, ema > 0)
     state = sharding.init_sharded(mesh, init, 0)
-    step = make_train_step(jax.value_and_grad(loss_fn, has_aux=True), optimizer, ema)
+    step = make_train_step(from_loss(loss_fn), optimizer, ema)
     step = sharding.compile_step(mesh, step, jax.eval_shape(lambda: state))
     history = []
     for i in range(steps):
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
 def test_the_state_is_donated():
     mesh, optimizer = mesh_of(1, 1), make_optimizer("adamw", 1e-3, 5)
     state = sharding.init_sharded(mesh, make_init(init_params, optimizer, True), 0)
-    step = make_train_step(jax.value_and_grad(loss_fn, has_aux=True), optimizer, 0.9)
+    step = make_train_step(from_loss(loss_fn), optimizer, 0.9)
     old = state.params["kernel"]
     compiled = sharding.compile_step(mesh, step, jax.eval_shape(lambda: state))
     compiled(state, sharding.to_device(mesh, batch_of(0)), jax.random.key(0))
