@@ -85,8 +85,11 @@ class DualEncoder(nn.Module):
 
     def __call__(self, images: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Vectors of images and of what goes with them, token ids int [B, L] or other views [B, H, W, 3]; and the scale."""
-        partner = self.text(other) if self.vocab_size else self.image(other)
-        return self.image(images), partner, jnp.exp(jnp.minimum(self.log_scale, 4.6))  # at most 100
+        if self.vocab_size:
+            a, b = self.image(images), self.text(other)
+        else:
+            a, b = jnp.split(self.image(jnp.concatenate([images, other])), 2)
+        return a, b, jnp.exp(jnp.minimum(self.log_scale, 4.6))  # at most 100
 
     def image(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] in [-1, 1] -> unit vectors [B, dim]."""

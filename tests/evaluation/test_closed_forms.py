@@ -130,7 +130,8 @@ def similarity(x, y):
 def test_ssim_of_constant_pictures_is_the_luminance_term():
     a, b = 0.2, 0.7
     x, y = (jnp.full((1, 16, 12, 3), 2 * value - 1) for value in (a, b))
-    np.testing.assert_allclose(similarity(x, y), (2 * a * b + 1e-4) / (a * a + b * b + 1e-4), rtol=2e-4)  # variances round at 1e-8
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    np.testing.assert_allclose(similarity(x, y), expected, rtol=2e-4)  # variances round at 1e-8
     np.testing.assert_allclose(similarity(x, x), 1, rtol=1e-6)
 
 
