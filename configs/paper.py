@@ -31,6 +31,14 @@ def get_config() -> ConfigDict:
     config.data.workers = 8
 
     config.first_stage = first_stage()
+    config.first_stage_loss.perceptual_weight = 1.0
+    config.first_stage_loss.perceptual_path = "weights/vgg16-397923af.pth"
+    config.first_stage_loss.perceptual_linear_path = "weights/vgg.pth"
+    config.first_stage_loss.kl_weight = 1e-6
+    config.first_stage_loss.reduction = "mean"
+    config.first_stage_loss.disc_weight = 0.75
+    config.first_stage_loss.legacy_beta = True
+    config.first_stage_loss.disc_learning_rate = 0.0
     config.first_stage_train.steps = 500_000
     config.first_stage_train.optimizer = "adamw"
     config.first_stage_train.warmup_steps = 0

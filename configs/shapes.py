@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     config.data.label_column = "label"  # read only if it wants classes
     config.data.image_size = 32
     config.data.crop = "center"  # "center" | "random"
+    config.data.short_side = 0  # resized so before the crop; 0: as small as the crop allows; -1: not resized
+    config.data.palette = ""  # label maps in colours instead of class numbers: a JSON file of the classes' colours
     config.data.flip = False
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
@@ -77,7 +79,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.disc_ndf = 64
     config.first_stage_loss.disc_layers = 3
     config.first_stage_loss.disc_actnorm = False
-    config.first_stage_loss.disc_learning_rate = 2e-4  # Adam (0.5, 0.9)
+    config.first_stage_loss.disc_learning_rate = 2e-4  # of Adam (0.5, 0.9); 0: the autoencoder's
     config.first_stage_loss.r1_weight = 0.0
     config.first_stage_loss.lecam_weight = 0.0
     config.first_stage_loss.alternate = False  # True: a second forward pass for the discriminator, as in the reference

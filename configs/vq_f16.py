@@ -18,6 +18,9 @@ def get_config() -> ConfigDict:
     config.first_stage.attn_resolutions = (16,)
     config.first_stage.z_channels = 8
     config.first_stage.embed_dim = 8
+    config.first_stage_loss.disc_weight = 0.75
+    config.first_stage_loss.disc_start = 250_001
+    config.first_stage_loss.disc_layers = 2
     config.first_stage_train.steps = 1_101_166
     config.first_stage_train.batch_size = 14
     config.first_stage_train.learning_rate = 6.3e-5

@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     config = vq_f4.get_config()
     config.name = "vq_f4_noattn"
     config.first_stage.attn_type = "none"
+    config.first_stage_loss.disc_start = 11
     config.first_stage_train.steps = 658_131
     return config

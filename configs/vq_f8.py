@@ -15,11 +15,15 @@ from configs import vq_f4
 def get_config() -> ConfigDict:
     config = vq_f4.get_config()
     config.name = "vq_f8"
+    config.data.short_side = 384
     config.first_stage.ch_mult = (1, 2, 2, 4)
     config.first_stage.attn_resolutions = (32,)
     config.first_stage.z_channels = 4
     config.first_stage.embed_dim = 4
     config.first_stage.n_embed = 16384
+    config.first_stage_loss.disc_weight = 0.6
+    config.first_stage_loss.disc_start = 1
+    config.first_stage_loss.disc_layers = 2
     config.first_stage_train.steps = 971_043
     config.first_stage_train.batch_size = 10
     config.first_stage_train.learning_rate = 4.5e-5

@@ -14,5 +14,8 @@ def get_config() -> ConfigDict:
     config = vq_f8.get_config()
     config.name = "vq_f8_n256"
     config.first_stage.n_embed = 256
+    config.first_stage_loss.disc_weight = 0.75
+    config.first_stage_loss.disc_start = 250_001
+    config.first_stage_loss.disc_layers = 3
     config.first_stage_train.steps = 1_608_649
     return config

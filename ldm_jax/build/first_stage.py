@@ -165,14 +165,14 @@ def make_first_stage_training(config: Mapping[str, Any]) -> FirstStageTraining:
     frozen = tuple(train["frozen"])
     if unknown := sorted(set(frozen) - {"encoder", "decoder", "quant_conv", "post_quant_conv", "quantize"}):
         raise ValueError(f"config.first_stage_train.frozen: {unknown[0]!r} is no part of the autoencoder")
-    optimizer = make_stage_optimizer(train)
+    optimizer, disc_learning_rate = make_stage_optimizer(train), section["disc_learning_rate"] or train["learning_rate"]
     parts = {"autoencoder": trained_only(optimizer, frozen) if frozen else optimizer}
     if weights.discriminator:
         # the reference's Adam, whatever optimizer the autoencoder has
         adam = {"b1": 0.5, "b2": 0.9, "weight_decay": 0.0, "clip_norm": train["clip_norm"]}
-        parts["discriminator"] = make_optimizer("adamw", section["disc_learning_rate"], train["steps"], **adam)
+        parts["discriminator"] = make_optimizer("adamw", disc_learning_rate, train["steps"], **adam)
     if section["alignment_weight"]:
-        parts["alignment"] = make_optimizer("adamw", section["disc_learning_rate"], train["steps"], weight_decay=0.0)
+        parts["alignment"] = make_optimizer("adamw", disc_learning_rate, train["steps"], weight_decay=0.0)
     turns = first_stage.make_gradients(networks, weights, section["alternate"])
     gradients = [lambda *arguments, turn=turn: Gradient(*turn(*arguments)) for turn in turns]
     constants = (lambda: {"perceptual": load_perceptual(section)}) if needs_features else dict

@@ -33,6 +33,7 @@ class Transform:
     size         of the output: a side, or (height, width)
     crop         "center" or "random"
     flip         left-right in half of the visits. Not for captions or labels that tell left from right.
+    short_side   of the resized image, before the crop; 0: as short as the crop allows; -1: not resized unless too small
     min_side     images with a shorter side than this are refused
     palette      of label maps that hold colours instead of class numbers
     task         what else a training task makes of an example: called last, with all of the above (boxes not padded), the row's
@@ -49,12 +50,15 @@ class Transform:
     palette: label_maps.Palette | None = None
     task: Task | None = None
     whole_boxes: bool = False
+    short_side: int = 0
 
     def __post_init__(self):
         if self.crop not in ("center", "random"):
             raise ValueError(f"crop={self.crop!r}: choose 'center' or 'random'")
         if min(self.shape) < 1:
             raise ValueError(f"size={self.size!r}: at least 1 pixel")
+        if self.short_side > 0 and self.short_side < min(self.shape) or self.short_side < -1:
+            raise ValueError(f"short_side={self.short_side}: at least the crop's {min(self.shape)} pixels, or 0, or -1")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,10 +72,13 @@ class Transform:
         height, width = self.shape
         row = dict(row)
         name = row.get("name", "image")
-        image = decode_rgb(row["image"], name, max(height, width, self.min_side))
+        at_least = 0 if self.short_side < 0 else max(height, width, self.min_side, self.short_side)
+        image = decode_rgb(row["image"], name, at_least)
         if min(image.shape[:2]) < self.min_side:
             raise ValueError(f"{name} is {image.shape[1]} x {image.shape[0]}: smaller than the allowed {self.min_side} pixels")
         scale = max(height / image.shape[0], width / image.shape[1])
+        if self.short_side:
+            scale = max(scale, self.short_side / min(image.shape[:2]) if self.short_side > 0 else 1)
         to = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
         row["image"] = _resize(image, to, Image.Resampling.BICUBIC)
         if "label_map" in row:

@@ -123,3 +123,13 @@ def test_real_images(data_dir, name, size):
         assert example["image"].std() > 0.02
         if name == "camvid_256x192":
             assert example["label_map"].max() <= 11
+
+
+def test_the_short_side_before_the_crop():
+    row = {"image": np.zeros((100, 200, 3), np.uint8), "name": "x"}
+    encoded = {**row, "image": png(row["image"])}
+    for short_side, expected in ((0, (32, 64)), (48, (48, 96)), (-1, (100, 200))):
+        assert Transform(32, short_side=short_side).fit(encoded)["image"].shape[:2] == expected
+    assert Transform(128, short_side=-1).fit(encoded)["image"].shape[:2] == (128, 256)  # too small to crop as it is
+    with pytest.raises(ValueError, match="short_side=16"):
+        Transform(32, short_side=16)

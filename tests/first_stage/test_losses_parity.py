@@ -109,7 +109,8 @@ def test_every_logged_number_and_every_gradient(fixtures_dir, kind, step, mode):
         close(metrics[name], case.io[f"{at}.opt1.log.{name}"][0], 1e-5, name)
 
     own = grads["autoencoder"]
-    close(own["decoder"]["conv_out"]["kernel"], case.io[f"{at}.opt0.grad.last_layer"].transpose(2, 3, 1, 0), 1e-4, "last kernel")
+    kernel = case.io[f"{at}.opt0.grad.last_layer"].transpose(2, 3, 1, 0)
+    close(own["decoder"]["conv_out"]["kernel"], kernel, 1e-4, "last kernel")
     # theirs was kept by retain_grad, which also heard the two gradients that the adaptive weight is made of
     xr, back = jax.vjp(lambda h: networks.last(params["autoencoder"]["decoder"]["conv_out"], h), case["h"])
     heard = jax.grad(
