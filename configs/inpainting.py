@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.network.num_head_channels = -1
     config.network.resblock_updown = True
     config.conditioner.kind = "inpaint"
+    config.conditioner.masks = ("thin", "medium", "thick", "box", "border")
+    config.conditioner.mask_area = (0.05, 0.5)
     config.diffusion.linear_end = 0.0205
     config.diffusion.loss = "l1"
     config.diffusion_train.steps = 360_000

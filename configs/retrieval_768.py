@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.network.context_dim = 768
     config.network.remat = True
     config.conditioner.kind = "retrieval"
+    config.conditioner.neighbours = 20
     config.conditioner.null_probability = 0.1
     config.diffusion.linear_end = 0.015
     config.diffusion_train.steps = 500_000

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.network.attention_resolutions = (16, 8)
     config.network.channel_mult = (1, 2, 2, 4)
     config.conditioner.kind = "superres"
+    config.conditioner.scale = 4
+    config.conditioner.degradation = "bsrgan_light"
+    config.conditioner.noise_levels = 0
     config.diffusion.linear_end = 0.0155
     config.diffusion_train.steps = 860_000
     config.diffusion_train.batch_size = 64

@@ -168,14 +168,13 @@ def by_low_image(
     factor: int,
     side: int,
     levels: int = 0,
-    level: int = 0,
     add_noise: Callable[[np.ndarray, int, np.random.Generator], np.ndarray] | None = None,
 ) -> Conditioning:
     """Super-resolution: a picture `scale` times smaller than the one to draw, laid beside latents that are `factor` times
     smaller. Where it is larger than they, its pixels go into channels; where it is smaller, it is enlarged bicubically.
 
     With `levels`, noise of one of so many levels was added to it in training and the network is told which; a user's picture
-    gets noise of `level` or of what comes with it, as (image, level).
+    gets noise of the level that comes with it, as (image, level), or next to none.
     """
     down, up = max(factor // scale, 1), max(scale // factor, 1)
     if down * scale != up * factor:
@@ -193,7 +192,7 @@ def by_low_image(
         return {"low": low, "level": level} if levels else low
 
     def parse(values):
-        chosen = [value if isinstance(value, tuple) else (value, level) for value in values]
+        chosen = [value if isinstance(value, tuple) else (value, 0) for value in values]
         low = alike([picture(image, down) for image, _ in chosen])
         if not levels:
             if any(isinstance(value, tuple) for value in values):

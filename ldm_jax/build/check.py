@@ -8,11 +8,12 @@ import jax
 
 from ldm_jax import diffusion, models
 from ldm_jax.build.conditioner import KINDS, make_conditioning
+from ldm_jax.build.data import make_task
 from ldm_jax.build.diffusion import example_inputs, make_network, make_objective, make_recipe
 from ldm_jax.build.first_stage import make_first_stage, make_first_stage_training
 from ldm_jax.build.options import choose, make_stage_optimizer
 
-TRAINABLE = ("none", "class", "label", "text")
+TRAINABLE = ("none", "class", "label", "text", "superres", "inpaint", "semantic", "layout", "retrieval")
 
 
 def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
@@ -54,8 +55,40 @@ def check(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.network.out_channels={network.out_channels}: the first stage's latents have {stage.channels} channels"
             )
+        check_condition(config)
         make_objective(config)
         make_stage_optimizer(config["diffusion_train"])
         diffusion.parameterization.coefficients(section["prediction"], diffusion.Level(0.0, 1.0, 0.5))
         jax.eval_shape(functools.partial(models.initialize, network), jax.random.key(0), *example_inputs(config))
         make_recipe(config).grid(config["sampling"]["steps"])
+
+
+NEEDED = {
+    "superres": ("scale", "degradation", "noise_levels"),
+    "inpaint": ("masks", "mask_area"),
+    "retrieval": ("neighbours",),
+}
+
+
+def check_condition(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where config.conditioner doesn't fit the data, the first stage or the network."""
+    section, network, stage = config["conditioner"], make_network(config), make_first_stage(config)
+    kind, side = section["kind"], config["data"]["image_size"]
+    if missing := [name for name in NEEDED.get(kind, ()) if name not in section]:
+        raise ValueError(f"config.conditioner lacks {', '.join(missing)}, which training kind={kind!r} needs")
+    make_task(config)
+    if kind in ("superres", "inpaint") and config["latents"]["cache"] and stage.module is not None:
+        raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")
+    if kind == "superres" and side % section["scale"]:
+        raise ValueError(f"config.conditioner.scale={section['scale']} does not divide config.data.image_size={side}")
+    labels = {"label": section.get("n_classes", 0) + 1, "superres": section.get("noise_levels", 0)}.get(kind, 0)
+    found = network.num_classes if isinstance(getattr(network, "num_classes", None), int) else 0
+    if config["network"]["kind"] == "unet" and found != labels:
+        told = "the classes and the empty one" if kind == "label" else "the noise levels"
+        raise ValueError(f"config.network.num_classes={found or None}: must be {labels or None}, {told} of config.conditioner")
+    x, _, _ = example_inputs(config)
+    if x.shape[-1] != stage.channels:
+        raise ValueError(
+            f"config.network.in_channels={network.in_channels}: must be {network.in_channels - x.shape[-1] + stage.channels}, "
+            f"{stage.channels} of the latents and {network.in_channels - x.shape[-1]} of the condition"
+        )

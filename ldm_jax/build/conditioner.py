@@ -35,7 +35,6 @@ MODULES = {
 # Kinds without a module: what is given goes to the network as it is.
 KINDS = {kind: kind for kind in ("none", *MODULES, "label", "superres", "inpaint", "retrieval")}
 NOT_MODULE_FIELDS = ("kind", "tokenizer", "null_probability", "null_label", "layer", "pad_token_id")
-NOISE_LEVEL = 20  # that a user's picture gets where the model was trained with noise levels and none is asked for
 
 
 def make_conditioner(config: Mapping[str, Any]) -> Any:
@@ -136,6 +135,4 @@ def make_conditioning(
             )
         case "inpaint":
             return by_mask(factor, side)
-    levels = section.get("noise_levels", 0)
-    level = min(NOISE_LEVEL, max(levels - 1, 0))
-    return by_low_image(superres_scale(config), factor, side, levels, level, degradation.add_noise)
+    return by_low_image(superres_scale(config), factor, side, section.get("noise_levels", 0), degradation.add_noise)

@@ -142,6 +142,8 @@ def _bound(source: Source, transform: Transform, dtype: str, fingerprint: Mappin
         "size": transform.shape,
         "flip": transform.flip,
         "dtype": dtype,
+        **({"whole_boxes": True} if transform.whole_boxes else {}),
+        **({"palette": transform.palette} if transform.palette else {}),
         **fingerprint,
     }
 

@@ -43,9 +43,7 @@ def train_diffusion(experiment: Experiment) -> None:
         return encoded(conditioning, inputs, lambda images: ldm.encode({"first_stage": params}, images))
 
     null = to_inputs(first_stage_params, conditioning.null)
-    loss_fn = build.make_diffusion_loss(
-        config, dataclasses.replace(conditioning, null=null), scale["scale"], scale["shift"]
-    )
+    loss_fn = build.make_diffusion_loss(config, dataclasses.replace(conditioning, null=null), scale["scale"], scale["shift"])
 
     @jax.jit
     def encode(params: PyTree, batch: PyTree) -> PyTree:

@@ -90,7 +90,8 @@ def draw(ldm: api.LatentDiffusion, params: PyTree, inputs: PyTree, count: int, b
     images = []
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        cond = None if inputs is None else ldm.embed(params, jax.tree.map(lambda x: np.asarray(x)[rows], inputs))
+        chosen = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
+        cond = None if inputs is None else ldm.embed(params, chosen)
         drawn = ldm.sample(params, jax.random.fold_in(jax.random.key(0), start), cond, num=batch_size)
         images.append(np.asarray(drawn)[: count - start])
     return np.concatenate(images)
