@@ -1,4 +1,4 @@
-"""What research code calls: a latent diffusion model as pure functions of its parameters.
+"""A latent diffusion model as pure functions of its parameters.
 
     ldm = ldm_jax.load("runs/shapes")
     cond = ldm.embed(ldm.params, ["a red circle"] * 4)
@@ -15,9 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, diffusion, latents
-from ldm_jax.conditioning import Conditioning
+from ldm_jax.api import editing, prompts
+from ldm_jax.api.process import decode, keys_of, prepare, process, program
+from ldm_jax.conditioning import Conditioning, encoded
 
 PyTree = Any
+# What can be done with a model, by its kind of condition; the others can do all of it.
+ABILITIES = ("sample", "panorama", "image_to_image", "inpaint", "outpaint", "edit", "variation", "interpolate")
+ABILITIES_BY_KIND = {"superres": ("upscale",), "inpaint": ("inpaint", "outpaint")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,39 +42,62 @@ class LatentDiffusion:
         return build.make_recipe(self.config).schedule
 
     @functools.cached_property
-    def _first_stage(self) -> build.FirstStage:
+    def first_stage(self) -> build.FirstStage:
+        """The autoencoder on raw latents: its functions, `factor` and `latent_shape`."""
         return build.make_first_stage(self.config)
 
     @functools.cached_property
     def _network(self) -> Any:
         return build.make_network(self.config)
 
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """Names of the methods that make pictures with this model."""
+        return ABILITIES_BY_KIND.get(self.conditioning.kind, ABILITIES)
+
     def describe(self) -> str:
-        """What the model is and what it can be given."""
+        """What the model is, what it can be given, and which methods make pictures with it."""
         size, sampling = self.config["data"]["image_size"], self.config["sampling"]
         return (
             f"{self.config['name']}: {size} x {size} pixels, takes {self.conditioning.takes}; "
-            f"{sampling['sampler']} in {sampling['steps']} steps, guidance scale {sampling['guidance_scale']:g}"
+            f"{sampling['sampler']} in {sampling['steps']} steps, guidance scale {sampling['guidance_scale']:g}\n"
+            f"can {', '.join(self.abilities)}"
         )
 
-    def embed(self, params: PyTree, values: Sequence[Any] | jax.Array) -> PyTree:
-        """Prompts, class names or numbers, one a picture -> cond for `apply` and `sample`. Arrays (tokens int32 [B, L], labels
-        int32 [B]) are taken as they are.
+    def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
+        """What a user gave, one entry a picture -> cond for `apply` and `sample`: prompts, in which "(word:1.3)" weighs a part;
+        names or numbers of classes; what `describe` says. Arrays (tokens int32 [B, L], labels int32 [B]) and dicts of arrays
+        are taken as they are, as the conditioner's inputs.
 
         Raises:
           ValueError: an unknown class or word, a prompt too long, or any value for an unconditional model.
         """
-        inputs = values if isinstance(values, (jax.Array, np.ndarray)) else self.conditioning.parse(values)
-        return self.conditioning.apply(params["conditioner"], jnp.asarray(inputs))
+        weights = None
+        if isinstance(values, (jax.Array, np.ndarray, Mapping)):
+            inputs = values
+        elif self.conditioning.tokenize is not None:
+            values, weights = prompts.weighted(self.conditioning, values)
+            inputs = self.conditioning.parse(values)
+        else:
+            inputs = self.conditioning.parse(values)
+        return self._embed(params, jax.tree.map(jnp.asarray, inputs), weights)
 
-    def null(self, params: PyTree, batch: int) -> PyTree:
-        """The empty condition, `batch` times."""
-        return self.conditioning.apply(params["conditioner"], self.conditioning.nulls(batch))
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed(self, params: PyTree, inputs: PyTree, weights: jax.Array | None) -> PyTree:
+        inputs = encoded(self.conditioning, inputs, lambda images: self.encode(params, images))
+        cond = self.conditioning.apply(params["conditioner"], inputs)
+        return cond if weights is None else cond | {"context": prompts.weigh(cond["context"], weights)}
+
+    def null(self, params: PyTree, batch: int, size: tuple[int, int] | None = None) -> PyTree:
+        """The empty condition, `batch` times; where conditions are pictures, for ones of `size` pixels, by default the training
+        size."""
+        nulls = self.conditioning.nulls(batch, size)
+        return None if nulls is None else self._embed(params, nulls, None)
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
-        self._first_stage.latent_shape(*images.shape[1:3])
-        encoded = self._first_stage.encode(params["first_stage"], images)
+        self.first_stage.latent_shape(*images.shape[1:3])
+        encoded = self.first_stage.encode(params["first_stage"], images)
         if "moments" in encoded:
             z = latents.mode(encoded["moments"]) if key is None else latents.sample_posterior(encoded["moments"], key)
         else:
@@ -78,11 +106,17 @@ class LatentDiffusion:
 
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
         """Scaled latents -> images (not clipped)."""
-        return self._first_stage.decode(params["first_stage"], latents.unscale_latents(z, self.latent_scale, self.latent_shift))
+        return self.first_stage.decode(params["first_stage"], latents.unscale_latents(z, self.latent_scale, self.latent_shift))
 
     def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
         """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C]."""
         return self._network.apply({"params": params["network"]}, x, t, cond)
+
+    def noise(self, key: jax.Array, num: int, size: tuple[int, int] | None = None) -> jax.Array:
+        """The unit noise [num, h, w, C] that `sample` starts from with this key."""
+        side = self.config["data"]["image_size"]
+        shape = self.first_stage.latent_shape(*(size or (side, side)))
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_of(key, num)[0])
 
     def sample(
         self,
@@ -92,64 +126,60 @@ class LatentDiffusion:
         *,
         num: int | None = None,
         size: tuple[int, int] | None = None,
+        noise: jax.Array | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         grid: str | None = None,
         guidance_scale: float | jax.Array | None = None,
         negative: PyTree = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        wrap: bool = False,
     ) -> jax.Array:
         """Draws images [B, H, W, 3] in [-1, 1]: start noise, the whole trajectory and the decoder in one compiled program.
 
         Args:
           key: a typed key. Image i depends on (key, i) alone, not on its neighbours in the batch.
           cond: from `embed`, one a picture; None where there is no condition, then `num` says how many.
-          size: (height, width) in pixels; default the training size.
+          size: (height, width) in pixels; default that of a condition which is a picture, or the training size.
+          noise: unit noise [B, h, w, C] to start from instead of the key's, as `noise` and `invert` give it.
           sampler, steps, grid, guidance_scale: default as in config.sampling, or by the scheduler that a diffusers folder
             came with. Names and step counts are compiled in; the scale (a number or [B]) is traced, except that the number
             1.0 leaves the unconditional half out.
           negative: the condition to steer away from; default the empty one.
+          tile, overlap, wrap: the canvas is denoised on windows of `tile` pixels that overlap by `overlap` (default half a
+            tile) and agree there, and decoded in tiles; memory grows with the window. `wrap` closes it horizontally.
 
         Raises:
           ValueError: an unknown sampler or grid, steps < 1, a size that the first stage can't make, scales that don't fit.
         """
-        defaults = self.config["sampling"]
-        guidance_scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        guided = cond is not None and not (isinstance(guidance_scale, (int, float)) and guidance_scale == 1)
-        if cond is None and self.conditioning.kind != "none":
-            raise ValueError(f"this model takes {self.conditioning.takes}; give cond=ldm.embed(params, [...])")
-        batch = num if cond is None else jax.tree.leaves(cond)[0].shape[0]
-        if batch is None or batch < 1:
-            raise ValueError(f"num={num}: say how many pictures to draw")
-        if guided and negative is None:
-            negative = self.null(params, batch)
-        side = self.config["data"]["image_size"]
-        return self._sample(
-            params,
-            key,
-            cond,
-            negative if guided else None,
-            jnp.asarray(guidance_scale, jnp.float32) if guided else None,
-            shape=(batch, *self._first_stage.latent_shape(*(size or (side, side)))),
-            sampler=sampler,
-            steps=defaults["steps"] if steps is None else steps,
-            grid=grid,
-        )
+        num = editing.count(cond, num)
+        if noise is not None:
+            factor = self.first_stage.factor
+            if noise.shape[0] != num or (size or (0, 0)) not in ((0, 0), (noise.shape[1] * factor, noise.shape[2] * factor)):
+                raise ValueError(f"noise of shape {noise.shape} for {num} pictures of size {size}")
+            size = (noise.shape[1] * factor, noise.shape[2] * factor)
+        plan, told = prepare(
+            self, params, cond, num, size or editing.canvas(self, cond), sampler=sampler, steps=steps, grid=grid,
+            guidance_scale=guidance_scale, negative=negative, tile=tile, overlap=overlap, wrap=wrap,
+        )  # fmt: skip
+        return draw(self, plan, params, key, told, noise)
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames=("shape", "sampler", "steps", "grid"))
-    def _sample(self, params, key, cond, negative, scale, *, shape, sampler, steps, grid):
-        recipe = build.make_recipe(self.config, sampler, grid)
-        levels = recipe.grid(steps)
+    panorama = editing.panorama
+    upscale = editing.upscale
+    image_to_image = editing.image_to_image
+    inpaint = editing.inpaint
+    outpaint = editing.outpaint
+    invert = editing.invert
+    edit = editing.edit
+    variation = editing.variation
+    interpolate = editing.interpolate
 
-        def network(x, t, cond):
-            return self.apply(params, x, t, cond)
 
-        if negative is None:
-            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.kind, recipe.input_scale)
-        else:
-            predictions = diffusion.guidance.together(network, recipe.kind, [cond, negative], recipe.input_scale)
-            denoise = diffusion.guidance.classifier_free(predictions, scale)
-
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(shape[0]))
-        x = diffusion.start(keys[:, 0], shape, levels)
-        z = diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, levels, keys[:, 1])
-        return jnp.clip(self.decode(params, z), -1.0, 1.0)
+@program
+def draw(ldm, plan, params, key, told, noise):
+    """`LatentDiffusion.sample`, compiled."""
+    denoise, sampler, levels = process(ldm, plan, params, told)
+    start, steps = keys_of(key, plan.shape[0])
+    x = diffusion.start(start if noise is None else noise, plan.shape, levels)
+    return decode(ldm, plan, params, diffusion.sample(denoise, sampler, x, levels, steps))
