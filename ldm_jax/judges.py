@@ -60,14 +60,14 @@ class Judge:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] in [-1, 1] -> what this kind says of them."""
-        return _in_parts(functools.partial(self._look, self.params), np.asarray(images, np.float32))
+        return in_parts(functools.partial(self._look, self.params), np.asarray(images, np.float32))
 
     def words(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [N, D]. ValueError for a judge that learnt no captions."""
         if self.tokenizer is None:
             raise ValueError(f"this judge ({self.kind}) knows no words: train a contrastive one on pictures with captions")
         tokens = self.tokenizer.encode(texts, self.options["max_seq_len"])
-        return _in_parts(functools.partial(self._read, self.params), tokens)
+        return in_parts(functools.partial(self._read, self.params), tokens)
 
     @functools.cached_property
     def _network(self) -> Any:
@@ -87,7 +87,7 @@ class Judge:
         return self._network.apply({"params": params}, tokens, method="text")
 
 
-def _in_parts(look: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
+def in_parts(look: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
     """`look` at a fixed number of rows at a time, so that it is compiled once."""
     found = []
     for start in range(0, len(rows), AT_ONCE):
@@ -96,17 +96,14 @@ def _in_parts(look: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.n
     return np.concatenate(found)
 
 
-def data_of(path: str | Path, size: int | None = None) -> dict[str, Any]:
-    """A config of the data at `path`, as far as `build.make_source` and `make_transform` read it: those of a working
-    directory, or a folder of images. ValueError if a folder comes without a size."""
+def data_of(path: str | Path) -> dict[str, Any]:
+    """A config of the data at `path`, as far as `build.make_source` reads it: those of a working directory, or a folder of
+    images, whose pictures have no size of their own (image_size 0)."""
     path = Path(path)
     if (path / "config.json").is_file():
-        config = json.loads((path / "config.json").read_text())
-        return {"data": {**config["data"], **({"image_size": size} if size else {})}}
-    if not size:
-        raise ValueError(f"{path} is no working directory but a folder of images: say at which size to look at them")
+        return json.loads((path / "config.json").read_text())
     splits = {"train_split": "train", "validation_split": "validation"}
-    return {"data": {"source": "folder", "path": str(path), "image_size": size, "crop": "center", "flip": False, **splits}}
+    return {"data": {"source": "folder", "path": str(path), "image_size": 0, **splits}}
 
 
 def train(
@@ -320,12 +317,15 @@ def main(arguments: list[str] | None = None) -> int:
     default = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}[chosen.kind]
     columns = default if chosen.columns is None else chosen.columns
     try:
-        config = data_of(chosen.data, chosen.size)
+        config = data_of(chosen.data)
+        size = chosen.size or config["data"]["image_size"]
+        if not size:
+            raise ValueError(f"{chosen.data} is a folder of images: say at which --size to look at them")
         sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
         judge = train(
             chosen.kind,
             sources[0],
-            config["data"]["image_size"],
+            size,
             chosen.out,
             **{name: getattr(chosen, name) for name in ("flip", "steps", "batch_size", "learning_rate", "seed")},
             **({"n_classes": chosen.classes} if chosen.classes else {}),

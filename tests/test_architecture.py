@@ -12,7 +12,8 @@ LEAVES = {
     "diffusion": {"jax", "numpy"},
     "models": {"jax", "numpy", "flax"},
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
-    "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl"},
+    # faiss and scann only if a user has them and asks for them
+    "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
 }
@@ -28,6 +29,7 @@ FILES = {
     "checkpoints": {"build", "conditioning", "data", "weights"},
     "workdir": {"training"},
     "judges": {"build", "data", "evaluation", "models", "training"},
+    "retrieval": {"build", "data", "judges", "models", "weights"},
     "experiment": {
         "api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "models", "training", "weights",
         "workdir",

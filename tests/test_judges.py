@@ -111,4 +111,4 @@ def test_varied_pictures_stay_filled_and_differ():
 
 def test_the_command(tmp_path, capsys):
     assert judges.main(["train", "--kind", "classifier", "--data", str(tmp_path), "--out", str(tmp_path / "j")]) == 1
-    assert "say at which size" in capsys.readouterr().err
+    assert "say at which --size" in capsys.readouterr().err

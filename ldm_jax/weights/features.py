@@ -5,6 +5,7 @@
     read_inception("pt_inception-2015-12-05-6726825d.pth")
     read_discriminator("model.ckpt")
     read_tiny_decoder("taesd/")
+    read_clip("clip-vit-large-patch14/")             CLIP's towers, to compare pictures with pictures and with words
 
 Each returns the parameters of the module of that name, leaves still on disk.
 """
@@ -12,7 +13,7 @@ Each returns the parameters of the module of that name, leaves still on disk.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm_jax.weights import files, naming
+from ldm_jax.weights import files, layouts, naming
 from ldm_jax.weights.naming import Weight
 from ldm_jax.weights.stored import Stored
 
@@ -90,6 +91,37 @@ def read_tiny_decoder(path: str | Path) -> dict:
         raise ValueError(f"{path}: no tiny decoder (decoder.layers.*) among {len(tensors)} tensors")
     found = naming.prefixed(found, "layers.")
     return _tree(found, found, f"{path}: tiny decoder")
+
+
+# What transformers' CLIPVisionConfig and CLIPTextConfig are where a file leaves fields out: ViT-B/32.
+_VISION = {"image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_size": 768, "intermediate_size": 3072}
+_VISION |= {"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_TEXT = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+_TEXT |= {"num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_TEXT |= {"eos_token_id": None}
+
+
+def read_clip(path: str | Path) -> dict[str, tuple[dict, dict]]:
+    """CLIP's towers in a folder of transformers: of a CLIPModel "image" and "text", of a CLIPVisionModelWithProjection
+    "image" alone. Of each the fields of our module (`CLIPVision`, `CLIPText`) and its parameters."""
+    folder = Path(path)
+    config = files.read_json(folder / "config.json")
+    tensors = files.folder_tensors(folder, [])[0]
+    whole = "vision_config" in config
+    parts = {"image": (config["vision_config"] if whole else config, _VISION, "vision_model.", "visual_projection.weight")}
+    if whole:
+        parts["text"] = (config["text_config"], _TEXT, "text_model.", "text_projection.weight")
+    towers = {}
+    for name, (said, defaults, prefix, projection) in parts.items():
+        if projection not in tensors:
+            raise ValueError(f"{folder}: no {projection}; a CLIP tower without its projection can't be compared with others")
+        found = naming.within(tensors, prefix) | {projection: tensors[projection]}
+        found = {key: tensor for key, tensor in found.items() if not key.endswith("position_ids")}
+        fields = {field: said.get(field, value) for field, value in defaults.items()}
+        fields["projection_dim"] = tensors[projection].shape[0]
+        layout = layouts.clip_vision(fields) if name == "image" else layouts.clip_text(fields)
+        towers[name] = (fields, naming.nested(layout, naming.match(layout, found, f"{folder}: {prefix}")))
+    return towers
 
 
 def _tensors(path: str | Path) -> dict[str, Stored]:

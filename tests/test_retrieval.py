@@ -1,0 +1,163 @@
+"""Data bases from folders, queries of every kind, and CLIP as an embedder."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from ldm_jax import retrieval
+from ldm_jax.data.folder import folder
+from ldm_jax.data.neighbours import NeighboursOf, load_database
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+class MeanColour:
+    """An embedder without weights."""
+
+    size = (8, 8)
+
+    def __call__(self, images):
+        mean = images.mean((1, 2)) + 1
+        return (mean / np.linalg.norm(mean, axis=-1, keepdims=True)).astype(np.float32)
+
+    def words(self, texts):
+        return self(np.stack([np.broadcast_to(np.float32(COLOURS[text]) / 127.5 - 1, (8, 8, 3)) for text in texts]))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of classes by colour, with a train and a validation split."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.integers(-25, 25, 3) + colour, 0, 255) * np.ones((10, 12, 1))
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def database(pictures, tmp_path_factory):
+    sources = [folder(pictures, split) for split in ("train", "validation")]
+    out = tmp_path_factory.mktemp("db") / "db"
+    retrieval.build(sources[0], MeanColour(), out, queries=sources[1:], root=str(pictures), k=4)
+    return out
+
+
+def test_neighbours_of_training_and_validation_pictures(pictures, database):
+    made = load_database(database)
+    assert made.members == 18 and len(made.names) == 24 and made.class_names == ("blue", "green", "red")
+    task = NeighboursOf(str(database), 4, str(pictures))
+    for source in (folder(pictures, split) for split in ("train", "validation")):
+        for row in (source[i] for i in range(len(source))):
+            vectors = task(row)["neighbours"]
+            found = [made.names[int((made.vectors[:18] @ v).argmax())] for v in vectors]
+            assert all(f"/{row['name'].split('/')[-2]}/" in name for name in found)
+            assert row["name"].removeprefix(f"{pictures}/") not in found
+
+
+def test_every_kind_of_query(database):
+    embedder, made = MeanColour(), load_database(database)
+
+    def colours(**asked):
+        rows = retrieval.find(database, embedder=embedder, **asked)
+        np.testing.assert_array_equal(retrieval.condition(database, embedder=embedder, **asked), made.vectors[rows])
+        return [made.names[row].split("/")[1] for row in rows]
+
+    image = np.broadcast_to(np.float32(COLOURS["green"]) / 127.5 - 1, (20, 30, 3))
+    assert colours(image=image, k=5) == ["green"] * 5
+    assert colours(text="blue", k=3) == ["blue"] * 3
+    assert colours(label="red", k=6) == ["red"] * 6
+    alone = [colours(seed=seed, k=3) for seed in range(8)]
+    assert all(len(set(found)) == 1 for found in alone) and len({found[0] for found in alone}) > 1
+    with pytest.raises(ValueError, match="only one of them"):
+        colours(text="blue", label="red")
+    with pytest.raises(ValueError, match="name the embedder"):
+        retrieval.condition(database, text="blue")
+
+
+def test_the_commands(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retrieval, "load_embedder", lambda path: MeanColour())
+    retrieval._embedder.cache_clear()
+    out = str(tmp_path / "db")
+    build = ["build", "--data", str(pictures), "--embedder", str(tmp_path / "judge"), "--out", out, "-k", "3"]
+    assert retrieval.main(build) == 0
+    assert "18 pictures, vectors of 3 numbers" in capsys.readouterr().out
+    assert load_database(out).names[0].startswith("train/")
+    assert retrieval.main(build) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert retrieval.main(["find", "--database", out, "--text", "red", "-k", "2"]) == 0
+    assert [line.split("/")[1] for line in capsys.readouterr().out.split()] == ["red"] * 2
+    picture = str(pictures / "val" / "green" / "0.png")
+    assert retrieval.main(["find", "--database", out, "--image", picture, "-k", "1"]) == 0
+    assert "train/green/" in capsys.readouterr().out
+    retrieval._embedder.cache_clear()
+
+
+def test_another_data_set_asks(pictures, tmp_path, monkeypatch):
+    """Style swap in training: the data base is one folder, the pictures that ask are another's, with the same names inside."""
+    monkeypatch.setattr(retrieval, "load_embedder", lambda path: MeanColour())
+    other = shutil.copytree(pictures, tmp_path / "other")
+    out = str(tmp_path / "db")
+    assert retrieval.main(["build", "--data", str(pictures), "--embedder", "x", "--out", out, "--queries", str(other)]) == 0
+    made = load_database(out)
+    assert made.members == 18 and len(made.names) == 24 + 24
+    row = folder(other, "train")[0]
+    nearest = NeighboursOf(out, 1, "")(row)["neighbours"]
+    np.testing.assert_allclose(nearest @ MeanColour()(np.float32(Image.open(row["image"]))[None] / 127.5 - 1)[0], 1, atol=1e-3)
+
+
+def test_what_is_no_embedder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a judge"):
+        retrieval.load_embedder(tmp_path)
+    (tmp_path / "judge.json").write_text('{"kind": "classifier"}')
+    with pytest.raises(ValueError, match="is a classifier"):
+        retrieval.load_embedder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(fixtures_dir, tmp_path_factory):
+    """Both reference towers as transformers saves a CLIPModel."""
+    to, towers = tmp_path_factory.mktemp("clip"), ("C6_clip_vision", "C4_clip_text_sd1")
+    tensors = {k: v for name in towers for k, v in load_file(fixtures_dir / name / "weights.safetensors").items()}
+    save_file({**tensors, "logit_scale": np.full((), 4.6, np.float32)}, to / "model.safetensors")
+    vision, text = (json.loads((fixtures_dir / name / "config.json").read_text())["args"] for name in towers)
+    (to / "config.json").write_text(json.dumps({"vision_config": vision, "text_config": text, "projection_dim": 24}))
+    return to
+
+
+@pytest.mark.parity
+def test_clip_towers_from_a_folder(clip_folder, fixtures_dir):
+    clip = retrieval.load_embedder(clip_folder)
+    image, text = (dict(np.load(fixtures_dir / name / "io.npz")) for name in ("C6_clip_vision", "C4_clip_text_sd1"))
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    mean, std = (
+        np.asarray(x, np.float32) for x in (retrieval.models.conditioners.clip.MEAN, retrieval.models.conditioners.clip.STD)
+    )
+    pictures = (image["pixel_values"].transpose(0, 2, 3, 1) * std + mean) * 2 - 1
+    look = jax.jit(lambda x: clip.image.apply({"params": clip.image_params}, retrieval.models.clip_normalize(x)).embeds)
+    np.testing.assert_allclose(look(pictures), image["image_embeds"], atol=2e-5 * np.abs(image["image_embeds"]).max())
+    inside = np.abs(pictures).max((1, 2, 3)) <= 1  # values beyond [-1, 1] are no pictures, and are clipped
+    np.testing.assert_allclose(clip(pictures)[inside], unit(image["image_embeds"])[inside], atol=2e-5)
+    assert clip.size == (32, 32) and clip(np.zeros((1, 48, 40, 3))).shape == (1, 24)
+    with pytest.raises(ValueError, match="query with pictures"):
+        clip.words(["a word"])
+
+
+@pytest.mark.parity
+def test_clip_text_tower_from_a_folder(clip_folder, fixtures_dir):
+    fields, params = retrieval.weights.read_clip(clip_folder)["text"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
+    io = dict(np.load(fixtures_dir / "C4_clip_text_sd1" / "io.npz"))
+    embeds = jax.jit(lambda ids: retrieval.models.CLIPText(**fields).apply({"params": params}, ids).embeds)(io["ids"])
+    np.testing.assert_allclose(embeds, io["text_embeds"], atol=2e-5 * np.abs(io["text_embeds"]).max())
