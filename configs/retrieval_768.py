@@ -1,7 +1,9 @@
 """Retrieval-augmented diffusion at 768 (rdm768x768): CLIP vectors of neighbours, or of a text, as cross-attention
 tokens.
 
-    python train.py --config=configs/retrieval_768.py --config.data.path=LAION --config.first_stage.path=runs/kl_f16
+    python -m ldm_jax.retrieval build --data LAION --embedder CLIP --index scann --out DATABASE
+    python train.py --config=configs/retrieval_768.py --config.data.path=LAION --config.first_stage.path=runs/kl_f16 \
+        --config.conditioner.database=DATABASE
 
 Learning rate 1e-4 (batch and steps are not published); betas end at 0.015; latents of 48 x 48 x 16 scaled by
 0.22765929. Up to 20 tokens of width 768, CLIP ViT-L/14 image or text vectors, texts normalized. 1,335,480,400
@@ -29,6 +31,7 @@ def get_config() -> ConfigDict:
     config.network.remat = True
     config.conditioner.kind = "retrieval"
     config.conditioner.neighbours = 20
+    config.conditioner.database = ""  # a folder that python -m ldm_jax.retrieval build made
     config.conditioner.null_probability = 0.1
     config.diffusion.linear_end = 0.015
     config.diffusion_train.steps = 500_000

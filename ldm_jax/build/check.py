@@ -66,7 +66,7 @@ def check(config: Mapping[str, Any]) -> None:
 NEEDED = {
     "superres": ("scale", "degradation", "noise_levels"),
     "inpaint": ("masks", "mask_area"),
-    "retrieval": ("neighbours",),
+    "retrieval": ("neighbours", "database"),
 }
 
 

@@ -10,6 +10,7 @@ from ldm_jax.build.conditioner import make_conditioner, superres_scale
 from ldm_jax.build.options import choose
 from ldm_jax.data import degradation, label_maps, layout, masks, shapes
 from ldm_jax.data.folder import folder
+from ldm_jax.data.neighbours import NeighboursOf, load_database
 from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import Task, Transform
 
@@ -66,6 +67,13 @@ def make_task(config: Mapping[str, Any]) -> Task | None:
             return functools.partial(label_maps.checked_map, n_classes=section["in_channels"])
         case "layout":
             return functools.partial(layout.layout_tokens, code=layout_code(config))
+        case "retrieval":
+            if not section["database"]:
+                raise ValueError("config.conditioner.database is empty: name what python -m ldm_jax.retrieval build made")
+            width, context_dim = load_database(section["database"]).vectors.shape[1], config["network"]["context_dim"]
+            if width != context_dim:
+                raise ValueError(f"config.network.context_dim={context_dim}: the data base's vectors have {width} numbers")
+            return NeighboursOf(section["database"], section["neighbours"], config["data"]["path"])
     return None
 
 
