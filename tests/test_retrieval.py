@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from ldm_jax import retrieval
+import ldm_jax
+from configs import retrieval_small
+from ldm_jax import build, experiment, retrieval
 from ldm_jax.data.folder import folder
 from ldm_jax.data.neighbours import NeighboursOf, load_database
 
@@ -161,3 +163,49 @@ def test_clip_text_tower_from_a_folder(clip_folder, fixtures_dir):
     io = dict(np.load(fixtures_dir / "C4_clip_text_sd1" / "io.npz"))
     embeds = jax.jit(lambda ids: retrieval.models.CLIPText(**fields).apply({"params": params}, ids).embeds)(io["ids"])
     np.testing.assert_allclose(embeds, io["text_embeds"], atol=2e-5 * np.abs(io["text_embeds"]).max())
+
+
+@pytest.mark.slow
+def test_a_model_trains_on_neighbours_and_draws_by_them(pictures, database, tmp_path):
+    """The whole way, small: the task in training, the condition in drawing; another data base without training anew."""
+    config = retrieval_small.get_config()
+    config.data.update(dict(source="folder", path=str(pictures), image_size=16))
+    config.first_stage.update(dict(kind="none", path=""))
+    config.latents.scale = 1.0
+    network = dict(
+        in_channels=3, out_channels=3, model_channels=8, channel_mult=(1,), attention_resolutions=(1,), context_dim=3
+    )
+    config.network.update(network | dict(num_head_channels=4, norm_num_groups=4))
+    config.conditioner.database = str(database)
+    config.diffusion_train.update(dict(steps=2, batch_size=8, warmup_steps=1, optimizer="adamw"))
+    config.sampling.steps = 2
+    config.evaluation.batch_size = 8
+    config.log.validation_images = 6
+    experiment.run(config.to_dict(), tmp_path / "run")
+    ldm = ldm_jax.load(tmp_path / "run")
+    assert "neighbours" in ldm.describe()
+    drawn = []
+    for label in ("red", "blue"):
+        cond = ldm.embed(ldm.params, [retrieval.condition(database, label=label, k=4)] * 2)
+        drawn.append(ldm.sample(ldm.params, jax.random.key(0), cond))
+    assert drawn[0].shape == (2, 16, 16, 3) and not np.allclose(drawn[0], drawn[1])
+    assert len(list((tmp_path / "run" / "evaluation" / "0000").iterdir())) > 1
+    with pytest.raises(ValueError, match=r"\[k, 3\]"):
+        ldm.embed(ldm.params, [np.zeros((4, 5), np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("conditioner.database", "", "database is empty"),
+        ("network.context_dim", 64, "have 3 numbers"),
+        ("conditioner.neighbours", 9, "knows 4"),
+    ],
+)
+def test_configs_that_do_not_fit_their_data_base(database, field, value, message):
+    config = retrieval_small.get_config()
+    config.conditioner.database, config.network.context_dim = str(database), 3
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        build.check(config.to_dict())

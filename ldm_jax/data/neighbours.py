@@ -182,10 +182,13 @@ class NeighboursOf:
     k: int
     root: str = ""
 
+    def __post_init__(self):
+        known = np.load(Path(self.path) / "neighbours.npy", mmap_mode="r").shape[1]
+        if not 1 <= self.k <= known:
+            raise ValueError(f"neighbours={self.k}: the data base {self.path} knows {known} of every picture")
+
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         vectors, neighbours, rows = _table(self.path)
-        if not 1 <= self.k <= neighbours.shape[1]:
-            raise ValueError(f"neighbours={self.k}: the data base {self.path} knows {neighbours.shape[1]} of every picture")
         name = relative(example["name"], self.root)
         if name not in rows:
             raise ValueError(
