@@ -44,6 +44,7 @@ def check(config: Mapping[str, Any]) -> None:
     if "first_stage" in config["stages"] and not config["first_stage"]["path"]:
         if stage.module is not None:
             make_first_stage_training(config)
+            jax.eval_shape(stage.init, jax.random.key(0))
     if "diffusion" in config["stages"]:
         network, section = make_network(config), config["diffusion"]
         if choose(KINDS, config["conditioner"]["kind"], "config.conditioner.kind") not in TRAINABLE:

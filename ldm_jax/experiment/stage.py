@@ -125,7 +125,8 @@ class Experiment:
                 if prepare is not None:
                     # through jit: on CPU, donating what was put there from numpy's memory is not safe
                     restart = make_init(lambda params: params, optimizer, section["ema_decay"] > 0, not_averaged)
-                    state = jax.jit(restart, out_shardings=shardings)(prepare(state.params))
+                    params = jax.device_put(prepare(state.params), shardings.params)
+                    state = jax.jit(restart, out_shardings=shardings)(params)
             start = int(state.step)
             if start:
                 self.say(f"{name}: going on from step {start}")

@@ -64,7 +64,7 @@ class FSQ(nn.Module):
     def project(self, z: jax.Array) -> jax.Array:
         """Bounded so that rounding to multiples of 1 / (levels // 2) gives exactly `levels` values."""
         levels = np.asarray(self.levels, np.float32)
-        half = (levels - 1) * (1 - 1e-3) / 2
+        half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
         shift = np.arctanh(offset / half).astype(np.float32)
         return (jnp.tanh(z.astype(jnp.float32) + shift) * half - offset) / (levels // 2)

@@ -1,0 +1,206 @@
+"""First stages in training: one joint step, on one device or eight, resumed exactly, and what breaks it."""
+
+import functools
+import importlib.util
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import api, build, experiment
+from ldm_jax.training import sharding
+from ldm_jax.training.checkpoint import Checkpoints, load_averaged
+from ldm_jax.training.state import make_init, make_train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+VQ = {
+    "first_stage.kind": "vq",
+    "first_stage.double_z": False,
+    "first_stage.n_embed": 32,
+    "first_stage_loss.reduction": "mean",
+}
+EMA = {"first_stage_loss.codebook": "ema", "first_stage_loss.codebook_kmeans": 2, "first_stage_loss.codebook_restart": 0.05}
+GAN = {
+    "first_stage_loss.disc_weight": 0.5,
+    "first_stage_loss.disc_ndf": 8,
+    "first_stage_loss.disc_layers": 2,
+    "first_stage_loss.perceptual_weight": 0.1,
+    "first_stage_loss.perceptual_path": "random",
+    "first_stage_loss.perceptual_widths": (8, 8, 8, 8, 8),
+}
+
+
+def tiny(**overrides):
+    spec = importlib.util.spec_from_file_location("shapes_config", ROOT / "configs" / "shapes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.update_from_flattened_dict({
+        "stages": ("first_stage",),
+        "data.examples": (64, 16),
+        "first_stage.ch": 8,
+        "first_stage.ch_mult": (1, 1),
+        "first_stage_train.optimizer": "adamw",
+        "first_stage_train.steps": 4,
+        "first_stage_train.warmup_steps": 1,
+        "checkpoint.every": 2,
+        "checkpoint.keep": 3,
+        "log.every": 1,
+        "log.validation_every": 4,
+        "log.validation_images": 8,
+    } | overrides)  # fmt: skip
+    return config.to_dict()
+
+
+def images(n=8, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, 32, 32, 3)), jnp.float32)
+
+
+@functools.cache
+def machine(names: tuple, devices: int):
+    """state, step and training of a tiny config on so many devices."""
+    config = tiny(**{k: v for name in names for k, v in {"vq": VQ, "ema": EMA, "gan": GAN}[name].items()})
+    training = build.make_first_stage_training(config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    init = make_init(training.init, training.optimizer, False)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    step = make_train_step(training.gradients, training.optimizer)
+    compiled = sharding.compile_step(mesh, step, shapes, training.constants())
+    return lambda: sharding.init_sharded(mesh, init, 0), compiled, lambda x: sharding.to_device(mesh, x)
+
+
+def run(names, devices, batches):
+    start, step, put = machine(names, devices)
+    state, told = start(), []
+    for x in batches:
+        state, metrics = step(state, put({"image": np.asarray(x)}), jax.random.key(3))
+        told.append(jax.device_get(metrics))
+    return jax.device_get(state), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("gan",), ("vq", "ema", "gan")])
+def test_eight_devices_give_the_losses_of_one(names):
+    """Batch statistics of the discriminator, counts of codes and their restarts are those of the whole batch."""
+    batches = [images(seed=i) for i in range(3)]
+    (_, one), (_, eight) = run(names, 1, batches), run(names, 8, batches)
+    ratios = ("grad_norm", "d_weight")  # of gradients, in which more cancels
+    for a, b in zip(one, eight):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4 if name in ratios else 1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_broken_batch_changes_nothing_and_is_counted():
+    start, step, put = machine(("vq", "ema", "gan"), 1)
+    before = jax.device_get(start())
+    state, told = run(("vq", "ema", "gan"), 1, [images().at[0, 0, 0, 0].set(jnp.nan)])
+    assert told[0]["skipped"] == 1 and int(state.step) == 1
+    for part in ("params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
+    # the next good one moves every part
+    state, told = run(("vq", "ema", "gan"), 1, [images().at[0].set(jnp.nan), images()])
+    assert told[1]["skipped"] == 0
+    for part in ("autoencoder", "discriminator", "codebook"):
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params[part], before.params[part])
+        assert max(jax.tree.leaves(moved)) > 0, part
+
+
+@pytest.mark.parametrize("x", [jnp.zeros((8, 32, 32, 3)), -jnp.ones((8, 32, 32, 3))], ids=["grey", "black"])
+def test_constant_images_give_finite_steps(x):
+    _, told = run(("vq", "ema", "gan"), 1, [x, x, x])
+    assert all(np.isfinite(value).all() for metrics in told for value in metrics.values())
+    assert told[-1]["skipped"] == 0
+
+
+def test_a_batch_of_one_and_more_codes_than_latents_in_it():
+    config = tiny(**VQ | EMA | GAN | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
+    training = build.make_first_stage_training(config)
+    init = make_init(training.init, training.optimizer, False)
+    step = jax.jit(make_train_step(training.gradients, training.optimizer))
+    state = jax.jit(init)(jax.random.key(0))
+    for i in range(2):
+        state, metrics = step(state, {"image": images(1, i)}, jax.random.key(0), training.constants())
+    assert int(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
+    with pytest.raises(ValueError, match="as many latents as codes: 512 for 1024"):
+        kmeans = build.make_first_stage_training(tiny(**VQ | EMA | {"first_stage.n_embed": 1024}))
+        kmeans.prepare(state.params, [images(1), images(1)], jax.random.key(0))
+
+
+def test_the_adversarial_term_waits_for_its_step():
+    config = tiny(**GAN, **{"first_stage_loss.disc_start": 1})
+    training = build.make_first_stage_training(config)
+    init = make_init(training.init, training.optimizer, False)
+    step = jax.jit(make_train_step(training.gradients, training.optimizer))
+    first = jax.jit(init)(jax.random.key(0))
+    second, metrics = step(first, {"image": images()}, jax.random.key(0), training.constants())
+    assert metrics["disc_factor"] == 0 and metrics["d_weight"] > 0
+    jax.tree.map(np.testing.assert_array_equal, first.params["discriminator"], second.params["discriminator"])
+    third, metrics = step(second, {"image": images()}, jax.random.key(0), training.constants())
+    assert metrics["disc_factor"] == 1
+    kernels = [state.params["discriminator"]["main_0"]["kernel"] for state in (second, third)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_resumed_training_is_bit_exact_in_every_part(tmp_path):
+    config = tiny(**VQ, **EMA, **GAN, **{"first_stage_train.ema_decay": 0.9})
+    experiment.run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "first_stage" / "checkpoints" / "4")
+    experiment.run(config, tmp_path / "resumed")
+
+    training = build.make_first_stage_training(config)
+    init = make_init(training.init, training.optimizer, True, training.not_averaged)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    target = jax.eval_shape(lambda: sharding.init_sharded(mesh, init, 0))
+
+    def state(workdir):
+        with Checkpoints(tmp_path / workdir / "first_stage" / "checkpoints") as checkpoints:
+            return checkpoints.restore(target)
+
+    whole, resumed = state("whole"), state("resumed")
+    assert int(whole.step) == 4 and {"autoencoder", "discriminator", "codebook"} == set(whole.params)
+    assert set(whole.ema) == {"autoencoder"} and set(whole.opt_state) == {"autoencoder", "discriminator"}
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    statistics = (tmp_path / "whole" / "first_stage" / "latents.json").read_text()
+    assert "spectrum" in statistics and "scale" in statistics
+
+
+@pytest.mark.slow
+def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
+    experiment.run(tiny(), tmp_path / "kl")
+    tuned = tiny(**{
+        "first_stage_train.start_from": str(tmp_path / "kl"),
+        "first_stage_train.frozen": ("encoder", "quant_conv"),
+        "first_stage_train.weight_decay": 0.1,
+    })  # fmt: skip
+    experiment.run(tuned, tmp_path / "tuned")
+    before, after = (load_averaged(tmp_path / name / "first_stage" / "checkpoints")["autoencoder"] for name in ("kl", "tuned"))
+    for part in ("encoder", "quant_conv"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+    assert np.abs(before["decoder"]["conv_in"]["kernel"] - after["decoder"]["conv_in"]["kernel"]).max() > 0
+    assert set(api.load_first_stage(tuned, tmp_path / "tuned")) == set(after)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"first_stage_loss.perceptual_weight": 1.0}, "perceptual_path=''.*vgg16.*perceptual_weight=0"),
+        ({"first_stage_loss.pixel": "l3"}, "pixel='l3'"),
+        ({"first_stage_loss.reduction": "average"}, "reduction='average'"),
+        ({"first_stage_loss.disc_weight": -1.0}, "discriminator=-1"),
+        ({"first_stage_loss.codebook": "ema"}, "no learnt codebook"),
+        ({**VQ, "first_stage_loss.codebook": "emma"}, "Did you mean 'ema'"),
+        ({**VQ, "first_stage_loss.codebook_restart": 0.1}, "codebook='ema'"),
+        ({**VQ, "first_stage.n_embed": 0}, "codebook"),
+        ({**VQ, "first_stage.fsq_levels": (4, 4)}, "fsq_levels"),
+        ({"first_stage_train.frozen": ("decodr",)}, "decodr"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_read(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build.check(tiny(**overrides))
