@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def train(
     if needs and needs not in source.info.columns:
         raise ValueError(f"a {kind} learns from {needs}, but {source.info.name} has {', '.join(source.info.columns)}")
     out = Path(out)
-    transform = Transform(size, flip=flip)
+    transform = Transform(size, "random", flip)
     source = in_memory(source, transform.fit)
     tokenizer = None
     if kind == "classifier":
@@ -314,6 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--learning-rate", type=float, default=4e-3)
     command.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     default = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}[chosen.kind]
     columns = default if chosen.columns is None else chosen.columns
     try:

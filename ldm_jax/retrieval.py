@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -269,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--index", choices=INDICES, default="exact")
     command.set_defaults(run=_find_command)
     chosen = parser.parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     try:
         chosen.run(chosen)
     except (ValueError, FileNotFoundError) as error:
