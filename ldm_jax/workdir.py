@@ -113,6 +113,15 @@ def save_pictures(
     return grid
 
 
+def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:
+    """The pictures one after the other, there and back, as folder/film.gif."""
+    frames = [Image.fromarray(picture) for picture in to_uint8(images)]
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    path = folder / "film.gif"
+    there_and_back[0].save(path, save_all=True, append_images=there_and_back[1:], duration=milliseconds, loop=0)
+    return path
+
+
 def free_folder(parent: Path) -> Path:
     """parent/0000, or the first number that is free."""
     return next(folder for i in itertools.count() if not (folder := parent / f"{i:04d}").exists())

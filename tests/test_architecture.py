@@ -30,6 +30,7 @@ FILES = {
     "workdir": {"training"},
     "judges": {"build", "data", "evaluation", "models", "training"},
     "retrieval": {"build", "data", "judges", "models", "weights"},
+    "modes": {"api", "data", "diffusion", "retrieval"},
     "experiment": {
         "api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "models", "training", "weights",
         "workdir",

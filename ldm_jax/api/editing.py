@@ -208,7 +208,7 @@ def edit(
     method: "ddim" (deterministic inversion; `iterations` as for `invert`) or "stochastic" (edit-friendly DDPM inversion,
     Huberman-Spiegelglas et al. 2024, which comes back exactly). `strength`: the part of the steps that is undone.
     """
-    if method not in INVERSIONS or "sampler" in how:
+    if method not in INVERSIONS or how.get("sampler") is not None:
         raise ValueError(
             f"method={method!r}, sampler={how.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, each "
             "with its own sampler"

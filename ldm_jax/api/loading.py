@@ -81,7 +81,8 @@ def load_first_stage(config: Mapping[str, Any], workdir: Path) -> PyTree:
         return {}
     path = Path(config["first_stage"]["path"] or workdir)
     if (path / "first_stage" / "checkpoints").is_dir():
-        params = load_averaged(path / "first_stage" / "checkpoints")["autoencoder"]
+        params = load_averaged(path / "first_stage" / "checkpoints")
+        params = params.get("autoencoder", params)  # the first working directories held it alone
     elif path == workdir:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
     else:
