@@ -26,13 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, evaluation
+from ldm_jax import build, evaluation, models
 from ldm_jax.data.pipeline import batches, in_memory
 from ldm_jax.data.source import Source
 from ldm_jax.data.tokenizer import Tokenizer, caption_texts, load_tokenizer, train_tokenizer
 from ldm_jax.data.transform import Transform
-from ldm_jax.models.init import initialize
-from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged
 from ldm_jax.training.loop import train as run_loop
@@ -41,7 +39,7 @@ from ldm_jax.training.optimizer import make_optimizer
 from ldm_jax.training.state import from_loss, make_init, make_train_step
 
 PyTree = Any
-KINDS = {"classifier": Classifier, "segmenter": Segmenter, "contrastive": DualEncoder}
+KINDS = {"classifier": models.Classifier, "segmenter": models.Segmenter, "contrastive": models.DualEncoder}
 AT_ONCE = 64  # pictures judged in one call of the network
 CAPTION_LENGTH = 26
 
@@ -151,7 +149,7 @@ def train(
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, CAPTION_LENGTH), jnp.int32)
     inputs = (images,) if kind != "contrastive" else (images, tokens if tokenizer else images)
-    init = make_init(lambda key: initialize(network, key, *inputs), optimizer, ema=True)
+    init = make_init(lambda key: models.initialize(network, key, *inputs), optimizer, ema=True)
     step = make_train_step(from_loss(make_loss(kind, network)), optimizer, 0.99)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     shapes = jax.eval_shape(init, jax.random.key(0))

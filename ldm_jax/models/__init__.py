@@ -15,6 +15,7 @@ from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
+from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.tiling import decode_tiled, encode_tiled
@@ -27,14 +28,17 @@ __all__ = [
     "CLIPText",
     "CLIPVision",
     "ClassEmbedder",
+    "Classifier",
     "Codebook",
     "DiT",
     "Discriminator",
+    "DualEncoder",
     "FSQ",
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
     "Posterior",
+    "Segmenter",
     "SpatialRescaler",
     "TinyDecoder",
     "TransformerEmbedder",
