@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     config.data.image_column = "image"
     config.data.caption_column = "caption"  # read only if the conditioner wants captions
     config.data.label_column = "label"  # read only if it wants classes
+    config.data.label_map_column = ""  # of semantic maps; "": what the source calls it
+    config.data.boxes_column = ""  # of boxes and their classes, for layouts, such as "objects/bbox", "objects/label"
+    config.data.box_labels_column = ""
     config.data.image_size = 32
     config.data.crop = "center"  # "center" | "random"
     config.data.short_side = 0  # resized so before the crop; 0: as small as the crop allows; -1: not resized
@@ -162,6 +165,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.weight_decay = 0.0
     config.diffusion_train.clip_norm = 1.0
     config.diffusion_train.ema_decay = 0.99
+    config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"

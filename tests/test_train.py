@@ -1,6 +1,7 @@
 """The main job, small: train.py and sample.py as a user runs them. A tiny model, so pictures mean nothing here."""
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -17,6 +18,8 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax import experiment
+from ldm_jax.api import model
+from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +247,7 @@ def test_sample_writes_a_grid_and_single_pictures_and_overwrites_nothing(trained
     "flags, message",
     [
         (["--prompt", "a circel"], "near: circle"),
-        (["--label", "circle", "--prompt", "a circle"], "--prompt or --label"),
+        (["--label", "circle", "--prompt", "a circle"], "--label or --prompt"),
         (["--workdir", "/nowhere"], "does not exist"),
     ],
 )
@@ -293,10 +296,9 @@ def test_what_it_cannot_draw_is_refused(ldm):
 
 def test_scale_seed_and_prompt_do_not_recompile(ldm):
     count = []
-    function = type(ldm)._sample
     for seed, words, scale in ((0, "a red circle", 2.0), (1, "a blue star", 3.0), (2, "a green ring", 7.5)):
         ldm.sample(ldm.params, jax.random.key(seed), ldm.embed(ldm.params, [words]), guidance_scale=scale)
-        count.append(function._cache_size())
+        count.append(model.draw._cache_size())
     assert len(set(count)) == 1
 
 
@@ -330,3 +332,26 @@ def test_encode_decode_and_apply(ldm):
     assert 0.5 < float(ldm.schedule(0.5).alpha) < 0.9
     with pytest.raises(ValueError, match="multiples of 4"):
         ldm.encode(ldm.params, x[:, :30])
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
+    """With a learning rate of next to nothing the network stays the one it started from; another network is refused."""
+    model = ldm_jax.load(trained[0])
+    tuned = {
+        "diffusion_train.start_from": str(trained[0]),
+        "first_stage.path": str(trained[0]),
+        "diffusion_train.steps": 2,
+        "diffusion_train.warmup_steps": 0,
+        "diffusion_train.learning_rate": 1e-12,
+        "diffusion_train.weight_decay": 0.0,
+        "diffusion_train.ema_decay": 0.0,
+        "mesh.data": 1,
+        "stages": ("latents", "diffusion"),
+    }
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    experiment.run(tiny_config(**tuned), tmp_path / "tuned")
+    again = ldm_jax.load(tmp_path / "tuned")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), model.params["network"], again.params["network"])
+    with pytest.raises(ValueError, match="is another model: .* there, .* here"):
+        experiment.run(tiny_config(**tuned, **{"network.model_channels": 32}), tmp_path / "other")

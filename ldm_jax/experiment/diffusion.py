@@ -84,6 +84,9 @@ def train_diffusion(experiment: Experiment) -> None:
 
         return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
 
+    def start(params: PyTree) -> PyTree:
+        return pretrained(section["start_from"], params) if section["start_from"] else params
+
     experiment.train(
         "diffusion",
         build.make_diffusion_init(config, conditioning),
@@ -91,4 +94,22 @@ def train_diffusion(experiment: Experiment) -> None:
         build.make_stage_optimizer(section),
         make_batches,
         make_hooks,
+        prepare=start,
     )
+
+
+def pretrained(path: str, params: PyTree) -> PyTree:
+    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless they are shaped as `params`."""
+    loaded = api.load(path).params
+    found = {name: loaded[name] for name in params}
+    there, here = (
+        {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, params)
+    )
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"config.diffusion_train.start_from={path!r} is another model: {name} is {there.get(name)} there, "
+                f"{here.get(name)} here"
+            )
+    return found
