@@ -133,3 +133,43 @@ def test_the_short_side_before_the_crop():
     assert Transform(128, short_side=-1).fit(encoded)["image"].shape[:2] == (128, 256)  # too small to crop as it is
     with pytest.raises(ValueError, match="short_side=16"):
         Transform(32, short_side=16)
+
+
+def test_a_task_sees_the_finished_example_and_adds_to_it(row):
+    seen = []
+
+    def task(example, rng):
+        seen.append(example)
+        return {"more": np.float32(rng.random())}
+
+    transform = Transform(48, crop="random", flip=True, max_boxes=3, task=task)
+    example = transform(row, np.random.default_rng(0))
+    assert example.keys() == {"image", "label", "label_map", "boxes", "box_labels", "more"}
+    assert seen[0]["name"] == "row" and seen[0]["image"] is example["image"]
+    assert seen[0]["boxes"].shape == (len(seen[0]["box_labels"]), 4)  # not padded
+    # without a generator it is the row that decides
+    assert transform(row)["more"] == transform(row)["more"] != transform({**row, "name": "other"})["more"]
+    draws = {transform(row, np.random.default_rng(seed))["more"].item() for seed in range(5)}
+    assert len(draws) == 5
+    latent = LatentTransform(task=task)({"name": "row", "moments": np.zeros((2, 2, 8))})
+    assert latent.keys() == {"moments", "more"} and seen[-1]["crop"].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("size", [48, 96, (64, 56)])
+def test_whole_boxes_with_the_crop_say_what_boxes_of_the_crop_say(row, size):
+    """What is seen of a box is the same, whichever way it is told, cropped and mirrored."""
+    seen = {}
+    whole = Transform(size, crop="random", flip=True, whole_boxes=True, task=lambda e, rng: seen.update(whole=e) or {})
+    parts = Transform(size, crop="random", flip=True, task=lambda e, rng: seen.update(part=e) or {})
+    crops = set()
+    for seed in range(12):
+        for transform in (whole, parts):
+            transform(row, np.random.default_rng(seed))
+        boxes, crop = seen["whole"]["boxes"], seen["whole"]["crop"]
+        inside = (boxes - crop[[0, 1, 0, 1]]) / np.tile(crop[2:] - crop[:2], 2)
+        np.testing.assert_allclose(np.clip(inside, 0, 1), seen["part"]["boxes"], atol=1e-5)
+        box = np.array(row["boxes"][0])
+        mirrored = np.array([1 - box[2], box[1], 1 - box[0], box[3]])
+        assert len(boxes) == 0 or min(np.abs(boxes[0] - box).max(), np.abs(boxes[0] - mirrored).max()) < 1e-6
+        crops.add(tuple(crop.round(4).tolist()))
+    assert len(crops) > 3
