@@ -99,7 +99,7 @@ def train_diffusion(experiment: Experiment) -> None:
 
 
 def pretrained(path: str, params: PyTree) -> PyTree:
-    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless they are shaped as `params`."""
+    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`."""
     loaded = api.load(path).params
     found = {name: loaded[name] for name in params}
     there, here = (

@@ -1,6 +1,6 @@
 """The networks: Flax Linen modules with the parameters and the numerics of the reference implementations."""
 
-from ldm_jax.models.autoencoder import Autoencoder, Posterior, last_layer, posterior
+from ldm_jax.models.autoencoder import Autoencoder, last_layer
 from ldm_jax.models.codebook import FSQ, Codebook, nearest_code, unit_length
 from ldm_jax.models.conditioners import (
     ClassEmbedder,
@@ -37,7 +37,6 @@ __all__ = [
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
-    "Posterior",
     "Segmenter",
     "SpatialRescaler",
     "TinyDecoder",
@@ -52,7 +51,6 @@ __all__ = [
     "last_layer",
     "nearest",
     "nearest_code",
-    "posterior",
     "shapes",
     "sinusoidal_embedding",
     "text_time_vector",

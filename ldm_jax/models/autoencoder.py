@@ -8,7 +8,7 @@ H / 2^(levels - 1) by W / 2^(levels - 1) pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,31 +17,6 @@ import jax.numpy as jnp
 from ldm_jax.models.attention import attention
 from ldm_jax.models.codebook import FSQ, Codebook
 from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat
-
-
-class Posterior(NamedTuple):
-    """A diagonal Gaussian over latents: `mean` and `logvar`, both [B, h, w, C]; `logvar` within [-30, 20]."""
-
-    mean: jax.Array
-    logvar: jax.Array
-
-    @property
-    def std(self) -> jax.Array:
-        return jnp.exp(0.5 * self.logvar)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        return self.mean + self.std * jax.random.normal(key, self.mean.shape, self.mean.dtype)
-
-    def kl(self) -> jax.Array:
-        """KL divergence from the standard normal, summed over all but the batch: [B]."""
-        terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
-        return 0.5 * terms.sum((1, 2, 3))
-
-
-def posterior(moments: jax.Array) -> Posterior:
-    """Moments [B, h, w, 2C], means first, -> the Gaussian they describe."""
-    mean, logvar = jnp.split(moments, 2, axis=-1)
-    return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 @dataclass(frozen=True)
@@ -181,7 +156,7 @@ class Autoencoder(nn.Module):
     """A first stage: KL-regularized, or vector-quantized if it has a codebook of `n_embed` entries (of length one with
     `unit_codes`), or rounds channel i to fsq_levels[i] values.
 
-    `encode` gives moments [B, h, w, 2 embed_dim] (KL, see `posterior`) or latents before quantization
+    `encode` gives moments [B, h, w, 2 embed_dim] (KL: means, then log-variances) or latents before quantization
     [B, h, w, embed_dim] (VQ); `decode` takes latents [B, h, w, embed_dim], quantizing first if VQ.
     `attn_resolutions` are compared with `resolution` halved per level, whatever the true size of the input.
     `attn_type` "none" removes all attention, the middle's too. `double_z` is whether the encoder gives two numbers per
@@ -250,7 +225,7 @@ class Autoencoder(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The reconstruction from the most likely latents."""
         z = self.encode(x, train)
-        return self.decode(z if self.quantizes else posterior(z).mean, train)
+        return self.decode(z if self.quantizes else z[..., : self.embed_dim], train)
 
     def encode(self, x: jax.Array, train: bool = False) -> jax.Array:
         if x.shape[-1] != self.in_channels:
