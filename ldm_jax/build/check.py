@@ -2,18 +2,17 @@
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from ldm_jax import diffusion, models
-from ldm_jax.build.conditioner import KINDS, make_conditioning
+from ldm_jax.build.conditioner import make_conditioning
 from ldm_jax.build.data import make_task
 from ldm_jax.build.diffusion import example_inputs, make_network, make_objective, make_recipe
 from ldm_jax.build.first_stage import make_first_stage, make_first_stage_training
 from ldm_jax.build.options import choose, make_stage_optimizer
-
-TRAINABLE = ("none", "class", "label", "text", "superres", "inpaint", "semantic", "layout", "retrieval")
 
 
 def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
@@ -41,17 +40,18 @@ def check(config: Mapping[str, Any]) -> None:
     stage = make_first_stage(config)
     size = config["data"]["image_size"]
     stage.latent_shape(size, size)
+    inception = config["evaluation"].get("inception_path", "")
+    if inception and not Path(inception).exists():
+        raise ValueError(
+            f"config.evaluation.inception_path={inception!r}: no such file. The one to have is pytorch-fid's, "
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+        )
     if "first_stage" in config["stages"] and not config["first_stage"]["path"]:
         if stage.module is not None:
             make_first_stage_training(config)
             jax.eval_shape(stage.init, jax.random.key(0))
     if "diffusion" in config["stages"]:
         network, section = make_network(config), config["diffusion"]
-        if choose(KINDS, config["conditioner"]["kind"], "config.conditioner.kind") not in TRAINABLE:
-            raise ValueError(
-                f"config.conditioner.kind={config['conditioner']['kind']!r}: there is no training pipeline for it; models "
-                f"of this kind can be loaded and sampled. Trained here: {', '.join(TRAINABLE)}"
-            )
         if network.out_channels != stage.channels:
             raise ValueError(
                 f"config.network.out_channels={network.out_channels}: the first stage's latents have {stage.channels} channels"
@@ -65,6 +65,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 NEEDED = {
+    "clip_text": ("path", "tokenizer"),
     "superres": ("scale", "degradation", "noise_levels"),
     "inpaint": ("masks", "mask_area"),
     "retrieval": ("neighbours", "database"),
@@ -84,7 +85,7 @@ def check_condition(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.conditioner.scale={section['scale']} does not divide config.data.image_size={side}")
     labels = {"label": section.get("n_classes", 0) + 1, "superres": section.get("noise_levels", 0)}.get(kind, 0)
     found = network.num_classes if isinstance(getattr(network, "num_classes", None), int) else 0
-    if config["network"]["kind"] == "unet" and found != labels:
+    if config["network"]["kind"] == "unet" and (found < labels or bool(found) != bool(labels)):
         told = "the classes and the empty one" if kind == "label" else "the noise levels"
         raise ValueError(f"config.network.num_classes={found or None}: must be {labels or None}, {told} of config.conditioner")
     x, _, _ = example_inputs(config)

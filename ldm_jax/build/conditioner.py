@@ -34,7 +34,7 @@ MODULES = {
 }
 # Kinds without a module: what is given goes to the network as it is.
 KINDS = {kind: kind for kind in ("none", *MODULES, "label", "superres", "inpaint", "retrieval")}
-NOT_MODULE_FIELDS = ("kind", "tokenizer", "null_probability", "null_label", "layer", "pad_token_id")
+NOT_MODULE_FIELDS = ("kind", "tokenizer", "null_probability", "null_label", "layer", "pad_token_id", "path")
 
 
 def make_conditioner(config: Mapping[str, Any]) -> Any:

@@ -48,7 +48,8 @@ def make_transform(config: Mapping[str, Any], tokenize: Callable | None = None, 
     palette = label_maps.read_palette(section["palette"]) if section.get("palette") else None
     whole = config["conditioner"]["kind"] == "layout" and layout_code(config).crop
     options = {"tokenize": tokenize, "palette": palette, "task": task, "whole_boxes": whole}
-    return Transform(section["image_size"], section["crop"], section["flip"], short_side=section.get("short_side", 0), **options)
+    options["short_side"] = section.get("short_side", 0)
+    return Transform(section["image_size"], section["crop"], section["flip"], **options)
 
 
 def make_task(config: Mapping[str, Any]) -> Task | None:

@@ -35,6 +35,8 @@ def train_diffusion(experiment: Experiment) -> None:
     first_stage_params = experiment.first_stage_params()
     cached = config["latents"]["cache"] and stage.module is not None
     task = build.make_task(config)
+    # a conditioner that is not trained; its parameters are not part of the state
+    frozen = {"conditioner": found} if (found := api.load_conditioner(config)) else {}
     # one object for the whole run: its compiled functions belong to it
     ldm = api.LatentDiffusion(config, {}, conditioning, scale["scale"], scale["shift"])
 
@@ -64,7 +66,7 @@ def train_diffusion(experiment: Experiment) -> None:
         return map(latent_batch, experiment.batches(source, transform, batch_size, start))
 
     def make_hooks() -> list[Hook]:
-        validation_loss = jax.jit(lambda params, batch, key: loss_fn(params, batch, key)[1]["loss_simple"])
+        validation_loss = jax.jit(lambda params, batch, key: loss_fn({**frozen, **params}, batch, key)[1]["loss_simple"])
         transform = build.make_transform(config, conditioning.tokenize, task)
         validation = Spread(experiment.sources["validation"], config["log"]["validation_images"])
         shown = held_out(experiment, 16)
@@ -78,7 +80,7 @@ def train_diffusion(experiment: Experiment) -> None:
             return Report({"validation/loss": float(np.mean(losses))}, score=float(np.mean(losses)))
 
         def show(state: TrainState) -> Report:
-            params = {"first_stage": first_stage_params, "conditioner": {}, **state.averaged}
+            params = {"first_stage": first_stage_params, **frozen, **state.averaged}
             images = draw(ldm, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"])
             return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
 
@@ -87,13 +89,15 @@ def train_diffusion(experiment: Experiment) -> None:
     def start(params: PyTree) -> PyTree:
         return pretrained(section["start_from"], params) if section["start_from"] else params
 
+    init = build.make_diffusion_init(config, conditioning)
     experiment.train(
         "diffusion",
-        build.make_diffusion_init(config, conditioning),
-        from_loss(loss_fn),
+        lambda key: {name: part for name, part in init(key).items() if name not in frozen},
+        from_loss(loss_fn, frozen),
         build.make_stage_optimizer(section),
         make_batches,
         make_hooks,
+        constants=frozen,
         prepare=start,
     )
 

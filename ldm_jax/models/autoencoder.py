@@ -256,6 +256,6 @@ class Autoencoder(nn.Module):
 
 
 def last_layer(params: dict, h: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """The decoder's last convolution, of its own parameters {"kernel", "bias"}: features [B, H, W, ch] -> images. It is apart from
-    the module because the adaptive weight of the adversarial loss wants its gradient alone."""
+    """The decoder's last convolution, of its own parameters {"kernel", "bias"}: features [B, H, W, ch] -> images. It is apart
+    from the module because the adaptive weight of the adversarial loss wants its gradient alone."""
     return Conv(params["bias"].shape[0], dtype=dtype, parent=None).apply({"params": params}, h).astype(jnp.float32)

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ldm_jax import latents, models
+from ldm_jax.build.first_stage import check_perceptual, load_perceptual
 from ldm_jax.first_stage import Networks, Weights, make_gradients, negative_log_likelihood
 from ldm_jax.weights.features import read_discriminator, read_lpips
 
@@ -128,6 +129,18 @@ def test_every_logged_number_and_every_gradient(fixtures_dir, kind, step, mode):
             theirs = theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs
             if jnp.abs(theirs).max() > 1e-6:  # a bias before batch statistics has rounding noise for a gradient
                 close(ours[leaf], theirs, 1e-4, name)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_perceptual_weights_are_read_from_the_file_that_the_config_names(fixtures_dir, kind):
+    case = Case(fixtures_dir, kind)
+    section = {"perceptual_path": str(case.folder / "weights.safetensors"), "perceptual_linear_path": ""}
+    check_perceptual(section)
+    params = load_perceptual(section)
+    theirs = case.io["lpips.total"].reshape(-1)
+    y = case["train.step5.opt0.reconstructions"]
+    net = models.LPIPS(tuple(case.config["narrow_vgg_widths"]))
+    close(jax.jit(net.apply)({"params": params}, case["x"], y), theirs, 1e-5, "LPIPS")
 
 
 def test_taking_turns_shows_the_discriminator_the_newer_reconstruction(fixtures_dir):
