@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.conditioner.max_position_embeddings = 77
     config.conditioner.hidden_act = "quick_gelu"
     config.conditioner.layer = "last"
+    config.conditioner.path = "weights/stable-diffusion-v1-5/text_encoder"  # not trained
     config.conditioner.tokenizer = "weights/stable-diffusion-v1-5/tokenizer"
     config.conditioner.null_probability = 0.1
     config.diffusion_train.steps = 15_000

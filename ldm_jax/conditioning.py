@@ -32,6 +32,7 @@ COLUMNS = {
     "class": ("label",),
     "label": ("label",),
     "text": ("caption",),
+    "clip_text": ("caption",),
     "semantic": ("label_map",),
     "layout": ("boxes", "box_labels"),
 }

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, experiment
+from ldm_jax import build, experiment, weights
 from ldm_jax.conditioning import encoded
 from ldm_jax.data import degradation
 from ldm_jax.training.checkpoint import load_averaged
@@ -173,6 +173,35 @@ def test_classes_as_a_token_and_as_an_embedding_added_to_time(kind, shared):
     table = load_averaged(shared / kind / "diffusion" / "checkpoints")
     table = table["network"]["label_emb"] if kind == "label" else table["conditioner"]
     assert len(jax.tree.leaves(table)[0]) == 7
+
+
+@pytest.mark.parity
+def test_a_text_encoder_that_is_not_trained(shared, fixtures_dir):
+    """CLIP's, from its folder: the network trains, the encoder stays as it is, and drawing loads it from where it was."""
+    folders = [path.parent for path in sorted(fixtures_dir.glob("E*/tokenizer")) if (path.parent / "text_encoder").is_dir()]
+    if not folders:
+        pytest.skip("no pipeline with a text encoder")
+    encoder = weights.read(folders[0] / "text_encoder")
+    overrides = {"first_stage.path": str(shared / "first_stage"), "data.flip": False}
+    config = config_of("shapes", shared / "data", stages=("latents", "diffusion"), **overrides).to_dict()
+    config["conditioner"] = encoder.description["conditioner"] | {
+        "path": str(folders[0] / "text_encoder"),
+        "tokenizer": str(folders[0] / "tokenizer"),
+        "null_probability": 0.1,
+    }
+    config["network"]["context_dim"] = config["conditioner"]["hidden_size"]
+    experiment.run(config, shared / "clip_text")
+    assert load_averaged(shared / "clip_text" / "diffusion" / "checkpoints").keys() == {"network"}
+    ldm = ldm_jax.load(shared / "clip_text")
+    jax.tree.map(
+        np.testing.assert_array_equal, ldm.params["conditioner"], jax.tree.map(np.asarray, encoder.params["conditioner"])
+    )
+    cond = ldm.embed(ldm.params, ["a red circle", "a blue star"])
+    assert ldm.sample(ldm.params, jax.random.key(0), cond).shape == (2, 32, 32, 3)
+    config["conditioner"]["hidden_size"] *= 2
+    config["network"]["context_dim"] *= 2
+    with pytest.raises(ValueError, match="conditioner in .* is not the one"):
+        experiment.run(config, shared / "another")
 
 
 @pytest.mark.parametrize(

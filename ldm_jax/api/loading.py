@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from ldm_jax import build, checkpoints, weights
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.conditioning import Conditioning
+from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import load_tokenizer
 from ldm_jax.training.checkpoint import load_averaged
 
@@ -64,7 +65,7 @@ def load_workdir(workdir: Path) -> LatentDiffusion:
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     params = load_averaged(checkpoints)
-    params = {"first_stage": load_first_stage(config, workdir), "conditioner": {}, **params}
+    params = {"first_stage": load_first_stage(config, workdir), "conditioner": load_conditioner(config), **params}
     scale = json.loads((workdir / "latents.json").read_text())
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
@@ -87,17 +88,36 @@ def load_first_stage(config: Mapping[str, Any], workdir: Path) -> PyTree:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
     else:
         params = weights.read(path).params.get("first_stage", {})
-        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
-    expected = jax.eval_shape(stage.init, jax.random.key(0))
+    return _checked(params, stage.init, "first stage", path)
+
+
+def load_conditioner(config: Mapping[str, Any]) -> PyTree:
+    """The parameters of a conditioner that is not trained here: CLIP's text encoder, from config.conditioner.path, a
+    checkpoint of the world. {} for the others.
+
+    Raises ValueError if they don't belong to the encoder of `config`."""
+    section = config["conditioner"]
+    if section["kind"] != "clip_text":
+        return {}
+    params = weights.read(section["path"]).params.get("conditioner", {})
+    return _checked(params, build.make_conditioning(config).init, "conditioner", section["path"])
+
+
+def _checked(params: PyTree, init: Callable[[jax.Array], PyTree], part: str, path: Any) -> PyTree:
+    """The parameters as float32 on the default device; ValueError if they are not shaped as those of `init`."""
+    expected = jax.eval_shape(init, jax.random.key(0))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-        raise ValueError(f"the first stage in {path} is not the one that config.first_stage describes")
-    return params
+        raise ValueError(f"the {part} in {path} is not the one that config.{part.replace(' ', '_')} describes")
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
 
 
 def load_conditioning(config: Mapping[str, Any], workdir: Path) -> Conditioning:
     """The conditioning with the tokenizer and the class names of the working directory."""
-    kind = config["conditioner"]["kind"]
-    tokenizer = load_tokenizer(workdir / "tokenizer.json") if kind == "text" else None
+    section, tokenizer = config["conditioner"], None
+    if section["kind"] == "text":
+        tokenizer = load_tokenizer(workdir / "tokenizer.json")
+    elif section["kind"] == "clip_text":
+        tokenizer = checkpoint_tokenizers.load(section["tokenizer"], section.get("pad_token_id"))
     classes = workdir / "classes.json"
     names = json.loads(classes.read_text()) if classes.is_file() else None
     return build.make_conditioning(config, names, tokenizer)

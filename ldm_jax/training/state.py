@@ -31,11 +31,14 @@ class Gradient(NamedTuple):
 GradFn = Callable[[PyTree, PyTree, jax.Array, jax.Array], Gradient]
 
 
-def from_loss(loss_fn: LossFn) -> GradFn:
-    """The gradient of `loss_fn(params, batch, key) -> (loss, metrics)` in all parameters."""
+def from_loss(loss_fn: LossFn, constants: Collection[str] = ()) -> GradFn:
+    """The gradient of `loss_fn(params, batch, key) -> (loss, metrics)` in all parameters but those named `constants`."""
 
     def grad_fn(params: PyTree, batch: PyTree, key: jax.Array, step: jax.Array) -> Gradient:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+        fixed = {name: params[name] for name in constants}
+        moving = {name: part for name, part in params.items() if name not in constants}
+        loss_of = jax.value_and_grad(lambda moving: loss_fn({**fixed, **moving}, batch, key), has_aux=True)
+        (loss, metrics), grads = loss_of(moving)
         return Gradient(loss, metrics, grads)
 
     return grad_fn
