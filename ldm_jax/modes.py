@@ -55,7 +55,8 @@ class Asked:
         """Names of what the user gave, of what picks a mode."""
         always = ("num", "seed", "sampler", "steps", "guidance_scale")
         names = {field.name for field in dataclasses.fields(self)} - set(always)
-        return {name for name in names if getattr(self, name) not in (None, (), [], False)}
+        values = {name: getattr(self, name) for name in names}
+        return {name for name, value in values.items() if value not in ((), []) and value is not None and value is not False}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 import ldm_jax
 from ldm_jax import build, checkpoints, diffusion
 from ldm_jax.data import checkpoint_tokenizers
-from ldm_jax.data.tokenizer import train_tokenizer
+from tests.tiny import model as tiny_model
 from tests.weights import cases
 
 NETWORKS, LATENTS, IMAGES = 2e-5, 1e-4, 1e-3
@@ -203,42 +203,9 @@ def test_nothing_there(tmp_path):
         ldm_jax.load(tmp_path / "nothing")
 
 
-TINY = {
-    "name": "tiny",
-    "data": {"image_size": 8},
-    "first_stage": {
-        "kind": "kl", "path": "", "in_channels": 3, "out_ch": 3, "resolution": 8, "ch": 4, "ch_mult": [1, 1],
-        "num_res_blocks": 1, "attn_resolutions": [], "attn_type": "none", "z_channels": 4, "double_z": True,
-        "embed_dim": 4, "n_embed": 0, "norm_num_groups": 2, "dropout": 0.0,
-    },
-    "network": {
-        "kind": "unet", "in_channels": 4, "out_channels": 4, "model_channels": 8, "num_res_blocks": 1,
-        "attention_resolutions": [1], "channel_mult": [1], "num_heads": -1, "num_head_channels": 4,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 8, "use_scale_shift_norm": True,
-        "resblock_updown": False, "norm_num_groups": 4, "dropout": 0.0,
-    },
-    "conditioner": {"kind": "text", "n_embed": 8, "n_layer": 1, "max_seq_len": 6, "vocab_size": 16, "tokenizer": "words"},
-    "diffusion": {"schedule": "cosine", "prediction": "v", "loss": "l2", "weighting": "simple", "time_sampling": "uniform"},
-    "sampling": {"sampler": "dpmpp_2m", "steps": 3, "grid": "trailing", "guidance_scale": 3.0},
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A model as train.py's working directories hold them."""
-    path = tmp_path_factory.mktemp("tiny") / "tokenizer.json"
-    tokenizer = train_tokenizer(["a red circle", "a blue star"])
-    tokenizer.save(path)
-    config = {**TINY, "conditioner": {**TINY["conditioner"], "tokenizer": str(path)}}
-    conditioning = build.make_conditioning(config, tokenizer=tokenizer)
-
-    @jax.jit
-    def init(key):
-        return {"first_stage": build.make_first_stage(config).init(key), **build.make_diffusion_init(config, conditioning)(key)}
-
-    from ldm_jax.api import LatentDiffusion
-
-    return LatentDiffusion(config, init(jax.random.key(0)), conditioning, 0.5, 0.25)
+def tiny():
+    return tiny_model("text")
 
 
 def test_our_models_as_diffusers_folders(tiny, tmp_path):

@@ -1,0 +1,182 @@
+"""Which mode is meant, what is refused and in which words, and pictures that go through files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import modes
+from ldm_jax.modes import Asked, choose, draw
+from ldm_jax.workdir import save_film, save_pictures
+from tests.tiny import model
+
+rng = np.random.default_rng(2)
+
+
+def asked(**fields):
+    return Asked(**{"prompt": ["a red circle"], "num": 1} | fields)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A photo of odd sizes, a mask for it, a label map, a layout."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).save(folder / "photo.png")
+    mask = np.zeros((7, 9), np.uint8)
+    mask[2:5, 4:] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(folder / "black.png")
+    Image.fromarray(rng.integers(0, 3, (7, 10), dtype=np.uint8)).save(folder / "map.png")
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(folder / "wrong.png")
+    colours = np.zeros((8, 8, 3), np.uint8)
+    colours[:, 4:] = (0, 255, 0)
+    Image.fromarray(colours).save(folder / "colours.png")
+    (folder / "palette.json").write_text(json.dumps([[0, 0, 0], [0, 255, 0], [9, 9, 9]]))
+    (folder / "layout.json").write_text(json.dumps([{"name": "star", "box": [0.1, 0.2, 0.5, 0.9]}]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields, mode",
+    [
+        ({}, "sample"),
+        ({"size": "8x16"}, "sample"),
+        ({"image": ["p"]}, "image_to_image"),
+        ({"image": ["p"], "strength": 0.5, "negative": "a star"}, "image_to_image"),
+        ({"image": ["p"], "mask": "m"}, "inpaint"),
+        ({"image": ["p"], "mask": "m", "strength": 0.5}, "inpaint"),
+        ({"image": ["p"], "outpaint": ["4"]}, "outpaint"),
+        ({"image": ["p"], "source": "a star"}, "edit"),
+        ({"variations": 0.0}, "variation"),
+        ({"interpolate": 5}, "interpolate"),
+        ({"interpolate": 5, "image": ["p", "q"]}, "interpolate"),
+        ({"panorama": True, "size": "8x32"}, "panorama"),
+    ],
+)
+def test_the_mode_follows_from_what_is_given(fields, mode):
+    assert choose(model("text"), asked(**fields)) == mode
+
+
+@pytest.mark.parametrize(
+    "kind, fields, message",
+    [
+        ("text", {"prompt": []}, "takes a prompt of at most 4 words or word pieces: give --prompt"),
+        ("text", {"mask": "m"}, "--mask has no meaning for a plain sample; it goes with --image"),
+        ("text", {"strength": 0.5}, "it goes with --image"),
+        ("text", {"label": ["1"]}, "give --label or --prompt, not both"),
+        ("text", {"prompt": [], "label": ["1"]}, "--label is nothing to this model, which takes a prompt"),
+        ("text", {"palette": "p"}, "--palette is nothing to this model"),
+        ("text", {"database": "p"}, "--database is nothing to this model"),
+        ("text", {"panorama": True}, "--panorama has no meaning for a plain sample; it goes with --size"),
+        ("text", {"image": ["p"], "size": "8x8"}, "--size has no meaning for --image"),
+        ("text", {"image": ["p"], "mask": "m", "source": "s"}, "--source has no meaning for --image and --mask"),
+        ("text", {"variations": 0.1, "image": ["p"]}, "--image has no meaning for --variations"),
+        ("text", {"upscale": "p"}, "--upscale: this model can't upscale, it can sample"),
+        ("class", {}, "--prompt is nothing to this model, which takes a class: circle, square, star"),
+        ("none", {}, "--prompt is nothing to this model, which takes nothing"),
+        ("superres", {"prompt": []}, "can't sample, it can upscale; it takes a picture to enlarge 4 times"),
+        ("superres", {"upscale": "p"}, "--prompt is nothing"),
+        ("inpaint", {"prompt": [], "image": ["p"]}, "can't image_to_image, it can inpaint, outpaint"),
+        ("semantic", {"prompt": []}, "give --map"),
+        ("layout", {"prompt": [], "negative": "x", "layout": ["l"]}, "--negative is nothing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(kind, fields, message):
+    with pytest.raises(ValueError) as error:
+        choose(model(kind), asked(**fields))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_files_hold_is_checked_before_anything_compiles(files):
+    ldm, photo = model("text"), [str(files / "photo.png")]
+    for fields, message in (
+        ({"image": ["/nowhere.png"]}, "no such file"),
+        ({"image": photo * 2}, "--image 2 times"),
+        ({"image": photo, "strength": 1.5}, r"in \(0, 1\]; got 1.5"),
+        ({"image": photo, "mask": str(files / "map.png")}, "map.png is 10 x 7 pixels and the picture 9 x 7"),
+        ({"image": photo, "mask": str(files / "black.png")}, "black all over"),
+        ({"image": photo, "outpaint": ["1", "2"]}, "TOP,BOTTOM,LEFT,RIGHT"),
+        ({"image": photo, "outpaint": ["0"]}, "pixels to add"),
+        ({"image": photo, "interpolate": 3}, "between 1 pictures"),
+        ({"image": [*photo, str(files / "wrong.png")], "interpolate": 3}, "one size"),
+        ({"image": photo * 2, "interpolate": 3, "sampler": "ddpm"}, "by ddim without guidance"),
+        ({"size": "8"}, "HEIGHTxWIDTH"),
+        ({"size": "8x9"}, "multiples of 2"),
+        ({"prompt": ["a crimson circle"]}, "'crimson'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            draw(ldm, asked(**fields))
+    for fields, message in (
+        ({"map": [str(files / "wrong.png")]}, "class 9 in 100.0% of its pixels"),
+        ({"map": [str(files / "colours.png")]}, "one index a pixel"),
+        ({"map": [str(files / "photo.png")], "palette": str(files / "palette.json")}, "none of the palette's 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(model("semantic"), asked(prompt=[], **fields))
+
+
+def test_images_of_every_sort(tmp_path):
+    """Transparency lies on white, 16 bits become 8, EXIF turns."""
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0] = (255, 0, 0, 255)
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(modes.read_image(tmp_path / "alpha.png")[:, 0], [[1, -1, -1], [1, 1, 1]])
+    Image.fromarray(np.uint16([[0, 65535]])).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(modes.read_image(tmp_path / "deep.png")[0], [[-1] * 3, [1] * 3])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(np.zeros((2, 6, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    assert modes.read_image(tmp_path / "turned.png").shape == (6, 2, 3)
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(modes.read_mask(tmp_path / "mask.png", (2, 2)), [[0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize("kind", ["text", "inpaint"])
+def test_known_pixels_survive_the_way_through_files(files, tmp_path, kind):
+    fields = {"image": [str(files / "photo.png")], "mask": str(files / "mask.png"), "num": 2}
+    drawn = draw(model(kind), asked(**fields) if kind == "text" else asked(prompt=[], **fields))
+    save_pictures(tmp_path / "out", "grid", drawn.images, drawn.words, columns=drawn.columns, singly=True)
+    photo, kept = np.asarray(Image.open(files / "photo.png")), np.asarray(Image.open(files / "mask.png")) == 0
+    for name in ("0000.png", "0001.png"):
+        written = np.asarray(Image.open(tmp_path / "out" / name))
+        assert np.array_equal(written[kept], photo[kept])
+        assert (written[~kept] != photo[~kept]).mean() > 0.5
+
+
+def test_outpainting_from_files(files):
+    drawn = draw(model("text"), asked(image=[str(files / "photo.png")], outpaint=["0", "2", "3", "4"]))
+    assert drawn.images.shape == (1, 9, 16, 3)
+    photo = np.asarray(Image.open(files / "photo.png"))
+    assert np.array_equal(np.round((drawn.images[0, :7, 3:12] + 1) * 127.5).astype(np.uint8), photo)
+
+
+def test_films(files, tmp_path):
+    drawn = draw(model("text"), asked(prompt=["a red circle", "a blue star"], interpolate=4))
+    assert drawn.images.shape == (4, 8, 8, 3) and drawn.film
+    assert Image.open(save_film(tmp_path, drawn.images)).n_frames == 6  # there and back
+    one = draw(model("text"), asked(interpolate=4))  # two noises
+    assert np.abs(one.images[0] - one.images[-1]).max() > 0.1
+    even = Image.open(files / "photo.png").crop((0, 0, 8, 6))
+    for i in (0, 1):
+        even.rotate(180 * i).save(tmp_path / f"{i}.png")
+    pair = draw(model("text"), asked(image=[str(tmp_path / "0.png"), str(tmp_path / "1.png")], interpolate=3))
+    assert pair.images.shape == (3, 6, 8, 3)
+
+
+def test_other_conditions(files):
+    drawn = draw(model("semantic"), asked(prompt=[], map=[str(files / "map.png")], num=2))
+    assert drawn.images.shape == (2, 7, 10, 3)  # padded, and cut back
+    drawn = draw(model("layout"), asked(prompt=[], layout=[str(files / "layout.json")]))
+    assert drawn.images.shape == (1, 8, 8, 3)
+    drawn = draw(model("superres"), asked(prompt=[], upscale=str(files / "photo.png")))
+    assert drawn.images.shape == (1, 28, 36, 3)
+    drawn = draw(model("class"), asked(prompt=[], label=["star", "1"], negative="circle", num=2))
+    assert drawn.images.shape == (4, 8, 8, 3) and drawn.words == ["star", "star", "1", "1"]
+
+
+def test_usage_names_the_modes_and_their_flags():
+    text = modes.usage(model("text"))
+    assert all(name in text for name in model("text").abilities) and '--prompt "..."' in text
+    assert modes.usage(model("superres")).split() == ["upscale", "--upscale", "SMALL.png"]
+    assert "can upscale" in model("superres").describe()
