@@ -155,10 +155,16 @@ def tiled(
     along: Any = None,
 ) -> Denoiser:
     """MultiDiffusion (Bar-Tal et al. 2023): a canvas [B, H, W, C] is predicted on overlapping windows, one call each, and
-    averaged where they overlap. `wrap` closes it horizontally, for panoramas. `along`: arrays [B, H, W, ..] that lie on the
-    canvas, such as a condition; then it is `denoise(x, level, pieces)`, with these cut as x is."""
+    averaged where they overlap; with weights that fall off linearly towards a window's border, because networks know where
+    their input ends, and equal weights, as in the paper, show it. `wrap` closes the canvas horizontally, for panoramas.
+    `along`: arrays [B, H, W, ..] that lie on it, such as a condition; then it is `denoise(x, level, pieces)`, cut as x is."""
     if any(s < 1 or s > w for s, w in zip(stride, window)):
         raise ValueError(f"Windows must overlap or touch: stride {stride} within 1 .. window {window}.")
+
+    def ramp(side: int, step: int) -> np.ndarray:
+        return np.minimum((np.minimum(np.arange(side), np.arange(side)[::-1]) + 1) / (side - step + 1), 1.0)
+
+    weights = (ramp(window[0], stride[0])[:, None] * ramp(window[1], stride[1]))[None, :, :, None]
 
     def denoise_tiles(x: jax.Array, level: Level) -> Prediction:
         height, width = x.shape[1:3]
@@ -183,7 +189,8 @@ def tiled(
                 present = jax.lax.dynamic_slice(total, at, part.shape)
                 return jax.lax.dynamic_update_slice(total, present + part, at)
 
-            return jax.tree.map(add, sums, (prediction, jnp.ones_like(piece))), None
+            weight = jnp.broadcast_to(jnp.asarray(weights, x.dtype), piece.shape)
+            return jax.tree.map(add, sums, (jax.tree.map(lambda a: a * weight, prediction), weight)), None
 
         zeros = jnp.zeros((x.shape[0], height, width + extra, x.shape[3]), x.dtype)
         (prediction, count), _ = jax.lax.scan(tile, (Prediction(zeros, zeros), zeros), corners)
