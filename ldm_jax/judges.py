@@ -61,6 +61,12 @@ class Judge:
         """Pictures [N, H, W, 3] in [-1, 1] -> what this kind says of them."""
         return in_parts(functools.partial(self._look, self.params), np.asarray(images, np.float32))
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Pictures -> what a classifier reads its logits from, [N, D], for distances between sets of pictures."""
+        if self.kind != "classifier":
+            raise ValueError(f"features are a classifier's; this judge is a {self.kind}")
+        return in_parts(functools.partial(self._read_off, self.params), np.asarray(images, np.float32))
+
     def words(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [N, D]. ValueError for a judge that learnt no captions."""
         if self.tokenizer is None:
@@ -74,12 +80,17 @@ class Judge:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _look(self, params: PyTree, images: jax.Array) -> jax.Array:
-        if images.shape[1:3] != self.size:
-            images = jax.image.resize(images, (len(images), *self.size, 3), "bilinear")
         if self.kind == "contrastive":
-            return self._network.apply({"params": params}, images, method="image")
-        logits = self._network.apply({"params": params}, images)
+            return self._network.apply({"params": params}, self._sized(images), method="image")
+        logits = self._network.apply({"params": params}, self._sized(images))
         return jax.nn.softmax(logits) if self.kind == "classifier" else logits.argmax(-1)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _read_off(self, params: PyTree, images: jax.Array) -> jax.Array:
+        return self._network.apply({"params": params}, self._sized(images), method="features")
+
+    def _sized(self, images: jax.Array) -> jax.Array:
+        return images if images.shape[1:3] == self.size else jax.image.resize(images, (len(images), *self.size, 3), "bilinear")
 
     @functools.partial(jax.jit, static_argnums=0)
     def _read(self, params: PyTree, tokens: jax.Array) -> jax.Array:

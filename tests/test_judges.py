@@ -69,6 +69,11 @@ def test_judging_in_parts_is_judging_at_once(trained, monkeypatch):
     monkeypatch.setattr(judges, "AT_ONCE", 2)
     np.testing.assert_allclose(judge(images), whole, atol=1e-5)
     np.testing.assert_allclose(whole.sum(-1), 1, rtol=1e-5)
+    head = judge.params["head"]
+    logits = judge.features(images) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(jax.nn.softmax(logits), whole, atol=1e-5)
+    with pytest.raises(ValueError, match="classifier's"):
+        trained["segmenter"][0].features(images)
 
 
 def test_pictures_of_another_size_are_brought_to_the_judges(trained):
