@@ -295,7 +295,9 @@ def _all(rows: Any) -> list[dict]:
 
 
 def _side_by_side(*pictures: np.ndarray, count: int = 16) -> list[np.ndarray]:
-    return list(np.stack([some[:count] for some in pictures], axis=1).reshape(-1, *pictures[0].shape[1:]))
+    """Some of every kind, spread over all, in turn."""
+    rows = np.linspace(0, len(pictures[0]) - 1, count).astype(int)
+    return list(np.stack([some[rows] for some in pictures], axis=1).reshape(-1, *pictures[0].shape[1:]))
 
 
 def main() -> None:
@@ -319,7 +321,9 @@ def main() -> None:
     if chosen.out:
         chosen.out.write_text(json.dumps(said, indent=2))
     if chosen.picture:
-        Image.fromarray(image_grid(np.stack(pictures), columns)).save(chosen.picture)
+        shown = np.stack(pictures)
+        larger = max(1, 64 // shown.shape[1])
+        Image.fromarray(image_grid(shown.repeat(larger, 1).repeat(larger, 2), columns)).save(chosen.picture)
 
 
 if __name__ == "__main__":
