@@ -75,6 +75,18 @@ def test_nothing_compiles_again(ldm, compilations):
         assert np.isfinite(made[0]).all() and np.abs(made[0] - made[2]).max() > 1e-3, name
 
 
+def test_nothing_compiles_again_where_pictures_are_conditions(compilations):
+    paint, enlarge = model("inpaint"), model("superres")
+    for call in (
+        lambda key, image, mask: paint.inpaint(paint.params, key, image, mask),
+        lambda key, image, mask: enlarge.upscale(enlarge.params, key, image[:, :3, :5]),
+    ):
+        call(jax.random.key(0), IMAGE, MASK)
+        before = len(compilations)
+        call(jax.random.key(1), IMAGE[::-1].copy(), 1 - MASK)
+        assert len(compilations) == before > 0
+
+
 def test_strength(ldm, cond):
     """At the least strength little changes; at 1 hardly anything is left of the image, and it is as if sampled."""
     changed = [
