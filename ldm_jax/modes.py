@@ -182,7 +182,8 @@ def draw(ldm: LatentDiffusion, asked: Asked) -> Drawn:
     if name in ("inpaint", "outpaint"):
         images = ldm.inpaint(p, key, image, np.repeat(mask[None], len(words), 0), cond, **how)
     elif name == "edit":
-        images = ldm.edit(p, key, image, cond, ldm.embed(p, [asked.source] * len(words)), **how)
+        source, _ = _conditions(ldm, dataclasses.replace(asked, **{TOLD[ldm.conditioning.kind]: [asked.source]}))
+        images = ldm.edit(p, key, image, cond, _embedded(ldm, asked, source * len(words), how), **how)
     else:
         images = ldm.image_to_image(p, key, image, cond, **how)
     return Drawn(np.asarray(images[:, :height, :width]), words, asked.num)

@@ -28,6 +28,7 @@ def files(tmp_path_factory):
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(np.zeros((7, 9), np.uint8)).save(folder / "black.png")
     Image.fromarray(rng.integers(0, 3, (7, 10), dtype=np.uint8)).save(folder / "map.png")
+    Image.fromarray(rng.integers(0, 256, (7, 10, 3), dtype=np.uint8)).save(folder / "map_sized.png")
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(folder / "wrong.png")
     colours = np.zeros((8, 8, 3), np.uint8)
     colours[:, 4:] = (0, 255, 0)
@@ -75,6 +76,7 @@ def test_the_mode_follows_from_what_is_given(fields, mode):
         ("text", {"upscale": "p"}, "--upscale: this model can't upscale, it can sample"),
         ("class", {}, "--prompt is nothing to this model, which takes a class: circle, square, star"),
         ("none", {}, "--prompt is nothing to this model, which takes nothing"),
+        ("none", {"prompt": [], "image": ["p"], "source": "s"}, "can't edit"),
         ("superres", {"prompt": []}, "can't sample, it can upscale; it takes a picture to enlarge 4 times"),
         ("superres", {"upscale": "p"}, "--prompt is nothing"),
         ("inpaint", {"prompt": [], "image": ["p"]}, "can't image_to_image, it can inpaint, outpaint"),
@@ -169,6 +171,11 @@ def test_other_conditions(files):
     assert drawn.images.shape == (2, 7, 10, 3)  # padded, and cut back
     drawn = draw(model("layout"), asked(prompt=[], layout=[str(files / "layout.json")]))
     assert drawn.images.shape == (1, 8, 8, 3)
+    drawn = draw(
+        model("semantic"),
+        asked(prompt=[], map=[str(files / "map.png")], source=str(files / "map.png"), image=[str(files / "map_sized.png")]),
+    )
+    assert drawn.images.shape == (1, 7, 10, 3)
     drawn = draw(model("superres"), asked(prompt=[], upscale=str(files / "photo.png")))
     assert drawn.images.shape == (1, 28, 36, 3)
     drawn = draw(model("class"), asked(prompt=[], label=["star", "1"], negative="circle", num=2))

@@ -22,7 +22,11 @@ from ldm_jax.conditioning import Conditioning, encoded
 PyTree = Any
 # What can be done with a model, by its kind of condition; the others can do all of it.
 ABILITIES = ("sample", "panorama", "image_to_image", "inpaint", "outpaint", "edit", "variation", "interpolate")
-ABILITIES_BY_KIND = {"superres": ("upscale",), "inpaint": ("inpaint", "outpaint")}
+ABILITIES_BY_KIND = {
+    "superres": ("upscale",),
+    "inpaint": ("inpaint", "outpaint"),
+    "none": tuple(name for name in ABILITIES if name != "edit"),  # which goes from one condition to another
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
