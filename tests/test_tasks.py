@@ -1,6 +1,7 @@
 """Every conditional image task trains from a config: tiny models on `shapes`, a few steps, one first stage for all."""
 
 import dataclasses
+import functools
 import importlib
 import json
 
@@ -13,6 +14,7 @@ import ldm_jax
 from ldm_jax import build, experiment, weights
 from ldm_jax.conditioning import encoded
 from ldm_jax.data import degradation
+from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged
 
 TINY = {
@@ -62,8 +64,16 @@ def config_of(name, data, **overrides):
     return config
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Many devices are tests/test_train.py's; one compiles faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(one_device, tmp_path_factory):
     """The data, and a first stage."""
     root = tmp_path_factory.mktemp("tasks")
     config = config_of("shapes", root / "data", stages=("first_stage",))
@@ -193,9 +203,7 @@ def test_a_text_encoder_that_is_not_trained(shared, fixtures_dir):
     experiment.run(config, shared / "clip_text")
     assert load_averaged(shared / "clip_text" / "diffusion" / "checkpoints").keys() == {"network"}
     ldm = ldm_jax.load(shared / "clip_text")
-    jax.tree.map(
-        np.testing.assert_array_equal, ldm.params["conditioner"], jax.tree.map(np.asarray, encoder.params["conditioner"])
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), ldm.params["conditioner"], encoder.params["conditioner"])
     cond = ldm.embed(ldm.params, ["a red circle", "a blue star"])
     assert ldm.sample(ldm.params, jax.random.key(0), cond).shape == (2, 32, 32, 3)
     config["conditioner"]["hidden_size"] *= 2

@@ -203,7 +203,7 @@ def tiny_config(**overrides):
         ({"data.flip": True}, "left and right"),
         ({"data.counts": (0, 0, 0)}, "not all zero"),
         ({"conditioner.kind": "txt"}, "Did you mean 'text'"),
-        ({"conditioner.kind": "superres"}, "no training pipeline"),
+        ({"conditioner.kind": "superres"}, "lacks scale, degradation, noise_levels"),
         ({"first_stage.kind": "vq"}, "codebook"),
         ({"first_stage_loss.pixel": "l3"}, "pixel='l3'"),
         ({"dtype": "float8"}, "config.dtype"),
