@@ -35,9 +35,21 @@ def canvas(ldm: Any, cond: PyTree) -> tuple[int, int]:
     return (ldm.config["data"]["image_size"],) * 2
 
 
-def panorama(ldm, params: PyTree, key: jax.Array, cond: PyTree = None, *, size, num=None, wrap=True, tile=None, **how):
-    """Pictures of `size` (height, width) larger than the training size, denoised on overlapping windows of that size which
-    agree where they overlap (MultiDiffusion, Bar-Tal et al. 2023); with `wrap`, the right end continues at the left."""
+def panorama(
+    ldm,
+    params: PyTree,
+    key: jax.Array,
+    cond: PyTree = None,
+    *,
+    size: tuple[int, int],
+    num: int | None = None,
+    tile: int | None = None,
+    wrap: bool = True,
+    **how: Any,
+) -> jax.Array:
+    """Pictures of `size` (height, width) larger than the training size, denoised on overlapping windows of that size (or `tile`
+    pixels) which agree where they overlap (MultiDiffusion, Bar-Tal et al. 2023); with `wrap`, the right end continues at the
+    left."""
     tile = tile or ldm.config["data"]["image_size"]
     return ldm.sample(params, key, cond, num=num, size=size, tile=tile, wrap=wrap, **how)
 
