@@ -144,27 +144,10 @@ def build(
     return database
 
 
-def condition(
-    database: Database | str | Path,
-    *,
-    image: np.ndarray | None = None,
-    text: str | None = None,
-    label: int | str | None = None,
-    k: int = 4,
-    seed: int = 0,
-    embedder: Embedder | None = None,
-    index: str = "exact",
-) -> np.ndarray:
-    """The vectors [k, D] of k pictures of a data base, as a retrieval model takes them: those nearest to an image [H, W, 3] in
-    [-1, 1] or to a text, or k of a class; or, if nothing is asked for, the nearest of a picture drawn by `seed`.
-
-    `embedder`: by default the one that made the data base, from where it was then.
-
-    Raises:
-      ValueError: more than one thing asked for; an embedder without a text tower for text; vectors of another length.
-    """
-    rows = find(database, image=image, text=text, label=label, k=k, seed=seed, embedder=embedder, index=index)
-    return np.asarray(_open(database).vectors[rows], np.float32)
+def condition(database: Database | str | Path, **asked: Any) -> np.ndarray:
+    """The vectors [k, D] of what `find` finds, as a retrieval model takes them: one such array a picture."""
+    database = _open(database)
+    return np.asarray(database.vectors[find(database, **asked)], np.float32)
 
 
 def find(
@@ -178,7 +161,14 @@ def find(
     embedder: Embedder | None = None,
     index: str = "exact",
 ) -> np.ndarray:
-    """As `condition`, but the rows of the data base, int [k], nearest first."""
+    """The rows, int [k], of k pictures of a data base: those nearest to an image [H, W, 3] in [-1, 1] or to a text, nearest first;
+    or k of a class; or, if nothing is asked for, the nearest to one that is drawn by `seed`.
+
+    `embedder`: by default the one that made the data base, from where it was then.
+
+    Raises:
+      ValueError: more than one thing asked for; an embedder without a text tower for text; vectors of another length.
+    """
     database, rng = _open(database), np.random.default_rng(seed)
     if sum(asked is not None for asked in (image, text, label)) > 1:
         raise ValueError("ask for neighbours of an image, of a text, or of a class: only one of them")
