@@ -161,8 +161,8 @@ def find(
     embedder: Embedder | None = None,
     index: str = "exact",
 ) -> np.ndarray:
-    """The rows, int [k], of k pictures of a data base: those nearest to an image [H, W, 3] in [-1, 1] or to a text, nearest first;
-    or k of a class; or, if nothing is asked for, the nearest to one that is drawn by `seed`.
+    """The rows, int [k], of k pictures of a data base: the nearest to an image [H, W, 3] in [-1, 1] or to a text, in order; or
+    k of a class; or, if nothing is asked for, the nearest to one that is drawn by `seed`.
 
     `embedder`: by default the one that made the data base, from where it was then.
 
