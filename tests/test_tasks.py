@@ -84,7 +84,7 @@ def shared(one_device, tmp_path_factory):
 def trained_config(shared, kind, **overrides):
     name, smaller, _ = TASKS[kind]
     path = str(shared / "first_stage")
-    return config_of(name, shared / "data", **smaller, **{"first_stage.path": path, **overrides}).to_dict()
+    return config_of(name, shared / "data", **{**smaller, "first_stage.path": path, **overrides}).to_dict()
 
 
 @pytest.fixture(scope="module", params=TASKS)
