@@ -1,4 +1,4 @@
-"""Inpainting of photos at 64 px: the diffusion model alone, on two CPU cores in five minutes.
+"""Inpainting of photos at 64 px: the diffusion model alone, on two CPU cores in five to ten minutes.
 
     python train.py --config=configs/flowers64.py --config.data.path=FLOWERS          # its first stage is shared
     python train.py --config=configs/inpaint64.py --config.data.path=FLOWERS

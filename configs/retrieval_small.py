@@ -1,5 +1,5 @@
 """Retrieval-augmented drawing of shapes, at 32 px: conditioned on vectors of a picture's four nearest others. The diffusion
-model alone, on two CPU cores in five minutes; two minutes before that make the embedding and the data base.
+model alone, on two CPU cores in five to twelve minutes; two minutes before that make the embedding and the data base.
 
     python train.py                                     # configs/shapes.py; its first stage is shared
     python -m ldm_jax.judges train --kind contrastive --data runs/shapes --steps 500 --out runs/shapes_words

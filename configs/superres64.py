@@ -1,4 +1,4 @@
-"""Four-fold super-resolution of photos, 16 to 64 pixels: the diffusion model alone, on two CPU cores in five minutes.
+"""Four-fold super-resolution of photos, 16 to 64 pixels: the diffusion model alone, on two CPU cores in five to ten minutes.
 
     python train.py --config=configs/flowers64.py --config.data.path=FLOWERS          # its first stage is shared
     python train.py --config=configs/superres64.py --config.data.path=FLOWERS
