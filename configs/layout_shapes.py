@@ -1,4 +1,4 @@
-"""Shapes where boxes say, at 32 px: the diffusion model alone, on two CPU cores in ten minutes.
+"""Shapes where boxes say, at 32 px: the diffusion model alone, on two CPU cores in ten to twenty minutes.
 
     python train.py                                     # configs/shapes.py; its first stage is shared
     python train.py --config=configs/layout_shapes.py
