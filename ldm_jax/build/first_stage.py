@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ldm_jax import first_stage, latents, models
 from ldm_jax.build.options import choose, compute_dtype, make_stage_optimizer, module_from, without
@@ -151,8 +152,9 @@ def make_first_stage_training(config: Mapping[str, Any]) -> FirstStageTraining:
             encode = jax.jit(lambda params, x: module.apply(
                 {"params": params}, module.apply({"params": params}, x, method="encode"), method="project"
             ))  # fmt: skip
-            z = [np.asarray(encode(params["autoencoder"], next(batches))) for _ in range(section["codebook_kmeans"])]
-            z = np.concatenate([latents.reshape(-1, module.embed_dim) for latents in z])
+            found = (encode(params["autoencoder"], next(batches)) for _ in range(section["codebook_kmeans"]))
+            z = [multihost_utils.process_allgather(z, tiled=True).reshape(-1, module.embed_dim) for z in found]
+            z = np.concatenate(z)
             codes = codebook.k_means(z, module.n_embed, key)
             quantize = {"embedding": {"embedding": codes}}
             params = {**params, "autoencoder": {**params["autoencoder"], "quantize": quantize}}
@@ -165,6 +167,8 @@ def make_first_stage_training(config: Mapping[str, Any]) -> FirstStageTraining:
     frozen = tuple(train["frozen"])
     if unknown := sorted(set(frozen) - {"encoder", "decoder", "quant_conv", "post_quant_conv", "quantize"}):
         raise ValueError(f"config.first_stage_train.frozen: {unknown[0]!r} is no part of the autoencoder")
+    if moving and "quantize" in frozen:
+        raise ValueError("config.first_stage_train.frozen: 'quantize' can't be, with first_stage_loss.codebook='ema'")
     optimizer, disc_learning_rate = make_stage_optimizer(train), section["disc_learning_rate"] or train["learning_rate"]
     parts = {"autoencoder": trained_only(optimizer, frozen) if frozen else optimizer}
     if weights.discriminator:
@@ -211,8 +215,8 @@ def _make_features(module: models.Autoencoder, section: Mapping[str, Any], perce
 
         encoded, assigned = apply("encode", x, train=True), {}
         if module.quantizes:
-            z, codes_of = apply("project", encoded), apply("quantize", encoded)
-            codes, indices = codes_of
+            z = apply("project", encoded)
+            codes, indices = apply("quantize", encoded)
             metrics = codebook.usage(codebook.counts(indices, module.codes))
             if moving:
                 penalty = section["beta"] * jnp.square(z - jax.lax.stop_gradient(codes)).mean()

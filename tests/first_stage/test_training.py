@@ -207,6 +207,7 @@ def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
         ({**VQ, "first_stage.n_embed": 0}, "codebook"),
         ({**VQ, "first_stage.fsq_levels": (4, 4)}, "fsq_levels"),
         ({"first_stage_train.frozen": ("decodr",)}, "decodr"),
+        ({**VQ, **EMA, "first_stage_train.frozen": ("quantize",)}, "'quantize' can't be"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(overrides, message):
