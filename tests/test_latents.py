@@ -54,17 +54,6 @@ def test_psnr_of_a_constant_error():
     np.testing.assert_allclose(first_stage.psnr(x, x + 0.2), [20.0] * 2, rtol=1e-5)  # 10 log10(4 / 0.04)
 
 
-def test_first_stage_loss_is_a_sum_over_the_image():
-    loss_fn = first_stage.make_kl_loss(lambda p, x: moments_of(1.0, -30.0), lambda p, z: z.mean() + p, kl_weight=0.5)
-    x = jnp.zeros((2, 8, 8, 3))
-    loss, metrics = loss_fn(jnp.zeros((2, 8, 8, 3)), {"image": x}, jax.random.key(0))
-    kl = 36 * 0.5 * (1 + np.exp(-30) - 1 + 30)
-    assert float(metrics["nll"]) == pytest.approx(8 * 8 * 3, rel=1e-4)
-    assert float(loss) == pytest.approx(8 * 8 * 3 + 0.5 * kl, rel=1e-4)
-    with pytest.raises(ValueError, match="pixel='huber'"):
-        first_stage.make_kl_loss(None, None, pixel="huber")
-
-
 def test_condition_is_dropped_as_often_as_asked():
     tokens = jnp.ones((4000, 5), jnp.int32)
     dropped = second_stage.drop_condition(tokens, np.zeros((1, 5), np.int32), 0.1, jax.random.key(0))

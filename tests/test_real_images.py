@@ -52,6 +52,7 @@ def few(tmp_path, data_dir):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_flowers_by_class(few, tmp_path, capsys):
     workdir = tmp_path / "run"
     experiment.run(config_of("flowers64", **{"data.path": str(few)}), workdir)
@@ -66,6 +67,7 @@ def test_flowers_by_class(few, tmp_path, capsys):
         ldm.embed(ldm.params, [5])
 
 
+@pytest.mark.slow
 def test_without_cache_and_memory_the_batches_are_encoded_on_the_way(few, tmp_path):
     workdir = tmp_path / "run"
     overrides = {"data.path": str(few), "data.in_memory": False, "latents.cache": False, "data.crop": "random"}

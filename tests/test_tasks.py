@@ -163,6 +163,7 @@ def test_a_users_condition_is_that_of_training(run):
     assert not np.array_equal(images, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "label"])
 def test_classes_as_a_token_and_as_an_embedding_added_to_time(kind, shared):
     """The paper's way, and that of Dhariwal & Nichol's ADM."""
@@ -185,6 +186,7 @@ def test_classes_as_a_token_and_as_an_embedding_added_to_time(kind, shared):
     assert len(jax.tree.leaves(table)[0]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_a_text_encoder_that_is_not_trained(shared, fixtures_dir):
     """CLIP's, from its folder: the network trains, the encoder stays as it is, and drawing loads it from where it was."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ldm_jax import build, diffusion, latents
 from ldm_jax.api import editing, prompts
-from ldm_jax.api.process import decode, keys_of, prepare, process, program
+from ldm_jax.api.process import check_told, decode, keys_of, prepare, process, program
 from ldm_jax.conditioning import Conditioning, encoded
 
 PyTree = Any
@@ -157,6 +157,7 @@ class LatentDiffusion:
         Raises:
           ValueError: an unknown sampler or grid, steps < 1, a size that the first stage can't make, scales that don't fit.
         """
+        check_told(self, cond)
         num = editing.count(cond, num)
         if noise is not None:
             factor = self.first_stage.factor

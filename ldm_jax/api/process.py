@@ -56,6 +56,12 @@ def program(function: Callable) -> Callable:
     return jax.jit(function, static_argnums=(0, 1))
 
 
+def check_told(ldm: Any, cond: PyTree) -> None:
+    """ValueError if the model takes a condition and there is none."""
+    if cond is None and ldm.conditioning.kind != "none":
+        raise ValueError(f"this model takes {ldm.conditioning.takes}; give cond=ldm.embed(params, [...])")
+
+
 def prepare(
     ldm: Any,
     params: PyTree,
@@ -77,8 +83,7 @@ def prepare(
     defaults = ldm.config["sampling"]
     steps = defaults["steps"] if steps is None else steps
     guidance_scale = defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-    if cond is None and ldm.conditioning.kind != "none":
-        raise ValueError(f"this model takes {ldm.conditioning.takes}; give cond=ldm.embed(params, [...])")
+    check_told(ldm, cond)
     h, w, channels = ldm.first_stage.latent_shape(*size)
     if cond is not None and "concat" in cond and cond["concat"].shape[1:3] != (h, w):
         there = " x ".join(map(str, cond["concat"].shape[1:3]))
