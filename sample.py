@@ -17,6 +17,8 @@ flags.DEFINE_multi_string("map", [], "A label map: a PNG of class numbers, or of
 flags.DEFINE_string("palette", None, "JSON: [[r, g, b], ...] or {name: [r, g, b], ...}, for --map.")
 flags.DEFINE_multi_string("layout", [], "JSON: what is where; may be repeated.")
 flags.DEFINE_string("database", None, "Where a retrieval model finds its neighbours.")
+flags.DEFINE_multi_string("like", [], "A picture: a retrieval model draws from its neighbours; may be repeated.")
+flags.DEFINE_integer("neighbours", None, "How many of them; default: as many as in training.", lower_bound=1)
 flags.DEFINE_string("negative", None, "What to steer away from: a prompt or a class.")
 flags.DEFINE_multi_string("image", [], "A picture to start from. Alone: drawn anew at --strength.")
 flags.DEFINE_string("mask", None, "White where --image is to be painted anew; the rest stays, bit for bit.")

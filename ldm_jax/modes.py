@@ -33,6 +33,8 @@ class Asked:
     palette: str | None = None
     layout: Sequence[str] = ()
     database: str | None = None
+    like: Sequence[str] = ()
+    neighbours: int | None = None
     negative: str | None = None
     image: Sequence[str] = ()
     mask: str | None = None
@@ -82,7 +84,13 @@ def _mode(needs: str, may: str, how: str) -> Mode:
     return Mode(frozenset(needs.split()), frozenset(may.split()), how)
 
 
-CONDITION = frozenset(("prompt", "label", "map", "palette", "layout", "database", "negative"))
+CONDITION = frozenset(("prompt", "label", "map", "layout", "like"))
+COMPANIONS = {  # what else may be said beside a condition, and to which kinds of models
+    "palette": ("semantic",),
+    "negative": ("text", "clip_text", "class", "label"),
+    "database": ("retrieval",),
+    "neighbours": ("retrieval",),
+}
 # The first whose needs are met is meant.
 MODES = {
     "upscale": _mode("upscale", "tiled", "--upscale SMALL.png"),
@@ -97,26 +105,29 @@ MODES = {
 }
 # The flags that tell models of a kind their condition; one of them at a time.
 TOLD = {
-    "text": "prompt",
-    "clip_text": "prompt",
-    "class": "label",
-    "label": "label",
-    "semantic": "map",
-    "layout": "layout",
-    "retrieval": "prompt",
+    "text": ("prompt",),
+    "clip_text": ("prompt",),
+    "class": ("label",),
+    "label": ("label",),
+    "semantic": ("map",),
+    "layout": ("layout",),
+    "retrieval": ("prompt", "like", "label"),
 }
 
 
 def usage(ldm: LatentDiffusion) -> str:
     """One line for each mode that this model has."""
     kind = ldm.conditioning.kind
-    told = {
-        "prompt": '--prompt "..." ',
-        "label": "--label NAME ",
-        "map": "--map MAP.png [--palette PALETTE.json] ",
-        "layout": "--layout LAYOUT.json ",
-    }.get(TOLD.get(kind), "")
-    told = ("--database FOLDER " if kind == "retrieval" else "") + told
+    flags = {
+        "prompt": '--prompt "..."',
+        "label": "--label NAME",
+        "map": "--map MAP.png [--palette PALETTE.json]",
+        "layout": "--layout LAYOUT.json",
+        "like": "--like PICTURE.png",
+    }
+    told = " | ".join(flags[flag] for flag in TOLD.get(kind, ()))
+    told = f"--database FOLDER [--neighbours K] ({told})" if kind == "retrieval" else told
+    told = f"{told} " if told else ""
     return "\n".join(f"  {name:15} {told}{MODES[name].how}" for name in ldm.abilities)
 
 
@@ -126,7 +137,7 @@ def choose(ldm: LatentDiffusion, asked: Asked) -> str:
     name = next(name for name, mode in MODES.items() if mode.needs <= given)
     mode = MODES[name]
     meant = " and ".join(f"--{need}" for need in sorted(mode.needs)) or "a plain sample"
-    for extra in sorted(given - mode.needs - mode.may - CONDITION):
+    for extra in sorted(given - mode.needs - mode.may - CONDITION - {*COMPANIONS}):
         where = [m.needs - {extra} for m in MODES.values() if extra in m.needs | m.may]
         partners = {" and ".join(f"--{need}" for need in sorted(needs)) for needs in where if needs}
         hint = f"; it goes with {' or '.join(sorted(partners, key=len))}" if partners else ""
@@ -134,16 +145,14 @@ def choose(ldm: LatentDiffusion, asked: Asked) -> str:
     if name not in ldm.abilities:
         takes = f"it takes {ldm.conditioning.takes}"
         raise ValueError(f"{meant}: this model can't {name}, it can {', '.join(ldm.abilities)}; {takes}")
-    conditions = sorted(given & (CONDITION - {"negative", "palette", "database"}))
+    conditions, known = sorted(given & CONDITION), TOLD.get(kind, ())
     if len(conditions) > 1:
         raise ValueError(f"give {' or '.join(f'--{flag}' for flag in conditions)}, not both")
-    flag = TOLD.get(kind)
-    companions = {"map": {"palette"}, "prompt": {"negative"}, "label": {"negative"}}.get(flag, set())
-    companions = {"database"} if kind == "retrieval" else companions
-    for wrong in sorted(given & CONDITION - {flag} - companions):
+    said = {*known, *(flag for flag, kinds in COMPANIONS.items() if kind in kinds)}
+    for wrong in sorted(given & (CONDITION | {*COMPANIONS}) - said):
         raise ValueError(f"--{wrong} is nothing to this model, which takes {ldm.conditioning.takes}")
-    if flag and flag not in given:
-        raise ValueError(f"this model takes {ldm.conditioning.takes}: give --{flag}")
+    if known and not conditions:
+        raise ValueError(f"this model takes {ldm.conditioning.takes}: give {' or '.join(f'--{flag}' for flag in known)}")
     if kind == "retrieval" and not asked.database:
         raise ValueError("this model draws from neighbours in a data base: give --database, made by ldm_jax.retrieval")
     return name
@@ -182,7 +191,7 @@ def draw(ldm: LatentDiffusion, asked: Asked) -> Drawn:
     if name in ("inpaint", "outpaint"):
         images = ldm.inpaint(p, key, image, np.repeat(mask[None], len(words), 0), cond, **how)
     elif name == "edit":
-        source, _ = _conditions(ldm, dataclasses.replace(asked, **{TOLD[ldm.conditioning.kind]: [asked.source]}))
+        source, _ = _conditions(ldm, dataclasses.replace(asked, **{_flag(asked): [asked.source]}))
         images = ldm.edit(p, key, image, cond, _embedded(ldm, asked, source * len(words), how), **how)
     else:
         images = ldm.image_to_image(p, key, image, cond, **how)
@@ -217,22 +226,31 @@ def _prepared(ldm: LatentDiffusion, asked: Asked, name: str) -> tuple[np.ndarray
 
 def _conditions(ldm: LatentDiffusion, asked: Asked) -> tuple[list[Any], list[str]]:
     """What `ldm.embed` takes and its description, an entry a condition; values are empty where there is nothing to embed."""
-    kind = ldm.conditioning.kind
-    match TOLD.get(kind):
-        case "prompt" if kind == "retrieval":
-            k = ldm.conditioning.null.shape[1]
-            return [retrieval.condition(asked.database, text=prompt, k=k) for prompt in asked.prompt], list(asked.prompt)
-        case "prompt":
-            return list(asked.prompt), list(asked.prompt)
-        case "label":
-            return list(asked.label), list(asked.label)
-        case "layout":
-            return list(asked.layout), list(asked.layout)
+    flag = _flag(asked)
+    said = list(getattr(asked, flag)) if flag else [" ".join(filter(None, (*asked.image, asked.mask)))]
+    if ldm.conditioning.kind == "retrieval":
+        return [_neighbours(ldm, asked, flag, what) for what in said], said
+    match flag:
+        case "prompt" | "label" | "layout":
+            return said, said
         case "map":
             palette = label_maps.read_palette(asked.palette) if asked.palette else None
             classes = ldm.config["conditioner"]["in_channels"]
-            return [label_maps.read_map(path, classes, palette) for path in asked.map], list(asked.map)
-    return [], [" ".join(filter(None, (*asked.image, asked.mask)))]
+            return [label_maps.read_map(path, classes, palette) for path in said], said
+    return [], said
+
+
+def _flag(asked: Asked) -> str | None:
+    """The one that tells the condition."""
+    return next((flag for flag in CONDITION if getattr(asked, flag)), None)
+
+
+def _neighbours(ldm: LatentDiffusion, asked: Asked, flag: str, what: str) -> np.ndarray:
+    """Vectors [k, D] of the nearest to a prompt or a picture, or of some of a class."""
+    k = asked.neighbours or ldm.conditioning.null.shape[1]
+    if flag == "like":
+        return retrieval.condition(asked.database, k=k, image=retrieval.read_query(asked.database, what))
+    return retrieval.condition(asked.database, k=k, seed=asked.seed, **{{"prompt": "text"}.get(flag, flag): what})
 
 
 def _film(

@@ -182,6 +182,11 @@ def find(
     return search(database, query, k, index)[0][0]
 
 
+def read_query(database: Database | str | Path, path: str | Path) -> np.ndarray:
+    """The middle of a picture file, [H, W, 3] in [-1, 1], as what embedded the data base takes it."""
+    return Transform(embedder_of(_open(database)).size)({"image": Path(path), "name": str(path)})["image"]
+
+
 def embedder_of(database: Database) -> Embedder:
     """What the data base was made with. ValueError if it doesn't say."""
     if "embedder" not in database.made_by:
@@ -227,9 +232,7 @@ def _has_labels(config: Any) -> bool:
 
 def _find_command(chosen: argparse.Namespace) -> None:
     database = load_database(chosen.database)
-    image = None
-    if chosen.image:
-        image = Transform(embedder_of(database).size)({"image": chosen.image, "name": str(chosen.image)})["image"]
+    image = read_query(database, chosen.image) if chosen.image else None
     rows = find(database, image=image, text=chosen.text, label=chosen.label, k=chosen.k, seed=chosen.seed, index=chosen.index)
     for row in rows:
         print(database.names[row])

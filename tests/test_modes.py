@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldm_jax import modes
+from ldm_jax.data.neighbours import Database
 from ldm_jax.modes import Asked, choose, draw
 from ldm_jax.workdir import save_film, save_pictures
 from tests.tiny import model
@@ -69,6 +71,12 @@ def test_the_mode_follows_from_what_is_given(fields, mode):
         ("text", {"prompt": [], "label": ["1"]}, "--label is nothing to this model, which takes a prompt"),
         ("text", {"palette": "p"}, "--palette is nothing to this model"),
         ("text", {"database": "p"}, "--database is nothing to this model"),
+        ("text", {"neighbours": 3}, "--neighbours is nothing to this model"),
+        ("text", {"prompt": [], "like": ["p"]}, "--like is nothing to this model"),
+        ("retrieval", {"prompt": []}, "float [k, 8] (trained with k = 2): give --prompt or --like or --label"),
+        ("retrieval", {}, "give --database"),
+        ("retrieval", {"database": "d", "like": ["p"]}, "give --like or --prompt, not both"),
+        ("retrieval", {"database": "d", "negative": "x"}, "--negative is nothing"),
         ("text", {"panorama": True}, "--panorama has no meaning for a plain sample; it goes with --size"),
         ("text", {"image": ["p"], "size": "8x8"}, "--size has no meaning for --image"),
         ("text", {"image": ["p"], "mask": "m", "source": "s"}, "--source has no meaning for --image and --mask"),
@@ -180,6 +188,46 @@ def test_other_conditions(files):
     assert drawn.images.shape == (1, 28, 36, 3)
     drawn = draw(model("class"), asked(prompt=[], label=["star", "1"], negative="circle", num=2))
     assert drawn.images.shape == (4, 8, 8, 3) and drawn.words == ["star", "star", "1", "1"]
+
+
+def test_neighbours_of_a_prompt_a_picture_or_a_class(files, tmp_path, monkeypatch):
+    """As many as are asked for, which needn't be as many as in training."""
+    ldm, found = model("retrieval"), []
+
+    class Embedder:
+        size = (6, 6)
+
+        def __call__(self, images):
+            found.append(images)
+            return np.eye(5, 8, dtype=np.float32)[[2] * len(images)]
+
+        def words(self, texts):
+            return np.eye(5, 8, dtype=np.float32)[[1] * len(texts)]
+
+    monkeypatch.setattr(modes.retrieval, "_embedder", lambda path: Embedder())
+    names, classes = tuple("abcde"), ("odd", "even")
+    database = Database(names, np.eye(5, 8, dtype=np.float32), 5, np.arange(5, dtype=np.int32) % 2, classes, {"embedder": "x"})
+    database.save(tmp_path / "base", np.zeros((5, 1), np.int32))
+    how = {"prompt": [], "database": str(tmp_path / "base"), "num": 2}
+    by_text = draw(ldm, asked(**how | {"prompt": ["blue"]}))
+    by_picture = draw(ldm, asked(**how, like=[str(files / "photo.png")]))
+    by_class = draw(ldm, asked(**how, label=["even"], neighbours=3))
+    assert by_text.images.shape == by_picture.images.shape == by_class.images.shape == (2, 8, 8, 3)
+    assert found[0].shape == (1, 6, 6, 3) and not np.array_equal(by_text.images, by_picture.images)
+    with pytest.raises(ValueError, match="k=6: the data base has 5 pictures"):
+        draw(ldm, asked(**how | {"prompt": ["blue"]}, neighbours=6))
+
+
+def test_no_neighbour_is_the_same_for_any_number_of_them():
+    ldm, key = model("retrieval"), jax.random.key(0)
+    vectors = rng.standard_normal((2, 3, 8)).astype(np.float32)
+    cond = ldm.embed(ldm.params, list(vectors))
+    drawn = ldm.sample(ldm.params, key, cond, guidance_scale=2.0)
+    by_hand = ldm.sample(ldm.params, key, cond, guidance_scale=2.0, negative={"context": np.zeros((2, 3, 8), np.float32)})
+    np.testing.assert_array_equal(drawn, by_hand)
+    x, t = np.ones((2, 4, 4, 4), np.float32), np.full(2, 0.5, np.float32)
+    one, three = (ldm.apply(ldm.params, x, t, {"context": np.zeros((2, k, 8), np.float32)}) for k in (1, 3))
+    np.testing.assert_allclose(one, three, atol=1e-5)
 
 
 def test_usage_names_the_modes_and_their_flags():

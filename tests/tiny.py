@@ -36,6 +36,7 @@ CONDITIONERS = {
     "superres": {"scale": 4},
     "inpaint": {},
     "semantic": {"n_stages": 1, "in_channels": 3, "out_channels": 2},
+    "retrieval": {"neighbours": 2},
     "layout": {"n_embed": 8, "n_layer": 1, "max_seq_len": 8, "vocab_size": 102},
 }
 CLASSES = ("circle", "square", "star")

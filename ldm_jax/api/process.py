@@ -93,6 +93,8 @@ def prepare(
         raise ValueError(f"guidance_scale={guidance_scale} leaves the negative condition without effect; give one above 1")
     if not off and negative is None:
         negative = ldm.null(params, num, size)
+        if ldm.conditioning.kind == "retrieval":  # no neighbour, as often as there are any: attention doesn't count equal ones
+            negative = {"context": jnp.broadcast_to(negative["context"][:, :1], cond["context"].shape)}
     plan = Plan(
         shape=(num, h, w, channels),
         sampler=sampler,

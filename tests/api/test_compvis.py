@@ -1,5 +1,6 @@
 """The modes on checkpoints of CompVis, with the reference's numbers where it has any."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import ldm_jax
-from ldm_jax import build
+from ldm_jax import build, modes
+from ldm_jax.data.neighbours import Database
 from tests.weights import cases
 
 pytestmark = pytest.mark.parity
@@ -49,37 +52,177 @@ def test_an_edit_to_the_same_comes_back_exactly(class_model):
     np.testing.assert_allclose(back, jnp.clip(ldm.decode(p, alpha * ldm.encode(p, image)), -1, 1), atol=2e-3)
 
 
-def test_inpainting_model(fixtures_dir, tmp_path):
-    """A U-Net with concatenated condition and a VQ first stage of the reference, put together as its inpainting model."""
-    network, stage = fixtures_dir / "A5_concat", fixtures_dir / "B3_vq"
-    if not (network.is_dir() and stage.is_dir()):
-        pytest.skip(f"no {network} or no {stage}")
-    parts = {"model.diffusion_model.": network, "first_stage_model.": stage}
-    tensors = {
-        prefix + name: value.astype(np.float32)
-        for prefix, folder in parts.items()
-        for name, value in load_file(folder / "weights.safetensors").items()
-    }
-    save_file(tensors, tmp_path / "model.safetensors")
-    args = [json.loads((folder / "config.json").read_text()) for folder in parts.values()]
-    config = {
-        "target": "ldm.models.diffusion.ddpm.LatentInpaintDiffusion",
-        "params": {
-            "linear_start": 0.0015, "linear_end": 0.0205, "timesteps": 1000, "image_size": 16, "channels": 3,
-            "concat_mode": True, "first_stage_key": "image", "cond_stage_key": "masked_image",
-            "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": args[0]["args"]},
-            "first_stage_config": {"target": "ldm.models.autoencoder.VQModelInterface", "params": args[1]["args"]},
-            "cond_stage_config": "__is_first_stage__",
-        },
-    }  # fmt: skip
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": config}))
-    ldm = ldm_jax.load(tmp_path / "model.safetensors")
-    p, io = ldm.params, cases.arrays(network / "io.npz")
-    assert ldm.abilities == ("inpaint", "outpaint")
-    told = {"concat": jnp.asarray(io["c_concat"])}
-    cases.compare("eps", jax.jit(ldm.apply)(p, jnp.asarray(io["x"]), jnp.asarray(io["t"]), told), io["out"], 2e-5)
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A model loaded from a checkpoint of CompVis, put together from stored parts, and the stored arrays of its U-Net."""
 
-    image = np.clip(cases.arrays(stage / "io.npz")["x"], -1, 1)
+    ldm: ldm_jax.LatentDiffusion
+    io: dict[str, np.ndarray]
+
+    def noise_of(self, cond: dict[str, jax.Array], x: np.ndarray | None = None) -> jax.Array:
+        x = jnp.asarray(self.io["x"] if x is None else x)
+        return jax.jit(self.ldm.apply)(self.ldm.params, x, jnp.asarray(self.io["t"]), cond)
+
+
+@pytest.fixture
+def put_together(fixtures_dir, tmp_path):
+    """(U-Net, first stage, cond_stage_config, conditioning_key) -> Parts; `change` edits the U-Net's tensors and arguments,
+    `encoder` is the folder of the conditioner's weights."""
+
+    def make(network, stage, cond_stage, key, change=None, encoder=None):
+        folders = {"model.diffusion_model.": network, "first_stage_model.": stage, "cond_stage_model.": encoder}
+        folders = {prefix: fixtures_dir / name for prefix, name in folders.items() if name}
+        if missing := [folder for folder in folders.values() if not folder.is_dir()]:
+            pytest.skip(f"no {missing[0]}")
+        tensors, args = {}, {}
+        for prefix, folder in folders.items():
+            args[prefix] = json.loads((folder / "config.json").read_text())["args"]
+            own = {name: value.astype(np.float32) for name, value in load_file(folder / "weights.safetensors").items()}
+            if prefix == "model.diffusion_model." and change is not None:
+                change(own, args[prefix])
+            tensors |= {prefix + name: np.ascontiguousarray(value) for name, value in own.items()}
+        save_file(tensors, tmp_path / "model.safetensors")
+        kind = "VQModelInterface" if "n_embed" in args["first_stage_model."] else "AutoencoderKL"
+        params = {
+            "linear_start": 0.0015, "linear_end": 0.0205, "timesteps": 1000, "image_size": 16, "channels": 3,
+            "conditioning_key": key, "first_stage_key": "image",
+            "unet_config": {"target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel",
+                            "params": args["model.diffusion_model."]},
+            "first_stage_config": {"target": f"ldm.models.autoencoder.{kind}", "params": args["first_stage_model."]},
+            "cond_stage_config": cond_stage(args.get("cond_stage_model.")) if callable(cond_stage) else cond_stage,
+        }  # fmt: skip
+        model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": model}))
+        return Parts(ldm_jax.load(tmp_path / "model.safetensors"), cases.arrays(fixtures_dir / network / "io.npz"))
+
+    return make
+
+
+MODULES = "ldm.modules"
+ENCODERS = f"{MODULES}.encoders.modules"
+LIMIT = 2e-5
+
+
+def seeing(channels: int):
+    """Makes a U-Net without a condition see 2 c beside x: it answers to (x - 2 c, c) what it answered to x."""
+
+    def change(tensors, args):
+        name = "input_blocks.0.0.weight"
+        assert tensors[name].shape[1] == channels
+        tensors[name] = np.concatenate([tensors[name], 2 * tensors[name]], axis=1)
+        args["in_channels"] += channels
+
+    return change
+
+
+def drawn(parts: Parts, **asked) -> np.ndarray:
+    images = modes.draw(parts.ldm, modes.Asked(num=2, steps=2, **asked)).images
+    assert np.isfinite(images).all() and np.abs(images).max() <= 1 and images.std() > 0.01
+    return images
+
+
+def write_picture(path, shape: tuple[int, ...], top: int = 256) -> str:
+    values = np.random.default_rng(0).integers(0, top, shape).astype(np.uint8)
+    Image.fromarray(values).save(path)
+    return str(path)
+
+
+def test_unconditional_model(put_together):
+    parts = put_together("A1_uncond_headch", "B3_vq", "__is_unconditional__", None)
+    cases.compare("eps", parts.noise_of(None), parts.io["out"], LIMIT)
+    assert drawn(parts).shape == (2, 32, 32, 3) and drawn(parts, size="32x64").shape == (2, 32, 64, 3)
+
+
+def test_super_resolution_model(put_together, tmp_path):
+    """Twice as large, as the paper's four times: the small picture lies beside latents of its size."""
+    parts = put_together("A1_uncond_headch", "B3_vq", {"target": "torch.nn.Identity"}, "concat", seeing(3))
+    ldm, rng = parts.ldm, np.random.default_rng(0)
+    low = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    cond = ldm.embed(ldm.params, list(low))
+    cases.compare("eps", parts.noise_of(cond, parts.io["x"] - 2 * low), parts.io["out"], LIMIT)
+    images = drawn(parts, upscale=write_picture(tmp_path / "low.png", (20, 16, 3)))
+    assert images.shape == (2, 40, 32, 3)
+
+
+def test_semantic_model(put_together, tmp_path, fixtures_dir):
+    parts = put_together(
+        "A1_uncond_headch", "B3_vq",
+        lambda args: {"target": f"{ENCODERS}.SpatialRescaler", "params": args | {"n_stages": 1}},
+        "concat", seeing(3), encoder="C3a_spatial_rescaler",
+    )  # fmt: skip
+    ldm, rng = parts.ldm, np.random.default_rng(0)
+    label_maps = rng.integers(0, 10, (2, 32, 32))
+    cond = ldm.embed(ldm.params, list(label_maps))
+    mapper = load_file(fixtures_dir / "C3a_spatial_rescaler" / "weights.safetensors")["channel_mapper.weight"][:, :, 0, 0]
+    halved = np.eye(10, dtype=np.float32)[label_maps].reshape(2, 16, 2, 16, 2, 10).mean((2, 4))  # bilinear, by half
+    cases.compare("map", cond["concat"], halved @ mapper.T, LIMIT)
+    cases.compare("eps", parts.noise_of(cond, parts.io["x"] - 2 * np.asarray(cond["concat"])), parts.io["out"], LIMIT)
+    assert drawn(parts, map=[write_picture(tmp_path / "map.png", (32, 48), 10)]).shape == (2, 32, 48, 3)
+
+
+def reading(context: np.ndarray, encoded: np.ndarray):
+    """Makes a U-Net that reads `context` [B, L, D] read `encoded` [B, L, E] instead, by E x D numbers that turn one into the
+    other."""
+
+    def change(tensors, args):
+        turn = np.linalg.lstsq(encoded.reshape(-1, encoded.shape[-1]), context.reshape(-1, context.shape[-1]), rcond=None)[0]
+        for name in tensors:
+            if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+                tensors[name] = (tensors[name].astype(np.float64) @ turn.T).astype(np.float32)
+        args["context_dim"] = encoded.shape[-1]
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["layout", "text"])
+def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtures_dir):
+    words, network = fixtures_dir / "C2_bert_embedder", fixtures_dir / "A4_st3_headch"
+    if not (words.is_dir() and network.is_dir()):
+        pytest.skip(f"no {words} or no {network}")
+    known = np.load(words / "io.npz")
+    if kind == "text":
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(56))]
+        (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    parts = put_together(
+        "A4_st3_headch", "B3_vq",
+        lambda args: {"target": f"{ENCODERS}.BERTEmbedder", "params": args | {"use_tokenizer": kind == "text"}},
+        "crossattn", reading(np.load(network / "io.npz")["context"], known["out"]), encoder="C2_bert_embedder",
+    )  # fmt: skip
+    ldm = parts.ldm
+    assert ldm.conditioning.kind == kind
+    cond = ldm.embed(ldm.params, known["tokens"].astype(np.int32))
+    cases.compare("context", cond["context"], known["out"], LIMIT)
+    cases.compare("eps", parts.noise_of(cond), parts.io["out"], 1e-4)  # the numbers that turn contexts are not small
+    if kind == "text":
+        assert drawn(parts, prompt=["wordaa wordbc", "wordab"]).shape == (4, 32, 32, 3)
+    else:
+        layout = tmp_path / "layout.json"
+        layout.write_text(json.dumps([{"label": 3, "box": [0.1, 0.1, 0.5, 0.6]}]))
+        assert drawn(parts, layout=[str(layout)]).shape == (2, 32, 32, 3)
+
+
+def test_retrieval_model(put_together, tmp_path):
+    parts = put_together("A6_legacy_false", "B1_kl", {"target": "torch.nn.Identity"}, "crossattn")
+    ldm, vectors = parts.ldm, parts.io["context"]
+    assert ldm.conditioning.kind == "retrieval"
+    cases.compare("eps", parts.noise_of(ldm.embed(ldm.params, list(vectors))), parts.io["out"], LIMIT)
+    base = vectors.reshape(-1, vectors.shape[-1])
+    base = (base / np.linalg.norm(base, axis=-1, keepdims=True)).astype(np.float32)
+    names = tuple(f"{i}.png" for i in range(len(base)))
+    database = Database(names, base, len(base), np.arange(len(base), dtype=np.int32) % 2, ("even", "odd"))
+    database.save(tmp_path / "base", np.zeros((len(base), 1), np.int32))
+    images = drawn(parts, database=str(tmp_path / "base"), label=["odd"], neighbours=3)
+    assert images.shape == (2, 32, 32, 3)
+
+
+def test_inpainting_model(put_together):
+    """A U-Net with concatenated condition and a VQ first stage of the reference, put together as its inpainting model."""
+    parts = put_together("A5_concat", "B3_vq", "__is_first_stage__", "concat")
+    ldm, p = parts.ldm, parts.ldm.params
+    assert ldm.abilities == ("inpaint", "outpaint")
+    cases.compare("eps", parts.noise_of({"concat": jnp.asarray(parts.io["c_concat"])}), parts.io["out"], LIMIT)
+
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     mask = np.zeros(image.shape[:3], np.float32)
     mask[:, 8:20, 4:30] = 1
     out = np.asarray(ldm.inpaint(p, KEY, image, mask, steps=5))
