@@ -3,8 +3,9 @@
     python -m benchmarks.first_stages --out docs/first_stages runs/kl=KL-f4 runs/kl_adv="KL-f4, adversarial" ...
 
 Each argument is WORKDIR=TITLE; all were trained on the same kind of data, whose validation split is read from the first one's
-config (--data replaces the path). Writes OUT.png (a row of originals, a row for each workdir), OUT_spectrum.png (needs the
-extra `plot`) and OUT.json. Numbers are means over --count images.
+config (--data replaces the path). Writes OUT.png (a row of originals, a row for each workdir), OUT_spectrum.png,
+OUT_curves.png (PSNR and SSIM while they trained; both need the extra `plot`) and OUT.json. Numbers are means over --count
+images.
 """
 
 import argparse
@@ -90,6 +91,18 @@ def main():
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(f"{args.out}_spectrum.png", dpi=90)
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    for path, title in named:
+        found = [json.loads(line) for line in (path / "first_stage" / "metrics.jsonl").read_text().splitlines()]
+        for ax, name in zip(axes, ("psnr", "ssim")):
+            curve = {line["step"]: line[f"validation/{name}"] for line in found if f"validation/{name}" in line}
+            ax.plot(list(curve), list(curve.values()), marker=".", label=title)
+    for ax, name in zip(axes, ("PSNR (dB)", "SSIM")):
+        ax.set(xlabel="step", ylabel=f"validation {name}")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(f"{args.out}_curves.png", dpi=90)
 
 
 if __name__ == "__main__":

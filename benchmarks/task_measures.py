@@ -171,8 +171,9 @@ def _nearness(pairs: jax.Array) -> jax.Array:
     return jnp.stack([psnr(x, y), evaluation.ssim(x, y), network.apply({"params": params}, x, y)], axis=-1)
 
 
-def inpainting(model: Model, judge: None) -> Found:
-    """Known pixels must come back as they are; painted ones are compared with what was there, beside filling with the mean."""
+def inpainting(model: Model, judge: judges.Judge | None) -> Found:
+    """Known pixels must come back as they are; painted ones are compared with what was there, beside filling with the mean;
+    with a classifier, also by the Frechet distance of its features."""
     rng = np.random.default_rng(model.seed)
     size = model.images.shape[1:3]
     holes = np.stack([masks.random_mask(*size, rng) for _ in model.images])
@@ -187,7 +188,10 @@ def inpainting(model: Model, judge: None) -> Found:
 
     def inside(images: np.ndarray) -> dict[str, float]:
         error = (holes * np.square(images - model.images)).sum((1, 2, 3)) / (3 * holes.sum((1, 2, 3)))
-        return {"psnr inside": float((10 * np.log10(4 / error)).mean()), **nearness(images, model.images)}
+        found = {"psnr inside": float((10 * np.log10(4 / error)).mean()), **nearness(images, model.images)}
+        if judge is not None:
+            found["frechet distance"] = evaluation.frechet_distance(judge.features(images), judge.features(model.images))
+        return found
 
     numbers = {"drawn": inside(np.clip(drawn, -1, 1)), "filled with the mean": inside(filled)}
     numbers["drawn"]["largest change of a known pixel"] = float(np.abs(known * (drawn - model.images)).max())
