@@ -124,11 +124,13 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def super_resolution(model: Model, judge: judges.Judge | None) -> Found:
-    """Nearness to the original, and, shrunk again, to what was given; the share of fine detail; and, with a classifier, the
-    Frechet distance of its features to those of the originals. Beside bicubic enlargement, what the first stage alone loses,
-    the mean of four drawings, and drawings for other pictures."""
+    """Nearness to the original, also of both shrunk (for bicubic models, to what was given); the share of fine detail; and, with
+    a classifier, the Frechet distance of its features to those of the originals. Beside bicubic enlargement, what the first
+    stage alone loses, the mean of four drawings, and drawings for other pictures."""
     scale, (height, width) = build.superres_scale(model.config), model.images.shape[1:3]
-    low = np.stack([degradation.degrade(image, scale) for image in model.images])
+    kind, rng = model.config["conditioner"].get("degradation", "bicubic"), np.random.default_rng(model.seed)
+    low = np.stack([degradation.degrade(image, scale, kind, rng) for image in model.images])  # as in training
+    shrunk = np.stack([degradation.degrade(image, scale) for image in model.images])
     draws = [model.draw(list(low), part) for part in range(4)]
     bicubic = np.stack([np.clip(degradation.resize(image, height, width), -1, 1) for image in low])
     candidates = {"drawn": draws[0], "mean of four drawings": np.mean(draws, axis=0), "bicubic": bicubic}
@@ -137,7 +139,7 @@ def super_resolution(model: Model, judge: judges.Judge | None) -> Found:
     for name, images in candidates.items():
         again = np.stack([degradation.degrade(image, scale) for image in images])
         found = nearness(images, model.images)
-        found["psnr of the picture shrunk again"] = float(np.mean(psnr(again, low)))
+        found["psnr of the picture shrunk again"] = float(np.mean(psnr(again, shrunk)))
         found["fine detail"] = fine_detail(images) / fine_detail(model.images)
         if judge is not None:
             found["frechet distance"] = evaluation.frechet_distance(judge.features(images), judge.features(model.images))
