@@ -124,7 +124,7 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def super_resolution(model: Model, judge: judges.Judge | None) -> Found:
-    """Nearness to the original, also of both shrunk (for bicubic models, to what was given); the share of fine detail; and, with
+    """Nearness to the original, also of both shrunk (for bicubic models, to what was given); the share of fine detail; with
     a classifier, the Frechet distance of its features to those of the originals. Beside bicubic enlargement, what the first
     stage alone loses, the mean of four drawings, and drawings for other pictures."""
     scale, (height, width) = build.superres_scale(model.config), model.images.shape[1:3]
