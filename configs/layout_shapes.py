@@ -30,5 +30,6 @@ def get_config() -> ConfigDict:
     config.conditioner.vocab_size = 145  # 12 x 12 corners, and none
     config.conditioner.null_probability = 0.1
 
+    config.diffusion_train.steps = 3000
     config.sampling.guidance_scale = 2.0
     return config
