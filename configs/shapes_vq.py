@@ -1,4 +1,4 @@
-"""A first stage for shapes at 32 px, vq-f4 with 256 codes, on two CPU cores in about three minutes.
+"""A first stage for shapes at 32 px, vq-f4 with 256 codes, on two CPU cores.
 
     python train.py --config=configs/shapes_vq.py
 
