@@ -214,6 +214,8 @@ def test_neighbours_of_a_prompt_a_picture_or_a_class(files, tmp_path, monkeypatc
     by_class = draw(ldm, asked(**how, label=["even"], neighbours=3))
     assert by_text.images.shape == by_picture.images.shape == by_class.images.shape == (2, 8, 8, 3)
     assert found[0].shape == (1, 6, 6, 3) and not np.array_equal(by_text.images, by_picture.images)
+    film = draw(ldm, asked(**how | {"prompt": ["blue", "red"]}, neighbours=3, interpolate=4))
+    assert film.images.shape == (4, 8, 8, 3)
     with pytest.raises(ValueError, match="k=6: the data base has 5 pictures"):
         draw(ldm, asked(**how | {"prompt": ["blue"]}, neighbours=6))
 

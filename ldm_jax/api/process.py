@@ -94,7 +94,7 @@ def prepare(
     if not off and negative is None:
         negative = ldm.null(params, num, size)
         if ldm.conditioning.kind == "retrieval":  # no neighbour, as often as there are any: attention doesn't count equal ones
-            negative = {"context": jnp.broadcast_to(negative["context"][:, :1], cond["context"].shape)}
+            negative = {"context": jnp.broadcast_to(negative["context"][:, :1], (num, *cond["context"].shape[1:]))}
     plan = Plan(
         shape=(num, h, w, channels),
         sampler=sampler,
