@@ -1,0 +1,32 @@
+"""Unit vectors, means of blocks, and numbers drawn a row at a time; for any number of spatial axes."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """x [..., D] over its Euclidean norm, in float32; a vector of zeros stays one."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + eps)
+
+
+def block_mean(x: jax.Array, n: int = 2) -> jax.Array:
+    """Means of blocks of n pixels along every spatial axis of x [B, ..., C] (numpy or jax); what is left over at an end is
+    dropped."""
+    spatial = [side // n for side in x.shape[1:-1]]
+    x = x[(slice(None), *(slice(side * n) for side in spatial))]
+    blocks = x.reshape(x.shape[0], *(size for side in spatial for size in (side, n)), x.shape[-1])
+    return blocks.mean(tuple(range(2, 2 * len(spatial) + 1, 2)))
+
+
+def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """A key for each row number of int32 [B]: what a row draws does not depend on which rows are drawn beside it, so a batch
+    can be cut into pieces."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Unit noise [B, *shape], float32, each row from its own key (`row_keys`)."""
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(row_keys(key, rows))
