@@ -1,8 +1,20 @@
 """What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`."""
 
-from ldm_jax.api.loading import fetch, load, load_conditioner, load_conditioning, load_first_stage, load_workdir, save
+from ldm_jax.api.load import (
+    fetch,
+    load,
+    load_condition,
+    load_conditioner,
+    load_first_stage,
+    load_scale,
+    load_workdir,
+    resolve,
+    save,
+)
 from ldm_jax.api.model import LatentDiffusion
+from ldm_jax.api.specification import Specification
 
 __all__ = [
-    "LatentDiffusion", "fetch", "load", "load_conditioner", "load_conditioning", "load_first_stage", "load_workdir", "save",
+    "LatentDiffusion", "Specification", "fetch", "load", "load_condition", "load_conditioner", "load_first_stage",
+    "load_scale", "load_workdir", "resolve", "save",
 ]  # fmt: skip

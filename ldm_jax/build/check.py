@@ -1,18 +1,28 @@
 """What can be said of a config before anything compiles: how large it is, and whether it can work."""
 
-import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ldm_jax import diffusion, models
-from ldm_jax.build.conditioner import make_conditioning
-from ldm_jax.build.data import make_task
-from ldm_jax.build.diffusion import example_inputs, make_network, make_objective, make_recipe
-from ldm_jax.build.first_stage import make_first_stage, make_first_stage_training
-from ldm_jax.build.options import choose, make_stage_optimizer
+from ldm_jax import models
+from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
+from ldm_jax.build.condition import make_condition
+from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.conditioning import Condition
+from ldm_jax.primitives.choices import check_choice
+from ldm_jax.training.program import Program
+
+STAGES = ("first_stage", "latents", "diffusion", "evaluation")
+
+
+def make_program(config: Mapping[str, Any], stage: str, condition: Condition | None = None) -> Program:
+    """The training step of a stage, "first_stage" or "diffusion", from a config alone: no working directory, data or files."""
+    if check_choice(stage, ("first_stage", "diffusion"), "stage") == "first_stage":
+        return make_first_stage_program(config)
+    return make_diffusion_program(config, condition)
 
 
 def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
@@ -26,7 +36,7 @@ def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
         counts["first_stage"] = models.count(shapes)
     if "network" in config and config["network"].get("kind"):
         counts[config["network"]["kind"]] = models.count(models.shapes(make_network(config), *example_inputs(config)))
-        conditioner = jax.eval_shape(make_conditioning(config).init, jax.random.key(0))
+        conditioner = jax.eval_shape(make_condition(config).init, jax.random.key(0))
         if conditioner:
             counts["conditioner"] = models.count(conditioner)
     return counts
@@ -34,56 +44,42 @@ def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:
 
 def check(config: Mapping[str, Any]) -> None:
     """Raises ValueError for what can't work, before any data are read or anything compiles."""
-    stages = ("first_stage", "latents", "diffusion", "evaluation")
     for name in config["stages"]:
-        choose(dict.fromkeys(stages), name, "config.stages")
+        check_choice(name, STAGES, "config.stages")
+    check_numbers(config)
     stage = make_first_stage(config)
     size = config["data"]["image_size"]
-    stage.latent_shape(size, size)
+    stage.latent_shape(*((size, size) if isinstance(size, int) else size))
     inception = config["evaluation"].get("inception_path", "")
     if inception and not Path(inception).exists():
         raise ValueError(
             f"config.evaluation.inception_path={inception!r}: no such file. The one to have is pytorch-fid's, "
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
         )
-    if "first_stage" in config["stages"] and not config["first_stage"]["path"]:
-        if stage.module is not None:
-            make_first_stage_training(config)
-            jax.eval_shape(stage.init, jax.random.key(0))
+    if "first_stage" in config["stages"] and not config["first_stage"]["path"] and stage.module is not None:
+        section = config["first_stage_loss"]
+        program = make_first_stage_program(config)
+        if section["perceptual_weight"] > 0 or section["alignment_weight"] > 0:
+            check_perceptual(section)
+        program.shapes  # noqa: B018 -- every module is traced
     if "diffusion" in config["stages"]:
-        network, section = make_network(config), config["diffusion"]
-        if network.out_channels != stage.channels:
-            raise ValueError(
-                f"config.network.out_channels={network.out_channels}: the first stage's latents have {stage.channels} channels"
-            )
-        check_condition(config)
-        make_objective(config)
-        make_stage_optimizer(config["diffusion_train"])
-        diffusion.parameterization.coefficients(section["prediction"], diffusion.Level(0.0, 1.0, 0.5))
-        jax.eval_shape(functools.partial(models.initialize, network), jax.random.key(0), *example_inputs(config))
-        make_recipe(config).grid(config["sampling"]["steps"])
+        check_diffusion(config)
 
 
-NEEDED = {
-    "clip_text": ("path", "tokenizer"),
-    "superres": ("scale", "degradation", "noise_levels"),
-    "inpaint": ("masks", "mask_area"),
-    "retrieval": ("neighbours", "database"),
-}
-
-
-def check_condition(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where config.conditioner doesn't fit the data, the first stage or the network."""
-    section, network, stage = config["conditioner"], make_network(config), make_first_stage(config)
-    kind, side = section["kind"], config["data"]["image_size"]
-    if missing := [name for name in NEEDED.get(kind, ()) if name not in section]:
-        raise ValueError(f"config.conditioner lacks {', '.join(missing)}, which training kind={kind!r} needs")
-    make_task(config)
-    if kind in ("superres", "inpaint") and config["latents"]["cache"] and stage.module is not None:
+def check_diffusion(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where network, condition, first stage and process don't fit one another."""
+    stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
+    learned = 2 if config["diffusion"].get("learned_variance") else 1
+    if network.out_channels != learned * stage.channels:
+        raise ValueError(
+            f"config.network.out_channels={network.out_channels}: the first stage's latents have {stage.channels} channels"
+            + (", and the learned variance as many" if learned == 2 else "")
+        )
+    condition.check()
+    kind = condition.kind
+    if condition.of_pictures and config["latents"]["cache"] and stage.module is not None:
         raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")
-    if kind == "superres" and side % section["scale"]:
-        raise ValueError(f"config.conditioner.scale={section['scale']} does not divide config.data.image_size={side}")
-    labels = {"label": section.get("n_classes", 0) + 1, "superres": section.get("noise_levels", 0)}.get(kind, 0)
+    labels = condition.network_classes
     found = network.num_classes if isinstance(getattr(network, "num_classes", None), int) else 0
     if config["network"]["kind"] == "unet" and (found < labels or bool(found) != bool(labels)):
         told = "the classes and the empty one" if kind == "label" else "the noise levels"
@@ -93,4 +89,79 @@ def check_condition(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"config.network.in_channels={network.in_channels}: must be {network.in_channels - x.shape[-1] + stage.channels}, "
             f"{stage.channels} of the latents and {network.in_channels - x.shape[-1]} of the condition"
+        )
+    make_diffusion_program(config, condition).shapes  # noqa: B018 -- every module is traced
+    make_recipe(config).grid(config["sampling"]["steps"])
+
+
+# (section, field) -> what it must be, and the test. Fields that a config lacks are passed by.
+_AT_LEAST_0 = ("at least 0", lambda v: v >= 0)
+_AT_LEAST_1 = ("a whole number of at least 1", lambda v: v >= 1 and v == int(v))
+_WHOLE = ("a whole number of at least 0", lambda v: v >= 0 and v == int(v))
+_POSITIVE = ("above 0", lambda v: v > 0)
+_SHARE = ("from 0 to 1", lambda v: 0 <= v <= 1)
+_BELOW_1 = ("at least 0 and below 1", lambda v: 0 <= v < 1)
+_TRAIN = {
+    "steps": _AT_LEAST_1, "batch_size": _AT_LEAST_1, "learning_rate": _POSITIVE, "warmup_steps": _WHOLE, "b1": _BELOW_1,
+    "b2": _BELOW_1, "weight_decay": _AT_LEAST_0, "clip_norm": _AT_LEAST_0, "ema_decay": _BELOW_1, "accumulate": _AT_LEAST_1,
+}  # fmt: skip
+_FIRST_STAGE_LOSS = {
+    name: _AT_LEAST_0
+    for name in (
+        "perceptual_weight", "kl_weight", "disc_weight", "disc_start", "disc_learning_rate", "r1_weight", "lecam_weight",
+        "codebook_weight", "codebook_kmeans", "codebook_restart", "beta", "equivariance_weight", "alignment_weight",
+    )
+}  # fmt: skip
+NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
+    "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
+    "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE},
+    "first_stage": {"dropout": _BELOW_1, "ch": _AT_LEAST_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE},
+    "first_stage_loss": _FIRST_STAGE_LOSS | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1},
+    "first_stage_train": _TRAIN,
+    "latents": {"scale": _AT_LEAST_0, "scale_batches": _AT_LEAST_1},
+    "network": {"dropout": _BELOW_1, "model_channels": _AT_LEAST_1},
+    "conditioner": {"null_probability": _SHARE, "n_classes": _AT_LEAST_1, "noise_levels": _WHOLE, "scale": _AT_LEAST_1},
+    "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
+                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
+    "diffusion_train": _TRAIN,
+    "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
+    "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1},
+    "log": {"every": _WHOLE, "images_every": _WHOLE, "validation_every": _WHOLE, "validation_images": _AT_LEAST_1,
+            "watchdog_seconds": _AT_LEAST_0},
+    "checkpoint": {"every": _WHOLE, "keep": _AT_LEAST_1, "rewinds": _WHOLE},
+}  # fmt: skip
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """ValueError naming the first field, whole name and all, whose number can't be meant: negative, above one, not finite."""
+    for section, fields in NUMBERS.items():
+        values = config if not section else config.get(section, {})
+        for name, (must, test) in fields.items():
+            value = values.get(name)
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
+                    raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
+    for section in ("first_stage_train", "diffusion_train"):
+        train = config.get(section, {})
+        if train.get("warmup_steps", 0) > train.get("steps", math.inf):
+            raise ValueError(
+                f"config.{section}.warmup_steps={train['warmup_steps']}: must be at most config.{section}.steps, {train['steps']}"
+            )
+        if (parts := train.get("accumulate", 1)) > 1 and train["batch_size"] % parts:
+            raise ValueError(f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}")
+
+
+def check_perceptual(section: Mapping[str, Any]) -> None:
+    """ValueError unless the files for LPIPS are named and there."""
+    path = section["perceptual_path"]
+    if path == "random":
+        return
+    what = "VGG16's and LPIPS's weights"
+    if not path or not Path(path).exists():
+        raise ValueError(
+            f"config.first_stage_loss.perceptual_path={path!r}: no such file of {what}. Download torchvision's VGG16 "
+            "(https://download.pytorch.org/models/vgg16-397923af.pth) and LPIPS's linear layers "
+            "(https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth), name them in perceptual_path and "
+            "perceptual_linear_path; .pth files are read as they are. A CompVis first stage's model.ckpt holds both. Or train "
+            "without: perceptual_weight=0; or on features of an untrained network: perceptual_path='random'"
         )

@@ -1,29 +1,35 @@
-"""Network, process, loss and sampling recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
+"""Network, process, objective and sampling recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax import diffusion, models, second_stage
-from ldm_jax.build.conditioner import conditioner_inputs, make_conditioning
-from ldm_jax.build.first_stage import make_first_stage
-from ldm_jax.build.options import choose, compute_dtype, module_from, without
-from ldm_jax.conditioning import Conditioning, encoded
-from ldm_jax.diffusion import scheduler_config
+from ldm_jax.build.autoencoder import make_first_stage
+from ldm_jax.build.condition import make_condition
+from ldm_jax.build.options import compute_dtype, image_size, make_stage_optimizer, without
+from ldm_jax.conditioning import Condition
+from ldm_jax.primitives.choices import choose, construct
+from ldm_jax.training.program import Program
+from ldm_jax.training.state import from_loss
 
 PyTree = Any
 NETWORKS = {"unet": models.UNet, "dit": models.DiT}
-_SCHEDULE_OPTIONS = {
-    "linear_start": "start",
-    "linear_end": "end",
-    "timesteps": "size",
-    "scale": "scale",
-    "shift": "shift",
+# What a schedule calls fields of config.diffusion.
+_SCHEDULE_OPTIONS = {"linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift"}
+# What an objective is told by fields of config.diffusion beside `prediction`: its own name for them.
+_OBJECTIVE_OPTIONS = {
+    "loss": "loss",
+    "weighting": "weighting",
+    "time_sampling": "times",
+    "offset_noise": "offset_noise",
+    "input_perturbation": "input_perturbation",
+    "learned_variance": "learned_variance",
+    "elbo_weight": "elbo_weight",
 }
+_WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
 def make_schedule(config: Mapping[str, Any]) -> Any:
@@ -36,109 +42,122 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> scheduler_config.Recipe:
+def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
-    samplers do. `sampler` and `grid` replace either's; a grid given here ends clean."""
+    samplers do."""
     if "scheduler" in config:
-        recipe = scheduler_config.read(config["scheduler"])
-    else:
-        section, schedule = config["sampling"], make_schedule(config)
-        ends = {"clean": lambda: diffusion.CLEAN, "first": lambda: schedule(0.0)}
-        end = choose(ends, section.get("end", "clean"), "config.sampling.end")()
-        recipe = scheduler_config.Recipe(
-            schedule,
-            config["diffusion"]["prediction"],
-            functools.partial(diffusion.make_grid, section["grid"], schedule, end=end),
-            _always(diffusion.make_sampler(section["sampler"])),
-        )
-    if sampler:
-        recipe = dataclasses.replace(recipe, sampler=_always(diffusion.make_sampler(sampler)))
-    if grid:
-        recipe = dataclasses.replace(recipe, grid=functools.partial(diffusion.make_grid, grid, recipe.schedule))
-    return recipe
+        from ldm_jax.weights import schedulers
 
-
-def _always(value: Any) -> Callable[[int], Any]:
-    return lambda steps: value
+        return schedulers.read(config["scheduler"])
+    section = config["sampling"]
+    return diffusion.make_recipe(
+        make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
+        end=section.get("end", "clean"),
+    )  # fmt: skip
 
 
 def make_network(config: Mapping[str, Any]) -> Any:
     """The Linen module of config.network."""
     section = config["network"]
     cls = choose(NETWORKS, section["kind"], "config.network.kind")
-    return module_from(cls, without(section, "kind"), "network", dtype=compute_dtype(config))
+    return construct(cls, without(section, "kind") | {"dtype": compute_dtype(config)}, "config.network")
 
 
 def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Shapes of what the network is called with: x [1, h, w, C], t [1], cond."""
-    stage, network = make_first_stage(config), make_network(config)
-    side = config["data"]["image_size"]
-    h, w, channels = stage.latent_shape(side, side)
-    conditioning, concat = make_conditioning(config), 0
+    """Shapes of what the network is called with: x [1, *space, C], t [1], cond."""
+    stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
+    *space, channels = stage.latent_shape(*image_size(config))
 
-    def condition(key, inputs):
-        inputs = encoded(conditioning, inputs, lambda images: jnp.zeros((len(images), h, w, channels)))
-        return conditioning.apply(conditioning.init(key), inputs)
+    def cond_of(key, inputs):
+        inputs = condition.encoded(inputs, lambda images: jnp.zeros((len(images), *space, channels)))
+        return condition.apply(condition.init(key), inputs)
 
-    cond = jax.eval_shape(condition, jax.random.key(0), conditioner_inputs(config))
+    cond, concat = jax.eval_shape(cond_of, jax.random.key(0), condition.inputs), 0
     if cond is not None and "concat" in cond:
         concat = cond["concat"].shape[-1]
-        if cond["concat"].shape[1:3] != (h, w):
+        if (lies := list(cond["concat"].shape[1:-1])) != space:
             raise ValueError(
-                f"config.conditioner: its map is {cond['concat'].shape[1]} x {cond['concat'].shape[2]}, the latents of the "
-                f"first stage are {h} x {w}; they are laid side by side"
+                f"config.conditioner: its map is {' x '.join(map(str, lies))}, the latents of the first stage are "
+                f"{' x '.join(map(str, space))}; they are laid side by side"
             )
-    x = jax.ShapeDtypeStruct((1, h, w, network.in_channels - concat), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *space, network.in_channels - concat), jnp.float32)
     return x, jax.ShapeDtypeStruct((1,), jnp.float32), cond
 
 
-def make_objective(config: Mapping[str, Any]):
-    """(network of (x, t), x0, key) -> (loss, metrics), from config.diffusion."""
-    section, schedule = config["diffusion"], make_schedule(config)
-    weighting = {"min_snr": {"gamma": "min_snr_gamma"}, "sigmoid": {"bias": "sigmoid_bias"}}.get(section["weighting"], {})
-    options = {ours: section[name] for ours, name in weighting.items() if name in section}
-    return functools.partial(
-        _objective,
-        schedule=schedule,
-        kind=section["prediction"],
-        weighting=diffusion.make_weighting(section["weighting"], schedule, **options),
-        times=diffusion.make_times(section["time_sampling"]),
-        error=section["loss"],
+def make_objective(config: Mapping[str, Any]) -> second_stage.Objective:
+    """What the network learns, from config.diffusion."""
+    section = config["diffusion"]
+    options = {ours: section[name] for name, ours in _OBJECTIVE_OPTIONS.items() if name in section}
+    weighting = {ours: section[name] for name, ours in _WEIGHTING_OPTIONS.items() if name in section}
+    return diffusion.make_objective(
+        make_schedule(config), section["prediction"], weighting_options=weighting, **options
     )
 
 
-def _objective(network, x0, key, *, schedule, kind, **options):
-    return diffusion.diffusion_loss(network, schedule, kind, x0, key, **options)
+def make_diffusion_program(config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None) -> Program:
+    """All that trains the diffusion model. `condition`: one that knows its tokenizer and class names, which the step needs where
+    conditions are dropped for text; `cached`: whether batches hold the latents' moments (default: config.latents.cache)."""
+    section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
+    condition = condition or make_condition(config)
+    inputs = example_inputs(config)
+    frozen = condition.frozen
+    loss_fn = second_stage.make_loss(
+        network, stage, condition, make_objective(config), null_probability=config["conditioner"].get("null_probability", 0.0)
+    )
+
+    def init(key: jax.Array) -> PyTree:
+        network_key, condition_key = jax.random.split(key)
+        params = {"network": models.initialize(network, network_key, *inputs)}
+        return params if frozen else params | {"conditioner": condition.init(condition_key)}
+
+    constants = frozen_shapes(config, stage, condition)
+    return Program(
+        init=init,
+        gradients=[from_loss(loss_fn, tuple(constants))],
+        optimizer=make_stage_optimizer(section),
+        batch=batch_shapes(config, condition, section["batch_size"], cached),
+        constants=constants,
+        ema_decay=section["ema_decay"],
+        accumulate=section.get("accumulate", 1),
+    )
 
 
-def make_diffusion_init(config: Mapping[str, Any], conditioning: Conditioning) -> Callable[[jax.Array], PyTree]:
-    """key -> {"network": ..., "conditioner": ...}."""
+def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -> PyTree:
+    """Shapes of what the diffusion model's training does not change: the first stage and, where it is pretrained, the
+    conditioner, in the arithmetic's type; scale and shift of the latents, [C]."""
+    key, dtype = jax.random.key(0), compute_dtype(config)
+    parts = {"first_stage": jax.eval_shape(stage.init, key)}
+    if condition.frozen:
+        parts["conditioner"] = jax.eval_shape(condition.init, key)
+    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parts)
+    channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)
+    return parts | {"latents": {"scale": channel, "shift": channel}}
+
+
+def batch_shapes(config: Mapping[str, Any], condition: Condition, batch_size: int, cached: bool | None = None) -> PyTree:
+    """Shapes of a batch of the diffusion model's training."""
+    stage, size = make_first_stage(config), image_size(config)
+    cached = config["latents"]["cache"] if cached is None else cached
+    if cached and stage.module is not None:
+        *space, channels = stage.latent_shape(*size)
+        name = "latents" if stage.module.quantizes else "moments"
+        example = {name: jax.ShapeDtypeStruct((1, *space, channels * (1 + (name == "moments"))), jnp.float32)}
+    else:
+        example = {"image": jax.ShapeDtypeStruct((1, *size, 3 if stage.module is None else stage.module.in_channels), jnp.float32)}
+    example["inputs"] = condition.inputs
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), example)
+
+
+def make_diffusion_init(config: Mapping[str, Any], condition: Condition) -> Any:
+    """key -> {"network": ..., "conditioner": ...}, random, the conditioner's too where it is not trained."""
     network, inputs = make_network(config), example_inputs(config)
 
     def init(key):
-        network_key, conditioner_key = jax.random.split(key)
+        network_key, condition_key = jax.random.split(key)
         return {
             "network": models.initialize(network, network_key, *inputs),
-            "conditioner": conditioning.init(conditioner_key),
+            "conditioner": condition.init(condition_key),
         }
 
     return init
-
-
-def make_diffusion_loss(config: Mapping[str, Any], conditioning: Conditioning, scale: float, shift: float):
-    """`loss_fn(params, batch, key)` of the diffusion model; batch as `second_stage` says."""
-    network = make_network(config)
-
-    def apply(params, x, t, cond, dropout_key):
-        return network.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": dropout_key})
-
-    return second_stage.make_loss(
-        apply,
-        conditioning.apply,
-        conditioning.null,
-        make_objective(config),
-        scale=scale,
-        shift=shift,
-        null_probability=config["conditioner"].get("null_probability", 0.0),
-    )

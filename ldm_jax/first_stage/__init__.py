@@ -1,13 +1,19 @@
-"""What the autoencoder learns from, as functions of callables.
+"""The autoencoder: as functions, and what it learns from.
 
-    losses      reconstruction, perceptual and adversarial terms, and their gradient in one pass
-    codebook    how the codes of a VQ model learn
-    shaping     terms that make latents easier to diffuse
+    autoencoding   pictures to raw latents and back
+    latents        posterior, scale, statistics
+    losses         reconstruction, perceptual and adversarial terms, and their gradient in one pass
+    codebook       how the codes of a VQ model learn
+    shaping        terms that make latents easier to diffuse
+    learning       all of it joined
 """
 
-from ldm_jax.first_stage import codebook, shaping
-from ldm_jax.first_stage.losses import Networks, Weights, discriminator_loss, make_gradients, negative_log_likelihood, psnr
+from ldm_jax.first_stage import codebook, latents, shaping
+from ldm_jax.first_stage.autoencoding import FirstStage, draw
+from ldm_jax.first_stage.learning import NOT_AVERAGED, PARTS, FirstStageProgram, LatentTerms, Parts
+from ldm_jax.first_stage.losses import LossWeights, Networks, discriminator_loss, make_gradients, negative_log_likelihood, psnr
 
 __all__ = [
-    "Networks", "Weights", "codebook", "discriminator_loss", "make_gradients", "negative_log_likelihood", "psnr", "shaping",
+    "NOT_AVERAGED", "PARTS", "FirstStage", "FirstStageProgram", "LatentTerms", "LossWeights", "Networks", "Parts", "codebook",
+    "discriminator_loss", "draw", "latents", "make_gradients", "negative_log_likelihood", "psnr", "shaping",
 ]  # fmt: skip

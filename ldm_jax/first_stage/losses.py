@@ -7,7 +7,7 @@
 
 The cotangents of all terms meet at xr: their gradients at W give the adaptive weight (Esser et al. 2021, equation 7), their
 sum goes back through the decoder once. The discriminator learns from the same xr. `penalty` is KL(q(z|x) || N(0, I)) or the
-codebook's loss, with whatever else shapes the latents (`latent_shaping`).
+codebook's loss, with whatever else shapes the latents (`first_stage.shaping`).
 
 Reductions differ between the families and matter: "sum" adds over the pixels of an image (the KL models: LPIPS counts once
 for every number of the image), "mean" averages (the VQ models).
@@ -23,18 +23,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.training.state import Gradient, Step
+
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], [B, H, W, C] -> [B]."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], [B, ..., C] -> [B]."""
     x, y = (jnp.clip(image.astype(jnp.float32), -1, 1) for image in (x, y))
-    return 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean((x - y) ** 2, axis=(1, 2, 3)), 1e-10))
+    return 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim))), 1e-10))
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """What counts for how much.
 
     pixel             "l1" | "l2"
@@ -74,27 +76,27 @@ class Weights:
 class Networks:
     """The networks as functions of `params`, a dict with the parts that each needs.
 
-    features        (params, x [B, H, W, 3], key) -> h, penalty, (metrics, assigned): all of the autoencoder but `last`
+    features        (params, x [B, H, W, 3], key, Step) -> h, penalty, (metrics, assigned): all of the autoencoder but `last`
     last            (parameters of the last convolution, h) -> xr [B, H, W, 3]
     perceptual      (params, x, y) -> distance [B]
     discriminate    (parameters of the discriminator, x) -> logits [B, h, w, 1]
     """
 
-    features: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, jax.Array, tuple[Metrics, PyTree]]]
+    features: Callable[[PyTree, jax.Array, jax.Array, Step], tuple[jax.Array, jax.Array, tuple[Metrics, PyTree]]]
     last: Callable[[PyTree, jax.Array], jax.Array]
     perceptual: Callable[[PyTree, jax.Array, jax.Array], jax.Array] | None = None
     discriminate: Callable[[PyTree, jax.Array], jax.Array] | None = None
 
 
 def negative_log_likelihood(
-    weights: Weights, distance: Callable | None, x: jax.Array, xr: jax.Array
+    weights: LossWeights, distance: Callable | None, x: jax.Array, xr: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """Pixels and LPIPS: -> the loss, and {"rec", "perceptual"}: mean over all numbers of their sum, mean of LPIPS."""
     rec = jnp.abs(x - xr) if weights.pixel == "l1" else jnp.square(x - xr)
     metrics = {}
     if weights.perceptual:
         p = distance(x, xr)
-        rec = rec + weights.perceptual * p[:, None, None, None]
+        rec = rec + weights.perceptual * p.reshape(-1, *[1] * (x.ndim - 1))
         metrics["perceptual"] = p.mean()
     nll = rec.sum() / len(x) if weights.reduction == "sum" else rec.mean()
     return nll, {"nll": nll, "rec": rec.mean(), **metrics}
@@ -107,8 +109,8 @@ def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array
     return 0.5 * (f(margin - real).mean() + f(margin + fake).mean())
 
 
-def make_gradients(networks: Networks, weights: Weights, alternate: bool = False) -> list[Callable]:
-    """For `training.state.make_train_step`: functions (params, batch, key, step) -> (loss, metrics, grads, assigned).
+def make_gradients(networks: Networks, weights: LossWeights, alternate: bool = False) -> list[Callable]:
+    """For `training.state.make_train_step`: functions (params, batch, key, Step) -> Gradient.
 
     One function, which looks at a batch once. With `alternate` two, which take turns as in the reference: the discriminator
     then sees reconstructions of the autoencoder as it has become. `params` has the parts "autoencoder", "discriminator" if
@@ -117,14 +119,14 @@ def make_gradients(networks: Networks, weights: Weights, alternate: bool = False
     """
     adversarial = weights.discriminator > 0
 
-    def active(step: jax.Array) -> jax.Array:
-        return jnp.where(step >= weights.start, 1.0, 0.0)
+    def active(step: Step) -> jax.Array:
+        return jnp.where(step.number >= weights.start, 1.0, 0.0)
 
-    def generator(params: PyTree, batch: PyTree, key: jax.Array, step: jax.Array) -> tuple:
+    def generator(params: PyTree, batch: PyTree, key: jax.Array, step: Step) -> tuple:
         x = batch["image"]
         trained = {name: params[name] for name in ("autoencoder", "alignment") if name in params}
         (h, penalty), pull_back, (metrics, assigned) = jax.vjp(
-            lambda p: _with_aux(networks.features({**params, **p}, x, key)), trained, has_aux=True
+            lambda p: _with_aux(networks.features({**params, **p}, x, key, step)), trained, has_aux=True
         )
         xr, pull_last = jax.vjp(networks.last, params["autoencoder"]["decoder"]["conv_out"], h)
 
@@ -147,9 +149,9 @@ def make_gradients(networks: Networks, weights: Weights, alternate: bool = False
         of_last, of_h = pull_last(cotangent)
         (grads,) = pull_back((of_h, jnp.ones_like(penalty)))
         grads["autoencoder"] = {**grads["autoencoder"], "decoder": {**grads["autoencoder"]["decoder"], "conv_out": of_last}}
-        return (loss, metrics, grads, assigned), xr
+        return Gradient(loss, metrics, grads, assigned), xr
 
-    def discriminator(params: PyTree, x: jax.Array, xr: jax.Array, step: jax.Array) -> tuple:
+    def discriminator(params: PyTree, x: jax.Array, xr: jax.Array, step: Step) -> tuple:
         x, xr = jax.lax.stop_gradient((x, xr))
         factor = active(step)
 
@@ -173,17 +175,17 @@ def make_gradients(networks: Networks, weights: Weights, alternate: bool = False
         if weights.lecam:
             sides = {"real": metrics["logits_real"], "fake": metrics["logits_fake"]}
             assigned = {"lecam": {name: 0.99 * params["lecam"][name] + 0.01 * mean for name, mean in sides.items()}}
-        return loss, metrics, {"discriminator": grads}, assigned
+        return Gradient(loss, metrics, {"discriminator": grads}, assigned)
 
     def joint(params, batch, key, step):
         (loss, metrics, grads, assigned), xr = generator(params, batch, key, step)
         if adversarial:
             _, d_metrics, d_grads, d_assigned = discriminator(params, batch["image"], xr, step)
             metrics, grads, assigned = metrics | d_metrics, grads | d_grads, assigned | d_assigned
-        return loss, metrics, grads, assigned
+        return Gradient(loss, metrics, grads, assigned)
 
     def reconstructed(params, batch, key, step):
-        h, _, _ = networks.features(params, batch["image"], key)
+        h, _, _ = networks.features(params, batch["image"], key, step)
         xr = networks.last(params["autoencoder"]["decoder"]["conv_out"], h)
         return discriminator(params, batch["image"], xr, step)
 

@@ -9,11 +9,7 @@ alignment            latents should say what a pretrained network's features say
 import jax
 import jax.numpy as jnp
 
-
-def half(x: jax.Array) -> jax.Array:
-    """Means of 2 x 2 pixels of [B, H, W, C]; an odd row or column at the end is dropped."""
-    B, H, W, C = x.shape
-    return x[:, : H // 2 * 2, : W // 2 * 2].reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+from ldm_jax.primitives.arrays import unit
 
 
 def alignment(
@@ -21,15 +17,10 @@ def alignment(
 ) -> jax.Array:
     """How far latents z [B, h, w, C] are from features [B, h', w', D] (resized to h x w): 1 - cosine of z @ projection [C, D],
     plus the difference of all pairwise cosines within an image, each beyond its margin. A scalar."""
-    B, h, w, C = z.shape
-    features = jax.image.resize(features, (B, h, w, features.shape[-1]), "linear")
-    f = unit(features.reshape(B, h * w, -1))
-    points = jnp.einsum("bnd,bnd->bn", unit(z.reshape(B, h * w, C) @ projection), f)
-    own = unit(z.reshape(B, h * w, C))
+    B, *space, C = z.shape
+    features = jax.image.resize(features, (B, *space, features.shape[-1]), "linear")
+    f = unit(features.reshape(B, -1, features.shape[-1]))
+    points = jnp.einsum("bnd,bnd->bn", unit(z.reshape(B, -1, C) @ projection), f)
+    own = unit(z.reshape(B, -1, C))
     relations = jnp.einsum("bnc,bmc->bnm", own, own) - jnp.einsum("bnd,bmd->bnm", f, f)
     return jax.nn.relu(1 - margin - points).mean() + jax.nn.relu(jnp.abs(relations) - relation_margin).mean()
-
-
-def unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)

@@ -30,3 +30,21 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
 def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Unit noise [B, *shape], float32, each row from its own key (`row_keys`)."""
     return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(row_keys(key, rows))
+
+
+def key_of(seed: int) -> jax.Array:
+    """The key of a seed from 0 to 2**64 - 1; other seeds, other keys. ValueError for others."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2**64 - 1")
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
+def typed_key(key: jax.Array) -> jax.Array:
+    """A typed key, [] or [B]; legacy ones (uint32 [..., 2], of `jax.random.PRNGKey`) are wrapped. ValueError for anything
+    else."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim and key.shape[-1] == 2:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise ValueError(f"key={key!r}: give a random key, jax.random.key(0)")

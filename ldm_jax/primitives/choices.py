@@ -1,5 +1,6 @@
 """A name out of a table, or an error that says what is near."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,3 +25,16 @@ def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
 def check_choice(name: str, options: Iterable[str], what: str) -> str:
     """`name`, if it is one of the options. ValueError otherwise, as `choose`."""
     return choose({option: option for option in options}, name, what)
+
+
+def construct(cls: type, fields: Mapping[str, Any], where: str) -> Any:
+    """The dataclass (a Linen module, say) `cls(**fields)`, lists as tuples. ValueError that says which field, `where.FIELD`, it
+    doesn't have or lacks."""
+    known = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING} & known
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: {cls.__name__} has no such field.{did_you_mean(name, known, 1)}")
+    if missing := sorted(required - fields.keys()):
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})

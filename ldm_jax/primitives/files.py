@@ -1,14 +1,23 @@
-"""Text and JSON on disk: UTF-8 whatever the locale, written whole or not at all, read with the file's name in every error."""
+"""Text and JSON on disk: UTF-8 whatever the locale, written whole or not at all, read with the file's name in every error.
 
+A JSON object that `write_json` wrote ends with its own SHA-256 under "sha256", so that a changed bit is seen. Objects without
+one are read as they are.
+"""
+
+import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+SEAL = "sha256"
+
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a temporary file beside `path`, flushes it to the disk and renames it: a reader, or a power cut, finds the old file
-    or the new one."""
+    """Writes a temporary file beside `path`, flushes it to the disk and renames it: a reader, or a power cut, finds the old
+    file or the new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -22,12 +31,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """`value` as JSON, by `write_text`."""
+    """`value` as JSON, by `write_text`; an object is sealed with its SHA-256."""
+    if isinstance(value, Mapping):
+        value = {**value, SEAL: _digest(value)}
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, way_out: str = "", expect: type | tuple[type, ...] = (dict, list)) -> Any:
-    """The value of a JSON file.
+def read_json(path: str | Path, way_out: str = "", expect: type | tuple[type, ...] = dict) -> Any:
+    """The value of a JSON file, without its seal.
 
     Raises:
       FileNotFoundError: there is none.
@@ -42,4 +53,17 @@ def read_json(path: str | Path, way_out: str = "", expect: type | tuple[type, ..
         raise ValueError(f"{path} can't be read as JSON: {what}.{hint}") from None
     if not isinstance(value, expect):
         raise ValueError(f"{path} holds a {type(value).__name__} where something else belongs.{hint}")
+    if isinstance(value, dict):
+        seal = value.pop(SEAL, None)
+        # a changed bit in the seal's own name leaves a digest under another
+        renamed = seal is None and any(isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) and len(k) == len(SEAL)
+                                       for k, v in value.items())  # fmt: skip
+        if renamed or (seal is not None and seal != _digest(value)):
+            raise ValueError(f"{path} was changed after it was written: it doesn't match its checksum.{hint}")
     return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the object's canonical JSON, what a round trip through JSON leaves of it."""
+    plain = json.loads(json.dumps({name: v for name, v in value.items() if name != SEAL}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

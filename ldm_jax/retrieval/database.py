@@ -12,13 +12,14 @@ installed and asked for.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ldm_jax.primitives.files import read_json, write_json
 
 INDICES = ("exact", "faiss", "scann")
 _CHUNK = 2**24  # products held at once
@@ -57,7 +58,7 @@ class Database:
         np.save(path / "neighbours.npy", neighbours.astype(np.int32))
         said = {"members": self.members, "names": self.names, "class_names": self.class_names, "made_by": self.made_by}
         labels = None if self.labels is None else self.labels.tolist()
-        (path / "database.json").write_text(json.dumps(said | {"labels": labels}))
+        write_json(path / "database.json", {**said, "labels": labels})
 
 
 def load_database(path: str | Path) -> Database:
@@ -66,9 +67,9 @@ def load_database(path: str | Path) -> Database:
     if not (path / "database.json").is_file():
         raise FileNotFoundError(
             f"{path} holds no data base of neighbours; make one: python -m ldm_jax.retrieval build --data FOLDER --embedder "
-            f"JUDGE --out {path}"
+            f"PROBE --out {path}"
         )
-    said = json.loads((path / "database.json").read_text())
+    said = read_json(path / "database.json", "Build the data base again.")
     labels = None if said["labels"] is None else np.asarray(said["labels"], np.int32)
     names = tuple(said["class_names"]) if said["class_names"] else None
     vectors = np.load(path / "vectors.npy", mmap_mode="r")

@@ -4,7 +4,8 @@
     z       = mean + exp(logvar / 2) noise                                                     (paper, appendix G)
     scaled  = (z - shift) scale,  scale = 1 / std(z) over the data                             (paper, section 4.3.2)
 
-The reference takes the scale from the first batch that the first process sees; here it is estimated over many.
+The reference takes the scale from the first batch that the first process sees; here it is estimated over many. Scale and shift
+may be vectors, one number a channel ("standardised" latents).
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ldm_jax.primitives.arrays import row_normal
 
 LOGVAR_RANGE = (-30.0, 20.0)  # the reference's clamp
 
@@ -28,10 +31,12 @@ def mode(moments: jax.Array) -> jax.Array:
     return split_moments(moments)[0]
 
 
-def sample_posterior(moments: jax.Array, key: jax.Array) -> jax.Array:
-    """A draw from q(z|x), [..., C]."""
+def sample_posterior(moments: jax.Array, key: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+    """A draw from q(z|x) for moments [B, ..., 2C]: [B, ..., C]. Row i's noise is that of row number rows[i] (default i), int32
+    [B], whichever rows are drawn beside it."""
     mean, logvar = split_moments(moments)
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    rows = jnp.arange(len(mean)) if rows is None else rows
+    return mean + jnp.exp(0.5 * logvar) * row_normal(key, rows, mean.shape[1:])
 
 
 def kl_divergence(moments: jax.Array) -> jax.Array:
@@ -40,16 +45,18 @@ def kl_divergence(moments: jax.Array) -> jax.Array:
 
 
 def kl_per_channel(moments: jax.Array) -> jax.Array:
-    """The same summed over pixels only: [B, C]. A channel near 0 carries nothing."""
+    """The same summed over space only: [B, C]. A channel near 0 carries nothing."""
     mean, logvar = split_moments(moments)
-    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2))
+    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=tuple(range(1, mean.ndim - 1)))
 
 
-def scale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array:
+def scale_latents(z: jax.Array, scale: float | jax.Array, shift: float | jax.Array = 0.0) -> jax.Array:
+    """(z - shift) scale: raw latents [..., C] -> what the diffusion model sees. Numbers, or one a channel [C]."""
     return (z - shift) * scale
 
 
-def unscale_latents(z: jax.Array, scale: float, shift: float = 0.0) -> jax.Array:
+def unscale_latents(z: jax.Array, scale: float | jax.Array, shift: float | jax.Array = 0.0) -> jax.Array:
+    """The inverse of `scale_latents`."""
     return z / scale + shift
 
 
@@ -64,15 +71,15 @@ class LatentStatistics:
 
 
 def measure(batches: Iterable[np.ndarray]) -> LatentStatistics:
-    """Streams over raw latents [B, H, W, C] in float64. `scale` is one over the deviation of all entries together, as in the
+    """Streams over raw latents [B, ..., C] in float64. `scale` is one over the deviation of all entries together, as in the
     reference (torch's `z.flatten().std()`), which includes what differs between channel means."""
     count, entries, total, squares = 0, 0, 0.0, 0.0
     for z in batches:
         z = np.asarray(z, np.float64)
         count += len(z)
         entries += z[..., 0].size
-        total = total + z.sum((0, 1, 2))
-        squares = squares + np.square(z).sum((0, 1, 2))
+        total = total + z.sum(tuple(range(z.ndim - 1)))
+        squares = squares + np.square(z).sum(tuple(range(z.ndim - 1)))
     if not count:
         raise ValueError("no latents to measure: the data set is empty")
     mean = total / entries

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, weights
-from ldm_jax.conditioning import Conditioning
+from ldm_jax.api.specification import Specification
+from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import Tokenizer
+from ldm_jax.primitives.choices import choose
 
 PyTree = Any
 PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
 TEXT = ("text", "clip_text")
-# Guidance scales of the published models' own scripts. Conditions that training never drops have no guidance.
-GUIDANCE = {"clip_text": 7.5, "text": 5.0, "label": 4.0, "class": 3.0}
 
 
-def load(path: Path, *, ema: bool, config: str | Path | None) -> tuple[dict, PyTree, Conditioning, float, float]:
-    """config, params, conditioning, latent scale and shift of a whole model."""
+def load(path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None) -> tuple[Specification, PyTree]:
+    """A whole model: its specification and parameters, float32 or `dtype`."""
     checkpoint = weights.read(path, ema=ema, config=config)
     description = checkpoint.description
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
@@ -32,17 +32,19 @@ def load(path: Path, *, ema: bool, config: str | Path | None) -> tuple[dict, PyT
     tokenizer = None
     if complete["conditioner"]["kind"] in TEXT:
         tokenizer = find_tokenizer(path, complete["conditioner"])
-    conditioning = build.make_conditioning(complete, tokenizer=tokenizer)
-    init = build.make_diffusion_init(complete, conditioning)
+    if dtype is not None:
+        complete["dtype"] = np.dtype(dtype).name
+    condition = build.make_condition(complete, complete["conditioner"].get("class_names"), tokenizer)
+    init = build.make_diffusion_init(complete, condition)
     expected = jax.eval_shape(
         lambda key: {"first_stage": build.make_first_stage(complete).init(key), **init(key)}, jax.random.key(0)
     )
     params = {name: checkpoint.params.get(name, {}) for name in expected}
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
-    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32)), params)
+    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype or np.float32)), params)
     latents = description.get("latents", {})
-    return complete, params, conditioning, latents.get("scale", 1.0), latents.get("shift", 0.0)
+    return Specification(complete, condition, latents.get("scale", 1.0), latents.get("shift", 0.0)), params
 
 
 def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
     steps of DDIM."""
     parts = {part: dict(fields) for part, fields in description.items()}
     conditioner = parts.setdefault("conditioner", {"kind": "none"})
-    scale = GUIDANCE.get(conditioner["kind"], 1.0)
+    scale = kind_of(conditioner).guidance_scale  # of the published models' own scripts
     if conditioner["kind"] == "class" and conditioner["null_label"] < 0:
         scale = 1.0
     sampling = {"sampler": "ddim", "grid": "leading", "end": "first", "steps": 50, "guidance_scale": scale}
@@ -76,11 +78,13 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | None:
     return None
 
 
-def save(path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float) -> None:
+def save(
+    path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float, condition: Condition
+) -> None:
     """Writes the model of `config` to `path`. All of it is made beside `path` first, so that there is never half a model."""
     path = Path(path)
     writers = {"diffusers": weights.write_diffusers, "compvis": weights.write_compvis}
-    write = build.choose(writers, format, "format")
+    write = choose(writers, format, "format")
     if format == "compvis" and path.suffix != ".ckpt":
         raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
     if path.exists():
@@ -88,6 +92,8 @@ def save(path: str | Path, format: str, config: Mapping, params: PyTree, scale: 
     description = {part: dict(config[part]) for part in PARTS if part in config}
     description["latents"] = {"scale": scale, "shift": shift}
     conditioner = description["conditioner"]
+    if condition.setting.class_names:
+        conditioner["class_names"] = list(condition.setting.class_names)
     tokenizer = conditioner.get("tokenizer") if conditioner["kind"] in TEXT else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:

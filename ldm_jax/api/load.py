@@ -1,0 +1,187 @@
+"""From a path to a model: working directories of `train.py`, checkpoints of the world, names on the hub. Reading writes nothing."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build, weights
+from ldm_jax.api import pretrained
+from ldm_jax.api.model import LatentDiffusion
+from ldm_jax.api.specification import Specification
+from ldm_jax.conditioning import Condition
+from ldm_jax.conditioning import kind_of
+from ldm_jax.primitives.files import read_json
+from ldm_jax.training.checkpoint import load_averaged
+
+PyTree = Any
+HUB = "hf:"
+
+
+def load(
+    path: str | Path,
+    *,
+    which: str | int = "last",
+    ema: bool = True,
+    config: str | Path | None = None,
+    dtype: Any = None,
+) -> LatentDiffusion:
+    """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
+    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`); or "hf:owner/name", a repository of such a
+    folder on the Hugging Face hub, where the package huggingface_hub is installed. Weights are put on the default device.
+
+    Args:
+      which: of a working directory's checkpoints: "last", "best" (the lowest validation loss), or a step.
+      ema: for a CompVis file that holds both, whether to take the averaged weights.
+      dtype: of the parameters, and of the networks' arithmetic; default float32, and what the config says.
+
+    Raises:
+      FileNotFoundError: nothing there, or no stage of it has been trained yet.
+      ValueError: a file that can't be read, is not a whole model, or names code to run.
+    """
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
+    if is_workdir(path):
+        return load_workdir(path, which, dtype)
+    if which != "last":
+        raise ValueError(f"which={which!r}: {path} is one checkpoint, not a working directory with several")
+    return LatentDiffusion(*pretrained.load(path, ema=ema, config=config, dtype=dtype))
+
+
+def is_workdir(path: Path) -> bool:
+    """Whether `train.py` made it."""
+    return (path / "config.json").is_file() and ((path / "versions.json").is_file() or (path / "first_stage").is_dir()
+                                                  or (path / "diffusion").is_dir())  # fmt: skip
+
+
+def existing(path: str | Path) -> Path:
+    """The path, if there is something. FileNotFoundError names what there is in its place."""
+    path = Path(path)
+    if path.exists():
+        return path
+    parent = path.parent
+    names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
+    there = f"; there are {', '.join(near)}" if near else ""
+    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
+    raise FileNotFoundError(f"{path} does not exist{there}{hub}")
+
+
+def fetch(name: str) -> Path:
+    """A local copy of the repository "owner/name" of the Hugging Face hub, one file of weights for each part."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{HUB}{name}: write {HUB}owner/name")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(f"to fetch {name} from the hub: pip install huggingface_hub") from None
+    allow = ["*.json", "*.safetensors", "*.txt", "*.bin"]
+    # variants of the same weights: half precision, without the average, other frameworks
+    ignore = ["*.fp16.*", "*.non_ema.*", "*.onnx*", "flax_*", "tf_*", "openvino*", "*/safety_checker/*", "safety_checker/*"]
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=allow, ignore_patterns=ignore))
+
+
+def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> None:
+    """Writes a model for other programs: a diffusers pipeline folder, or (`format="compvis"`) a .ckpt with its YAML beside
+    it. `load` takes both back. The tokenizer is copied; how many steps to sample with is not kept.
+
+    Raises ValueError if there is something at `path`, or the format can't express the model.
+    """
+    spec = ldm.specification
+    if spec.scale.ndim or spec.shift.ndim:
+        raise ValueError("latents of this model are standardised by channel, for which these formats have no place")
+    pretrained.save(path, format, ldm.config, ldm.params, float(spec.scale), float(spec.shift), spec.condition)
+
+
+def load_workdir(workdir: Path, which: str | int = "last", dtype: Any = None) -> LatentDiffusion:
+    """The averaged weights of a working directory, with the scale, tokenizer and class names saved beside them."""
+    config = read_json(workdir / "config.json", f"Restore it, or train in another working directory than {workdir}.")
+    checkpoints = workdir / "diffusion" / "checkpoints"
+    if not checkpoints.is_dir():
+        raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
+    if dtype is not None:
+        config["dtype"] = np.dtype(dtype).name
+    params = {"conditioner": load_conditioner(config, dtype), **load_averaged(checkpoints, which)}
+    params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=dtype), **as_dtype(params, dtype)}
+    scale, shift = load_scale(workdir)
+    if config["conditioner"]["kind"] == "text":
+        config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
+    return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)
+
+
+def load_scale(workdir: Path) -> tuple[Any, Any]:
+    """Scale and shift of the latents, numbers or lists of one a channel."""
+    path = workdir / "latents.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir}: the scale of its latents is not known; list 'latents' in config.stages")
+    found = read_json(path, "Delete it: the next training run measures the latents again.")
+    return found["scale"], found["shift"]
+
+
+def resolve(path: str | Path, workdir: Path, field: str) -> Path:
+    """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
+    the field."""
+    path = Path(path).expanduser()
+    for base in (Path(), workdir, *workdir.absolute().parents):
+        if (base / path).exists():
+            return base / path
+    raise FileNotFoundError(f"{field}={str(path)!r} does not exist, neither from here nor from {workdir}")
+
+
+def load_first_stage(
+    config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None, path: str | None = None
+) -> PyTree:
+    """The first stage's parameters: trained in this working directory, or those of config.first_stage.path (or `path`), which
+    is another working directory or a checkpoint of the world (diffusers folder, CompVis file).
+
+    Raises ValueError if they don't belong to the autoencoder of `config`."""
+    stage = build.make_first_stage(config)
+    if stage.module is None:
+        return {}
+    path = path or config["first_stage"]["path"]
+    place = resolve(path, workdir, "config.first_stage.path") if path else workdir
+    if (place / "first_stage" / "checkpoints").is_dir():
+        params = load_averaged(place / "first_stage" / "checkpoints", which)
+        params = params.get("autoencoder", params)  # the first working directories held it alone
+    elif not path:
+        raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
+    else:
+        params = weights.read(place).params.get("first_stage", {})
+    return _checked(params, stage.init, "first stage", place, dtype)
+
+
+def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
+    """The parameters of a conditioner that is not trained here: CLIP's text encoder, from config.conditioner.path, a
+    checkpoint of the world. {} for the others.
+
+    Raises ValueError if they don't belong to the encoder of `config`."""
+    condition = build.make_condition(config)
+    if not condition.frozen:
+        return {}
+    path = config["conditioner"]["path"]
+    if not Path(path).exists():
+        raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint that holds the encoder")
+    return _checked(weights.read(path).params.get("conditioner", {}), condition.init, "conditioner", path, dtype)
+
+
+def as_dtype(params: PyTree, dtype: Any) -> PyTree:
+    """Parameters in another floating-point type; None leaves them."""
+    return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _checked(params: PyTree, init: Callable[[jax.Array], PyTree], part: str, path: Any, dtype: Any) -> PyTree:
+    """The parameters on the default device; ValueError if they are not shaped as those of `init`."""
+    expected = jax.eval_shape(init, jax.random.key(0))
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"the {part} in {path} is not the one that config.{part.replace(' ', '_')} describes")
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32 if dtype is None else dtype)), params)
+
+
+def load_condition(config: Mapping[str, Any], workdir: Path | None) -> Condition:
+    """The condition with the tokenizer and the class names of the working directory."""
+    return build.make_condition(config, **kind_of(config["conditioner"]).recall(config["conditioner"], workdir))

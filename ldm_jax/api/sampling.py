@@ -1,0 +1,243 @@
+"""The parts that every way of making pictures joins into one compiled program.
+
+    Plan       what is compiled in: shape, recipe, numbers of steps, windows
+    Guidance   what is traced: the condition to follow, the one to leave, by how much
+
+`prepare` makes both from what a user gave, and refuses what can't work; `denoiser` and `grid` turn them into what
+`diffusion.sample` takes. Windows make canvases larger than a network can see or memory holds: denoised by
+`diffusion.editing.tiled`, encoded and decoded tile by tile.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import diffusion
+from ldm_jax.api.specification import Specification
+from ldm_jax.diffusion import editing
+from ldm_jax.models import decode_tiled, encode_tiled
+from ldm_jax.primitives.arrays import typed_key
+from ldm_jax.primitives.choices import did_you_mean
+
+PyTree = Any
+DECODED = 64  # latent pixels: the least side of the tiles that a first stage gets at once, where there are windows
+
+
+class Windows(NamedTuple):
+    """In latent pixels, along every axis. `wrap`: the canvas is closed along its last one."""
+
+    side: int
+    stride: int
+    wrap: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """`shape` of the latents [B, *space, C]; of `steps` only the `last` are run."""
+
+    shape: tuple[int, ...]
+    recipe: diffusion.Recipe
+    steps: int
+    last: int
+    windows: Windows | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all steps are run."""
+        return self.last == self.steps
+
+    @property
+    def grid(self) -> diffusion.Level:
+        """The levels that are visited."""
+        levels = self.recipe.grid(self.steps)
+        return levels if self.whole else levels[len(levels) - 1 - self.last :]
+
+    @property
+    def sampler(self) -> diffusion.Sampler:
+        """For this number of steps."""
+        return self.recipe.sampler(self.steps)
+
+
+class Guidance(NamedTuple):
+    """`negative` and `scale` are None where there is no guidance."""
+
+    cond: PyTree
+    negative: PyTree = None
+    scale: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to sample; every method that makes pictures takes these.
+
+    sampler         a name in `diffusion.SAMPLERS`, or a `diffusion.Sampler`; default: the config's, or that of the scheduler
+                    that a diffusers folder came with. Compiled in, as are `steps` and `grid`.
+    steps, grid     how many, and at which levels (a name in `diffusion.GRIDS`)
+    guidance_scale  a number or [B], traced, except that the number 1.0 leaves the unconditional half out
+    negative        the cond to steer away from; default the empty one
+    tile, overlap   the canvas is denoised on windows of `tile` pixels that overlap by `overlap` (default half a tile) and agree
+                    there, and decoded in tiles: memory grows with the window
+    wrap            the canvas is closed along its last axis: a panorama
+    """
+
+    sampler: Any = None
+    steps: int | None = None
+    grid: str | None = None
+    guidance_scale: float | jax.Array | None = None
+    negative: PyTree = None
+    tile: int | None = None
+    overlap: int | None = None
+    wrap: bool = False
+
+
+def make_options(options: dict[str, Any]) -> Options:
+    """`Options(**options)`. ValueError that says what is near for a name that isn't one."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in names:
+            raise ValueError(f"{name}: no such option.{did_you_mean(name, names)} There are: {', '.join(names)}")
+    return Options(**options)
+
+
+def program(function: Callable) -> Callable:
+    """`function(spec, plan, ...)` compiled once for a specification, a plan and shapes."""
+    return jax.jit(function, static_argnums=(0, 1))
+
+
+def check_cond(spec: Specification, cond: PyTree) -> None:
+    """ValueError if the model takes a condition and there is none, or something that `embed` didn't give."""
+    if cond is None and spec.condition.kind != "none":
+        raise ValueError(f"this model takes {spec.condition.takes}; give cond=ldm.embed(params, [...])")
+    if cond is not None and not (isinstance(cond, dict) and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(cond))):
+        raise ValueError(f"cond is a {type(cond).__name__}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+
+
+def count(cond: PyTree, num: int | None = None) -> int:
+    """How many pictures: as many as there are conditions, or `num` where there are none. ValueError where the two differ."""
+    batch = num if cond is None else jax.tree.leaves(cond)[0].shape[0]
+    if batch is None or batch < 1:
+        raise ValueError(f"num={num}: say how many pictures to draw")
+    if num is not None and num != batch:
+        raise ValueError(f"num={num} for {batch} conditions: leave num out, or give as many conditions")
+    return batch
+
+
+def canvas(spec: Specification, cond: PyTree) -> tuple[int, ...]:
+    """The size in pixels of a condition that is a picture, or the training size."""
+    if cond is not None and "concat" in cond:
+        return tuple(side * spec.first_stage.factor for side in cond["concat"].shape[1:-1])
+    return spec.image_size
+
+
+def prepare(
+    spec: Specification,
+    params: PyTree,
+    cond: PyTree,
+    num: int,
+    size: tuple[int, ...],
+    options: Options,
+    *,
+    strength: float = 1.0,
+) -> tuple[Plan, Guidance]:
+    """For `num` pictures of `size` pixels; `strength` in (0, 1]: the part of the steps that is run."""
+    defaults = spec.config["sampling"]
+    steps = defaults["steps"] if options.steps is None else options.steps
+    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+        raise ValueError(f"steps={steps!r}: must be a whole number of at least 1")
+    scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale
+    check_cond(spec, cond)
+    shape = spec.first_stage.latent_shape(*size)
+    if cond is not None and "concat" in cond and cond["concat"].shape[1:-1] != shape[:-1]:
+        there, here = (" x ".join(map(str, space)) for space in (cond["concat"].shape[1:-1], shape[:-1]))
+        raise ValueError(f"the condition lies on {there} latent pixels, the picture on {here}: give both the same size")
+    negative = options.negative
+    off = cond is None or (isinstance(scale, (int, float)) and scale == 1)
+    if off and negative is not None:
+        raise ValueError(f"guidance_scale={scale} leaves the negative condition without effect; give one above 1")
+    if not off and negative is None:
+        negative = spec.null(params, num, size, cond)
+    plan = Plan(
+        shape=(num, *shape),
+        recipe=spec.recipe(options.sampler, options.grid),
+        steps=steps,
+        last=editing.last_steps(strength, steps),
+        windows=_windows(spec.first_stage.factor, options.tile, options.overlap, options.wrap),
+    )
+    return plan, Guidance(cond) if off else Guidance(cond, negative, jnp.asarray(scale, jnp.float32))
+
+
+def _windows(factor: int, tile: int | None, overlap: int | None, wrap: bool) -> Windows | None:
+    if tile is None:
+        if overlap is not None or wrap:
+            raise ValueError(f"overlap={overlap}, wrap={wrap}: these are of windows; give their side, tile=...")
+        return None
+    overlap = tile // factor // 2 * factor if overlap is None else overlap
+    if tile < factor or tile % factor or overlap % factor or not 0 <= overlap < tile:
+        raise ValueError(f"tile={tile}, overlap={overlap}: multiples of {factor} pixels, the overlap less than the tile")
+    return Windows(tile // factor, (tile - overlap) // factor, wrap)
+
+
+def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance) -> diffusion.Denoiser:
+    """`Specification.denoiser`, on windows where the plan has them; each sees its part of conditions that are pictures."""
+    if plan.windows is None:
+        return spec.denoiser(params, guidance.cond, guidance.scale, guidance.negative, plan.recipe)
+    side, stride, wrap = plan.windows
+    window = tuple(min(side, full) for full in plan.shape[1:-1])
+    conds = (guidance.cond, guidance.negative)
+    along = [None if cond is None else cond.get("concat") for cond in conds]
+
+    def denoise_window(x, level, pieces):
+        cond, negative = (c if piece is None else c | {"concat": piece} for c, piece in zip(conds, pieces))
+        inner = dataclasses.replace(plan.recipe, wrap=lambda denoise: denoise)  # x0 is clipped or bounded on the whole canvas
+        return spec.denoiser(params, cond, guidance.scale, negative, inner)(x, level)
+
+    return plan.recipe.wrap(editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), wrap, along))
+
+
+def run(
+    spec: Specification, plan: Plan, params: PyTree, guidance: Guidance, x: jax.Array, keys: jax.Array, sampler: Any = None
+) -> jax.Array:
+    """The trajectory from x at the grid's first level, and the decoder: images [B, *size, 3]. `keys`: one a picture, or the noise
+    of every step; `sampler`: in place of the plan's."""
+    denoise = denoiser(spec, plan, params, guidance)
+    return decode(spec, plan, params, diffusion.sample(denoise, sampler or plan.sampler, x, plan.grid, keys))
+
+
+def keys_of(key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """One key a picture for its start noise, one for its steps: picture i depends on (key, i), not on its neighbours."""
+    key = typed_key(key)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num))
+    return keys[:, 0], keys[:, 1]
+
+
+def start(plan: Plan, noise: jax.Array) -> jax.Array:
+    """Where a whole trajectory starts; `noise`: unit noise, or keys to draw it with."""
+    return diffusion.start(noise, plan.shape, plan.grid, plan.recipe.start_scale)
+
+
+def noised(plan: Plan, z: jax.Array, keys: jax.Array) -> jax.Array:
+    """The forward process from latents z to the first of the plan's levels."""
+    first = plan.grid[0]
+    return jnp.float32(first.alpha) * z + diffusion.start(keys, z.shape, plan.grid, lambda level: level.sigma)
+
+
+def encode(spec: Specification, plan: Plan, params: PyTree, images: jax.Array) -> jax.Array:
+    """Scaled latents of images, tile by tile where there are windows."""
+    if plan.windows is None:
+        return spec.encode(params, images)
+    tile = max(DECODED, plan.windows.side)
+    return encode_tiled(lambda x: spec.encode(params, x), images, factor=spec.first_stage.factor, tile=tile)
+
+
+def decode(spec: Specification, plan: Plan, params: PyTree, z: jax.Array) -> jax.Array:
+    """Images in [-1, 1]; a canvas that is closed is decoded with its ends seeing each other."""
+    if plan.windows is None:
+        return jnp.clip(spec.decode(params, z), -1.0, 1.0)
+    tile, factor = max(DECODED, plan.windows.side), spec.first_stage.factor
+    margin = min(plan.windows.side, z.shape[-2]) if plan.windows.wrap else 0
+    z = jnp.concatenate([z[..., z.shape[-2] - margin :, :], z, z[..., :margin, :]], axis=-2)
+    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=factor, tile=tile)
+    return jnp.clip(images[..., margin * factor : images.shape[-2] - margin * factor, :], -1.0, 1.0)

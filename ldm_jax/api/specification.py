@@ -1,0 +1,112 @@
+"""A model without its parameters: what a config describes, as pure functions of them. Compiled programs hold one of these, so a
+model that is deleted leaves no parameters behind."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build, diffusion
+from ldm_jax.conditioning import Condition
+from ldm_jax.first_stage import FirstStage, draw, latents
+
+PyTree = Any
+
+
+class Specification:
+    """`params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument. Images are float32 [B, *size, 3]
+    in [-1, 1]; latents [B, *space, C] are scaled to unit variance, by a number or one a channel."""
+
+    def __init__(self, config: Mapping[str, Any], condition: Condition, scale: Any = 1.0, shift: Any = 0.0):
+        self.config, self.condition = config, condition
+        self.scale, self.shift = (np.asarray(value, np.float32) for value in (scale, shift))
+        self._recipes: dict[Any, diffusion.Recipe] = {}
+
+    @functools.cached_property
+    def first_stage(self) -> FirstStage:
+        """The autoencoder on raw latents: its functions, `factor` and `latent_shape`."""
+        return build.make_first_stage(self.config)
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The Linen module."""
+        return build.make_network(self.config)
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """The spatial shape in pixels of training."""
+        return build.image_size(self.config)
+
+    def recipe(self, sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
+        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`) or a grid's name says otherwise; a grid
+        given here ends clean. The same arguments give the same object: programs are compiled for it once."""
+        if (sampler, grid) not in self._recipes:
+            recipe = build.make_recipe(self.config)
+            recipe = recipe if sampler is None else recipe.with_sampler(sampler)
+            self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
+        return self._recipes[sampler, grid]
+
+    def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
+        """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C]."""
+        return self.network.apply({"params": params["network"]}, x, t, cond)
+
+    def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
+        self.first_stage.latent_shape(*images.shape[1:-1])
+        z = draw(self.first_stage.encode(params["first_stage"], images), key)
+        return latents.scale_latents(z, self.scale, self.shift)
+
+    def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
+        """Scaled latents -> images (not clipped)."""
+        return self.first_stage.decode(params["first_stage"], latents.unscale_latents(z, self.scale, self.shift))
+
+    def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
+        """What a user gave, one entry a picture -> cond for `apply` and `sample`: prompts, in which "(word:1.3)" weighs a part;
+        names or numbers of classes; what `describe` says. Arrays (tokens int32 [B, L], labels int32 [B]) and dicts of arrays
+        are taken as they are, as the conditioner's inputs.
+
+        Raises:
+          ValueError: an unknown class or word, a prompt too long, or any value for an unconditional model.
+        """
+        if isinstance(values, str):
+            raise ValueError(f"embed takes a list, one entry a picture: [{values!r}]")
+        arrays = isinstance(values, (jax.Array, np.ndarray, Mapping))
+        if not arrays and not len(values):
+            raise ValueError("embed was given no condition: one entry a picture")
+        inputs = values if arrays else self.condition.parse(values)
+        return self._embed(params, jax.tree.map(jnp.asarray, inputs))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed(self, params: PyTree, inputs: PyTree) -> PyTree:
+        inputs = self.condition.encoded(inputs, lambda images: self.encode(params, images))
+        return self.condition.apply(params.get("conditioner", {}), inputs)
+
+    def null(self, params: PyTree, batch: int, size: tuple[int, ...] | None = None, like: PyTree = None) -> PyTree:
+        """The empty condition, `batch` times, for pictures of `size` pixels; `like`: the cond that it stands against."""
+        nulls = self.condition.nulls(batch, size, like)
+        return None if nulls is None else self._embed(params, jax.tree.map(jnp.asarray, nulls))
+
+    def denoiser(
+        self,
+        params: PyTree,
+        cond: PyTree = None,
+        guidance_scale: float | jax.Array | None = None,
+        negative: PyTree = None,
+        recipe: diffusion.Recipe | None = None,
+    ) -> diffusion.Denoiser:
+        """(x [B, *space, C], level) -> Prediction(x0, eps). With a guidance scale (a number or [B]) the prediction is led from
+        `negative` to `cond` by it, both in one call of the network."""
+        recipe = recipe or self.recipe()
+        return recipe.wrap(self._guided(params, cond, guidance_scale, negative, recipe))
+
+    def _guided(self, params, cond, guidance_scale, negative, recipe) -> diffusion.Denoiser:
+        def network(x, t, cond):
+            return self.apply(params, x, t, cond)
+
+        if guidance_scale is None or negative is None:
+            return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)
+        predictions = diffusion.together(network, recipe.prediction, [cond, negative], recipe.input_scale)
+        return diffusion.classifier_free(predictions, guidance_scale)

@@ -1,0 +1,107 @@
+"""The autoencoder and how it is trained, from config.first_stage, config.first_stage_loss and config.first_stage_train."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import first_stage, models
+from ldm_jax.build.options import compute_dtype, image_size, make_stage_optimizer, without
+from ldm_jax.first_stage import FirstStage, FirstStageProgram, LatentTerms, LossWeights, Parts
+from ldm_jax.primitives.choices import check_choice, construct
+from ldm_jax.training.optimizer import by_part, make_optimizer, trained_only
+
+
+def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
+    """The autoencoder of config.first_stage: kind "kl" or "vq"; "none" passes pixels through."""
+    section = config["first_stage"]
+    kind = check_choice(section["kind"], ("kl", "vq", "none"), "config.first_stage.kind")
+    if kind == "none":
+        return FirstStage(size=image_size(config))
+    fields = without(section, "kind", "path")
+    fields["n_embed"] = fields.get("n_embed") or None
+    module = construct(models.Autoencoder, fields | {"dtype": compute_dtype(config)}, "config.first_stage")
+    if (kind == "vq") != module.quantizes:
+        raise ValueError(
+            f"config.first_stage: kind={kind!r} with n_embed={module.n_embed}, fsq_levels={module.fsq_levels}: only VQ models "
+            "have a codebook"
+        )
+    size = (module.resolution,) * len(image_size(config))
+    return FirstStage(module, 2 ** (len(module.ch_mult) - 1), module.embed_dim, size)
+
+
+def make_loss_weights(section: Mapping[str, Any]) -> LossWeights:
+    """What counts for how much in pictures, of config.first_stage_loss."""
+    names = ("pixel", "reduction", "perceptual_weight", "disc_weight", "disc_adaptive", "disc_start", "disc_loss", "r1_weight")
+    try:
+        return LossWeights(*(section[name] for name in (*names, "lecam_weight")))
+    except ValueError as error:
+        raise ValueError(f"config.first_stage_loss: {error}") from None
+
+
+def make_latent_terms(section: Mapping[str, Any], module: models.Autoencoder) -> LatentTerms:
+    """What counts for how much in latents. ValueError for options that need a codebook, or that kind of one."""
+    kind = check_choice(section["codebook"], ("gradient", "ema"), "config.first_stage_loss.codebook")
+    terms = LatentTerms(
+        kl=section["kl_weight"],
+        codebook=kind,
+        codebook_weight=section["codebook_weight"],
+        decay=section["codebook_decay"],
+        kmeans=section["codebook_kmeans"],
+        restart=section["codebook_restart"],
+        beta=section["beta"],
+        legacy_beta=section["legacy_beta"],
+        equivariance=section["equivariance_weight"],
+        alignment=section["alignment_weight"],
+    )
+    if (terms.moving or terms.kmeans) and not module.n_embed:
+        raise ValueError(
+            f"config.first_stage_loss.codebook={kind!r}, codebook_kmeans={terms.kmeans}: this first stage has no learnt codebook "
+            "(first_stage.n_embed)"
+        )
+    if terms.restart and not terms.moving:
+        raise ValueError("config.first_stage_loss.codebook_restart: only codes that follow moving averages (codebook='ema') do")
+    return terms
+
+
+def make_perceptual(section: Mapping[str, Any]) -> models.LPIPS:
+    """The perceptual network of config.first_stage_loss."""
+    return models.LPIPS(tuple(section["perceptual_widths"]))
+
+
+def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
+    """All that trains the autoencoder. ValueError for what can't be, before a file is read."""
+    stage, section, train = make_first_stage(config), config["first_stage_loss"], config["first_stage_train"]
+    weights, terms = make_loss_weights(section), make_latent_terms(section, stage.module)
+    disc = models.Discriminator(
+        section["disc_ndf"], section["disc_layers"], section["disc_actnorm"], dtype=compute_dtype(config)
+    )
+    parts = Parts(stage, make_perceptual(section), disc, section["perceptual_widths"][3])
+    frozen = tuple(train["frozen"])
+    if unknown := sorted({*frozen} - {*first_stage.PARTS}):
+        raise ValueError(f"config.first_stage_train.frozen: {unknown[0]!r} is no part of the autoencoder")
+    if terms.moving and "quantize" in frozen:
+        raise ValueError("config.first_stage_train.frozen: 'quantize' can't be, with first_stage_loss.codebook='ema'")
+    optimizer, disc_learning_rate = make_stage_optimizer(train), section["disc_learning_rate"] or train["learning_rate"]
+    by_name = {"autoencoder": trained_only(optimizer, frozen) if frozen else optimizer}
+    # the reference's Adam, whatever optimizer the autoencoder has
+    adam = functools.partial(make_optimizer, "adamw", disc_learning_rate, train["steps"], weight_decay=0.0)
+    if weights.discriminator:
+        by_name["discriminator"] = adam(b1=0.5, b2=0.9, clip_norm=train["clip_norm"])
+    if terms.alignment:
+        by_name["alignment"] = adam()
+    image = jax.ShapeDtypeStruct((train["batch_size"], *image_size(config), stage.module.in_channels), jnp.float32)
+    return FirstStageProgram(
+        init=parts.init(weights, terms),
+        gradients=first_stage.make_gradients(parts.networks(weights, terms), weights, section["alternate"]),
+        optimizer=by_part(by_name),
+        batch={"image": image},
+        constants=parts.constants(weights, terms),
+        ema_decay=train["ema_decay"],
+        not_averaged=first_stage.NOT_AVERAGED,
+        accumulate=train.get("accumulate", 1),
+        prepare=parts.prepare(weights, terms),
+        distance=parts.distance if weights.perceptual else None,
+    )

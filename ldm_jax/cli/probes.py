@@ -1,0 +1,52 @@
+"""python -m ldm_jax.probes: trains small networks that judge pictures."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from ldm_jax import build, probes
+from ldm_jax.cli.data import data_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains a probe, measures it on the validation set and writes it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ldm_jax.probes", description="Small networks that probe pictures.")
+    command = parser.add_subparsers(dest="command", required=True).add_parser("train")
+    command.add_argument("--kind", choices=probes.KINDS, required=True)
+    command.add_argument("--data", required=True, help="a folder of images, or a working directory, whose data are meant")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--size", type=int, help="the side to look at pictures with; by default the working directory's")
+    command.add_argument("--columns", nargs="*", help="of the data; by default what the kind needs")
+    command.add_argument("--flip", action="store_true", help="mirror half of the pictures, where left and right don't matter")
+    command.add_argument("--classes", type=int, help="of a segmenter: label maps' values from here on don't count")
+    command.add_argument("--steps", type=int, default=800)
+    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--learning-rate", type=float, default=4e-3)
+    command.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
+    default = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}[chosen.kind]
+    columns = default if chosen.columns is None else chosen.columns
+    try:
+        config = data_of(chosen.data)
+        size = chosen.size or config["data"]["image_size"]
+        if not size:
+            raise ValueError(f"{chosen.data} is a folder of images: say at which --size to look at them")
+        sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
+        probe = probes.train(
+            chosen.kind,
+            sources[0],
+            size,
+            chosen.out,
+            **{name: getattr(chosen, name) for name in ("flip", "steps", "batch_size", "learning_rate", "seed")},
+            **({"n_classes": chosen.classes} if chosen.classes else {}),
+        )
+        probe = dataclasses.replace(probe, measured=probes.measure(probe, sources[1]))
+        probes.write(probe, chosen.out)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{chosen.out}: " + ", ".join(f"{name} {value:.3f}" for name, value in probe.measured.items()) + " on validation")
+    return 0

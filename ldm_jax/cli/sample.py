@@ -1,0 +1,290 @@
+"""What sample.py does: from its flags to pictures. Which of a model's methods is meant, and with what.
+
+    drawn = draw(ldm, {"image": ["photo.png"], "mask": "hole.png", "prompt": ["a red circle"]})
+
+The mode is picked from what is given (`MODES`): a picture and a mask are `inpaint`, a picture alone `image_to_image`. Pictures
+keep their size: they are padded to what the model takes by their last rows and columns, and the result is cut back. Every error
+is a ValueError in one sentence before anything compiles.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax.api import LatentDiffusion
+from ldm_jax.conditioning import KINDS, Condition
+from ldm_jax.data.decode import decode_rgb
+from ldm_jax.diffusion.editing import last_steps
+from ldm_jax.primitives.arrays import key_of
+from ldm_jax.primitives.choices import did_you_mean
+
+Flags = Mapping[str, Any]
+# Flags beside those of conditions: type, default, help.
+OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "image": ("texts", [], "A picture to start from. Alone: drawn anew at --strength."),
+    "mask": ("text", None, "White where --image is to be painted anew; the rest stays, bit for bit."),
+    "outpaint": ("list", None, "Pixels to add around --image: TOP,BOTTOM,LEFT,RIGHT, or one number."),
+    "source": ("text", None, "What --image shows, in the words of the condition: edits it through its noise."),
+    "strength": ("number", None, "How much of --image may change, in (0, 1]."),
+    "upscale": ("text", None, "A small picture, for super-resolution."),
+    "size": ("text", None, "HEIGHTxWIDTH in pixels; default: the training size."),
+    "tiled": ("switch", False, "Large canvases in windows of the training size."),
+    "panorama": ("switch", False, "The same, and the right end continues at the left."),
+    "variations": ("number", None, "How far from the seed's first picture, in [0, 1]."),
+    "interpolate": ("integer", None, "Frames between conditions, noises or two pictures."),
+    "num": ("integer", 4, "How many pictures for each condition."),
+    "seed": ("integer", 0, "The same seed draws the same pictures."),
+    "sampler": ("text", None, "ddim, ddpm, dpmpp_2m, ...; default: the config's."),
+    "steps": ("integer", None, "Sampling steps; default: the config's."),
+    "guidance_scale": ("number", None, "1 is off; default: the config's."),
+}
+ALWAYS = ("num", "seed", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
+EMPTY = {"texts": [], "switch": False}
+
+
+def all_flags() -> dict[str, tuple[str, Any, str]]:
+    """Type, default and help of every flag: those of all kinds of conditions, and `OWN_FLAGS`."""
+    found = {}
+    for kind in KINDS.values():
+        for name, (of_type, text) in {**kind.flags, **kind.companions}.items():
+            found.setdefault(name, (of_type, EMPTY.get(of_type), text))
+    return found | OWN_FLAGS
+
+
+def given(flags: Flags) -> set[str]:
+    """Flags that the user set, but those that have a meaning in every mode."""
+    return {name for name, value in flags.items() if name not in ALWAYS and value is not None and value not in ([], (), False)}
+
+
+def with_defaults(flags: Flags) -> dict[str, Any]:
+    """All flags. ValueError for one that isn't."""
+    known = all_flags()
+    for name in flags:
+        if name not in known:
+            raise ValueError(f"--{name} is no flag.{did_you_mean(name, known)}")
+    return {name: default for name, (_, default, _) in known.items()} | dict(flags)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Pictures [N, H, W, 3] in [-1, 1], what each is, how many make a row, and whether they follow each other in time."""
+
+    images: np.ndarray
+    words: list[str]
+    columns: int
+    film: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """`needs`: flags that pick it; `may`: what else has a meaning then, besides the condition; `usage`: for help."""
+
+    needs: frozenset[str]
+    may: frozenset[str]
+    usage: str
+
+
+def _mode(needs: str, may: str, usage: str) -> Mode:
+    return Mode(frozenset(needs.split()), frozenset(may.split()), usage)
+
+
+# The first whose needs are met is meant.
+MODES = {
+    "upscale": _mode("upscale", "tiled", "--upscale SMALL.png"),
+    "interpolate": _mode("interpolate", "image size tiled", "--interpolate FRAMES, between two conditions, noises or --image"),
+    "variation": _mode("variations", "size tiled", "--variations 0.2: pictures like the first one of the seed"),
+    "inpaint": _mode("image mask", "strength tiled", "--image PHOTO.png --mask MASK.png (white: paint)"),
+    "outpaint": _mode("image outpaint", "tiled", "--image PHOTO.png --outpaint TOP,BOTTOM,LEFT,RIGHT"),
+    "edit": _mode("image source", "strength", '--image PHOTO.png --source "what it shows"'),
+    "panorama": _mode("panorama size", "", "--panorama --size HEIGHTxWIDTH"),
+    "image_to_image": _mode("image", "strength tiled", "--image PHOTO.png --strength 0.6"),
+    "sample": _mode("", "size tiled", "[--size HEIGHTxWIDTH [--tiled]]"),
+}
+
+
+def usage(ldm: LatentDiffusion) -> str:
+    """One line for each mode that this model has."""
+    condition = ldm.condition
+    known = " | ".join(f"--{name} {name.upper()}" for name in condition.flags)
+    beside = " ".join(f"[--{name} {name.upper()}]" for name in condition.companions)
+    told = f"({known}) {beside} " if len(condition.flags) > 1 else f"{known} {beside} " if known else ""
+    return "\n".join(f"  {name:15} {told}{MODES[name].usage}" for name in ldm.abilities)
+
+
+def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
+    """The mode that is meant. ValueError if what is given doesn't go together, or not with this model."""
+    flags = with_defaults(flags)
+    named, condition = given(flags), ldm.condition
+    of_conditions = {name for kind in KINDS.values() for name in (*kind.flags, *kind.companions)}
+    name = next(name for name, mode in MODES.items() if mode.needs <= named)
+    mode = MODES[name]
+    meant = " and ".join(f"--{need}" for need in sorted(mode.needs)) or "a plain sample"
+    for extra in sorted(named - mode.needs - mode.may - of_conditions):
+        where = [m.needs - {extra} for m in MODES.values() if extra in m.needs | m.may]
+        partners = {" and ".join(f"--{need}" for need in sorted(needs)) for needs in where if needs}
+        hint = f"; it goes with {' or '.join(sorted(partners, key=len))}" if partners else ""
+        raise ValueError(f"--{extra} has no meaning for {meant}{hint}")
+    if name not in ldm.abilities:
+        takes = f"it takes {condition.takes}"
+        raise ValueError(f"{meant}: this model can't {name}, it can {', '.join(ldm.abilities)}; {takes}")
+    telling = {name for kind in KINDS.values() for name in kind.flags}
+    conditions = sorted(named & telling)
+    if len(conditions) > 1:
+        raise ValueError(f"give {' or '.join(f'--{flag}' for flag in conditions)}, not both")
+    for wrong in sorted(named & of_conditions - {*condition.flags, *condition.companions}):
+        raise ValueError(f"--{wrong} is nothing to this model, which takes {condition.takes}")
+    if condition.flags and not conditions:
+        raise ValueError(f"this model takes {condition.takes}: give {' or '.join(f'--{flag}' for flag in condition.flags)}")
+    _check_numbers(flags)
+    return name
+
+
+def _check_numbers(flags: Flags) -> None:
+    bounds = {"num": 1, "steps": 1, "interpolate": 2, "neighbours": 1}
+    for name, least in bounds.items():
+        if flags[name] is not None and flags[name] < least:
+            raise ValueError(f"--{name}={flags[name]}: must be at least {least}")
+    if flags["variations"] is not None and not 0 <= flags["variations"] <= 1:
+        raise ValueError(f"--variations={flags['variations']}: must lie in [0, 1]")
+    if flags["strength"] is not None:
+        last_steps(flags["strength"], 1)
+    key_of(flags["seed"])
+
+
+def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
+    """What the flags say. ValueError or FileNotFoundError for what can't be read or done."""
+    name, flags = choose_mode(ldm, flags), with_defaults(flags)
+    options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    if flags["tiled"]:
+        options["tile"] = max(ldm.specification.image_size)
+    if flags["strength"] is not None:
+        options["strength"] = flags["strength"]
+    if flags["size"]:
+        options["size"] = _size(flags["size"])
+    p, key, num = ldm.params, key_of(flags["seed"]), flags["num"]
+    if name == "upscale":
+        low = np.repeat(read_image(flags["upscale"])[None], num, 0)
+        return Drawn(np.asarray(ldm.upscale(p, key, low, **options)), [flags["upscale"]] * num, num)
+    values, words = _conditions(ldm, flags)
+    if name == "interpolate":
+        return _film(ldm, flags, key, values, words, options)
+    values, words = ([value for value in column for _ in range(num)] for column in (values, words))
+    if name in ("sample", "panorama", "variation"):
+        if name == "variation":
+            options["amount"] = flags["variations"]
+        cond = _embedded(ldm, flags, values, options)
+        images = getattr(ldm, name)(p, key, cond, num=len(words), **options)
+        if ldm.condition.kind == "semantic":
+            images = images[:, : values[0].shape[0], : values[0].shape[1]]
+        return Drawn(np.asarray(images), words, num)
+
+    image, mask, (height, width) = _prepared(ldm, flags, name)
+    image = np.repeat(image[None], len(words), 0)
+    if name in ("inpaint", "outpaint"):
+        # a combination takes its prompts beside the picture, and embeds both together
+        cond = (values or None) if ldm.condition.inpainting_part else _embedded(ldm, flags, values, options)
+        images = ldm.inpaint(p, key, image, np.repeat(mask[None], len(words), 0), cond, **options)
+    elif name == "edit":
+        cond = _embedded(ldm, flags, values, options)
+        source, _ = _conditions(ldm, flags | {_flag(ldm.condition, flags): [flags["source"]]})
+        images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options), **options)
+    else:
+        images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options), **options)
+    return Drawn(np.asarray(images[:, :height, :width]), words, num)
+
+
+def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any]) -> Any:
+    """cond, or None; puts the negative one into `options`. Label maps are padded to what the first stage takes."""
+    if flags["negative"] is not None:
+        options["negative"] = ldm.embed(ldm.params, [flags["negative"]] * (flags["interpolate"] or len(values)))
+    if ldm.condition.kind == "semantic":
+        factor = ldm.first_stage.factor
+        values = [np.pad(m, ((0, -m.shape[0] % factor), (0, -m.shape[1] % factor)), "edge") for m in values]
+    return ldm.embed(ldm.params, values) if values else None
+
+
+def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+    """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
+    if len(flags["image"]) != 1:
+        raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
+    image, mask = read_image(flags["image"][0]), None
+    if name == "inpaint":
+        mask = read_mask(flags["mask"], image.shape[:2])
+    if name == "outpaint":
+        top, bottom, left, right = _sides(flags["outpaint"])
+        mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
+        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
+    size = image.shape[:2]
+    padding = [(0, -side % ldm.first_stage.factor) for side in size]
+    return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
+
+
+def _conditions(ldm: LatentDiffusion, flags: Flags) -> tuple[list[Any], list[str]]:
+    """What `ldm.embed` takes and its description, an entry a condition; values are empty where there is nothing to embed."""
+    if _flag(ldm.condition, flags) is None:
+        return [], [" ".join(filter(None, (*flags["image"], flags["mask"])))]
+    return ldm.condition.read(flags)
+
+
+def _flag(condition: Condition, flags: Flags) -> str | None:
+    """The one that tells the condition."""
+    return next((flag for flag in condition.flags if flags[flag]), None)
+
+
+def _film(
+    ldm: LatentDiffusion, flags: Flags, key: jax.Array, values: list[Any], words: list[str], options: dict[str, Any]
+) -> Drawn:
+    """Frames between conditions, between the seed's first two noises, or between two pictures."""
+    p, frames, paths = ldm.params, flags["interpolate"], flags["image"]
+    if len(paths) not in (0, 2):
+        raise ValueError(f"--interpolate between {len(paths)} pictures: give --image twice, or not at all")
+    if paths:
+        if flags["sampler"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
+            raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
+        images = [read_image(path) for path in paths]
+        if images[0].shape != images[1].shape:
+            raise ValueError(f"--interpolate between pictures of {images[0].shape[:2]} and {images[1].shape[:2]}: one size")
+        ends = ldm.embed(p, values * 2 if len(values) == 1 else values) if values else None
+        options["noise"] = ldm.invert(p, np.stack(images), ends, steps=flags["steps"], tile=options.get("tile"))
+        options |= {"sampler": "ddim", "guidance_scale": 1.0}
+    else:
+        options["noise"] = ldm.noise(key, 1 if len(values) > 1 else 2, options.pop("size", None))
+    cond = _embedded(ldm, flags, values, options)
+    return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), words, frames, film=True)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """float32 [H, W, 3] in [-1, 1] of any image file: EXIF applied, transparency on white, 16 bits as 8."""
+    return decode_rgb(path, str(path)).astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """float32 [H, W], 1 where the file is white (or transparent). ValueError if it isn't as large as the picture, or paints
+    nothing."""
+    mask = (decode_rgb(path, str(path)).mean(-1) >= 127.5).astype(np.float32)
+    if mask.shape != size:
+        there, wanted = (f"{w} x {h}" for h, w in (mask.shape, size))
+        raise ValueError(f"{path} is {there} pixels and the picture {wanted}: they must be of one size")
+    if not mask.any():
+        raise ValueError(f"{path} is black all over: white is what to paint")
+    return mask
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise ValueError(f"--size {text!r}: write it HEIGHTxWIDTH, such as 64x256")
+    return int(found[1]), int(found[2])
+
+
+def _sides(values: Sequence[str]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right); one number is all four."""
+    values = list(values) * (4 if len(values) == 1 else 1)
+    if len(values) != 4 or not all(value.isdigit() for value in values) or not any(map(int, values)):
+        raise ValueError(f"--outpaint {','.join(values)}: pixels to add, TOP,BOTTOM,LEFT,RIGHT, or one number for all four")
+    return tuple(int(value) for value in values)

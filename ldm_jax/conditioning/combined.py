@@ -1,0 +1,134 @@
+"""Several conditions at once, such as a prompt and a picture to lay beside the latents (inpainting and instruction models of
+Stable Diffusion): what each gives the network is joined."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
+
+PyTree = Any
+
+
+def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, Any], Setting], Condition]:
+    """The kind "combined" out of these. config.conditioner.parts names its sections: {"prompt": {"kind": "clip_text", ...},
+    "picture": {"kind": "inpaint", ...}}; `combination(KINDS)(section, setting)` is the condition.
+
+    inputs are {part: inputs}; a user gives {part: value} for each picture. Contexts follow one another along the tokens, pictures
+    along the channels; at most one part tells a label. Parts are dropped together, for guidance.
+    """
+
+    class Combined(Condition):
+        kind = "combined"
+        required = ("parts",)
+
+        def __init__(self, section, setting):
+            super().__init__(section, setting)
+            self.parts = {name: kinds[part["kind"]](part, setting) for name, part in section["parts"].items()}
+            if len(self.parts) < 2:
+                raise ValueError(f"config.conditioner.parts={list(self.parts)}: a combination has two parts or more")
+            parts = self.parts.values()
+            self.columns = tuple(dict.fromkeys(column for part in parts for column in part.columns))
+            self.flags = {name: flag for part in parts for name, flag in part.flags.items()}
+            self.companions = {name: flag for part in parts for name, flag in part.companions.items()}
+            narrow = [part.abilities for part in parts if not {*part.abilities} >= {*ABILITIES}]
+            self.abilities = narrow[0] if narrow else ABILITIES
+            self.frozen = any(part.frozen for part in parts)
+            self.of_pictures = any(part.of_pictures for part in parts)
+            self.whole_boxes = any(part.whole_boxes for part in parts)
+            self.spatial = any(part.spatial for part in parts)
+            self.guidance_scale = max(part.guidance_scale for part in parts)
+
+        @property
+        def inputs(self):
+            return {name: part.inputs for name, part in self.parts.items()}
+
+        def init(self, key):
+            found = {name: part.init(jax.random.fold_in(key, i)) for i, (name, part) in enumerate(self.parts.items())}
+            return {name: params for name, params in found.items() if params}
+
+        def apply(self, params, inputs):
+            conds = [part.apply(params.get(name, {}), inputs[name]) for name, part in self.parts.items()]
+            joined = {}
+            for key in {key: None for cond in conds for key in cond}:
+                values = [cond[key] for cond in conds if key in cond]
+                if key == "label" and len(values) > 1:
+                    raise ValueError("config.conditioner.parts: two of them tell the network a label; it has room for one")
+                joined[key] = values[0] if len(values) == 1 else jnp.concatenate(values, axis=1 if key == "context" else -1)
+            return joined
+
+        @property
+        def network_classes(self):
+            return max(part.network_classes for part in self.parts.values())
+
+        @functools.cached_property
+        def null(self):
+            nulls = {name: part.null for name, part in self.parts.items()}
+            return None if any(null is None for null in nulls.values()) else nulls
+
+        def nulls(self, n, size=None, like=None):
+            return {name: part.nulls(n, size) for name, part in self.parts.items()}
+
+        @property
+        def takes(self):
+            return "; and ".join(f"{name!r}: {part.takes}" for name, part in self.parts.items())
+
+        def parse(self, values):
+            for value in values:
+                if not isinstance(value, Mapping) or value.keys() != self.parts.keys():
+                    raise ValueError(f"this model takes a dict of {', '.join(self.parts)} for every picture: {self.takes}")
+            return {name: part.parse([value[name] for value in values]) for name, part in self.parts.items()}
+
+        def from_batch(self, batch):
+            return {name: part.from_batch(batch) for name, part in self.parts.items()}
+
+        @property
+        def inpainting_part(self):
+            return next((name for name, part in self.parts.items() if part.inpainting_part == ""), None)
+
+        @property
+        def tokenize(self):
+            return next((part.tokenize for part in self.parts.values() if part.tokenize is not None), None)
+
+        def task(self):
+            tasks = [task for part in self.parts.values() if (task := part.task()) is not None]
+            return functools.partial(_all_of, tasks) if tasks else None
+
+        def check(self):
+            for part in self.parts.values():
+                part.check()
+
+        def learn(self, source, folder):
+            for part in self.parts.values():
+                part.learn(source, folder)
+
+        @classmethod
+        def recall(cls, section, folder):
+            found = [kinds[part["kind"]].recall(part, folder) for part in section["parts"].values()]
+            return {name: value for part in found for name, value in part.items()}
+
+        def in_words(self, row, info):
+            return "; ".join(filter(None, (part.in_words(row, info) for part in self.parts.values())))
+
+        def as_pictures(self, batch, rows):
+            shown = (part.as_pictures(batch, rows) for part in self.parts.values())
+            return next((picture for picture in shown if picture is not None), None)
+
+        def read(self, given):
+            return next(part.read(given) for part in self.parts.values() if {*part.flags} & {n for n, v in given.items() if v})
+
+        def encoded(self, inputs, encode):
+            """Each part's pictures as latents."""
+            return {name: part.encoded(inputs[name], encode) for name, part in self.parts.items()}
+
+    return Combined
+
+
+def _all_of(tasks: list[Callable], example: dict, rng: Any) -> dict:
+    found = {}
+    for task in tasks:
+        found |= task(example, rng)
+    return found

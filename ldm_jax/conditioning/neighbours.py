@@ -1,0 +1,81 @@
+"""Retrieval-augmented diffusion: vectors of neighbours in a data base (Blattmann et al. 2022)."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import retrieval
+from ldm_jax.conditioning.condition import ABILITIES, Condition, alike
+
+
+class Neighbours(Condition):
+    """float32 [B, k, D] -> context, k being config.conditioner.neighbours in training; another number works too. No neighbour,
+    for guidance, is zeros, as often as there are any: attention doesn't count equal ones."""
+
+    kind = "retrieval"
+    required = ("neighbours", "database")
+    flags = {
+        "prompt": ("texts", "What to draw; may be repeated."),
+        "like": ("texts", "A picture: a retrieval model draws from its neighbours; may be repeated."),
+        "label": ("texts", "A class, by name or number; may be repeated."),
+    }
+    companions = {
+        "database": ("text", "Where a retrieval model finds its neighbours."),
+        "neighbours": ("integer", "How many of them; default: as many as in training."),
+    }
+    abilities = ABILITIES
+
+    @property
+    def width(self) -> int:
+        """D, the numbers of a vector."""
+        return self.setting.network["context_dim"]
+
+    @functools.cached_property
+    def null(self) -> np.ndarray:
+        return np.zeros((1, self.section.get("neighbours", 1), self.width), np.float32)
+
+    def nulls(self, n, size=None, like=None):
+        k = self.null.shape[1] if like is None else like["context"].shape[1]
+        return np.zeros((n, k, self.width), np.float32)
+
+    def apply(self, params, inputs):
+        return {"context": jnp.asarray(inputs)}
+
+    @property
+    def takes(self) -> str:
+        return f"vectors of neighbours, float [k, {self.width}] (trained with k = {self.null.shape[1]})"
+
+    def parse(self, values):
+        vectors = [np.asarray(value, np.float32) for value in values]
+        for value in vectors:
+            if value.ndim != 2 or value.shape[1] != self.width or not len(value):
+                raise ValueError(f"neighbours of shape {list(value.shape)}: this model takes [k, {self.width}], k at least 1")
+        return alike(vectors)
+
+    def from_batch(self, batch):
+        return batch["neighbours"]
+
+    def task(self) -> Any:
+        if not self.section["database"]:
+            raise ValueError("config.conditioner.database is empty: name what python -m ldm_jax.retrieval build made")
+        width = retrieval.load_database(self.section["database"]).vectors.shape[1]
+        if width != self.width:
+            raise ValueError(f"config.network.context_dim={self.width}: the data base's vectors have {width} numbers")
+        return retrieval.NeighboursOf(self.section["database"], self.section["neighbours"], self.setting.data_path)
+
+    def in_words(self, row, info) -> str:
+        return row["name"]
+
+    def read(self, given):
+        database = given.get("database")
+        if not database:
+            raise ValueError("this model draws from neighbours in a data base: give --database, made by ldm_jax.retrieval")
+        k = given.get("neighbours") or self.null.shape[1]
+        if given.get("like"):
+            values = [retrieval.condition(database, k=k, image=retrieval.read_query(database, what)) for what in given["like"]]
+            return values, list(given["like"])
+        flag, name = ("prompt", "text") if given.get("prompt") else ("label", "label")
+        said = list(given[flag])
+        return [retrieval.condition(database, k=k, seed=given.get("seed", 0), **{name: what}) for what in said], said

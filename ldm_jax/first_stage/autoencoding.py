@@ -1,0 +1,60 @@
+"""An autoencoder as functions: pictures to raw latents and back."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ldm_jax import models
+from ldm_jax.first_stage import latents
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStage:
+    """Images [B, *space, 3] in [-1, 1] <-> raw latents [B, *space / factor, channels], as pure functions of params.
+
+    `module` is None where diffusion runs on pixels. `size`: spatial shape that parameters are initialised with.
+    """
+
+    module: Any = None
+    factor: int = 1
+    channels: int = 3
+    size: tuple[int, ...] = ()
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Random parameters."""
+        if self.module is None:
+            return {}
+        image = jax.ShapeDtypeStruct((1, *self.size, self.module.in_channels), jax.numpy.float32)
+        return models.initialize(self.module, key, image)
+
+    def encode(self, params: PyTree, x: jax.Array) -> dict[str, jax.Array]:
+        """{"moments": [..., 2C]} of the posterior (KL), or {"latents": [..., C]} before quantization (VQ, pixels); raw."""
+        if self.module is None:
+            return {"latents": x}
+        out = self.module.apply({"params": params}, x, method="encode")
+        return {"latents" if self.module.quantizes else "moments": out}
+
+    def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
+        """Raw latents -> images, not clipped; VQ models quantize first."""
+        return z if self.module is None else self.module.apply({"params": params}, z, method="decode")
+
+    def latent_shape(self, *size: int) -> tuple[int, ...]:
+        """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple."""
+        if any(side % self.factor or side < self.factor for side in size):
+            raise ValueError(f"image size {' x '.join(map(str, size))}: both sides must be multiples of {self.factor}")
+        return (*(side // self.factor for side in size), self.channels)
+
+    def encode_mean(self, params: PyTree, x: jax.Array) -> jax.Array:
+        """The posterior's mean, or the latents before quantization, raw [B, ..., C]."""
+        return draw(self.encode(params, x))
+
+
+def draw(encoded: dict[str, jax.Array], key: jax.Array | None = None, rows: Sequence[int] | jax.Array | None = None) -> jax.Array:
+    """Raw latents [B, ..., C] of what `FirstStage.encode` gave: with a key a draw from the posterior, without its mean."""
+    if "latents" in encoded:
+        return encoded["latents"]
+    return latents.mode(encoded["moments"]) if key is None else latents.sample_posterior(encoded["moments"], key, rows)

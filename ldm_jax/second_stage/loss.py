@@ -1,0 +1,89 @@
+"""The diffusion model's loss: the paper's equations 2 and 3 on latents, for any objective.
+
+    L = E_{z ~ q(z|x), y, eps, t} || eps - eps_theta(z_t, t, tau_theta(y)) ||^2
+
+    batch -> z (drawn anew from the posterior) -> scaled -> objective: noised at random t -> network with tau_theta(y) -> error
+
+With probability `null_probability` an example's condition is replaced by the empty one, so that one network learns both the
+conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.conditioning import Condition
+from ldm_jax.first_stage import FirstStage, draw
+from ldm_jax.first_stage.latents import scale_latents
+from ldm_jax.primitives.arrays import row_keys
+from ldm_jax.training.state import Step
+
+PyTree = Any
+# (problem, x0, key, rows, batch_size) -> (loss, metrics); see `diffusion.objectives`
+Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def drop_condition(
+    inputs: PyTree, null_inputs: PyTree, probability: float, key: jax.Array, rows: jax.Array | None = None
+) -> PyTree:
+    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...]) with the given probability. `rows`:
+    the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or probability == 0:
+        return inputs
+    rows = jnp.arange(len(leaves[0])) if rows is None else rows
+    drop = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys(key, rows))
+    return jax.tree.map(lambda x, null: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), null, x), inputs, null_inputs)
+
+
+def make_loss(
+    network: Any,
+    stage: FirstStage,
+    condition: Condition,
+    objective: Objective,
+    problem: Callable[..., Any],
+    *,
+    null_probability: float,
+):
+    """`loss_fn(params, batch, key, step: Step) -> (loss, metrics)`.
+
+    Args:
+      network: the Linen module, called (x, t, cond).
+      objective: such as `diffusion.make_objective` makes.
+      problem: makes what the objective is told, `diffusion.Problem`, of the fields that are known here: network, params, ema,
+        step.
+
+    `params` has the parts "network", "conditioner", "first_stage" and "latents": {"scale", "shift"}, numbers or [C].
+    `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and the
+    condition's "inputs", pictures as pictures.
+    """
+
+    def loss_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
+        posterior_key, drop_key, objective_key, dropout_key = jax.random.split(key, 4)
+        normalize = params["latents"]
+
+        def to_latents(images: jax.Array) -> jax.Array:
+            return scale_latents(stage.encode_mean(params["first_stage"], images), **normalize)
+
+        known = {name: batch[name] for name in ("moments", "latents") if name in batch}
+        encoded = known or stage.encode(params["first_stage"], batch["image"])
+        x0 = scale_latents(draw(encoded, posterior_key, step.rows), **normalize)
+
+        inputs = condition.encoded(batch["inputs"], to_latents)
+        if null_probability:
+            null = condition.encoded(condition.null, to_latents)
+            inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
+        cond = condition.apply(params["conditioner"], inputs)
+        rngs = {"dropout": jax.random.fold_in(dropout_key, step.rows[0])}
+
+        def apply(params: PyTree, x: jax.Array, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
+            second = {} if s is None else {"s": s}
+            return network.apply({"params": params["network"]}, x, t, cond, train=True, rngs=rngs, **second)
+
+        found = problem(network=apply, params=params, ema={**params, **step.ema}, step=step.number)
+        loss, metrics = objective(found, x0, objective_key, step.rows, step.batch_size)
+        return loss, {name: value for name, value in metrics.items() if value.ndim == 0}
+
+    return loss_fn

@@ -1,0 +1,52 @@
+"""What one stage trains, as functions and shapes: enough to compile its step for any mesh, without data or files."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from ldm_jax.training.state import GradFn, TrainState, make_init, make_train_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A stage's training step, taken apart.
+
+    init           key -> params, random
+    gradients      what learns from a batch, see `state.make_train_step`
+    optimizer      optax's
+    batch          shapes and types of one update's whole batch, leading axis first
+    constants      shapes and types of what is not trained, a dict of parts that `gradients` find among their params
+    ema_decay      of the average, 0 for none; not_averaged: parts that no average is kept of
+    accumulate     in how many parts a batch is looked at
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    gradients: Sequence[GradFn]
+    optimizer: optax.GradientTransformation
+    batch: PyTree
+    constants: PyTree = dataclasses.field(default_factory=dict)
+    ema_decay: float = 0.0
+    not_averaged: tuple[str, ...] = ()
+    accumulate: int = 1
+
+    def state_of(self, params: PyTree) -> TrainState:
+        """The state at step 0 with these parameters."""
+        return make_init(lambda params: params, self.optimizer, self.ema_decay > 0, self.not_averaged)(params)
+
+    def init_state(self, key: jax.Array) -> TrainState:
+        """The state at step 0 with random parameters."""
+        return self.state_of(self.init(key))
+
+    @property
+    def shapes(self) -> TrainState:
+        """Shapes and types of the state."""
+        return jax.eval_shape(self.init_state, jax.random.key(0))
+
+    def step(self, state: TrainState, batch: PyTree, key: jax.Array, constants: PyTree) -> tuple[TrainState, dict]:
+        """One update: (state, metrics)."""
+        return make_train_step(self.gradients, self.optimizer, self.ema_decay, self.accumulate)(state, batch, key, constants)
