@@ -6,11 +6,11 @@
     alpha         laid on white, as are transparent palette entries and a transparent colour ("tRNS"), in 8 and in 16 bits
     palettes      resolved
     16 bits       scaled to 8. A file whose values all lie below 256 holds 8 bits in 16, which are kept as they are
-    32-bit grey   as 16 bits where no value is above 65535, or else refused; so are floating-point pixels: their range is unknown
+    32-bit grey   as 16 bits where no value is above 65535, or else refused; so are floating-point pixels, of unknown range
     CMYK, YCbCr   to RGB as Pillow does, without colour profiles
     many frames   the first one (of an icon the largest)
 
-Formats that start other programs or need a handler (EPS, WMF, MPEG, HDF5, GRIB, BUFR) are not opened, whatever a file is called.
+Formats that start other programs or need a handler (EPS, WMF, MPEG, HDF5, GRIB, BUFR) are not opened, whatever the file's name.
 Every failure is a ValueError that names the image, a missing file a FileNotFoundError.
 """
 
@@ -65,8 +65,8 @@ def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0) -> np.ndar
 def decode_mask(encoded: Encoded, name: str = "mask") -> np.ndarray:
     """float32 [H, W] of zeros and ones, 1 where the mask is drawn.
 
-    Without transparency: 1 where it is light (a mean of red, green and blue of at least 127.5). With a transparent part: what is
-    transparent is 0; of the rest the light part is 1, or all of it if it is light all over or dark all over, as strokes of one
+    Without transparency: 1 where it is light (a mean of red, green and blue of at least 127.5). With a transparent part: 0 where
+    it is transparent; of the rest the light part is 1, or all of it if it is light all over or dark all over, as strokes of one
     colour on a transparent layer are. ValueError for what can't be read.
     """
     with _naming(name):

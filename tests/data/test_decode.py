@@ -305,7 +305,9 @@ def fuzz(count: int, seed: int) -> dict[str, int]:
                     data[place:place] = data[: int(rng.integers(1, 20))]
                 case 5 if rng.random() < 0.3:
                     del data[max(place, 8) :]
-            head = max(1, min(head, len(data)))
+            head = min(head, len(data))
+            if not head:
+                break
         for read in (decode_rgb, decode_map, decode_mask):
             try:
                 read(bytes(data), "x.png")
