@@ -65,8 +65,8 @@ def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0) -> np.ndar
 def decode_mask(encoded: Encoded, name: str = "mask") -> np.ndarray:
     """float32 [H, W] of zeros and ones, 1 where the mask is drawn.
 
-    Without transparency: 1 where it is light (a mean of red, green and blue of at least 127.5). With transparency: 0 where it is
-    transparent; of the rest the light part is 1, or all of it if it is light all over or dark all over, as strokes of one
+    Without transparency: 1 where it is light (a mean of red, green and blue of at least 127.5). With transparency: 0 where
+    it is clear; of the rest the light part is 1, or all of it if it is light all over or dark all over, as strokes of one
     colour on a transparent layer are. ValueError for what can't be read.
     """
     with _naming(name):

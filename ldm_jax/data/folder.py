@@ -127,8 +127,8 @@ def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
     if named and others and named != told:
         raise ValueError(
             f"{root}: {_listed(named)} may be a split or a class, since there is {_listed(others)} beside it. If all are "
-            f"classes, put them into a folder of their own: {root / 'train' / min(others)}, {root / 'train' / min(named)}, ...; if "
-            f"{_listed(named)} is a split, move the other folders elsewhere"
+            f"classes, put them into a folder of their own: {root / 'train' / min(others)}, {root / 'train' / min(named)}, "
+            f"...; if {_listed(named)} is a split, move the other folders elsewhere"
         )
     splits = {}
     for folder in sorted(named):

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from ldm_jax.data.source import Info, Source, check_on_error
+from ldm_jax.data.source import DamagedData, Info, Source, check_on_error
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -160,7 +160,7 @@ class _Load(grain.transforms.RandomMap):
                 example = self._transform(self._source[(number + skipped) % len(self._source)], rng)
                 return {**example, "skipped": np.int32(skipped)}
             except (ValueError, FileNotFoundError) as error:
-                if not self._skip:
+                if not self._skip or isinstance(error, DamagedData):
                     raise
                 _log.warning("skipped: %s", error)
         raise ValueError(f"{self._source.info.name}: {skipped + 1} unreadable images in a row from number {number} on")

@@ -23,6 +23,10 @@ SPLIT_NAMES = {
 }
 
 
+class DamagedData(ValueError):
+    """Stored rows that are not what was written. Never passed by as an unreadable image is, since they can be made again."""
+
+
 @dataclass(frozen=True)
 class Info:
     """What a source holds.
