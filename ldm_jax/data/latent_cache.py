@@ -9,8 +9,9 @@ ends, meta; of caches up to `verify_bytes` every record) or when a row is read, 
 A cache is written beside its place and renamed when complete, so a cache that exists is whole.
 
 It belongs to the caller's fingerprint of the first stage, to the geometry, and to the contents of the source (`fingerprint`).
-Opening it costs a look at the size and time of every image file (10 microseconds each); only where these differ from those at
-the writing, as in a moved or copied folder, are all files read and compared by content.
+Opening it costs a look at the size and time of every image file (13 microseconds each, measured); only where these differ from
+those at the writing, as in a moved or copied folder, are all files read and compared by content (120 microseconds for one of
+9 kB). Reading a row of 16 kB takes 34 microseconds.
 
 Moments are stored in float16 unless asked otherwise. Rounding is 2^-11 of a value, 66 dB below the latent, far less than
 the noise of any training step, and a range of 65504 no sane latent reaches (checked); bfloat16 would be eight times
