@@ -16,7 +16,7 @@ LEAVES = {
     "models": {"jax", "numpy", "flax"},
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
     # faiss and scann only if a user has them and asks for them
-    "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
+    "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
 }
@@ -37,7 +37,16 @@ FILES = {
     "retrieval": {"build", "data", "judges", "models", "weights"},
     "modes": {"api", "data", "diffusion", "retrieval"},
     "experiment": {
-        "api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "models", "training", "weights",
+        "api",
+        "build",
+        "conditioning",
+        "data",
+        "evaluation",
+        "first_stage",
+        "latents",
+        "models",
+        "training",
+        "weights",
         "workdir",
     },
 }
