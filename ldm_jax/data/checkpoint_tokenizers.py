@@ -9,7 +9,6 @@
 Rows are [begin] pieces [end] [pad] ..., cut to a fixed length with the end kept, as the models were trained.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from ldm_jax.data.text_files import read_json
 from ldm_jax.data.tokenizer import CLIP_ENDS, Tokenizer
+from ldm_jax.primitives.files import write_json
 
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -67,7 +68,7 @@ def copy(source: str | Path, to: str | Path, pad: int | None = None) -> Path:
     if pad is not None:
         token = _inner(to, {}).id_to_token(pad)
         for name in SETTINGS:
-            (to / name).write_text(json.dumps({**_json(to / name), "pad_token": token}, indent=2) + "\n", encoding="utf-8")
+            write_json(to / name, {**_json(to / name), "pad_token": token})
     return to
 
 
@@ -119,4 +120,7 @@ def _pad(inner: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__}, not settings")
+    return found

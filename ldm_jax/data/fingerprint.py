@@ -23,7 +23,8 @@ _SIZE = 2**256
 def digest_row(source: Source, number: int, row: dict[str, Any], stat: bool = False) -> int:
     """A row as a number below 2^256: its columns and the bytes of its files, or with `stat` their sizes and times instead. A
     file that isn't there counts as such. Rows' numbers go in, so that the sum over rows depends on their order."""
-    digest = hashlib.sha256(f"{number}:{str(row.get('name', '')).removeprefix(source.info.name)}".encode())
+    name = str(row.get("name", "")).removeprefix(source.info.name)
+    digest = hashlib.sha256(f"{number}:{name}".encode(errors="surrogatepass"))  # file names need not be UTF-8
     for column, value in sorted(row.items()):
         if column == "name":
             continue
@@ -71,7 +72,7 @@ def _file(path: str, stat: bool) -> bytes:
         if stat:
             status = os.stat(path)
             # the time of the last change of the inode can't be set by hand, as that of the last writing can
-            return f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}".encode()
+            return f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}".encode(errors="surrogatepass")
         with open(path, "rb") as file:
             return file.read()
     except OSError:

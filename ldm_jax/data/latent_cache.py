@@ -38,7 +38,7 @@ import numpy as np
 from ldm_jax.data import fingerprint as fingerprints
 from ldm_jax.data.source import DamagedData, Info, Source, check_on_error
 from ldm_jax.data.transform import Transform
-from ldm_jax.primitives.files import read_json, write_json
+from ldm_jax.primitives.files import read_json, write_json, write_text
 
 _log = logging.getLogger(__name__)
 FORMAT = 2
@@ -188,7 +188,7 @@ def latent_cache(
         meta |= {"contents": fingerprints.total(digests), "stamp": fingerprints.stamp(source)}
         for part in temporary.glob("part-*.json"):
             part.unlink()
-        write_json(temporary / "meta.json", meta | {"seal": _seal(meta)})
+        write_text(temporary / "meta.json", json.dumps(meta | {"seal": _seal(meta)}, indent=2))  # ASCII, whatever paths hold
         os.replace(temporary, path)
     barrier("latent cache: made")
     return open_latent_cache(path, bound, verify_bytes=0)

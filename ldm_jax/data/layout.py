@@ -43,14 +43,17 @@ class LayoutCode:
 
     @property
     def grid(self) -> int:
+        """G: corners lie on G x G points."""
         return math.isqrt(self.vocab_size)
 
     @property
     def none(self) -> int:
+        """The token of a place without an object."""
         return self.vocab_size - 1
 
     @property
     def length(self) -> int:
+        """Tokens of a layout."""
         return 3 * self.objects + 2 * self.crop
 
 

@@ -62,6 +62,7 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the output."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def fit(self, row: Row) -> Row:

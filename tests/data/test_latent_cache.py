@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -347,3 +349,37 @@ def test_a_moved_folder_is_the_same_source(source, tmp_path):
         cache = latent_cache(tmp_path / "cache", moved, Transform(16), never, MARK, batch_size=4)
         assert cache.info.name == str(tmp_path / place)
         assert all(cache[i]["name"] == moved[i]["name"] and np.array_equal(cache[i]["moments"], moments[i]) for i in range(10))
+
+
+SCRIPT = """
+import json, pathlib, sys
+import numpy as np
+from ldm_jax.data.folder import folder
+from ldm_jax.data.latent_cache import latent_cache
+from ldm_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from ldm_jax.data.transform import Transform
+
+root = pathlib.Path(sys.argv[1])
+source = folder(root / "images", class_names=root / "classes.txt")
+tokenizer = train_tokenizer([source[0]["caption"]])
+tokenizer.save(root / "tokenizer.json")
+tokenizer = load_tokenizer(root / "tokenizer.json")
+assert ascii(tokenizer.decode(tokenizer.encode([source[0]["caption"]], 8)[0])) == ascii(source[0]["caption"])
+for _ in range(2):
+    cache = latent_cache(root / "cache", source, Transform(8), lambda x: np.zeros((2, 1, 1, 2)), {}, batch_size=2)
+assert ascii(cache[0]["caption"]) == ascii(source[0]["caption"]) and cache.info.class_names == source.info.class_names
+print(ascii(source.info.class_names[0]))
+"""
+
+
+def test_other_locales_change_nothing(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("1.png", "\u00fc.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / name)
+    row = {"file_name": "1.png", "caption": "eine bl\u00fcte", "label": "blume\u00f1"}
+    (tmp_path / "images/metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("blume\u00f1\n", encoding="utf-8")
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "blume\\xf1" in done.stdout, done.stderr
+    assert "bl\u00fcte" in (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
