@@ -37,16 +37,7 @@ FILES = {
     "retrieval": {"build", "data", "judges", "models", "weights"},
     "modes": {"api", "data", "diffusion", "retrieval"},
     "experiment": {
-        "api",
-        "build",
-        "conditioning",
-        "data",
-        "evaluation",
-        "first_stage",
-        "latents",
-        "models",
-        "training",
-        "weights",
+        "api", "build", "conditioning", "data", "evaluation", "first_stage", "latents", "models", "training", "weights",
         "workdir",
     },
 }
