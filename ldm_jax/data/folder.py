@@ -260,7 +260,7 @@ def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> 
 def _box_index(rows: list[Row], theirs: str) -> dict[int, str]:
     named: dict[int, str] = {}
     for row in rows:
-        boxes = row.get(theirs) or []
+        boxes = [] if row.get(theirs) in (None, "") else row[theirs]
         if not isinstance(boxes, list):
             raise ValueError(f"{row['file_name']}: boxes are a list, not {boxes!r}")
         for box in boxes:

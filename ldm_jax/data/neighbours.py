@@ -76,7 +76,9 @@ def load_database(path: str | Path) -> Database:
         labels = None if said["labels"] is None else np.asarray(said["labels"], np.int32)
         class_names = tuple(said["class_names"]) if said["class_names"] else None
         names, members, made_by = tuple(said["names"]), said["members"], said["made_by"]
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(name, str) for name in (*names, *(class_names or ()))) or not isinstance(members, int):
+            raise ValueError("names are text, and members a number")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path / 'database.json'} is damaged: {error!r}. {_MAKE_AGAIN}") from error
     return Database(names, _load_array(path / "vectors.npy"), members, labels, class_names, made_by)
 
@@ -86,7 +88,7 @@ def _load_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"{path} is gone. {_MAKE_AGAIN}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy evaluates the header, which raises whatever Python's parser does
         raise ValueError(f"{path} is damaged: {error}. {_MAKE_AGAIN}") from error
 
 

@@ -207,7 +207,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no tokenizer at {path}")
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        if max(inner.get_vocab().values(), default=0) >= inner.get_vocab_size():
+            raise RuntimeError("its tokens are not numbered without gaps")
+        return Tokenizer(inner)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the library raises bare Exceptions
