@@ -9,6 +9,7 @@
 Rows are [begin] pieces [end] [pad] ..., cut to a fixed length with the end kept, as the models were trained.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from ldm_jax.data.text_files import read_json
 from ldm_jax.data.tokenizer import CLIP_ENDS, Tokenizer
-from ldm_jax.primitives.files import write_json
+from ldm_jax.primitives.files import write_text
 
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -68,7 +69,7 @@ def copy(source: str | Path, to: str | Path, pad: int | None = None) -> Path:
     if pad is not None:
         token = _inner(to, {}).id_to_token(pad)
         for name in SETTINGS:
-            write_json(to / name, {**_json(to / name), "pad_token": token})
+            write_text(to / name, json.dumps({**_json(to / name), "pad_token": token}, indent=2) + "\n")
     return to
 
 
