@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data.folder import folder
+from ldm_jax.data.pipeline import in_memory
 from ldm_jax.data.source import describe
+from ldm_jax.data.transform import Transform
 
 
 def picture(path, value=0):
@@ -346,3 +348,42 @@ def test_odd_values_in_rows(tmp_path, row, words):
     metadata(tmp_path, [{"file_name": "a.png", **row}])
     with pytest.raises(ValueError, match=words):
         folder(tmp_path)
+
+
+def test_unreadable_images_are_counted_in_the_description(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{'ab'[i % 2]}/{i}.png")
+    (tmp_path / "a/2.png").write_bytes(b"no image")
+    kept = in_memory(folder(tmp_path), Transform(8).fit, on_error="skip")
+    assert describe(kept) == "2 images, 2 classes (a, b); left out: 1 images that can't be read"
+
+
+def test_damaged_metadata_end_in_errors(tmp_path):
+    """Rows with values exchanged or bytes changed: read, or refused with a ValueError or a FileNotFoundError."""
+    picture(tmp_path / "m.png")
+    box = {"label": 1, "name": "car", "box": [0.1, 0.2, 0.5, 0.6]}
+    row = {"file_name": "a.png", "caption": ["x", "é"], "label": 0, "label_name": "q", "boxes": [box], "split": "train"}
+    metadata(tmp_path, [row | {"label_map_file_name": "m.png"}, row | {"label_map_file_name": "m.png", "boxes": []}])
+    lines = (tmp_path / "metadata.jsonl").read_bytes().splitlines()
+    odd = [None, True, -1, 0, 1.5, "", "x", [], {}, [1], {"a": 1}, 10**30, float("inf"), float("nan"), "\ud800", [[]]]
+    rng, read = np.random.default_rng(0), 0
+    for number in range(1500):
+        if number % 2:
+            rows = [json.loads(line) for line in lines]
+            for _ in range(rng.integers(1, 3)):
+                changed = rows[rng.integers(2)]
+                if rng.random() < 0.3 and isinstance(changed["boxes"], list) and changed["boxes"] == [box]:
+                    changed = changed["boxes"][0]
+                changed[list(changed)[rng.integers(len(changed))]] = odd[rng.integers(len(odd))]
+            data = "\n".join(map(json.dumps, rows)).encode()
+        else:
+            data = bytearray(b"\n".join(lines))
+            for _ in range(rng.integers(1, 4)):
+                data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "metadata.jsonl").write_bytes(data)
+        try:
+            source = folder(tmp_path)
+            read += len([source[i] for i in range(len(source))]) > 0
+        except (ValueError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error) or "a.png" in str(error) or "file_name" in str(error), error
+    assert read > 100
