@@ -16,7 +16,7 @@ LEAVES = {
     "models": {"jax", "numpy", "flax"},
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
     # faiss and scann only if a user has them and asks for them
-    "data": {"numpy", "PIL", "grain", "array_record", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
+    "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
 }

@@ -92,7 +92,7 @@ def test_one_command_leaves_everything_a_user_expects(trained):
         "versions.json",
         "tokenizer.json",
         "latents.json",
-        "latents/rows.array_record",
+        "latents/rows-00000-of-00001",
         "first_stage/images/reconstructions_0000020.png",
         "diffusion/images/samples_0000020.png",
         "diffusion/images/samples_0000020.txt",

@@ -18,7 +18,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from ldm_jax.data.text_files import read_json
 from ldm_jax.data.tokenizer import CLIP_ENDS, Tokenizer
+from ldm_jax.primitives.files import write_text
 
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -67,7 +69,7 @@ def copy(source: str | Path, to: str | Path, pad: int | None = None) -> Path:
     if pad is not None:
         token = _inner(to, {}).id_to_token(pad)
         for name in SETTINGS:
-            (to / name).write_text(json.dumps({**_json(to / name), "pad_token": token}, indent=2) + "\n", encoding="utf-8")
+            write_text(to / name, json.dumps({**_json(to / name), "pad_token": token}, indent=2) + "\n")
     return to
 
 
@@ -119,4 +121,7 @@ def _pad(inner: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__}, not settings")
+    return found

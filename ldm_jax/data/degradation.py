@@ -19,6 +19,9 @@ import math
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage, signal
+
+from ldm_jax.primitives.choices import check_choice
 
 KINDS = ("bicubic", "bsrgan_light")
 RESIZINGS = ("nearest", "bilinear", "bicubic", "area")
@@ -42,8 +45,7 @@ def degrade(image: np.ndarray, scale: int, kind: str = "bicubic", rng: np.random
         raise ValueError(f"image of {height} x {width} to shrink {scale} times: crop it to multiples of {scale}")
     if kind == "bicubic":
         return np.clip(resize(image, height // scale, width // scale), -1, 1)
-    if kind != "bsrgan_light":
-        raise ValueError(f"degradation={kind!r}: choose {' or '.join(map(repr, KINDS))}")
+    check_choice(kind, KINDS, "degradation")
     return _bsrgan_light(image, scale, rng)
 
 
@@ -89,8 +91,7 @@ def resize(image: np.ndarray, height: int, width: int, kind: str = "bicubic", an
     kind       "nearest"; "bilinear"; "bicubic" (Keys 1981, a = -1/2); "area", the mean of what a pixel covers
     antialias  widen the kernel of bilinear and bicubic when shrinking, as Pillow and MATLAB do and OpenCV and PyTorch don't
     """
-    if kind not in RESIZINGS:
-        raise ValueError(f"kind={kind!r}: choose from {', '.join(RESIZINGS)}")
+    check_choice(kind, RESIZINGS, "kind")
     if image.shape[0] != height:
         image = np.tensordot(_weights(image.shape[0], height, kind, antialias), image, 1)
     if image.shape[1] != width:
@@ -146,15 +147,17 @@ def gaussian_kernel(size: int, deviation: float, other: float, angle: float = 0.
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """The image convolved with a kernel [k, k], mirrored at its edges."""
+    """float32 [H, W, C] correlated with a kernel [k, k], mirrored at its edges (the edge pixels repeated): one axis after the
+    other if the kernel is a product, as an isotropic Gaussian is, else by FFT. Within 1e-6 of the sum over taps."""
     size = len(kernel)
     before, after = (size - 1) // 2, size // 2
+    down, across = kernel.sum(1, dtype=np.float64), kernel.sum(0, dtype=np.float64) / kernel.sum(dtype=np.float64)
+    if np.abs(np.outer(down, across) - kernel).sum() < 3e-7:
+        origin = before - after  # an even kernel's middle is the one before its half
+        once = ndimage.correlate1d(image, down, 0, mode="reflect", origin=origin)
+        return ndimage.correlate1d(once, across, 1, mode="reflect", origin=origin)
     padded = np.pad(image, ((before, after), (before, after), (0, 0)), "symmetric")
-    out = np.zeros_like(image)
-    for (i, j), weight in np.ndenumerate(kernel):
-        if weight > 1e-6:
-            out += weight * padded[i : i + image.shape[0], j : j + image.shape[1]]
-    return out
+    return signal.fftconvolve(padded, kernel[::-1, ::-1, None], "valid", axes=(0, 1)).astype(np.float32)
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

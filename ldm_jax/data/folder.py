@@ -6,24 +6,32 @@
     root/[train/]daisy/1.jpg     without metadata: subfolders are classes
     root/[train/]1.jpg           no columns but image
 
+Subfolders are splits if all that hold images are named so, or if those that are have metadata of their own; a folder "train"
+beside others is refused, since it may be a class. Hidden and system folders are passed by (`walk`), and every file is an image
+whose suffix the installed Pillow can open. `info.left_out` says what was found and not taken.
+
 `boxes` is a list of {"label": 3, "name": "car", "box": [x0, y0, x1, y1]}, in fractions of width and height.
 Everything but the pixels is read and checked here, so that mistakes show before anything else happens.
 """
 
-import json
 import os
+import posixpath
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.decode import suffixes
 from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, parse_split, slice_bounds
+from ldm_jax.data.text_files import parse_json, read_names, read_text
+from ldm_jax.data.walk import Found, find_images
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name", "boxes": "boxes"}
 Row = dict[str, Any]
+_MOST_CLASSES = 2**20
 
 
 class Folder:
@@ -53,15 +61,21 @@ def folder(
                  it. Parts are written 'train[:90%]', 'train[90%:]' (by hash of the file name: classes stay mixed).
     columns      what is needed of image, caption, label, label_map, boxes, box_labels; None: all that are there
     names        what they are called in metadata.jsonl if not caption, label, label_map_file_name, boxes
-    class_names  of `label`: a list, or a JSON file with one. By default from subfolders, text labels or label_name.
+    class_names  of `label`: a list, or a file with one (JSON, or a name a line). By default from subfolders, text labels or
+                 label_name.
+    Raises FileNotFoundError for a folder or named files that are not there, ValueError for everything else that is wrong.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     names = {**NAMES, **(names or {})}
-    splits = _read_splits(root)
+    found = find_images(root)
+    splits = _read_splits(root, found)
     if not any(splits.values()):
-        raise ValueError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}), neither directly nor in subfolders")
+        passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
+        raise ValueError(
+            f"{root} holds no images ({', '.join(sorted(suffixes()))}), neither directly nor in subfolders{passed}"
+        )
     rows = _select(splits, split, root)
     _check_files(rows, names["label_map"])
 
@@ -69,73 +83,116 @@ def folder(
     present = ("image", *(column for column, found in has.items() if found))
     chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()))
     for column in chosen:
-        found = has.get(column, rows)
-        if len(found) < len(rows):
+        having = has.get(column, rows)
+        if len(having) < len(rows):
             first = next(row for row in rows if row.get(names[column]) in (None, ""))
             raise ValueError(
-                f"{root}: {len(found)} of {len(rows)} rows have a {names[column]}; the first without is "
+                f"{root}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
                 f"{first['file_name']}. Complete metadata.jsonl or remove those rows"
             )
     every = [row for group in splits.values() for row in group]
     index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
     boxes = _box_index(every, names["boxes"]) if "box_labels" in chosen else {}
-    info = Info(str(root), chosen, tuple(map(str, index.values())) or None, tuple(boxes.values()) or None)
     number = {label: i for i, label in enumerate(index)}
-    return Folder(info, [_deliver(row, chosen, names, number) for row in rows])
+    delivered = [_deliver(row, chosen, names, number) for row in rows]
+    info = Info(
+        str(root),
+        chosen,
+        tuple(map(str, index.values())) or None,
+        tuple(boxes.values()) or None,
+        sum(1 if isinstance(row["caption"], str) else len(row["caption"]) for row in delivered)
+        if "caption" in chosen
+        else None,
+        tuple(_left_out(root, found, every, names["label_map"]).items()),
+    )
+    return Folder(info, delivered)
 
 
-def _read_splits(root: Path) -> dict[str, list[Row]]:
+def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
     """All rows by split; a folder without splits has the one key ''."""
-    subfolders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    known = {name for names in SPLIT_NAMES.values() for name in names}
     if (root / "metadata.jsonl").is_file():
         splits: dict[str, list[Row]] = {}
         for row in _read_metadata(root):
-            splits.setdefault(canonical_split(str(row.get("split", ""))), []).append(row)
+            splits.setdefault(canonical_split(str(row.get("split") or "")), []).append(row)
         if "" in splits and len(splits) > 1:
             first = splits[""][0]["file_name"]
             raise ValueError(f"{root}/metadata.jsonl: {len(splits[''])} rows have no split, the first is {first}")
         return splits
-    if any(name.lower() in known for name in subfolders):
-        splits = {}
-        for name in sorted(subfolders):
-            if name.lower() in known:
-                splits.setdefault(canonical_split(name), []).extend(_read_rows(root / name))
-        return splits
-    return {"": _read_rows(root)}
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    top = {folder for folder in found.folders if folder and "/" not in folder}
+    told = {folder for folder in top if folder.lower() in known and (root / folder / "metadata.jsonl").is_file()}
+    holders = {folder.split("/")[0] for folder in found.images if folder} | told
+    named = {folder for folder in holders if folder.lower() in known}
+    others = holders - named
+    if named and others and named != told:
+        raise ValueError(
+            f"{root}: {_listed(named)} may be a split or a class, since there is {_listed(others)} beside it. If all are "
+            f"classes, put them into a folder of their own: {root / 'train' / min(others)}, {root / 'train' / min(named)}, "
+            f"...; if {_listed(named)} is a split, move the other folders elsewhere"
+        )
+    splits = {}
+    for folder in sorted(named):
+        splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder)))
+    return splits or {"": _read_rows(root, found)}
 
 
-def _read_rows(root: Path) -> list[Row]:
+def _listed(names: set[str]) -> str:
+    return ", ".join(map(repr, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _below(found: Found, folder: str) -> Found:
+    """What was found in one of the root's folders, as seen from there."""
+    inside = {name[len(folder) + 1 :]: files for name, files in found.images.items() if f"{name}/".startswith(f"{folder}/")}
+    return Found(inside, (), found.left_out)
+
+
+def _read_rows(root: Path, found: Found) -> list[Row]:
     if (root / "metadata.jsonl").is_file():
         return _read_metadata(root)
     for other in ("metadata.csv", "metadata.parquet"):
         if (root / other).is_file():
             raise ValueError(f"{root / other}: only metadata.jsonl is read, a JSON object a line; convert it")
     rows: list[Row] = []
-    for folder_name, _, files in sorted(os.walk(root, followlinks=True)):
-        inside = Path(folder_name).relative_to(root)
-        classes = {"label": inside.parts[0]} if inside.parts else {}
-        images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
-        rows += [{"file_name": (inside / f).as_posix(), "_folder": root, **classes} for f in images]
+    for folder, names in found.images.items():
+        classes = {"label": folder.split("/")[0]} if folder else {}
+        rows += [{"file_name": f"{folder}/{name}" if folder else name, "_folder": root, **classes} for name in names]
     if rows and 0 < sum("label" in row for row in rows) < len(rows):
         bare = next(row["file_name"] for row in rows if "label" not in row)
         raise ValueError(f"{root} has images in class subfolders and beside them, such as {bare}; sort them in")
     return rows
 
 
+def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Counter:
+    """What was passed by; images that no row of any split has; class folders without images."""
+    left = Counter(found.left_out)
+    bases = {row["_folder"]: Path(os.path.relpath(row["_folder"], root)).as_posix() for row in rows}
+    told = [base for base in bases if (base / "metadata.jsonl").is_file()]
+    taken = {
+        posixpath.normpath(f"{bases[row['_folder']]}/{row[n]}")
+        for row in rows
+        for n in ("file_name", map_name)
+        if isinstance(row.get(n), str)
+    }
+    if count := len(set(found.paths()) - taken):
+        left["images that metadata.jsonl does not name" if told else "images outside of the split folders"] = count
+    labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
+    for base in {base for base, _ in labels}:
+        deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
+        empty = {folder for folder in deep if "/" not in folder and folder != base} - {label for _, label in labels}
+        if empty and base == ".":
+            left[f"class folders without images ({_listed(empty)})"] = len(empty)
+    return left
+
+
 def _read_metadata(root: Path) -> list[Row]:
     rows = []
-    with open(root / "metadata.jsonl", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{root}/metadata.jsonl, line {number}: no JSON ({error})") from error
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-                raise ValueError(f"{root}/metadata.jsonl, line {number}: a row needs a file_name")
-            rows.append({**row, "_folder": root})
+    for number, line in enumerate(read_text(root / "metadata.jsonl").split("\n"), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{root}/metadata.jsonl, line {number}:")
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise ValueError(f"{root}/metadata.jsonl, line {number}: a row needs a file_name")
+        rows.append({**row, "_folder": root})
     return rows
 
 
@@ -160,7 +217,12 @@ def _check_files(rows: list[Row], map_name: str) -> None:
     present: dict[Path, set[str]] = {}
     missing = []
     for row in rows:
-        for path in (row["_folder"] / row[n] for n in ("file_name", map_name) if row.get(n) is not None):
+        for n in ("file_name", map_name):
+            if row.get(n) is None:
+                continue
+            if not isinstance(row[n], str):
+                raise ValueError(f"{row['file_name']}: {n} is {row[n]!r}, not the name of a file")
+            path = row["_folder"] / row[n]
             if path.parent not in present:
                 present[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
             if path.name not in present[path.parent]:
@@ -176,12 +238,14 @@ def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> 
     if odd is not None or len({type(v) for v in labels}) > 1:
         raise ValueError(f"{root}: labels must all be whole numbers or all text; found {odd if odd is not None else 'both'}")
     if isinstance(class_names, str | Path):
-        class_names = json.loads(Path(class_names).expanduser().read_text(encoding="utf-8"))
+        class_names = read_names(Path(class_names).expanduser())
     if isinstance(labels[0], str):
         order = list(class_names) if class_names is not None else sorted(set(labels))
         index = {name: name for name in order}
     else:
         said = {row[theirs]: row["label_name"] for row in rows if row.get(theirs) is not None and row.get("label_name")}
+        if max(labels) >= _MOST_CLASSES:
+            raise ValueError(f"{root}: label {max(labels)}: classes are numbered from 0 on")
         order = class_names if class_names is not None else [said.get(i, str(i)) for i in range(max(labels) + 1)]
         index = dict(enumerate(order))
     wrong = next((row for row in rows if row.get(theirs) is not None and row[theirs] not in index), None)
@@ -196,14 +260,21 @@ def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> 
 def _box_index(rows: list[Row], theirs: str) -> dict[int, str]:
     named: dict[int, str] = {}
     for row in rows:
-        for box in row.get(theirs) or ():
-            if not isinstance(box, dict) or not {"label", "box"} <= box.keys() or len(box["box"]) != 4:
+        boxes = [] if row.get(theirs) in (None, "") else row[theirs]
+        if not isinstance(boxes, list):
+            raise ValueError(f"{row['file_name']}: boxes are a list, not {boxes!r}")
+        for box in boxes:
+            if not isinstance(box, dict) or not {"label", "box"} <= box.keys() or not _is_numbers(box["box"], 4):
                 raise ValueError(f"{row['file_name']}: a box is {{'label': 0, 'box': [x0, y0, x1, y1]}}, not {box!r}")
-            x0, y0, x1, y1 = box["box"]
-            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and isinstance(box["label"], int) and box["label"] >= 0):
+            (x0, y0, x1, y1), label = box["box"], box["label"]
+            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and isinstance(label, int) and 0 <= label < _MOST_CLASSES):
                 raise ValueError(f"{row['file_name']}: box {box!r}: need label >= 0, 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1")
             named.setdefault(box["label"], box.get("name", str(box["label"])))
     return {i: named.get(i, str(i)) for i in range(max(named, default=-1) + 1)}
+
+
+def _is_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(v, int | float) for v in value)
 
 
 def _deliver(row: Row, columns: Sequence[str], names: Mapping[str, str], index: Mapping[Any, int]) -> Row:
@@ -212,9 +283,7 @@ def _deliver(row: Row, columns: Sequence[str], names: Mapping[str, str], index: 
         if column == "image":
             out[column] = out["name"]
         elif column == "label":
-            out[column] = (
-                list(index).index(row[names["label"]]) if isinstance(row[names["label"]], str) else row[names["label"]]
-            )
+            out[column] = index[row[names["label"]]]
         elif column == "label_map":
             out[column] = str(row["_folder"] / row[names["label_map"]])
         elif column == "caption":

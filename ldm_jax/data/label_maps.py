@@ -4,13 +4,13 @@ Files hold the class numbers themselves (a palette or greyscale PNG), or a colou
 file, [[r, g, b], ...] in class order or {"sky": [128, 128, 128], ...}.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ldm_jax.data.decode import Encoded, decode_map, decode_rgb
+from ldm_jax.data.text_files import read_json
 
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -58,10 +58,7 @@ def checked_map(example: dict, rng: np.random.Generator, *, n_classes: int) -> d
 
 def read_palette(path: str | Path, names: Sequence[str] | None = None) -> Palette:
     """Colours by class number, from JSON; `names` orders those that are written by name."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    found = read_json(path)
     if isinstance(found, Mapping):
         if names is not None and set(names) != set(found):
             raise ValueError(f"{path}: its classes are {', '.join(found)}, the model's {', '.join(names)}")

@@ -9,8 +9,6 @@ says which part of it is seen: a box may reach beyond. This is CompVis/taming-tr
 `taming/data/conditional_builder/objects_bbox.py: ObjectsBoundingBoxConditionalBuilder`; with the default 30 objects, 92 tokens.
 """
 
-import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ldm_jax.data.text_files import read_json
+from ldm_jax.primitives.choices import did_you_mean
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 Objects = Sequence[Mapping[str, Any]]
@@ -42,14 +43,17 @@ class LayoutCode:
 
     @property
     def grid(self) -> int:
+        """G: corners lie on G x G points."""
         return math.isqrt(self.vocab_size)
 
     @property
     def none(self) -> int:
+        """The token of a place without an object."""
         return self.vocab_size - 1
 
     @property
     def length(self) -> int:
+        """Tokens of a layout."""
         return 3 * self.objects + 2 * self.crop
 
 
@@ -118,10 +122,7 @@ def read_layout(source: str | Path | Objects, names: Sequence[str] | None = None
         where = str(source)
         if not Path(source).is_file():
             raise FileNotFoundError(f"no layout file {source}")
-        try:
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON: {error}") from error
+        source = read_json(source)
     if not isinstance(source, Sequence) or not all(isinstance(thing, Mapping) for thing in source):
         raise ValueError(f'{where}: a layout is a list of {{"label": 3, "box": [x0, y0, x1, y1]}}, not {str(source)[:80]}')
     boxes, labels = [], []
@@ -164,8 +165,7 @@ def _label(thing: Mapping[str, Any], names: Sequence[str] | None) -> int:
     if names is None:
         raise ValueError(f'"name" {thing["name"]!r}: this model came without names of its classes, give the number as "label"')
     if thing["name"] not in names:
-        near = difflib.get_close_matches(str(thing["name"]), names, 3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(thing["name"], names)
         raise ValueError(f"unknown class {thing['name']!r}.{hint} Classes: {', '.join(names[:20])}")
     return list(names).index(thing["name"])
 

@@ -1,9 +1,10 @@
 """The one pipeline: rows, shuffled anew every epoch, transformed, batched, prefetched; a function of seed and step.
 
-    source -> shuffle -> repeat -> transform -> [process_index :: process_count] -> batch
+    source -> shuffle -> repeat -> transform -> batch -> this process's rows of every batch
 
 Batch number `step` is the same whenever and wherever it is made: after a resume (`start_step`), in threads or in worker
-processes, and, as a set over all processes, for any number of processes. So the step number is all the state there is.
+processes. Of P processes, number p makes rows p B/P to (p + 1) B/P - 1 of every global batch of B rows, and loads no others.
+The processes' shares, one after the other, are exactly the batch of one process. So the step number is all the state there is.
 """
 
 import logging
@@ -14,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from ldm_jax.data.source import Info, Source, check_on_error
+from ldm_jax.data.source import DamagedData, Info, Source, check_on_error
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -58,11 +59,13 @@ def batches(
     prefetch: int = 4,
 ) -> Batches:
     """Training batches from number `start_step` on, without end: dicts of numpy arrays with a leading axis of
-    batch_size / process_count, this process's share of a global batch.
+    batch_size / process_count, this process's contiguous rows of the global batch.
 
-    on_error   "raise", or "skip": an unreadable image is replaced by the next readable one of the source, and counted
-    workers    processes that decode, for when `threads` are not enough; 0 for none
-    prefetch   batches held ready
+    batch_size  of the global batch, a multiple of `process_count`
+    on_error    "raise", or "skip": an unreadable image is replaced by the next readable one of the source, and counted
+    workers     processes that decode, for when `threads` are not enough; 0 for none
+    prefetch    batches held ready
+    Raises ValueError for an empty source, a batch that the processes can't share equally, and unreadable images.
     """
     share = _share(batch_size, process_index, process_count)
     if start_step < 0:
@@ -71,7 +74,8 @@ def batches(
     # An endless repeat() has sys.maxsize elements, which overflows in batches of one.
     examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat(2**50 // count + 1)
     examples = examples.random_map(_Load(source, transform, on_error))
-    stream = examples[process_index::process_count].batch(share)[start_step:]
+    # Batches of `share` rows: numbers step * process_count + process_index are this process's.
+    stream = examples.batch(share)[process_index::process_count][start_step:]
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=prefetch)
     stream = stream.to_iter_dataset(options)
     if workers:
@@ -90,13 +94,13 @@ def eval_batches(
     process_count: int = 1,
     on_error: str = "raise",
 ) -> Iterator[Batch]:
-    """Every row once, in order and without randomness. The last batch is filled up with copies of the last row; `mask`
-    bool [B] is False there. Every process gets equally many batches."""
-    _share(batch_size, process_index, process_count)
+    """Every row once, in order and without randomness: this process's contiguous rows of every global batch. The last batch is
+    filled up with copies of the last row; `mask` bool [B] is False there. Every process gets equally many batches."""
+    share = _share(batch_size, process_index, process_count)
     load = _Load(source, transform, on_error)
     count = len(_not_empty(source))
-    for start in range(0, count, batch_size):
-        numbers = range(start + process_index, start + batch_size, process_count)
+    for start in range(process_index * share, process_index * share + count, batch_size):
+        numbers = range(start, start + share)
         examples = [load.example(min(i, count - 1), None) for i in numbers]
         batch = {name: np.stack([example[name] for example in examples]) for name in examples[0] if name != "skipped"}
         yield batch | {"mask": np.array([i < count for i in numbers])}
@@ -156,7 +160,7 @@ class _Load(grain.transforms.RandomMap):
                 example = self._transform(self._source[(number + skipped) % len(self._source)], rng)
                 return {**example, "skipped": np.int32(skipped)}
             except (ValueError, FileNotFoundError) as error:
-                if not self._skip:
+                if not self._skip or isinstance(error, DamagedData):
                     raise
                 _log.warning("skipped: %s", error)
         raise ValueError(f"{self._source.info.name}: {skipped + 1} unreadable images in a row from number {number} on")

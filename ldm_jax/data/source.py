@@ -23,22 +23,62 @@ SPLIT_NAMES = {
 }
 
 
+class DamagedData(ValueError):
+    """Stored rows that are not what was written. Never passed by as an unreadable image is, since they can be made again."""
+
+
 @dataclass(frozen=True)
 class Info:
-    """`columns`: what every row has. `class_names`: of `label`, None if there are no labels or no names to them."""
+    """What a source holds.
+
+    columns      what every row has
+    class_names  of `label`, None if there are no labels or no names to them; `box_names` likewise of `box_labels`
+    captions     how many there are, None where nobody counted
+    left_out     what was found and is no row: (what it is, how many), such as ("hidden or system folders", 2)
+    """
 
     name: str
     columns: tuple[str, ...]
     class_names: tuple[str, ...] | None = None
     box_names: tuple[str, ...] | None = None
+    captions: int | None = None
+    left_out: tuple[tuple[str, int], ...] = ()
 
 
 class Source(Protocol):
+    """Random access to rows. Sources may also have
+
+    __getitems__(numbers)   many rows at once, where that is faster
+    stamp()                 text that changes whenever files of the source do, without reading them (see `latent_cache`)
+    skipped                 how many rows could not be read and are left out
+    """
+
     info: Info
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def describe(source: Source) -> str:
+    """What was found, in one line: images, classes, captions, and how many things are left out and why."""
+    info = source.info
+    said = [_counted(len(source), "image")]
+    if "label" in info.columns and info.class_names:
+        some = ", ".join(info.class_names[:6]) + (", ..." if len(info.class_names) > 6 else "")
+        said.append(f"{_counted(len(info.class_names), 'class', 'classes')} ({some})")
+    elif "label" in info.columns:
+        said.append("labels")
+    if "caption" in info.columns:
+        said.append("captions" if info.captions is None else _counted(info.captions, "caption"))
+    said += [words for column, words in (("label_map", "label maps"), ("boxes", "boxes")) if column in info.columns]
+    skipped = getattr(source, "skipped", 0)
+    left = [*info.left_out, *([("images that can't be read", skipped)] if skipped else [])]
+    return ", ".join(said) + ("; left out: " + ", ".join(f"{count} {what}" for what, count in left) if left else "")
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def choose_columns(name: str, asked: Sequence[str] | None, present: Sequence[str]) -> tuple[str, ...]:
@@ -84,13 +124,14 @@ def check_on_error(on_error: str) -> None:
 
 @dataclass(frozen=True)
 class Spread:
-    """`count` rows of a source, evenly spread over it: sources are often sorted by class."""
+    """`count` rows of a source (all, if it has fewer), evenly spread over it: sources are often sorted by class."""
 
     source: Source
     count: int
 
     @property
     def info(self) -> Info:
+        """That of the whole source."""
         return self.source.info
 
     def __len__(self) -> int:

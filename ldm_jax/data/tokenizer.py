@@ -1,7 +1,10 @@
 """Words to token numbers: a small tokenizer trained on the captions of the data set at hand.
 
 Word-level (every word of the captions is a token) for small vocabularies, WordPiece (greedy longest pieces, Schuster
-and Nakajima 2012, as in BERT) for large ones; both lower-case and split at punctuation. A sequence is
+and Nakajima 2012, as in BERT) for large ones; both lower-case and split at punctuation. Texts are brought to the composed form
+of Unicode (NFC), so that an accent counts the same however it was typed, and no mark is stripped: "resume" and "résumé" are two
+words, and vowel signs stay. (Tokenizers that were saved by older versions strip marks; their file says so, and they still do.)
+A sequence is
 
     [BOS] word word ... [EOS] [PAD] [PAD] ...          ([CLS] and [SEP] for WordPiece)
 
@@ -11,14 +14,45 @@ of fixed length. The empty string, [BOS] [EOS] [PAD] ..., is the null prompt of 
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from ldm_jax.primitives.choices import check_choice
+from ldm_jax.primitives.files import write_text
 
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What becomes of texts as rows of `length` tokens.
+
+    texts, cut        how many there are, and how many of them are longer than fits
+    words, unknown    how many words, and how many of them become [UNK]
+    examples          some of the unknown words, the most frequent first
+    """
+
+    length: int
+    texts: int
+    cut: int
+    words: int
+    unknown: int
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One sentence; "" if nothing is lost."""
+        said = []
+        if self.cut:
+            said.append(f"{self.cut} of {self.texts} captions are longer than {self.length} tokens and are cut")
+        if self.unknown:
+            some = f" (such as {', '.join(map(repr, self.examples))})" if self.examples else ""
+            said.append(f"{self.unknown} of {self.words} words became [UNK]{some}")
+        return ", ".join(said)
 
 
 class Tokenizer:
@@ -49,10 +83,12 @@ class Tokenizer:
 
     @property
     def is_clip(self) -> bool:
+        """Whether it is CLIP's, of pieces of bytes: no word is unknown to it."""
         return self.unknown is None
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens there are."""
         return self._inner.get_vocab_size()
 
     def encode(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
@@ -81,6 +117,19 @@ class Tokenizer:
         out[1 : 1 + len(ids)] = ids
         return out
 
+    def losses(self, texts: Iterable[str], length: int) -> Losses:
+        """How many of `texts` are cut when they are encoded to `length` tokens, and how many words become [UNK]."""
+        count = cut = words = 0
+        unknown: Counter[str] = Counter()
+        for text in texts:
+            encoded = self._inner.encode(text, add_special_tokens=False)
+            count += 1
+            cut += len(encoded.ids) > length - 2
+            words += len({i for i in encoded.word_ids if i is not None})
+            unknown.update(text[slice(*span)] for i, span in zip(encoded.ids, encoded.offsets) if i == self.unknown)
+        examples = tuple(word for word, _ in sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:3])
+        return Losses(length, count, cut, words, unknown.total(), examples)
+
     def decode(self, ids: np.ndarray) -> str:
         """The text of token numbers [L], special tokens left out."""
         if self.is_clip:
@@ -90,9 +139,9 @@ class Tokenizer:
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
 
     def save(self, path: str | Path) -> None:
-        """Writes one JSON file in the format of the `tokenizers` library."""
+        """Writes one JSON file in the format of the `tokenizers` library, whole or not at all."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._inner.save(str(path))
+        write_text(path, self._inner.to_str(pretty=True))
 
     def _explain_unknown(self, text: str) -> str:
         normal = self._inner.normalizer.normalize_str(text)
@@ -109,12 +158,11 @@ class Tokenizer:
 
 def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: int = 8192) -> Tokenizer:
     """A tokenizer of at most `vocab_size` tokens for `captions`; deterministic. `kind`: "words" or "wordpiece"."""
-    if kind not in _ENDS:
-        raise ValueError(f"kind={kind!r}: choose {' or '.join(map(repr, _ENDS))}")
+    check_choice(kind, _ENDS, "kind")
     special = ["[PAD]", "[UNK]", *_ENDS[kind]]
     if vocab_size <= len(special):
         raise ValueError(f"vocab_size={vocab_size}: must exceed the {len(special)} special tokens")
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
     words = Counter()
     for caption in captions:
         words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
@@ -130,6 +178,18 @@ def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: in
     return Tokenizer(inner)
 
 
+def _normalizer() -> normalizers.Normalizer:
+    """White space to blanks, control characters away (but not the joiners of scripts and emoji), lower case, composed."""
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"[\p{Cc}\x{FEFF}\x{FFFD}]"), ""),
+            normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=True),
+            normalizers.NFC(),
+        ]
+    )
+
+
 def _train_pieces(words: Mapping[str, int], special: list[str], vocab_size: int) -> dict[str, int]:
     """The vocabulary of a WordPiece model. The library numbers pieces like '##a' in the order of a randomly seeded hash
     table, and breaks ties by number; giving it those pieces in order makes the result a function of the captions."""
@@ -142,15 +202,23 @@ def _train_pieces(words: Mapping[str, int], special: list[str], vocab_size: int)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """What `Tokenizer.save` wrote, or any tokenizer.json with the special tokens named above."""
+    """What `Tokenizer.save` wrote, or any tokenizer.json with the special tokens named above. FileNotFoundError if there is
+    none; ValueError, with the file's name and what to do, for a damaged one."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no tokenizer at {path}")
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        if max(inner.get_vocab().values(), default=0) >= inner.get_vocab_size():
+            raise RuntimeError("its tokens are not numbered without gaps")
+        return Tokenizer(inner)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"{path} is not a tokenizer: {error}") from error
+        what = "it is empty" if not Path(path).stat().st_size else error
+        raise ValueError(
+            f"{path} is not a tokenizer: {what}. Copy it from a backup of the model, or, where nothing is trained on it yet, "
+            "delete it: it will be made again from the captions"
+        ) from error
 
 
 def caption_texts(rows: Iterable[dict]) -> Iterator[str]:

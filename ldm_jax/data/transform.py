@@ -16,6 +16,7 @@ from ldm_jax.data import label_maps
 from ldm_jax.data.decode import decode_map, decode_rgb
 from ldm_jax.data.layout import WHOLE
 
+_MOST_PIXELS = 2**27  # of a resized picture
 Row = dict[str, Any]
 Task = Callable[[Row, np.random.Generator], Row]
 
@@ -62,11 +63,13 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the output."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def fit(self, row: Row) -> Row:
         """The row with its image as uint8 [h, w, 3] (and label map as integers [h, w]), resized so that it just covers
-        the output. A row that is so already stays as it is."""
+        the output. A row that is so already stays as it is. ValueError, with the image's name, for one that can't be read, is
+        smaller than `min_side`, or too narrow, and for a label map of another aspect."""
         if isinstance(row["image"], np.ndarray):
             return row
         height, width = self.shape
@@ -80,6 +83,8 @@ class Transform:
         if self.short_side:
             scale = max(scale, self.short_side / min(image.shape[:2]) if self.short_side > 0 else 1)
         to = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
+        if to[0] * to[1] > _MOST_PIXELS:
+            raise ValueError(f"{name} is {image.shape[1]} x {image.shape[0]}: so narrow that it would become {to[0]} x {to[1]}")
         row["image"] = _resize(image, to, Image.Resampling.BICUBIC)
         if "label_map" in row:
             indices = self._read_map(row["label_map"], f"label map of {name}")

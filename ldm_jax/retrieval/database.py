@@ -22,6 +22,7 @@ import numpy as np
 from ldm_jax.primitives.files import read_json, write_json
 
 INDICES = ("exact", "faiss", "scann")
+_MAKE_AGAIN = "Delete the folder and build the data base again"
 _CHUNK = 2**24  # products held at once
 _SIDE = 2**16  # of them along the vectors
 
@@ -49,7 +50,7 @@ class Database:
             raise ValueError(f"the data base has {twice} twice")
 
     def save(self, path: str | Path, neighbours: np.ndarray) -> None:
-        """Writes a folder. ValueError if it exists with something in it."""
+        """Writes a folder; database.json, without which it is none, last. ValueError if it exists with something in it."""
         path = Path(path)
         if path.is_dir() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; name a new folder")
@@ -58,22 +59,37 @@ class Database:
         np.save(path / "neighbours.npy", neighbours.astype(np.int32))
         said = {"members": self.members, "names": self.names, "class_names": self.class_names, "made_by": self.made_by}
         labels = None if self.labels is None else self.labels.tolist()
-        write_json(path / "database.json", {**said, "labels": labels})
+        write_json(path / "database.json", said | {"labels": labels})
 
 
 def load_database(path: str | Path) -> Database:
-    """The data base in a folder; vectors stay on disk until they are read. FileNotFoundError if there is none."""
+    """The data base in a folder; vectors stay on disk until they are read. FileNotFoundError if there is none; ValueError, with
+    the file's name, if one of its files is damaged."""
     path = Path(path)
     if not (path / "database.json").is_file():
         raise FileNotFoundError(
             f"{path} holds no data base of neighbours; make one: python -m ldm_jax.retrieval build --data FOLDER --embedder "
             f"PROBE --out {path}"
         )
-    said = read_json(path / "database.json", "Build the data base again.")
-    labels = None if said["labels"] is None else np.asarray(said["labels"], np.int32)
-    names = tuple(said["class_names"]) if said["class_names"] else None
-    vectors = np.load(path / "vectors.npy", mmap_mode="r")
-    return Database(tuple(said["names"]), vectors, said["members"], labels, names, said["made_by"])
+    said = read_json(path / "database.json", _MAKE_AGAIN, dict)
+    try:
+        labels = None if said["labels"] is None else np.asarray(said["labels"], np.int32)
+        class_names = tuple(said["class_names"]) if said["class_names"] else None
+        names, members, made_by = tuple(said["names"]), said["members"], said["made_by"]
+        if not all(isinstance(name, str) for name in (*names, *(class_names or ()))) or not isinstance(members, int):
+            raise ValueError("names are text, and members a number")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path / 'database.json'} is damaged: {error!r}. {_MAKE_AGAIN}") from error
+    return Database(names, _load_array(path / "vectors.npy"), members, labels, class_names, made_by)
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is gone. {_MAKE_AGAIN}") from None
+    except Exception as error:  # numpy evaluates the header, which raises whatever Python's parser does
+        raise ValueError(f"{path} is damaged: {error}. {_MAKE_AGAIN}") from error
 
 
 def search(database: Database, queries: np.ndarray, k: int, index: str = "exact") -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +200,7 @@ class NeighboursOf:
     root: str = ""
 
     def __post_init__(self):
-        known = np.load(Path(self.path) / "neighbours.npy", mmap_mode="r").shape[1]
+        known = _load_array(Path(self.path) / "neighbours.npy").shape[1]
         if not 1 <= self.k <= known:
             raise ValueError(f"neighbours={self.k}: the data base {self.path} knows {known} of every picture")
 
@@ -203,7 +219,7 @@ class NeighboursOf:
 def _table(path: str) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     database = load_database(path)
     rows = {name: i for i, name in enumerate(database.names)}
-    return database.vectors, np.load(Path(path) / "neighbours.npy", mmap_mode="r"), rows
+    return database.vectors, _load_array(Path(path) / "neighbours.npy"), rows
 
 
 def relative(name: str, root: str) -> str:

@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data.folder import folder
+from ldm_jax.data.pipeline import in_memory
+from ldm_jax.data.source import describe
+from ldm_jax.data.transform import Transform
 
 
 def picture(path, value=0):
@@ -179,3 +182,208 @@ def test_real_folders(data_dir, name, counts, columns):
         assert len(source) == count and source.info.columns == columns
     if name == "flowers5_128":
         assert source.info.class_names == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+
+
+def names_of(source):
+    root = source.info.name
+    return [source[i]["name"].removeprefix(f"{root}/") for i in range(len(source))]
+
+
+def test_a_class_named_like_a_split_is_refused(tmp_path):
+    for name in ("airplane", "bus", "train"):
+        picture(tmp_path / name / "1.png")
+    for columns in (("image",), ("image", "label"), None):
+        with pytest.raises(ValueError, match="'train' may be a split or a class, since there is 'airplane', 'bus' beside it"):
+            folder(tmp_path, columns=columns)
+    (tmp_path / "again/train").mkdir(parents=True)
+    for name in ("airplane", "bus", "train"):
+        (tmp_path / name).rename(tmp_path / "again/train" / name)
+    assert folder(tmp_path / "again").info.class_names == ("airplane", "bus", "train")  # as the refusal advises
+    picture(tmp_path / "photos/prod/1.png")
+    picture(tmp_path / "photos/dev/1.png")
+    with pytest.raises(ValueError, match="'dev' may be a split or a class, since there is 'prod'"):
+        folder(tmp_path / "photos")
+
+
+def test_splits_beside_folders_without_images(tmp_path):
+    for name in ("Train/cat/1.png", "val/cat/2.png", "banner.png"):
+        picture(tmp_path / name)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/readme.txt").write_text("words")
+    source = folder(tmp_path)
+    assert source.info.class_names == ("cat",) and names_of(source) == ["Train/cat/1.png"]
+    assert dict(source.info.left_out) == {"images outside of the split folders": 1}
+
+
+def test_splits_with_metadata_are_splits_whatever_is_beside_them(tmp_path):
+    metadata(tmp_path / "train", [{"file_name": "a.png", "label_map_file_name": "../maps/a.png"}])
+    picture(tmp_path / "maps/a.png")
+    picture(tmp_path / "extra/b.png")
+    picture(tmp_path / "train/unnamed.png")
+    source = folder(tmp_path)
+    assert len(source) == 1 and dict(source.info.left_out) == {"images that metadata.jsonl does not name": 2}
+
+
+@pytest.mark.parametrize("below", ["", "cat/", "cat/deep/"])
+def test_hidden_and_system_folders_are_passed_by(tmp_path, below):
+    kept = ["cat/1.png", "cat/deep/2.png", "dog/3.png"]
+    for name in kept:
+        picture(tmp_path / name)
+    hidden = (".ipynb_checkpoints", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".thumbnails", ".git/x")
+    for name in hidden:
+        picture(tmp_path / below / name / "0.png")
+    picture(tmp_path / below / "._1.png")
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        (tmp_path / below / name).write_bytes(b"x")
+    source = folder(tmp_path)
+    assert source.info.class_names == ("cat", "dog") and names_of(source) == kept
+    assert dict(source.info.left_out) == {"hidden or system folders": 7, "hidden files": 1}
+    assert "3 images, 2 classes (cat, dog); left out: 7 hidden or system folders" in describe(source)
+
+
+def test_a_hidden_root_is_no_obstacle(tmp_path):
+    picture(tmp_path / ".cache/1.png")
+    assert len(folder(tmp_path / ".cache")) == 1
+
+
+def test_links(tmp_path):
+    outside = tmp_path / "outside"
+    root = tmp_path / "root"
+    for name in ("a/1.png", "z/2.png"):
+        picture(root / name)
+    picture(outside / "3.png")
+    picture(tmp_path / "4.png")
+    (root / "a/up").symlink_to(root, target_is_directory=True)
+    (root / "a/further_up").symlink_to(tmp_path, target_is_directory=True)
+    (root / "b").symlink_to(root / "z", target_is_directory=True)
+    (root / "c").symlink_to(outside, target_is_directory=True)
+    (root / "z/5.png").symlink_to(tmp_path / "4.png")
+    (root / "z/gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = folder(root)
+    assert names_of(source) == ["a/1.png", "c/3.png", "z/2.png", "z/5.png"]
+    assert source.info.class_names == ("a", "c", "z")
+    left = dict(source.info.left_out)
+    assert left.pop("links to folders that are read already, or hold this one") == 3 and left.pop("broken links") == 1
+    (tmp_path / "alias").symlink_to(root, target_is_directory=True)
+    assert names_of(folder(tmp_path / "alias")) == names_of(source)
+
+
+def test_every_suffix_that_can_be_opened(tmp_path):
+    known = [".jpg", ".JPG", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".TIFF", ".ppm", ".tga", ".ico"]
+    for suffix in known:
+        picture(tmp_path / f"x{suffix}")
+    for name in ("a.heic", "b.svg", "c.eps"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "bare").write_bytes((tmp_path / "x.png").read_bytes())
+    for name in ("notes.txt", "LICENSE"):
+        (tmp_path / name).write_text("words")
+    source = folder(tmp_path)
+    assert sorted(names_of(source)) == sorted(f"x{suffix}" for suffix in known)
+    assert dict(source.info.left_out) == {"image files that are not read (.eps, .heic, .svg, no suffix)": 4}
+    (tmp_path / "only").mkdir()
+    (tmp_path / "a.heic").rename(tmp_path / "only/a.heic")
+    with pytest.raises(ValueError, match="holds no images .*passed by: 1 image files that are not read .*heic"):
+        folder(tmp_path / "only")
+
+
+def test_class_folders_without_images_are_said(tmp_path):
+    picture(tmp_path / "cat/deep/1.png")
+    picture(tmp_path / "dog/1.png")
+    (tmp_path / "bird").mkdir()
+    assert dict(folder(tmp_path).info.left_out) == {"class folders without images ('bird')": 1}
+
+
+def test_description_counts(tmp_path):
+    metadata(tmp_path, [{"file_name": f"{i}.png", "caption": ["x"] * (i + 1), "label": i} for i in range(3)])
+    assert describe(folder(tmp_path)) == "3 images, 3 classes (0, 1, 2), 6 captions"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_metadata_as_editors_save_them(tmp_path, encoding, newline):
+    metadata(tmp_path, [{"file_name": "a.png"}])
+    line = json.dumps({"file_name": "a.png", "caption": "Blüte \u2028 ñ"}, ensure_ascii=False)
+    if encoding == "latin-1":
+        line = line.replace("\u2028", "")
+    (tmp_path / "metadata.jsonl").write_bytes((newline + line + newline).encode(encoding))
+    if encoding == "latin-1":
+        with pytest.raises(ValueError, match="metadata.jsonl, line 2: the byte 0xfc is not UTF-8 .*save the file as UTF-8"):
+            folder(tmp_path)
+    elif encoding == "utf-16-le":
+        with pytest.raises(ValueError, match="metadata.jsonl, line [123]: a zero byte"):
+            folder(tmp_path)
+    else:
+        assert folder(tmp_path)[0]["caption"] == "Blüte \u2028 ñ"
+
+
+def test_class_names_from_files(tmp_path):
+    metadata(tmp_path, [{"file_name": "a.png", "label": "rosé"}])
+    (tmp_path / "classes.json").write_bytes("\ufeff".encode() + json.dumps(["daisy", "rosé"]).encode())
+    (tmp_path / "classes.txt").write_bytes("daisy\r\nrosé\r\n".encode("utf-16"))
+    for name in ("classes.json", "classes.txt"):
+        source = folder(tmp_path, class_names=tmp_path / name)
+        assert source.info.class_names == ("daisy", "rosé") and source[0]["label"] == 1
+    for text, words in (
+        ('{"a": 1}', "list of names"),
+        ("", "no JSON"),
+        ('["a", "a"]', "'a' occurs twice"),
+        ("[" * 99999, "no JSON"),
+    ):
+        (tmp_path / "classes.json").write_text(text)
+        with pytest.raises(ValueError, match=f"classes.json.*{words}"):
+            folder(tmp_path, class_names=tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"label": 10**12}, "label 1000000000000: classes are numbered"),
+        ({"label_map_file_name": 3}, "label_map_file_name is 3, not the name of a file"),
+        ({"boxes": {"label": 1}}, "boxes are a list"),
+        ({"boxes": [{"label": 0, "box": 5}]}, "a box is"),
+        ({"boxes": [{"label": 0, "box": ["0", 0, 1, 1]}]}, "a box is"),
+    ],
+)
+def test_odd_values_in_rows(tmp_path, row, words):
+    metadata(tmp_path, [{"file_name": "a.png", **row}])
+    with pytest.raises(ValueError, match=words):
+        folder(tmp_path)
+
+
+def test_unreadable_images_are_counted_in_the_description(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"{'ab'[i % 2]}/{i}.png")
+    (tmp_path / "a/2.png").write_bytes(b"no image")
+    kept = in_memory(folder(tmp_path), Transform(8).fit, on_error="skip")
+    assert describe(kept) == "2 images, 2 classes (a, b); left out: 1 images that can't be read"
+
+
+def test_damaged_metadata_end_in_errors(tmp_path):
+    """Rows with values exchanged or bytes changed: read, or refused with a ValueError or a FileNotFoundError."""
+    picture(tmp_path / "m.png")
+    box = {"label": 1, "name": "car", "box": [0.1, 0.2, 0.5, 0.6]}
+    row = {"file_name": "a.png", "caption": ["x", "é"], "label": 0, "label_name": "q", "boxes": [box], "split": "train"}
+    metadata(tmp_path, [row | {"label_map_file_name": "m.png"}, row | {"label_map_file_name": "m.png", "boxes": []}])
+    lines = (tmp_path / "metadata.jsonl").read_bytes().splitlines()
+    odd = [None, True, -1, 0, 1.5, "", "x", [], {}, [1], {"a": 1}, 10**30, float("inf"), float("nan"), "\ud800", [[]]]
+    rng, read = np.random.default_rng(0), 0
+    for number in range(1500):
+        if number % 2:
+            rows = [json.loads(line) for line in lines]
+            for _ in range(rng.integers(1, 3)):
+                changed = rows[rng.integers(2)]
+                if rng.random() < 0.3 and isinstance(changed["boxes"], list) and changed["boxes"] == [box]:
+                    changed = changed["boxes"][0]
+                changed[list(changed)[rng.integers(len(changed))]] = odd[rng.integers(len(odd))]
+            data = "\n".join(map(json.dumps, rows)).encode()
+        else:
+            data = bytearray(b"\n".join(lines))
+            for _ in range(rng.integers(1, 4)):
+                data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "metadata.jsonl").write_bytes(data)
+        try:
+            source = folder(tmp_path)
+            read += len([source[i] for i in range(len(source))]) > 0
+        except (ValueError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error) or "a.png" in str(error) or "file_name" in str(error), error
+    assert read > 100

@@ -82,7 +82,7 @@ BOX = [0.1, 0.1, 0.5, 0.5]
         ([{"box": BOX}], 'neither "label" nor "name"'),
         ([{"label": 2, "box": BOX}], "label 2: classes are numbered 0 to 1"),
         ([{"label": "star", "box": BOX}], "names go into"),
-        ([{"name": "start", "box": BOX}], "unknown class 'start'. Did you mean star"),
+        ([{"name": "start", "box": BOX}], "unknown class 'start'. Did you mean 'star'"),
         ({"label": 0, "box": BOX}, "a layout is a list"),
     ],
 )

@@ -70,13 +70,43 @@ def test_resume_by_step_alone(reference):
         assert same(reference[step:], take(12 - step, Numbers(23), noisy, 4, seed=5, start_step=step))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_same_global_batch(reference, count):
-    shares = [take(12, Numbers(23), noisy, 4, seed=5, process_index=i, process_count=count) for i in range(count)]
-    for step, whole in enumerate(reference):
-        assert all(len(share[step]["label"]) == 4 // count for share in shares)
-        pairs = [pair for share in shares for pair in zip(share[step]["label"], share[step]["noise"])]
-        assert sorted(pairs) == sorted(zip(whole["label"], whole["noise"]))
+def joined(shares):
+    """The processes' shares of every batch, one after the other."""
+    return [{k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shares, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 5])
+def test_processes_hold_contiguous_rows_of_the_global_batch(reference, count, start):
+    shares = [
+        take(12 - start, Numbers(23), noisy, 4, seed=5, process_index=i, process_count=count, start_step=start, threads=i + 1)
+        for i in range(count)
+    ]
+    assert all(len(batch["label"]) == 4 // count for share in shares for batch in share)
+    assert same(joined(shares), reference[start:])
+
+
+def test_processes_with_workers_hold_the_same_rows(reference):
+    shares = [
+        take(4, Numbers(23), noisy, 4, seed=5, process_index=i, process_count=2, start_step=3, workers=1 + i) for i in range(2)
+    ]
+    assert same(joined(shares), reference[3:7])
+
+
+def test_a_process_loads_only_its_own_rows():
+    seen = []
+
+    def note(row, rng):
+        seen.append(row["label"])
+        return noisy(row, rng)
+
+    list(eval_batches(Numbers(16), note, 8, process_index=1, process_count=4))
+    assert seen == [2, 3, 10, 11]
+    seen.clear()
+    mine = take(2, Numbers(64), note, 8, seed=0, process_index=3, process_count=4, prefetch=1)
+    loaded = set(seen)
+    others = [b["label"] for i in range(3) for b in take(2, Numbers(64), noisy, 8, seed=0, process_index=i, process_count=4)]
+    assert {int(v) for b in mine for v in b["label"]} <= loaded and not loaded & set(np.concatenate(others).tolist())
 
 
 def test_threads_change_nothing(reference):
@@ -131,15 +161,17 @@ def test_corrupt_image_is_named(tmp_path):
     assert np.array_equal(batch["image"][2], batch["image"][3])
 
 
-def test_eval_batches_give_every_row_once():
-    for count in (1, 2):
-        seen = []
-        for step in zip(
-            *[list(eval_batches(Numbers(10), noisy, 4, process_index=i, process_count=count)) for i in range(count)]
-        ):
-            assert all(len(b["label"]) == 4 // count for b in step)
-            seen.append(sorted(int(v) for b in step for v in b["label"][b["mask"]]))
-        assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+@pytest.mark.parametrize("rows", [1, 9, 10, 12])
+def test_eval_batches_give_every_row_once(rows):
+    whole = list(eval_batches(Numbers(rows), noisy, 4))
+    assert np.concatenate([b["label"][b["mask"]] for b in whole]).tolist() == list(range(rows))
+    for count in (2, 4):
+        shares = [list(eval_batches(Numbers(rows), noisy, 4, process_index=i, process_count=count)) for i in range(count)]
+        assert all(len(b["label"]) == 4 // count for share in shares for b in share)
+        assert same(joined(shares), whole)
+
+
+def test_the_last_batch_is_filled_up():
     last = list(eval_batches(Numbers(10), noisy, 4))[-1]
     assert last["label"].tolist() == [8, 9, 9, 9] and last["mask"].tolist() == [True, True, False, False]
 

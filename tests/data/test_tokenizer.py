@@ -1,9 +1,11 @@
 """Words to numbers and what is said about words that have none."""
 
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
+import tokenizers
 
 from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
 
@@ -86,3 +88,65 @@ def test_refusals(tmp_path):
 
 def test_caption_texts():
     assert list(caption_texts([{"caption": "a"}, {"caption": ("b", "c")}])) == ["a", "b", "c"]
+
+
+MARKS = ["un café résumé", "हिन्दी में किताब", "Łódź naïve", "ภาษาไทยนี้", "می‌خواهم", "👩‍🚀 flies"]
+
+
+@pytest.mark.parametrize("kind", ["words", "wordpiece"])
+def test_marks_are_kept(kind):
+    tokenizer = train_tokenizer([*MARKS, "un cafe resume"], kind)
+    rows = tokenizer.encode(MARKS, 40, strict=True)
+    assert [tokenizer.decode(row) for row in rows] == [unicodedata.normalize("NFC", text.lower()) for text in MARKS]
+    plain = tokenizer.encode(["un cafe resume"], 40)
+    assert not np.array_equal(plain[0], rows[0])
+
+
+@pytest.mark.parametrize("kind", ["words", "wordpiece"])
+def test_decomposed_text_is_the_same_text(kind):
+    tokenizer = train_tokenizer(MARKS, kind)
+    apart = [unicodedata.normalize("NFD", text) for text in MARKS]
+    assert np.array_equal(tokenizer.encode(apart, 40), tokenizer.encode(MARKS, 40))
+    again = train_tokenizer(apart, kind)
+    assert np.array_equal(again.encode(MARKS, 40), tokenizer.encode(MARKS, 40))
+
+
+def test_control_characters_and_white_space(tokenizer):
+    assert tokenizer.decode(tokenizer.encode(["\ufeffa\u00a0red\r\n\tcir\x07cle\0"], 8)[0]) == "a red circle"
+
+
+def test_a_tokenizer_of_the_old_version_reads_as_before(tmp_path):
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[BOS]", "[EOS]", "cafe"])}, unk_token="[UNK]"
+        )
+    )
+    inner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode(["Café"], 3).tolist() == [[2, 4, 3]]
+
+
+def test_what_is_lost_is_counted():
+    words = train_tokenizer(CAPTIONS)
+    texts = ["a red circle", "a green circle", "a green and blue ring and a red circle", "Zebra"]
+    lost = words.losses(texts, 8)
+    assert (lost.texts, lost.cut, lost.words, lost.unknown) == (4, 1, 16, 3)
+    assert (
+        str(lost)
+        == "1 of 4 captions are longer than 8 tokens and are cut, 3 of 16 words became [UNK] (such as 'green', 'Zebra')"
+    )
+    assert not str(words.losses(texts[:1], 8)) and words.truncated == 0
+    rows = words.encode(texts, 8)
+    assert (rows == words.unknown).sum() == 3 and words.truncated == 1
+
+
+def test_broken_files_are_named(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    whole = path.read_bytes()
+    for data in (b"", whole[: len(whole) // 2], bytes(64) + whole[64:], b"\xff" + whole, b"[" * 200_000, b"{}", b"[]"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"{path} is not a tokenizer: .*delete it"):
+            load_tokenizer(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]  # written by renaming: nothing else is left

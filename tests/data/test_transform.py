@@ -173,3 +173,11 @@ def test_whole_boxes_with_the_crop_say_what_boxes_of_the_crop_say(row, size):
         assert len(boxes) == 0 or min(np.abs(boxes[0] - box).max(), np.abs(boxes[0] - mirrored).max()) < 1e-6
         crops.add(tuple(crop.round(4).tolist()))
     assert len(crops) > 3
+
+
+def test_a_picture_of_one_line_is_refused_by_name():
+    line = np.zeros((1, 60000, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(line).save(file, "PNG")
+    with pytest.raises(ValueError, match="line.png is 60000 x 1: so narrow that it would become 15360000 x 256"):
+        Transform(256).fit({"image": file.getvalue(), "name": "line.png"})

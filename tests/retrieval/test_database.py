@@ -119,3 +119,15 @@ def test_optional_indices_find_the_same(package):
 def test_data_bases_that_make_no_sense(change):
     with pytest.raises(ValueError, match="names|twice"):
         Database(**{"names": NAMES, "vectors": VECTORS, "members": 5, **change})
+
+
+@pytest.mark.parametrize("part", ["database.json", "vectors.npy", "neighbours.npy"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
+def test_damaged_files_are_named(tmp_path, part, damage):
+    database().save(tmp_path / "base", neighbours_of_rows(database(), 4))
+    file = tmp_path / "base" / part
+    whole = file.read_bytes()
+    file.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"\xff" * 90}[damage])
+    with pytest.raises(ValueError, match=f"{part}.*build the data base again"):
+        NeighboursOf(str(tmp_path / "base"), 4)
+        load_database(tmp_path / "base")

@@ -47,6 +47,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
     @property
     def mix(self) -> Mix:
+        """What the scenes hold."""
         return Mix(tuple(self.counts), tuple(self.fills), self.spread)
 
 

@@ -48,6 +48,7 @@ class Found:
 
     @property
     def words(self) -> tuple[str, str]:
+        """Names of colour and shape, "?" for what was not recognised."""
         return (
             "?" if self.colour is None else COLOUR_NAMES[self.colour],
             "?" if self.shape is None else SHAPES[self.shape],

@@ -46,6 +46,7 @@ class Thing:
 
     @property
     def words(self) -> tuple[str, str]:
+        """Names of colour and shape."""
         return COLOUR_NAMES[self.colour], SHAPES[self.shape]
 
 
