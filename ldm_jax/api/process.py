@@ -126,8 +126,8 @@ def process(ldm: Any, plan: Plan, params: PyTree, told: Told) -> tuple[diffusion
 
     def denoise(x, level, cond=told.cond, negative=told.negative):
         if told.scale is None:
-            return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.kind, recipe.input_scale)(x, level)
-        predictions = diffusion.together(network, recipe.kind, [cond, negative], recipe.input_scale)
+            return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)(x, level)
+        predictions = diffusion.together(network, recipe.prediction, [cond, negative], recipe.input_scale)
         return diffusion.classifier_free(predictions, told.scale)(x, level)
 
     if plan.windows is not None:

@@ -4,7 +4,7 @@
     target = c x0 + d eps                                      a parameterization is the pair (c, d)
     denoise(x, level) -> Prediction(x0, eps)                   guidance and editing wrap denoisers
     Sampler(init, step); sample(denoise, sampler, x, grid)     a grid is a Level of arrays, the loop one scan
-    diffusion_loss(network, schedule, kind, x0, key)           -> (loss, metrics)
+    diffusion_loss(network, schedule, prediction, x0, key)     -> (loss, metrics)
 """
 
 from ldm_jax.diffusion import editing, grids, guidance, schedules, times, weightings
@@ -15,15 +15,15 @@ from ldm_jax.diffusion.guidance import classifier_free, separately, together
 from ldm_jax.diffusion.level import CLEAN, Denoiser, Level, Prediction, diffuse
 from ldm_jax.diffusion.likelihood import bits_per_dimension, log_likelihood
 from ldm_jax.diffusion.objectives import ERRORS, diffusion_loss, errors
-from ldm_jax.diffusion.parameterization import KINDS, predict, target
+from ldm_jax.diffusion.parameterization import PREDICTIONS, predict, target
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, State, make_sampler
 from ldm_jax.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from ldm_jax.diffusion.times import TIMES, make_times
 from ldm_jax.diffusion.weightings import WEIGHTINGS, make_weighting
 
 __all__ = [
-    "CLEAN", "Denoiser", "ERRORS", "GRIDS", "KINDS", "Level", "Prediction", "SAMPLERS", "SCHEDULES", "Sampler", "Schedule",
-    "State", "TIMES", "WEIGHTINGS", "bits_per_dimension", "classifier_free", "clip", "diffuse", "diffusion_loss",
+    "CLEAN", "Denoiser", "ERRORS", "GRIDS", "Level", "PREDICTIONS", "Prediction", "SAMPLERS", "SCHEDULES", "Sampler",
+    "Schedule", "State", "TIMES", "WEIGHTINGS", "bits_per_dimension", "classifier_free", "clip", "diffuse", "diffusion_loss",
     "dynamic_threshold", "editing", "edm_input_scale", "errors", "grids", "guidance", "log_likelihood", "make_denoiser",
     "make_grid", "make_sampler", "make_schedule", "make_times", "make_weighting", "map_x0", "predict", "previews", "sample",
     "schedules", "separately", "start", "target", "times", "together", "trajectory", "weightings",

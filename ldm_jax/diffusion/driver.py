@@ -82,7 +82,7 @@ def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
 
 
 def _check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
-    """Traces the denoiser once, abstractly, at a level that is known: singular kinds and wrong shapes fail here."""
+    """Traces the denoiser once, abstractly, at a level that is known: singular predictions and wrong shapes fail here."""
     x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
     if x0.shape != x.shape or eps.shape != x.shape:
         raise ValueError(

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.denoiser import renoise
+from ldm_jax.diffusion.denoiser import from_x0
 from ldm_jax.diffusion.driver import step_keys
 from ldm_jax.diffusion.level import Denoiser, Level, Prediction, diffuse, expand
 from ldm_jax.diffusion.samplers.first_order import posterior_variance
-from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, split, without_memory
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, noise_to, split, without_memory
 
 
 def partial(grid: Level, strength: float) -> Level:
@@ -41,7 +41,7 @@ def known_region(denoise: Denoiser, known: jax.Array, mask: jax.Array) -> Denois
 
     def denoise_known(x: jax.Array, level: Level) -> Prediction:
         x0 = denoise(x, level).x0
-        return renoise(x, mask * known + (1 - mask) * x0, level)
+        return from_x0(x, mask * known + (1 - mask) * x0, level)
 
     return denoise_known
 
@@ -60,7 +60,7 @@ def imposed(sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int =
             x = mask * diffuse(known, gaussian(known_key, known), to) + (1 - mask) * again.x
             if resample == 1:
                 return again._replace(x=x), None
-            return again._replace(x=forget(x, to, level, gaussian(back_key, x))), x
+            return again._replace(x=noise_to(x, to, level, gaussian(back_key, x))), x
 
         if resample == 1:
             return once(state, key)[0]
@@ -109,10 +109,10 @@ def invert_stochastic(denoise: Denoiser, x0: jax.Array, grid: Level, key: jax.Ar
     after = jnp.concatenate([xs[1:], diffuse(x0, jnp.zeros_like(x0), levels[-1])[None]])
 
     def noise(x: jax.Array, x_to: jax.Array, level: Level, to: Level) -> jax.Array:
-        prediction = denoise(x, level)
+        predicted = denoise(x, level)
         var = posterior_variance(level, to)
         kept = jnp.sqrt(jnp.maximum(to.sigma**2 - var, 0))
-        mean = diffuse(*prediction, Level(to.t, to.alpha, kept))
+        mean = diffuse(*predicted, Level(to.t, to.alpha, kept))
         return jnp.where(var > 0, (x_to - mean) / jnp.sqrt(jnp.where(var > 0, var, 1)), 0)
 
     def step(_: None, xs: Any) -> tuple[None, jax.Array]:
@@ -183,19 +183,19 @@ def tiled(
                 return jax.lax.dynamic_slice(around, at, (a.shape[0], *window, a.shape[3]))
 
             piece = cut(x)
-            prediction = denoise(piece, level) if along is None else denoise(piece, level, jax.tree.map(cut, along))
+            predicted = denoise(piece, level) if along is None else denoise(piece, level, jax.tree.map(cut, along))
 
             def add(total: jax.Array, part: jax.Array) -> jax.Array:
                 present = jax.lax.dynamic_slice(total, at, part.shape)
                 return jax.lax.dynamic_update_slice(total, present + part, at)
 
             weight = jnp.broadcast_to(jnp.asarray(weights, x.dtype), piece.shape)
-            return jax.tree.map(add, sums, (jax.tree.map(lambda a: a * weight, prediction), weight)), None
+            return jax.tree.map(add, sums, (jax.tree.map(lambda a: a * weight, predicted), weight)), None
 
         zeros = jnp.zeros((x.shape[0], height, width + extra, x.shape[3]), x.dtype)
-        (prediction, count), _ = jax.lax.scan(tile, (Prediction(zeros, zeros), zeros), corners)
+        (predicted, count), _ = jax.lax.scan(tile, (Prediction(zeros, zeros), zeros), corners)
         fold = (lambda a: a[:, :, :width].at[:, :, :extra].add(a[:, :, width:])) if wrap else (lambda a: a)
-        return jax.tree.map(lambda a: fold(a) / fold(count), prediction)
+        return jax.tree.map(lambda a: fold(a) / fold(count), predicted)
 
     return denoise_tiles
 

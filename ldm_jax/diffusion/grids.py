@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.diffusion.level import CLEAN, Level, lookup
+from ldm_jax.diffusion.level import CLEAN, Level
 from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.primitives.choices import choose
 
 
 def from_times(schedule: Schedule, times: Any, end: Level = CLEAN) -> Level:
@@ -184,4 +185,4 @@ GRIDS: dict[str, Callable[..., Level]] = {
 
 def make_grid(name: str, schedule: Schedule, steps: int, **options: Any) -> Level:
     """The grid called `name` in `GRIDS`, for `steps` steps."""
-    return lookup(GRIDS, name, "grid")(schedule, steps, **options)
+    return choose(GRIDS, name, "grid")(schedule, steps, **options)

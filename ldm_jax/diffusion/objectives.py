@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion.denoiser import Network
-from ldm_jax.diffusion.level import Level, Prediction, diffuse, expand, lookup
-from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.level import Level, Prediction, diffuse, expand
+from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.schedules import Schedule
 from ldm_jax.diffusion.times import Times, uniform
 from ldm_jax.diffusion.weightings import Weighting, simple
+from ldm_jax.primitives.choices import choose
 
 Error = Callable[[jax.Array, jax.Array], jax.Array]
 UNIFORM, SIMPLE = uniform(), simple()
@@ -53,7 +54,7 @@ class Errors(NamedTuple):
 def errors(
     network: Network,
     schedule: Schedule,
-    kind: Kind,
+    prediction: PredictionType,
     x0: jax.Array,
     key: jax.Array,
     *,
@@ -83,14 +84,14 @@ def errors(
     output = network(x, level.t).astype(x0.dtype)
     if output.shape != x0.shape:
         raise ValueError(f"The network returned shape {output.shape} for x of shape {x0.shape}.")
-    compare = error if callable(error) else lookup(ERRORS, error, "error")
-    return Errors(compare(output, target(kind, Prediction(x0, eps), level)), level, weight)
+    compare = error if callable(error) else choose(ERRORS, error, "error")
+    return Errors(compare(output, target(prediction, Prediction(x0, eps), level)), level, weight)
 
 
 def diffusion_loss(
     network: Network,
     schedule: Schedule,
-    kind: Kind,
+    prediction: PredictionType,
     x0: jax.Array,
     key: jax.Array,
     *,
@@ -104,8 +105,8 @@ def diffusion_loss(
     (the reference's learn_logvar; EDM2 has the same head). Metrics: loss, loss_simple (unweighted), and per sample [B]
     loss_per_sample, t, log_snr.
     """
-    error, level, weight = errors(network, schedule, kind, x0, key, **options)
-    each = weighting(level, kind) * error
+    error, level, weight = errors(network, schedule, prediction, x0, key, **options)
+    each = weighting(level, prediction) * error
     if log_variance is not None:
         u = log_variance(level)
         each = each / jnp.exp(u) + u

@@ -14,8 +14,8 @@ import numpy as np
 from ldm_jax.diffusion import samplers as s
 from ldm_jax.diffusion.denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
 from ldm_jax.diffusion.grids import beta, ending_at, exponential, from_times, karras
-from ldm_jax.diffusion.level import CLEAN, Denoiser, Level, lookup
-from ldm_jax.diffusion.parameterization import Kind, Pair, edm
+from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
+from ldm_jax.diffusion.parameterization import Pair, PredictionType, edm
 from ldm_jax.diffusion.schedules import (
     Discrete,
     RectifiedFlow,
@@ -28,6 +28,7 @@ from ldm_jax.diffusion.schedules import (
     zero_terminal_snr,
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
+from ldm_jax.primitives.choices import choose as lookup
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Recipe:
     thresholds a denoiser; `input_scale` is for `make_denoiser`."""
 
     schedule: Schedule
-    kind: Kind
+    prediction: PredictionType
     grid: Callable[[int], Level]
     sampler: Callable[[int], s.Sampler]
     wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
@@ -153,7 +154,7 @@ def _pndm(o: _Options) -> Recipe:
 
 
 def at_ratio(t: Any, ratio: Any) -> Level:
-    """The VP level with this noise_ratio, told t."""
+    """The VP level with this noise_ratio and time input t."""
     alpha = 1 / np.sqrt(1 + np.square(ratio))
     return Level(np.asarray(t, np.float64), alpha, ratio * alpha)
 

@@ -1,7 +1,7 @@
 """Noise schedules: frozen dataclasses, called as `schedule(t) -> Level`.
 
-The argument is the schedule's own time, in `schedule.span = (t_min, t_max)`, noise growing with it; `Level.t` is what the
-network is told, which may be another number (flow: 1000 sigma after the shift; EDM: log(sigma)/4). Every schedule also has
+The argument is the schedule's own time, in `schedule.span = (t_min, t_max)`, noise growing with it; `Level.t` is the
+network's time input, which may be another number (flow: 1000 sigma after the shift; EDM: log(sigma)/4). Every schedule also has
 
     at(u)               the level of quantile u in [0, 1] of training time (integers, uniformly, for a table)
     from_log_snr(l)     the level at this log-SNR: the inverse that solvers with stages between grid points need
@@ -20,7 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, from_log_snr, lookup, namespace
+from ldm_jax.diffusion.level import Level, from_log_snr, namespace
+from ldm_jax.primitives.choices import choose
 
 _FLOOR = -1000.0  # stands for log-SNR minus infinity: interpolates, and is 0 for alpha
 
@@ -120,7 +121,7 @@ class Cosine:
     """Continuous VP cosine: log_snr = -2 log tan(pi t / 2) + 2 log(scale), t in [0, 1] kept off the ends.
 
     `scale` = base resolution / resolution shifts it for larger images (simple diffusion, Hoogeboom et al. 2023).
-    The network is told `time_scale` t.
+    The network's time input is `time_scale` t.
     """
 
     scale: float = 1.0
@@ -154,7 +155,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class VarianceExploding:
-    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al. 2021); told log(sigma) / 4 (EDM)."""
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al. 2021); Level.t is
+    log(sigma) / 4 (EDM)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -177,7 +179,7 @@ class VarianceExploding:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """alpha = 1 - sigma, sigma = shift t / (1 + (shift - 1) t), t in [0, 1]; told `time_scale` sigma.
+    """alpha = 1 - sigma, sigma = shift t / (1 + (shift - 1) t), t in [0, 1]; Level.t is `time_scale` sigma.
 
     Esser et al. 2024, eq. 23: `resolution_shift`; FLUX: `mu_shift`. Both return a `shift`.
     """
@@ -231,4 +233,4 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def make_schedule(name: str, **options: Any) -> Schedule:
     """The schedule called `name` in `SCHEDULES`."""
-    return lookup(SCHEDULES, name, "schedule")(**options)
+    return choose(SCHEDULES, name, "schedule")(**options)

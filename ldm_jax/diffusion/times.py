@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.diffusion.level import Level, lookup
+from ldm_jax.diffusion.level import Level
 from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.primitives.choices import choose
 
 _INSIDE = 1e-5, 1 - 1e-5  # the ends of a flow have an infinite log-SNR, and some weightings ask for it
 
@@ -117,4 +118,4 @@ TIMES: dict[str, Callable[..., Times]] = {
 
 def make_times(name: str, **options) -> Times:
     """The time sampler called `name` in `TIMES`."""
-    return lookup(TIMES, name, "time sampling")(**options)
+    return choose(TIMES, name, "time sampling")(**options)

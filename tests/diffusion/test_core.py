@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax.diffusion import (
     GRIDS,
-    KINDS,
+    PREDICTIONS,
     SCHEDULES,
     Level,
     Prediction,
@@ -32,7 +32,7 @@ def test_every_kind_round_trips_on_every_schedule(name):
     level = schedule.from_log_snr(np.linspace(6.0, -6.0, 7))
     x0, eps = jax.random.normal(KEY, (2, 7, 2, 2, 3))
     truth, x = Prediction(x0, eps), diffuse(x0, eps, level)
-    for kind in KINDS:
+    for kind in PREDICTIONS:
         solved = predict(kind, x, target(kind, truth, level), level)
         scale = np.abs(np.asarray(x)).max() * (1 + np.maximum(level.noise_ratio, 1 / level.noise_ratio).max())
         np.testing.assert_allclose(solved.x0, x0, atol=3e-7 * scale)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.diffusion import (
-    KINDS,
+    PREDICTIONS,
     SCHEDULES,
     TIMES,
     WEIGHTINGS,
@@ -55,7 +55,9 @@ def test_a_weighting_is_the_same_objective_in_every_kind(name, schedule):
         level = level_at(schedule, log_snr)
         x = diffuse(X0, X0[::-1], level)
         one, other = (predict("x0", x, x0, level) for x0 in (X0, X0 + 0.1))
-        values = [float(weighting(level, k) * jnp.sum((target(k, one, level) - target(k, other, level)) ** 2)) for k in KINDS]
+        values = [
+            float(weighting(level, k) * jnp.sum((target(k, one, level) - target(k, other, level)) ** 2)) for k in PREDICTIONS
+        ]
         np.testing.assert_allclose(values, values[0], rtol=2e-3)
 
 
@@ -150,7 +152,7 @@ def test_importance_sampling_is_unbiased_and_prefers_large_losses():
 def test_a_perfect_network_has_no_loss_and_a_known_error_has_its_value():
     for name in SCHEDULES:
         schedule = make_schedule(name)
-        for kind in KINDS:
+        for kind in PREDICTIONS:
             eps = jax.random.normal(KEY, X0.shape)
 
             level, _ = times.logit_normal()(jax.random.split(jax.random.key(9), 4)[0], 8, schedule)

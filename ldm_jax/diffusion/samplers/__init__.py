@@ -14,7 +14,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ldm_jax.diffusion.level import lookup
 from ldm_jax.diffusion.samplers.exponential import dpm_solver, unipc
 from ldm_jax.diffusion.samplers.first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
 from ldm_jax.diffusion.samplers.multistep import (
@@ -42,6 +41,7 @@ from ldm_jax.diffusion.samplers.singlestep import (
     sample_adaptive,
 )
 from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.primitives.choices import choose
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     factory.__name__: factory
@@ -54,7 +54,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) -> Sampler:
     """The sampler called `name` in `SAMPLERS`. Stages between the levels of a grid (dpm2, edm, ..) need the schedule."""
-    factory = lookup(SAMPLERS, name, "sampler")
+    factory = choose(SAMPLERS, name, "sampler")
     if "schedule" not in inspect.signature(factory).parameters:
         return factory(**options)
     if schedule is None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion.level import Denoiser, Level, diffuse, expand
-from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, memoryless
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, memoryless, noise_to
 from ldm_jax.diffusion.schedules import Schedule
 
 
@@ -46,8 +46,8 @@ def consistency() -> Sampler:
 
 
 def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
-    """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level told t = floor((1 - eta) t_next), then noise
-    up to the next one. eta 0 is ddim. For tables, whose `schedule(t)` takes what it tells. 1 NFE per step."""
+    """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level t = floor((1 - eta) t_next), then noise
+    up to the next one. eta 0 is ddim. For tables, whose `schedule(t)` has Level.t = t. 1 NFE per step."""
     if eta == 0:
         return ddim()
 
@@ -56,7 +56,7 @@ def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
         deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))  # 0.7 * 10 must not round to 6
         deeper = jax.tree.map(lambda a, b: jnp.where(deeper.t < to.t, a, b), deeper, to)
         x = diffuse(x0, eps, deeper)
-        return State(forget(x, deeper, to, gaussian(key, x)), x0)
+        return State(noise_to(x, deeper, to, gaussian(key, x)), x0)
 
     return Sampler(memoryless, step)
 
