@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
-from ldm_jax.api.process import decode, encode, keys_of, prepare, process, program
+from ldm_jax.api.process import decode, encode, keys_of, prepare, process, program, start_scale
 from ldm_jax.diffusion import editing
 
 PyTree = Any
@@ -156,7 +156,8 @@ def _inpaint(ldm, static, params, key, told, image, mask):
         sampler = editing.imposed(sampler, z, known, resample)
     elif method == "certain":
         denoise = editing.known_region(denoise, z, known)
-    x = diffusion.start(start, z.shape, levels) if plan.last == plan.steps else _noised(z, start, levels)
+    whole = plan.last == plan.steps
+    x = diffusion.start(start, z.shape, levels, start_scale(ldm, plan)) if whole else _noised(z, start, levels)
     painted = decode(ldm, plan, params, diffusion.sample(denoise, sampler, x, levels, steps))
     return jnp.where(mask > 0, mask * painted + (1 - mask) * image, image)
 
@@ -198,7 +199,7 @@ def invert(
 def _invert(ldm, static, params, told, image):
     plan, iterations = static
     denoise, _, levels = process(ldm, plan, params, told)
-    return editing.invert(denoise, encode(ldm, plan, params, image), levels, iterations) / levels[0].sigma
+    return editing.invert(denoise, encode(ldm, plan, params, image), levels, iterations) / start_scale(ldm, plan)(levels[0])
 
 
 def edit(
@@ -275,7 +276,7 @@ def _variation(ldm, plan, params, key, told, noise, amount):
     # not the noise of sample's other pictures; the first one's steps for all
     fresh = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), plan.shape[1:]))(start)
     noise = editing.slerp(jnp.broadcast_to(noise, plan.shape), fresh, amount)
-    x = diffusion.start(noise, plan.shape, levels)
+    x = diffusion.start(noise, plan.shape, levels, start_scale(ldm, plan))
     return decode(ldm, plan, params, diffusion.sample(denoise, sampler, x, levels, jnp.repeat(steps[:1], plan.shape[0])))
 
 
@@ -324,7 +325,7 @@ def _interpolate(ldm, plan, params, key, told, noise):
     told = told._replace(cond=jax.tree.map(lambda points: along(points, editing.lerp), told.cond))
     denoise, sampler, levels = process(ldm, plan, params, told)
     _, steps = keys_of(key, 1)
-    x = diffusion.start(along(noise, editing.slerp), plan.shape, levels)
+    x = diffusion.start(along(noise, editing.slerp), plan.shape, levels, start_scale(ldm, plan))
     return decode(ldm, plan, params, diffusion.sample(denoise, sampler, x, levels, jnp.repeat(steps, num)))
 
 
@@ -336,7 +337,8 @@ def _source(ldm: Any, params: PyTree, cond: PyTree, image: jax.Array, **how: Any
 
 def _noised(z: jax.Array, key: jax.Array, levels: diffusion.Level) -> jax.Array:
     """The forward process to the first of the levels."""
-    return levels.alpha[0].astype(np.float32) * z + diffusion.start(key, z.shape, levels)
+    noise = diffusion.start(key, z.shape, levels, lambda level: level.sigma)
+    return levels.alpha[0].astype(np.float32) * z + noise
 
 
 def _images(images: jax.Array, num: int) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ldm_jax import build, diffusion, latents
 from ldm_jax.api import editing, prompts
-from ldm_jax.api.process import check_told, decode, keys_of, prepare, process, program
+from ldm_jax.api.process import check_told, decode, keys_of, prepare, process, program, start_scale
 from ldm_jax.conditioning import Conditioning, encoded
 
 PyTree = Any
@@ -186,5 +186,5 @@ def draw(ldm, plan, params, key, told, noise):
     """`LatentDiffusion.sample`, compiled."""
     denoise, sampler, levels = process(ldm, plan, params, told)
     start, steps = keys_of(key, plan.shape[0])
-    x = diffusion.start(start if noise is None else noise, plan.shape, levels)
+    x = diffusion.start(start if noise is None else noise, plan.shape, levels, start_scale(ldm, plan))
     return decode(ldm, plan, params, diffusion.sample(denoise, sampler, x, levels, steps))

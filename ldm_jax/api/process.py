@@ -149,6 +149,11 @@ def process(ldm: Any, plan: Plan, params: PyTree, told: Told) -> tuple[diffusion
     return recipe.wrap(whole), recipe.sampler(plan.steps), levels
 
 
+def start_scale(ldm: Any, plan: Plan) -> Callable[[diffusion.Level], Any]:
+    """What unit noise is multiplied by at the grid's first level."""
+    return build.make_recipe(ldm.config, plan.sampler, plan.grid).start_scale
+
+
 def keys_of(key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     """One key a picture for its start noise, one for its steps: picture i depends on (key, i), not on its neighbours."""
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num))

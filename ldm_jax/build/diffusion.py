@@ -1,6 +1,5 @@
 """Network, process, loss and sampling recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from ldm_jax.build.conditioner import conditioner_inputs, make_conditioning
 from ldm_jax.build.first_stage import make_first_stage
 from ldm_jax.build.options import choose, compute_dtype, module_from, without
 from ldm_jax.conditioning import Conditioning, encoded
-from ldm_jax.diffusion import scheduler_config
+from ldm_jax.diffusion import Recipe, scheduler_config
 
 PyTree = Any
 NETWORKS = {"unet": models.UNet, "dit": models.DiT}
@@ -36,7 +35,7 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> scheduler_config.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
     samplers do. `sampler` and `grid` replace either's; a grid given here ends clean."""
@@ -44,23 +43,16 @@ def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str
         recipe = scheduler_config.read(config["scheduler"])
     else:
         section, schedule = config["sampling"], make_schedule(config)
-        ends = {"clean": lambda: diffusion.CLEAN, "first": lambda: schedule(0.0)}
-        end = choose(ends, section.get("end", "clean"), "config.sampling.end")()
-        recipe = scheduler_config.Recipe(
+        recipe = diffusion.make_recipe(
             schedule,
             config["diffusion"]["prediction"],
-            functools.partial(diffusion.make_grid, section["grid"], schedule, end=end),
-            _always(diffusion.make_sampler(section["sampler"])),
+            sampler or section["sampler"],
+            grid or section["grid"],
+            end="clean" if grid else section.get("end", "clean"),
         )
-    if sampler:
-        recipe = dataclasses.replace(recipe, sampler=_always(diffusion.make_sampler(sampler)))
-    if grid:
-        recipe = dataclasses.replace(recipe, grid=functools.partial(diffusion.make_grid, grid, recipe.schedule))
-    return recipe
-
-
-def _always(value: Any) -> Callable[[int], Any]:
-    return lambda steps: value
+        return recipe
+    recipe = recipe.with_sampler(sampler) if sampler else recipe
+    return recipe.with_grid(grid) if grid else recipe
 
 
 def make_network(config: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ and interpolate noise_ratio linearly at fractional times where our tables interp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from ldm_jax.diffusion import samplers as s
 from ldm_jax.diffusion.denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
 from ldm_jax.diffusion.grids import beta, ending_at, exponential, from_times, karras
 from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
-from ldm_jax.diffusion.parameterization import Pair, PredictionType, edm
+from ldm_jax.diffusion.parameterization import Pair, edm
+from ldm_jax.diffusion.recipe import Recipe
 from ldm_jax.diffusion.schedules import (
     Discrete,
     RectifiedFlow,
@@ -29,19 +30,6 @@ from ldm_jax.diffusion.schedules import (
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
 from ldm_jax.primitives.choices import choose as lookup
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """`grid` and `sampler` are functions of the number of steps: some classes change their orders with it. `wrap` clips or
-    thresholds a denoiser; `input_scale` is for `make_denoiser`."""
-
-    schedule: Schedule
-    prediction: PredictionType
-    grid: Callable[[int], Level]
-    sampler: Callable[[int], s.Sampler]
-    wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
-    input_scale: Callable[[Level], Any] | None = None
 
 
 def read(config: dict[str, Any]) -> Recipe:
@@ -200,6 +188,7 @@ def _end(o: _Options, table: Discrete, default: str = "zero") -> Level:
 def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False, clips: bool = False) -> Recipe:
     """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha."""
     table, kind = _table(o, last=2.0**-24), _kind(o)
+    leading = o.get("timestep_spacing") == "leading"
     times = _spaced(o, table.size, "linspace")
     index = np.arange(table.size)
     ratios = table(index * 1.0).noise_ratio
@@ -213,7 +202,10 @@ def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded:
         o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
     wrap = _clipping(o, False, False) if clips else Recipe.wrap
-    return Recipe(table, kind, _stopping(levels or plain, _end(o, table)), lambda n: sampler(table), wrap)
+    grid = _stopping(levels or plain, _end(o, table))
+    # init_noise_sigma of these classes is sigma_max, and sqrt(sigma_max^2 + 1) for leading times; over alpha, as x is theirs
+    start_scale = Recipe.start_scale if leading else lambda level: level.sigma
+    return Recipe(table, kind, grid, lambda n: sampler(table), wrap, start_scale=start_scale)
 
 
 def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[Schedule, Callable[[int], Level]]:

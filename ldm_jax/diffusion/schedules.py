@@ -3,6 +3,7 @@
 The argument is the schedule's own time, in `schedule.span = (t_min, t_max)`, noise growing with it; `Level.t` is the
 network's time input, which may be another number (flow: 1000 sigma after the shift; EDM: log(sigma)/4). Every schedule also has
 
+    input_scale(level)  what the network's input is multiplied by (EDM's c_in); None where that is 1
     at(u)               the level of quantile u in [0, 1] of training time (integers, uniformly, for a table)
     from_log_snr(l)     the level at this log-SNR: the inverse that solvers with stages between grid points need
     quantile(l)         the u at which the schedule has this log-SNR
@@ -32,6 +33,7 @@ class Discrete:
 
     alpha_bar: np.ndarray
     log_snr: np.ndarray = field(init=False, repr=False)
+    input_scale = None
 
     def __post_init__(self) -> None:
         table = np.asarray(self.alpha_bar, np.float64)
@@ -128,6 +130,7 @@ class Cosine:
     log_snr_min: float = -15.0
     log_snr_max: float = 15.0
     time_scale: float = 1000.0
+    input_scale = None
 
     @property
     def span(self) -> tuple[float, float]:
@@ -156,11 +159,17 @@ class Cosine:
 @dataclass(frozen=True)
 class VarianceExploding:
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al. 2021); Level.t is
-    log(sigma) / 4 (EDM)."""
+    log(sigma) / 4 (EDM). `sigma_data` is the data's standard deviation, as the network's input scale assumes it."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    sigma_data: float = 0.5
     span = (0.0, 1.0)
+
+    def input_scale(self, level: Level) -> Any:
+        """c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) of Karras et al. 2022, table 1: a network would see noise of
+        deviation 80 without it."""
+        return 1 / namespace(level.alpha, level.sigma).sqrt((level.alpha * self.sigma_data) ** 2 + level.sigma**2)
 
     def __call__(self, t: Any) -> Level:
         log_sigma = math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min)
@@ -187,6 +196,7 @@ class RectifiedFlow:
     shift: float = 1.0
     time_scale: float = 1000.0
     span = (0.0, 1.0)
+    input_scale = None
 
     def __call__(self, t: Any) -> Level:
         sigma = self.shift * t / (1 + (self.shift - 1) * t)

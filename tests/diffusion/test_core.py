@@ -110,11 +110,12 @@ def test_karras_and_log_snr_spacing():
     np.testing.assert_allclose(np.diff(lam), np.diff(lam)[0], rtol=1e-9)
 
 
-def test_beta_quantiles():
-    stats = pytest.importorskip("scipy.stats")
-    p = np.linspace(0, 1, 41)
-    for a, b in [(0.6, 0.6), (0.5, 1.5), (2.0, 0.7), (1.0, 1.0)]:
-        np.testing.assert_allclose(grids.beta_quantile(p, a, b), stats.beta.ppf(p, a, b), atol=1e-10)
+def test_beta_spacing():
+    """Beta(1, 1) is uniform, Beta(1/2, 1/2) the arcsine law: quantile sin^2(pi p / 2)."""
+    schedule, p = schedules.VarianceExploding(0.01, 50), 1 - np.linspace(0, 1, 9)
+    for a, quantile in ((1.0, p), (0.5, np.sin(np.pi * p / 2) ** 2)):
+        grid = grids.beta(schedule, 9, a, a)
+        np.testing.assert_allclose(grid.noise_ratio[:-1], 0.01 + (50 - 0.01) * quantile, rtol=1e-9)
 
 
 def network(x, t):
@@ -145,7 +146,7 @@ def test_errors_before_tracing():
     with pytest.raises(ValueError, match="table"):
         make_grid("leading", schedules.RectifiedFlow(), 4)
     with pytest.raises(ValueError, match="0 < low < high"):
-        make_grid("karras", schedules.RectifiedFlow(), 4)
+        make_grid("karras", schedules.RectifiedFlow(), 4, low=0.0)
     with pytest.raises(ValueError, match="decrease strictly"):
         schedules.Discrete(np.linspace(1e-4, 0.02, 1000))
     with pytest.raises(ValueError, match="table ends at 999"):

@@ -30,7 +30,7 @@ import numpy as np
 from ldm_jax.diffusion.level import Denoiser, Level, expand, namespace
 from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, mean, move, solvable
-from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.schedules import Discrete, Schedule
 from ldm_jax.primitives.choices import choose
 
 Positions = Callable[[Level], Any]
@@ -226,11 +226,15 @@ def plms() -> Sampler:
 
 
 def pndm(schedule: Schedule) -> Sampler:
-    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. `schedule(t)` must have Level.t = t, as tables do;
-    the middle of a step is t = ceil of the mean. 1 NFE per step, and nine."""
+    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. The middle of a step is the mean time, rounded up,
+    in a table, and the mean quantile on a continuous schedule. 1 NFE per step, and nine."""
 
     def average(x: jax.Array, y: jax.Array, f: Callable, level: Level, to: Level) -> jax.Array:
-        middle = schedule(jnp.ceil((level.t + to.t) / 2))
+        if isinstance(schedule, Discrete):
+            middle = schedule(jnp.ceil((level.t + to.t) / 2))
+        else:
+            u, v = (jnp.clip(schedule.quantile(each.log_snr), 0, 1) for each in (level, to))
+            middle = schedule.at((u + v) / 2)
         y2 = f(move("eps", x, y, level, middle), middle)
         y3 = f(move("eps", x, y2, level, middle), middle)
         y4 = f(move("eps", x, y3, level, to), to)

@@ -89,6 +89,6 @@ def split(key: jax.Array, count: int = 2) -> jax.Array:
 
 def noise_to(x: jax.Array, level: Level, to: Level, noise: jax.Array) -> jax.Array:
     """The forward process from `level` to the noisier `to`: x keeps its x0 content and gains fresh noise."""
-    ratio = to.alpha / level.alpha
+    ratio = jnp.where(level.alpha == 0, 1.0, to.alpha / jnp.where(level.alpha == 0, 1.0, level.alpha))  # pure noise stays so
     spread = jnp.sqrt(jnp.maximum(to.sigma**2 - (ratio * level.sigma) ** 2, 0))
     return expand(ratio, x) * x + expand(spread, x) * noise

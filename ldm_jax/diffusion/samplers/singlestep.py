@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.diffusion.level import Denoiser, Level, expand
 from ldm_jax.diffusion.parameterization import PredictionType, target
@@ -114,7 +115,13 @@ def churned(
 
 def edm(schedule: Schedule, churn: float = 40.0, low: float = 0.05, high: float = 50.0, noise_scale: float = 1.003) -> Sampler:
     """The stochastic sampler of Karras et al. 2022, algorithm 2, with their ImageNet constants. 2 NFE per step."""
-    return churned(heun(), schedule, churn, low, high, noise_scale)
+    return churned(heun(heun_prediction(schedule)), schedule, churn, low, high, noise_scale)
+
+
+def heun_prediction(schedule: Schedule) -> PredictionType:
+    """What `heun` integrates on this schedule: eps, in noise_ratio, or flow where the noisiest level is pure noise (alpha 0),
+    at which noise_ratio is infinite."""
+    return "flow" if float(schedule(np.float64(schedule.span[1])).alpha) == 0 else "eps"
 
 
 def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps: int = 4, repeats: int = 2) -> Sampler:
