@@ -96,7 +96,7 @@ def make_objective(config: Mapping[str, Any]):
         kind=section["prediction"],
         weighting=diffusion.make_weighting(section["weighting"], schedule, **options),
         times=diffusion.make_times(section["time_sampling"]),
-        error=section["loss"],
+        loss=section["loss"],
     )
 
 

@@ -53,6 +53,11 @@ def coefficients(prediction: PredictionType, level: Level) -> tuple[Any, Any]:
     return (prediction if callable(prediction) else choose(PREDICTIONS, prediction, "parameterization"))(level)
 
 
+def of_schedule(prediction: PredictionType, schedule: Any) -> PredictionType:
+    """`prediction`, where "edm" takes the schedule's sigma_data if it has one."""
+    return edm(schedule.sigma_data) if prediction == "edm" and hasattr(schedule, "sigma_data") else prediction
+
+
 def determinant(prediction: PredictionType, level: Level) -> Any:
     """alpha d - sigma c: 1 for v (VP), alpha for eps, -sigma for x0, alpha + sigma for flow."""
     c, d = coefficients(prediction, level)

@@ -18,7 +18,7 @@ from ldm_jax.diffusion.denoiser import Network, make_denoiser
 from ldm_jax.diffusion.driver import unit_variance_scale
 from ldm_jax.diffusion.grids import GRIDS, make_grid
 from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
-from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, edm
+from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, of_schedule
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.primitives.choices import check_choice, choose
@@ -132,11 +132,6 @@ def check_combination(schedule: Schedule, prediction: PredictionType, sampler: s
     for impossible, why in REFUSED:
         if impossible(schedule, prediction, sampler, grid):
             raise ValueError(f"sampler={sampler!r}, grid={grid!r}, prediction={prediction!r} with {schedule}: {why}")
-
-
-def of_schedule(prediction: PredictionType, schedule: Schedule) -> PredictionType:
-    """`prediction`, where "edm" takes the schedule's sigma_data if it has one."""
-    return edm(schedule.sigma_data) if prediction == "edm" and hasattr(schedule, "sigma_data") else prediction
 
 
 def end_level(schedule: Schedule, end: str | Level) -> Level:

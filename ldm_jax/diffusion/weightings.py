@@ -98,6 +98,8 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def make_weighting(name: str, schedule: Schedule, **options: Any) -> Weighting:
-    """The weighting called `name` in `WEIGHTINGS`; those that depend on the schedule are given it."""
+    """The weighting called `name` in `WEIGHTINGS`; those that depend on the schedule, or on its sigma_data, are given it."""
     factory = choose(WEIGHTINGS, name, "weighting")
+    if factory is edm:
+        options = {"sigma_data": getattr(schedule, "sigma_data", 0.5)} | options
     return factory(schedule, **options) if factory in (sigmoid, variational_bound) else factory(**options)
