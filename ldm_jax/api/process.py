@@ -5,7 +5,7 @@
 
 `prepare` makes both from what a user gave, and refuses what can't work; `process` turns them into a denoiser, a sampler and a
 grid. Windows make canvases larger than a network can see or memory holds: denoised by `diffusion.editing.tiled`, encoded and
-decoded by `models.tiling`.
+decoded by `primitives.windows`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ldm_jax import build, diffusion
 from ldm_jax.diffusion import editing
-from ldm_jax.models import tiling
+from ldm_jax.primitives import windows
 
 PyTree = Any
 DECODED = 64  # latent pixels: the least side of the tiles that a first stage gets at once, where there are windows
@@ -140,7 +140,7 @@ def process(ldm: Any, plan: Plan, params: PyTree, told: Told) -> tuple[diffusion
             cut = (cond if piece is None else cond | {"concat": piece} for cond, piece in zip(conds, pieces))
             return denoise(x, level, *cut)
 
-        whole = editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), wrap, along)
+        whole = editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), -1 if wrap else None, along)
     else:
         whole = denoise
     levels = recipe.grid(plan.steps)
@@ -165,7 +165,7 @@ def encode(ldm: Any, plan: Plan, params: PyTree, images: jax.Array) -> jax.Array
     if plan.windows is None:
         return ldm.encode(params, images)
     tile = max(DECODED, plan.windows.side)
-    return tiling.encode_tiled(lambda x: ldm.encode(params, x), images, factor=ldm.first_stage.factor, tile=tile)
+    return windows.encode_tiled(lambda x: ldm.encode(params, x), images, factor=ldm.first_stage.factor, tile=tile)
 
 
 def decode(ldm: Any, plan: Plan, params: PyTree, z: jax.Array) -> jax.Array:
@@ -173,7 +173,6 @@ def decode(ldm: Any, plan: Plan, params: PyTree, z: jax.Array) -> jax.Array:
     if plan.windows is None:
         return jnp.clip(ldm.decode(params, z), -1.0, 1.0)
     tile, factor = max(DECODED, plan.windows.side), ldm.first_stage.factor
-    margin = min(plan.windows.side, z.shape[2]) if plan.windows.wrap else 0
-    z = jnp.concatenate([z[:, :, z.shape[2] - margin :], z, z[:, :, :margin]], axis=2)
-    images = tiling.decode_tiled(lambda z: ldm.decode(params, z), z, factor=factor, tile=tile)
-    return jnp.clip(images[:, :, margin * factor : images.shape[2] - margin * factor], -1.0, 1.0)
+    wrap = -1 if plan.windows.wrap else None
+    images = windows.decode_tiled(lambda z: ldm.decode(params, z), z, factor=factor, tile=tile, wrap=wrap)
+    return jnp.clip(images, -1.0, 1.0)
