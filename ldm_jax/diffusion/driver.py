@@ -39,7 +39,7 @@ def sample(
     steps = len(grid) - 1
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    _check_denoiser(denoise, x, grid[0])
+    check_denoiser(denoise, x, grid[0])
 
     def body(state: State, step: Any) -> tuple[State, Any]:
         index, level, to, key = step
@@ -90,8 +90,9 @@ def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
     return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, steps))(key), 0, 1) if key.ndim else jax.random.split(key, steps)
 
 
-def _check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
-    """Traces the denoiser once, abstractly, at a level that is known: singular predictions and wrong shapes fail here."""
+def check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
+    """Traces the denoiser once, abstractly, at a level that is known. ValueError for a prediction that is singular there, and
+    for answers of another shape than x."""
     x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
     if x0.shape != x.shape or eps.shape != x.shape:
         raise ValueError(

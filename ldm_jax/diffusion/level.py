@@ -46,9 +46,11 @@ class Level:
             return self.sigma / self.alpha
 
     def __getitem__(self, index: Any) -> "Level":
+        """The level, or the part of the grid, at this index."""
         return jax.tree.map(lambda a: a[index], self)
 
     def __len__(self) -> int:
+        """The number of levels of a grid, one more than its steps."""
         return len(self.alpha)
 
 

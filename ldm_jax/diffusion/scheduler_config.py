@@ -85,9 +85,7 @@ def _table(o: _Options, last: float | None = None) -> Discrete:
     }
     table = from_betas(np.asarray(trained)) if trained is not None else lookup(makers, name, "diffusers beta_schedule")()
     if o.take("rescale_betas_zero_snr", False):
-        table = zero_terminal_snr(table)
-        if last is not None:
-            table = Discrete(np.append(table.alpha_bar[:-1], last))
+        table = zero_terminal_snr(table, last or 0.0)
     return table
 
 

@@ -70,6 +70,18 @@ def test_zero_terminal_snr_is_pure_noise_at_the_end_and_unchanged_at_the_start()
     assert jax.jit(after)(jnp.float32(999)).alpha == 0
 
 
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squared_cosine", "sigmoid", "sqrt"])
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_terminal_level_that_is_almost_pure_noise(name, size):
+    """2^-24 for the last alpha_bar, with any betas: the other entries stay, but for those that were smaller yet."""
+    table = schedules.zero_terminal_snr(make_schedule(name, size=size), last=2.0**-24)
+    plain = schedules.zero_terminal_snr(make_schedule(name, size=size))
+    assert table.alpha_bar[-1] == 2.0**-24 and np.all(np.diff(table.alpha_bar) < 0)
+    larger = plain.alpha_bar > 1.01 * 2.0**-24
+    np.testing.assert_array_equal(table.alpha_bar[larger], plain.alpha_bar[larger])
+    assert larger.sum() >= size - 5 or name in ("squared_cosine", "sqrt")
+
+
 def test_shifts():
     base, shifted = schedules.Cosine(), schedules.Cosine(scale=64 / 256)
     t = np.linspace(0.1, 0.9, 9)

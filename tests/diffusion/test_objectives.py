@@ -20,6 +20,7 @@ from ldm_jax.diffusion import (
     diffusion_loss,
     grids,
     log_likelihood,
+    make_denoiser,
     make_objective,
     make_schedule,
     make_times,
@@ -319,8 +320,33 @@ def test_likelihood_of_gaussian_data_is_its_density(schedule):
         jnp.abs(top - (grid.alpha[0] * mean + (x - a * mean) / spread * np.hypot(grid.alpha[0] * std, grid.sigma[0]))).max()
         < 0.01
     )
-    with pytest.raises(ValueError, match="neither clean nor pure noise"):
-        log_likelihood(gaussian(), x, grids.trailing(TABLE, 5), KEY)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "cosine", "edm", "flow"])
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_likelihood_takes_every_grid_made_by_name(name, schedule):
+    """From exactly clean up to the noisiest level, pure noise included; the map of Gaussian data is affine, so the answer is
+    the prior at its end and the log of its slope."""
+    schedule, mean, std, steps = make_schedule(schedule), 0.4, 0.6, 300
+    if name == "leading" and not isinstance(schedule, schedules.Discrete):
+        return
+    grid = grids.make_grid(name, schedule, steps)
+    x = mean + std * jax.random.normal(KEY, (5, 4, 1))
+    found, top = jax.jit(lambda x: log_likelihood(gaussian(mean, std), x, grid, KEY))(x)
+    assert np.all(np.isfinite(found))
+    if name == "beta" and grid.noise_ratio[0] > 1000:
+        return  # equidistant in noise_ratio, too coarse where the data are
+    spread = np.hypot(grid.alpha[0] * std, grid.sigma[0])
+    wanted_top = grid.alpha[0] * mean + (x - mean) / std * spread
+    np.testing.assert_allclose(top, wanted_top, atol=0.03 * spread)
+    prior = stats.norm(0, np.hypot(grid.alpha[0], grid.sigma[0])).logpdf(wanted_top).sum((1, 2))
+    np.testing.assert_allclose(found, prior + 4 * np.log(spread / std), atol=0.15)
+
+
+def test_likelihood_of_an_eps_network_refuses_pure_noise():
+    denoise = make_denoiser(lambda x, t: x, "eps")
+    with pytest.raises(ValueError, match="singular"):
+        log_likelihood(denoise, X0, grids.trailing(schedules.RectifiedFlow(), 5), KEY)
 
 
 def test_bits_per_dimension_of_the_uniform_density():

@@ -28,6 +28,8 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
+    """`init(x, grid) -> State` before the first step, and `step(state, denoise, level, next_level, key) -> State`."""
+
     init: Callable[[jax.Array, Level], State]
     step: Callable[..., State]
 
