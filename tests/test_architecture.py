@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ldm_jax"
 PRIMITIVES = "primitives"
 # room -> third-party packages it may import. Rooms know themselves, `primitives`, and no other room.
 LEAVES = {
-    PRIMITIVES: {"jax"},
+    PRIMITIVES: {"jax", "numpy"},
     "diffusion": {"jax", "numpy", "scipy"},
     "models": {"jax", "numpy", "flax"},
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},

@@ -41,9 +41,9 @@ def whole(ldm, recipe, steps: int, start: np.ndarray, cond=None, null=None, scal
             return ldm.apply(params, x, t, cond)
 
         if null is None:
-            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.kind, recipe.input_scale)
+            denoise = diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)
         else:
-            found = diffusion.together(network, recipe.kind, [cond, null], recipe.input_scale)
+            found = diffusion.together(network, recipe.prediction, [cond, null], recipe.input_scale)
             denoise = diffusion.classifier_free(found, scale)
         return diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, recipe.grid(steps))
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
-from ldm_jax.diffusion.parameterization import Kind, edm_scale, predict
+from ldm_jax.diffusion.parameterization import PredictionType, edm_scale, predict
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make_denoiser(network: Network, kind: Kind, input_scale: Callable[[Level], Any] | None = None) -> Denoiser:
+def make_denoiser(network: Network, prediction: PredictionType, input_scale: Callable[[Level], Any] | None = None) -> Denoiser:
     """Joins `network(x, t[B]) -> output` and what its output means into a denoiser.
 
     The arithmetic stays in x's dtype, whatever dtype the network answers in. `input_scale(level)` multiplies what the network
@@ -29,7 +29,7 @@ def make_denoiser(network: Network, kind: Kind, input_scale: Callable[[Level], A
             raise ValueError(
                 f"The network returned shape {output.shape} for x of shape {x.shape}; it must predict something like x."
             )
-        return predict(kind, x, output[..., : x.shape[-1]].astype(x.dtype), level)
+        return predict(prediction, x, output[..., : x.shape[-1]].astype(x.dtype), level)
 
     return denoise
 
@@ -39,7 +39,7 @@ def edm_input_scale(sigma_data: float = 0.5) -> Callable[[Level], Any]:
     return lambda level: 1 / edm_scale(level, sigma_data)
 
 
-def renoise(x: jax.Array, x0: jax.Array, level: Level) -> Prediction:
+def from_x0(x: jax.Array, x0: jax.Array, level: Level) -> Prediction:
     """The prediction with this x0 that still explains x."""
     sigma = expand(level.sigma, x)
     return Prediction(x0, (x - expand(level.alpha, x) * x0) / jnp.where(sigma == 0, jnp.inf, sigma))
@@ -50,9 +50,9 @@ def map_x0(denoise: Denoiser, change: Callable[[jax.Array], jax.Array], keep_eps
     (what DDIM implementations do when they clip)."""
 
     def changed(x: jax.Array, level: Level) -> Prediction:
-        prediction = denoise(x, level)
-        x0 = change(prediction.x0)
-        return Prediction(x0, prediction.eps) if keep_eps else renoise(x, x0, level)
+        predicted = denoise(x, level)
+        x0 = change(predicted.x0)
+        return Prediction(x0, predicted.eps) if keep_eps else from_x0(x, x0, level)
 
     return changed
 

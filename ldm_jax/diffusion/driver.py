@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion.grids import check_grid
-from ldm_jax.diffusion.level import Denoiser, Level
+from ldm_jax.diffusion.level import Denoiser, Level, namespace
 from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian
 
 
@@ -27,7 +27,7 @@ def sample(
 ) -> Any:
     """Runs `sampler` from x [B, ...] at grid[0] down to grid[-1].
 
-    Start: `x = grid.sigma[0] * noise` (`start`). `key`: a typed key; one per sample [B], which makes a sample independent of
+    Start: `start(key, shape, grid)`. `key`: a typed key; one per sample [B], which makes a sample independent of
     its batch neighbours; or the noise of all steps [steps, B, ...]; None for deterministic samplers.
     `record(state)`: what to keep of every step, stacked along a new first axis and returned second: `trajectory`, `previews`,
     or any function of the state. `callback(step, x0)` is called on the host after every step (progress from inside jit).
@@ -39,7 +39,7 @@ def sample(
     steps = len(grid) - 1
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    _check_denoiser(denoise, x, grid[0])
+    check_denoiser(denoise, x, grid[0])
 
     def body(state: State, step: Any) -> tuple[State, Any]:
         index, level, to, key = step
@@ -55,9 +55,18 @@ def sample(
     return state.x if record is None else (state.x, records)
 
 
-def start(key: jax.Array, shape: tuple[int, ...], grid: Level) -> jax.Array:
-    """Pure noise at the first level of the grid, float32; `key` as for `sample`, one key or one per sample."""
-    return jnp.float32(grid.sigma[0]) * gaussian(key, jnp.zeros(shape, jnp.float32))
+def unit_variance_scale(level: Level) -> Any:
+    """sqrt(alpha^2 + sigma^2): the standard deviation that data of unit variance have once noised to this level. 1 for every
+    variance-preserving process, whose reference samplers start from unit noise."""
+    return namespace(level.alpha, level.sigma).sqrt(level.alpha**2 + level.sigma**2)
+
+
+def start(
+    key: jax.Array, shape: tuple[int, ...], grid: Level, scale: Callable[[Level], Any] = unit_variance_scale
+) -> jax.Array:
+    """Where a trajectory starts: unit noise of `shape` [B, ..., C] times `scale(grid[0])`, float32. `key`: as for `sample`, one
+    key or one per sample, or the unit noise itself. `scale`: a recipe's `start_scale`."""
+    return jnp.float32(scale(grid[0])) * gaussian(key, jnp.zeros(shape, jnp.float32))
 
 
 def trajectory(state: State) -> jax.Array:
@@ -81,8 +90,9 @@ def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
     return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, steps))(key), 0, 1) if key.ndim else jax.random.split(key, steps)
 
 
-def _check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
-    """Traces the denoiser once, abstractly, at a level that is known: singular kinds and wrong shapes fail here."""
+def check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
+    """Traces the denoiser once, abstractly, at a level that is known. ValueError for a prediction that is singular there, and
+    for answers of another shape than x."""
     x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
     if x0.shape != x.shape or eps.shape != x.shape:
         raise ValueError(

@@ -8,18 +8,19 @@ ways back to the noise.
     panoramas    one denoiser on overlapping windows of a larger canvas            tiled, outpainting_canvas
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.denoiser import renoise
+from ldm_jax.diffusion.denoiser import from_x0
 from ldm_jax.diffusion.driver import step_keys
 from ldm_jax.diffusion.level import Denoiser, Level, Prediction, diffuse, expand
 from ldm_jax.diffusion.samplers.first_order import posterior_variance
-from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, split, without_memory
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, noise_to, split, without_memory
+from ldm_jax.primitives.windows import blended, check_windows
 
 
 def partial(grid: Level, strength: float) -> Level:
@@ -37,11 +38,12 @@ def last_steps(strength: float, steps: int) -> int:
 
 
 def known_region(denoise: Denoiser, known: jax.Array, mask: jax.Array) -> Denoiser:
-    """A denoiser that is certain of x0 = known where mask is 1 ([B, H, W, 1] or x's shape, soft values blend)."""
+    """A denoiser that is certain of x0 = known where mask is 1 ([B, *spatial, 1] or x's shape; soft values
+    blend)."""
 
     def denoise_known(x: jax.Array, level: Level) -> Prediction:
         x0 = denoise(x, level).x0
-        return renoise(x, mask * known + (1 - mask) * x0, level)
+        return from_x0(x, mask * known + (1 - mask) * x0, level)
 
     return denoise_known
 
@@ -60,7 +62,7 @@ def imposed(sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int =
             x = mask * diffuse(known, gaussian(known_key, known), to) + (1 - mask) * again.x
             if resample == 1:
                 return again._replace(x=x), None
-            return again._replace(x=forget(x, to, level, gaussian(back_key, x))), x
+            return again._replace(x=noise_to(x, to, level, gaussian(back_key, x))), x
 
         if resample == 1:
             return once(state, key)[0]
@@ -109,10 +111,10 @@ def invert_stochastic(denoise: Denoiser, x0: jax.Array, grid: Level, key: jax.Ar
     after = jnp.concatenate([xs[1:], diffuse(x0, jnp.zeros_like(x0), levels[-1])[None]])
 
     def noise(x: jax.Array, x_to: jax.Array, level: Level, to: Level) -> jax.Array:
-        prediction = denoise(x, level)
+        predicted = denoise(x, level)
         var = posterior_variance(level, to)
         kept = jnp.sqrt(jnp.maximum(to.sigma**2 - var, 0))
-        mean = diffuse(*prediction, Level(to.t, to.alpha, kept))
+        mean = diffuse(*predicted, Level(to.t, to.alpha, kept))
         return jnp.where(var > 0, (x_to - mean) / jnp.sqrt(jnp.where(var > 0, var, 1)), 0)
 
     def step(_: None, xs: Any) -> tuple[None, jax.Array]:
@@ -139,67 +141,32 @@ def slerp(a: jax.Array, b: jax.Array, weight: Any) -> jax.Array:
     return expand(left, a) * a + expand(right, a) * b
 
 
-def outpainting_canvas(
-    x0: jax.Array, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0
-) -> tuple[jax.Array, jax.Array]:
-    """(known, mask) for `known_region` or `imposed`: x0 [B, H, W, C] on a larger canvas, mask 1 where it lies."""
-    around = ((0, 0), (top, bottom), (left, right), (0, 0))
+def outpainting_canvas(x0: jax.Array, around: Sequence[tuple[int, int]]) -> tuple[jax.Array, jax.Array]:
+    """(known, mask) for `known_region` or `imposed`: x0 [B, *spatial, C] on a larger canvas, mask 1 where it lies. `around`:
+    for each spatial axis how much is added before and after."""
+    if len(around) != x0.ndim - 2 or min(min(pair) for pair in around) < 0:
+        raise ValueError(f"around={around}: two numbers of at least 0 for each of the {x0.ndim - 2} spatial axes.")
+    around = ((0, 0), *around, (0, 0))
     return jnp.pad(x0, around), jnp.pad(jnp.ones_like(x0[..., :1]), around)
 
 
 def tiled(
     denoise: Callable[..., Prediction],
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    wrap: bool = False,
+    window: Sequence[int],
+    stride: Sequence[int],
+    wrap: int | None = None,
     along: Any = None,
 ) -> Denoiser:
-    """MultiDiffusion (Bar-Tal et al. 2023): a canvas [B, H, W, C] is predicted on overlapping windows, one call each, and
-    averaged where they overlap; with weights that fall off linearly towards a window's border, because networks know where
-    their input ends, and equal weights, as in the paper, show it. `wrap` closes the canvas horizontally, for panoramas.
-    `along`: arrays [B, H, W, ..] that lie on it, such as a condition; then it is `denoise(x, level, pieces)`, cut as x is."""
-    if any(s < 1 or s > w for s, w in zip(stride, window)):
-        raise ValueError(f"Windows must overlap or touch: stride {stride} within 1 .. window {window}.")
-
-    def ramp(side: int, step: int) -> np.ndarray:
-        return np.minimum((np.minimum(np.arange(side), np.arange(side)[::-1]) + 1) / (side - step + 1), 1.0)
-
-    weights = (ramp(window[0], stride[0])[:, None] * ramp(window[1], stride[1]))[None, :, :, None]
+    """MultiDiffusion (Bar-Tal et al. 2023): a canvas [B, *spatial, C] is predicted on overlapping windows, one call each, and
+    averaged where they overlap, as `primitives.windows.blended` does; equal weights, as in the paper, show the borders.
+    `wrap`: the spatial axis that is closed, -1 for a panorama's width. `along`: arrays [B, *spatial, ..] that lie on the
+    canvas, such as a condition; then it is `denoise(x, level, pieces)`, cut as x is."""
+    check_windows(window, stride)
 
     def denoise_tiles(x: jax.Array, level: Level) -> Prediction:
-        height, width = x.shape[1:3]
-        if height < window[0] or width < window[1]:
-            raise ValueError(f"The canvas {height}x{width} is smaller than the window {window[0]}x{window[1]}.")
-        tops = _starts(height, window[0], stride[0])
-        lefts = np.arange(0, width, stride[1]) if wrap else _starts(width, window[1], stride[1])
-        corners = jnp.asarray([(top, left) for top in tops for left in lefts])
-        extra = window[1] if wrap else 0
+        def denoise_window(pieces: tuple[jax.Array, Any]) -> Prediction:
+            return denoise(pieces[0], level) if along is None else denoise(pieces[0], level, pieces[1])
 
-        def tile(sums: Any, corner: jax.Array) -> tuple[Any, None]:
-            at = (0, corner[0], corner[1], 0)
-
-            def cut(a: jax.Array) -> jax.Array:
-                around = jnp.concatenate([a, a[:, :, :extra]], 2) if wrap else a
-                return jax.lax.dynamic_slice(around, at, (a.shape[0], *window, a.shape[3]))
-
-            piece = cut(x)
-            prediction = denoise(piece, level) if along is None else denoise(piece, level, jax.tree.map(cut, along))
-
-            def add(total: jax.Array, part: jax.Array) -> jax.Array:
-                present = jax.lax.dynamic_slice(total, at, part.shape)
-                return jax.lax.dynamic_update_slice(total, present + part, at)
-
-            weight = jnp.broadcast_to(jnp.asarray(weights, x.dtype), piece.shape)
-            return jax.tree.map(add, sums, (jax.tree.map(lambda a: a * weight, prediction), weight)), None
-
-        zeros = jnp.zeros((x.shape[0], height, width + extra, x.shape[3]), x.dtype)
-        (prediction, count), _ = jax.lax.scan(tile, (Prediction(zeros, zeros), zeros), corners)
-        fold = (lambda a: a[:, :, :width].at[:, :, :extra].add(a[:, :, width:])) if wrap else (lambda a: a)
-        return jax.tree.map(lambda a: fold(a) / fold(count), prediction)
+        return blended(denoise_window, (x, along), window, stride, wrap=wrap)
 
     return denoise_tiles
-
-
-def _starts(size: int, window: int, stride: int) -> np.ndarray:
-    """Offsets of windows that cover [0, size), the last flush with the end."""
-    return np.append(np.arange(0, size - window, stride), size - window)

@@ -7,13 +7,16 @@ Spacings named after Lin et al. 2023, table 2 (leading, trailing, linspace); `ka
 All arithmetic is float64 NumPy: a grid is data, made before tracing. Every grid has exactly the steps asked for.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import special
 
-from ldm_jax.diffusion.level import CLEAN, Level, lookup
+from ldm_jax.diffusion.level import CLEAN, Level
 from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.primitives.choices import choose
 
 
 def from_times(schedule: Schedule, times: Any, end: Level = CLEAN) -> Level:
@@ -60,14 +63,16 @@ def linspace(schedule: Schedule, steps: int, end: Level = CLEAN) -> Level:
     """`steps` equidistant times with both ends of the schedule, the lower one being the last that is evaluated."""
     _check_steps(steps)
     low, high = schedule.span
-    times = np.linspace(high, low, steps)
+    ends_clean = float(schedule(np.float64(low)).sigma) == 0 and float(end.sigma) == 0  # nothing to evaluate at `low`
+    times = np.linspace(high, low, steps + 1)[:-1] if ends_clean else np.linspace(high, low, steps)
     return from_times(schedule, np.round(times) if isinstance(schedule, Discrete) else times, end)
 
 
 def exponential(
     schedule: Schedule, steps: int, low: float | None = None, high: float | None = None, end: Level = CLEAN
 ) -> Level:
-    """noise_ratio geometric from `high` to `low` (default: the schedule's ends): uniform in log-SNR."""
+    """noise_ratio geometric from `high` to `low` (default: the schedule's ends, kept within a log-SNR of
+    15 where those are clean or pure noise): uniform in log-SNR."""
     low, high = _ratios(schedule, steps, low, high)
     return from_log_snrs(schedule, -2 * np.linspace(np.log(high), np.log(low), steps), end)
 
@@ -92,31 +97,8 @@ def beta(
 ) -> Level:
     """noise_ratio at the quantiles of a Beta(a, b) distribution between `low` and `high`: dense at both ends."""
     low, high = _ratios(schedule, steps, low, high)
-    ratios = low + (high - low) * beta_quantile(1 - np.linspace(0, 1, steps), a, b)
+    ratios = low + (high - low) * special.betaincinv(a, b, 1 - np.linspace(0, 1, steps))
     return from_log_snrs(schedule, -2 * np.log(ratios), end)
-
-
-def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:
-    """Inverse of the Beta(a, b) distribution function, by bisection over Gauss-Legendre integrals.
-
-    With y = x^a the density's singularity at 0 is gone, and below the middle the one at 1 is far.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-
-    def lower(x: np.ndarray, a: float, b: float) -> np.ndarray:  # integral of x^(a-1) (1-x)^(b-1) to x <= 1/2
-        top = np.asarray(x)[..., None] ** a
-        return (weights * (1 - (top * (nodes + 1) / 2) ** (1 / a)) ** (b - 1)).sum(-1) * top[..., 0] / (2 * a)
-
-    left, right = lower(0.5, a, b), lower(0.5, b, a)
-    p = np.asarray(p, np.float64) * (left + right)
-    mirrored = p > left
-    mass = np.where(mirrored, left + right - p, p)
-    low, high = np.zeros_like(p), np.full_like(p, 0.5)
-    for _ in range(60):
-        middle = (low + high) / 2
-        short = np.where(mirrored, lower(middle, b, a), lower(middle, a, b)) < mass
-        low, high = np.where(short, middle, low), np.where(short, high, middle)
-    return np.where(mirrored, 1 - low, low)
 
 
 def check_grid(grid: Level) -> None:
@@ -134,6 +116,10 @@ def check_grid(grid: Level) -> None:
             f"The noise of a grid must fall: sigma/alpha goes from {ratio[where]:.6g} to {ratio[where + 1]:.6g} at step "
             f"{where}. Grids run from noisy to clean; are there more steps than levels?"
         )
+
+
+# Ends, in noise_ratio, of schedules that reach exactly clean or pure noise: log-SNR 15 and -15, those of `Cosine`.
+_RATIOS = math.exp(-7.5), math.exp(7.5)
 
 
 def _traced(a: Any) -> bool:
@@ -161,12 +147,12 @@ def _table_size(schedule: Schedule, spacing: str) -> int:
 
 def _ratios(schedule: Schedule, steps: int, low: float | None, high: float | None) -> tuple[float, float]:
     _check_steps(steps)
-    ends = [schedule(np.float64(t)).noise_ratio for t in schedule.span]
+    ends = [float(schedule(np.float64(t)).noise_ratio) for t in schedule.span]
+    ends = [ratio if 0 < ratio < np.inf else instead for ratio, instead in zip(ends, _RATIOS)]
     low, high = float(ends[0] if low is None else low), float(ends[1] if high is None else high)
     if not 0 < low < high < np.inf:
         raise ValueError(
-            f"The grid needs 0 < low < high < inf for noise_ratio = sigma/alpha; got low = {low}, high = {high}. "
-            "A schedule that reaches exactly clean or pure noise needs explicit `low` and `high`."
+            f"The grid needs 0 < low < high < inf for noise_ratio = sigma/alpha; got low = {low}, high = {high}."
         )
     return low, high
 
@@ -184,4 +170,4 @@ GRIDS: dict[str, Callable[..., Level]] = {
 
 def make_grid(name: str, schedule: Schedule, steps: int, **options: Any) -> Level:
     """The grid called `name` in `GRIDS`, for `steps` steps."""
-    return lookup(GRIDS, name, "grid")(schedule, steps, **options)
+    return choose(GRIDS, name, "grid")(schedule, steps, **options)

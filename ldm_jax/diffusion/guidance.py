@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.diffusion.denoiser import make_denoiser, renoise
+from ldm_jax.diffusion.denoiser import from_x0, make_denoiser
 from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
-from ldm_jax.diffusion.parameterization import Kind, predict, target
+from ldm_jax.diffusion.parameterization import PredictionType, predict, target
 
 Predictions = Callable[[jax.Array, Level], Sequence[Prediction]]
 Scale = float | jax.Array | Callable[[Level], Any]
 
 
 def together(
-    network: Callable[..., jax.Array], kind: Kind, conds: Sequence[Any], input_scale: Callable | None = None
+    network: Callable[..., jax.Array], prediction: PredictionType, conds: Sequence[Any], input_scale: Callable | None = None
 ) -> Predictions:
     """Predictions under every one of `conds` from one call of `network(x, t, cond)` on a batch of len(conds) B.
 
@@ -39,7 +39,7 @@ def together(
     def predictions(x: jax.Array, level: Level) -> list[Prediction]:
         cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conds)
         repeat = lambda a: a if jnp.ndim(a) == 0 else jnp.concatenate([a] * count)  # noqa: E731
-        denoise = make_denoiser(lambda x, t: network(x, t, cond), kind, input_scale)
+        denoise = make_denoiser(lambda x, t: network(x, t, cond), prediction, input_scale)
         x0, eps = denoise(jnp.concatenate([x] * count), jax.tree.map(repeat, level))
         return [Prediction(*pair) for pair in zip(jnp.split(x0, count), jnp.split(eps, count))]
 
@@ -80,15 +80,15 @@ def composed(predictions: Predictions, scales: Sequence[Scale]) -> Denoiser:
     return guided(predictions, rule)
 
 
-def rescaled(predictions: Predictions, scale: Scale, strength: float = 0.7, kind: Kind = "eps") -> Denoiser:
-    """Lin et al. 2023, section 3.4: the guided output, as a target of `kind`, gets back the per-sample standard
+def rescaled(predictions: Predictions, scale: Scale, strength: float = 0.7, prediction: PredictionType = "eps") -> Denoiser:
+    """Lin et al. 2023, section 3.4: the guided output, as a target of `prediction`, gets back the per-sample standard
     deviation of the followed one, to the degree `strength`."""
 
     def rule(x: jax.Array, level: Level, *found: Prediction) -> Prediction:
-        plain = target(kind, found[0], level)
-        y = target(kind, classifier_free(lambda *_: found, scale)(x, level), level)
+        plain = target(prediction, found[0], level)
+        y = target(prediction, classifier_free(lambda *_: found, scale)(x, level), level)
         ratio = _norm(plain, center=True) / _norm(y, center=True)
-        return predict(kind, x, y * (strength * ratio + 1 - strength), level)
+        return predict(prediction, x, y * (strength * ratio + 1 - strength), level)
 
     return guided(predictions, rule)
 
@@ -115,25 +115,27 @@ def adaptive_projected(predictions: Predictions, scale: Scale, eta: float = 0.0,
         unit = c / _norm(c)
         parallel = _dot(difference, unit) * unit
         x0 = c + (scale_at(scale, level, x) - 1) * (difference - parallel + eta * parallel)
-        return renoise(x, x0, level)
+        return from_x0(x, x0, level)
 
     return guided(predictions, rule)
 
 
-def cfg_zero_star(predictions: Predictions, scale: Scale, kind: Kind = "flow", silent_above: float = jnp.inf) -> Denoiser:
-    """CFG-Zero* (Fan et al. 2025) on the target of `kind`: u is first scaled by <c, u> / |u|^2, and at noise_ratio above
-    `silent_above` (the first steps) the target is zero."""
+def cfg_zero_star(
+    predictions: Predictions, scale: Scale, prediction: PredictionType = "flow", zero_above: float = jnp.inf
+) -> Denoiser:
+    """CFG-Zero* (Fan et al. 2025) on the target of `prediction`: u is first scaled by <c, u> / |u|^2, and at noise_ratio above
+    `zero_above` (the first steps) the target is zero."""
 
     def rule(x: jax.Array, level: Level, follow: Prediction, *others: Prediction) -> Prediction:
-        c, u = target(kind, follow, level), target(kind, others[-1], level)
+        c, u = target(prediction, follow, level), target(prediction, others[-1], level)
         u = u * _dot(c, u) / jnp.maximum(_dot(u, u), 1e-12)
         y = u + scale_at(scale, level, x) * (c - u)
-        return predict(kind, x, jnp.where(level.sigma > silent_above * level.alpha, 0.0, y), level)
+        return predict(prediction, x, jnp.where(level.sigma > zero_above * level.alpha, 0.0, y), level)
 
     return guided(predictions, rule)
 
 
-def within(low: float, high: float, inside: Denoiser, outside: Denoiser) -> Denoiser:
+def guidance_interval(low: float, high: float, inside: Denoiser, outside: Denoiser) -> Denoiser:
     """Kynkaanniemi et al. 2024: `inside` (guided) at noise_ratio in (low, high], `outside` elsewhere, at its cost."""
 
     def denoise(x: jax.Array, level: Level) -> Prediction:

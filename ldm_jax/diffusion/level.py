@@ -1,4 +1,4 @@
-"""Points on the noise axis, and what a denoiser says about one of them.
+"""Points on the noise axis, and what a denoiser predicts at one of them.
 
     x_t = alpha x0 + sigma eps
 
@@ -9,7 +9,6 @@ variance-exploding ones (alpha = 1) and rectified flow (alpha + sigma = 1) run t
 Schedules and grids compute in float64 with NumPy when given NumPy numbers, and in the trace when given JAX arrays.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ def namespace(*arrays: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Level:
-    """`t` is what the network is told; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N]."""
+    """`t` is the network's time input; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N]."""
 
     t: Any
     alpha: Any
@@ -47,9 +46,11 @@ class Level:
             return self.sigma / self.alpha
 
     def __getitem__(self, index: Any) -> "Level":
+        """The level, or the part of the grid, at this index."""
         return jax.tree.map(lambda a: a[index], self)
 
     def __len__(self) -> int:
+        """The number of levels of a grid, one more than its steps."""
         return len(self.alpha)
 
 
@@ -79,12 +80,3 @@ def from_log_snr(log_snr: Any) -> tuple[Any, Any]:
     """(alpha, sigma) of the variance-preserving process at this log-SNR: alpha^2 = sigmoid(log_snr)."""
     xp = namespace(log_snr)
     return xp.exp(-0.5 * xp.logaddexp(0.0, -log_snr)), xp.exp(-0.5 * xp.logaddexp(0.0, log_snr))
-
-
-def lookup(table: dict[str, Any], name: str, what: str) -> Any:
-    """`table[name]`, or a ValueError that names the near matches and all the choices."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), table, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(sorted(table))}.")

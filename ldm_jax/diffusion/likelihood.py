@@ -1,13 +1,18 @@
 """Exact likelihood by the probability-flow ODE (Song et al. 2021, section 4.3).
 
-With u = x / alpha and s = noise_ratio the ODE is du = eps ds, so log p(u_0) = log p(u_T) + integral of div_u eps ds. The
-divergence is Hutchinson's estimate v . (d eps / du) v with Rademacher v, one Jacobian-vector product an evaluation.
+In the coordinates of rectified flow, w = x / (alpha + sigma) and tau = sigma / (alpha + sigma), the ODE of every process is
+dw = (eps - x0) dtau, regular from clean (tau = 0) to pure noise (tau = 1), so that
+
+    log p(w_0) = log p(w_T) + integral of div_w (eps - x0) dtau.
+
+The divergence is Hutchinson's estimate v . (d / dw) v with Rademacher v, one Jacobian-vector product an evaluation.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.diffusion.driver import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level
 
@@ -15,40 +20,49 @@ from ldm_jax.diffusion.level import Denoiser, Level
 def log_likelihood(
     denoise: Denoiser, x: jax.Array, grid: Level, key: jax.Array, probes: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Log density in nats, per sample [B], of x at the grid's last level, and x at its first, where the prior is
-    N(0, alpha^2 + sigma^2): data of unit variance. Heun's method, 2 NFE per step of the grid, which must stop above clean.
+    """Log density in nats, per sample [B], of x [B, ..., C] at the grid's last level, and x at its first, where the prior is
+    N(0, alpha^2 + sigma^2): data of unit variance. Heun's method, 2 NFE per step of the grid, any that `sample` takes.
+
+    At exactly clean, where a grid made by name ends, eps is 0 (it is -sigma times a finite score) and the network isn't called.
+
+    Raises:
+      ValueError: a grid whose noise doesn't fall, or a network that predicts eps at a first level of pure noise.
     """
     check_grid(grid)
-    if grid.sigma[-1] <= 0 or grid.alpha[0] <= 0:
-        ends = grid.noise_ratio[[0, -1]]
-        raise ValueError(f"The density needs levels that are neither clean nor pure noise; got noise_ratio {ends}.")
+    check_denoiser(denoise, x, grid[0])
     levels = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[::-1], jnp.float32), grid)
-    axes = tuple(range(1, x.ndim))
+    axes, dims = tuple(range(1, x.ndim)), np.prod(x.shape[1:])
     vs = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
 
-    def velocity(u: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
-        def eps(u: jax.Array) -> jax.Array:
-            return denoise(u * level.alpha, level).eps
+    def velocity(w: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
+        def flow(w: jax.Array) -> jax.Array:
+            x0, eps = denoise(w * (level.alpha + level.sigma), level)
+            return eps - x0
 
-        value, push = jax.linearize(eps, u)
-        divergence = jax.vmap(lambda v: jnp.sum(v * push(v), axes))(vs).mean(0)
-        return value, divergence
+        def noisy() -> tuple[jax.Array, jax.Array]:
+            value, push = jax.linearize(flow, w)
+            return value, jax.vmap(lambda v: jnp.sum(v * push(v), axes))(vs).mean(0)
+
+        return jax.lax.cond(level.sigma == 0, lambda: (-w, jnp.full(len(w), -dims, w.dtype)), noisy)
 
     def step(carry: tuple[jax.Array, jax.Array], pair: tuple[Level, Level]) -> tuple[tuple[jax.Array, jax.Array], None]:
-        u, gained = carry
+        w, gained = carry
         here, above = pair
-        ds = above.noise_ratio - here.noise_ratio
-        d1, div1 = velocity(u, here)
-        d2, div2 = velocity(u + ds * d1, above)
-        return (u + ds * (d1 + d2) / 2, gained + ds * (div1 + div2) / 2), None
+        dtau = tau(above) - tau(here)
+        d1, div1 = velocity(w, here)
+        d2, div2 = velocity(w + dtau * d1, above)
+        return (w + dtau * (d1 + d2) / 2, gained + dtau * (div1 + div2) / 2), None
 
-    start, top = levels[0], levels[-1]
-    (u, gained), _ = jax.lax.scan(step, (x / start.alpha, jnp.zeros(x.shape[0])), (levels[:-1], levels[1:]))
-    dims = np.prod(x.shape[1:])
-    x_top = u * top.alpha
+    def tau(level: Level) -> jax.Array:
+        return level.sigma / (level.alpha + level.sigma)
+
+    clean, top = levels[0], levels[-1]
+    begin = (x / (clean.alpha + clean.sigma), jnp.zeros(x.shape[0]))
+    (w, gained), _ = jax.lax.scan(step, begin, (levels[:-1], levels[1:]))
+    x_top = w * (top.alpha + top.sigma)
     var = top.alpha**2 + top.sigma**2
     prior = -0.5 * jnp.sum(x_top**2, axes) / var - 0.5 * dims * jnp.log(2 * jnp.pi * var)
-    return prior + gained + dims * (jnp.log(top.alpha) - jnp.log(start.alpha)), x_top
+    return prior + gained + dims * (jnp.log(top.alpha + top.sigma) - jnp.log(clean.alpha + clean.sigma)), x_top
 
 
 def bits_per_dimension(log_density: jax.Array, dimensions: int, levels: int = 256) -> jax.Array:

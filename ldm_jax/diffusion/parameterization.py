@@ -7,7 +7,7 @@ Together with x_t = alpha x0 + sigma eps this is a 2x2 linear system with determ
 eps (0, 1): Ho et al. 2020.  x0 (1, 0).  v (-sigma, alpha): Salimans & Ho 2022.  flow (-1, 1): Lipman et al. 2023,
 Liu et al. 2023.  EDM's F: Karras et al. 2022, table 1, for data of standard deviation sigma_data.
 
-At a fixed x_t an error of the target is -det/sigma times the error of x0, which is how loss weights change between kinds.
+At a fixed x_t an error of the target is -det/sigma times the error of x0, which is how loss weights change between predictions.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, Prediction, expand, lookup, namespace
+from ldm_jax.diffusion.level import Level, Prediction, expand, namespace
+from ldm_jax.primitives.choices import choose
 
 Pair = Callable[[Level], tuple[Any, Any]]
-Kind = str | Pair
+PredictionType = str | Pair
 
 
 def edm(sigma_data: float = 0.5) -> Pair:
@@ -38,7 +39,7 @@ def edm_scale(level: Level, sigma_data: float = 0.5) -> Any:
     return namespace(level.alpha, level.sigma).sqrt((level.alpha * sigma_data) ** 2 + level.sigma**2)
 
 
-KINDS: dict[str, Pair] = {
+PREDICTIONS: dict[str, Pair] = {
     "eps": lambda level: (0.0, 1.0),
     "x0": lambda level: (1.0, 0.0),
     "v": lambda level: (-level.sigma, level.alpha),
@@ -47,43 +48,48 @@ KINDS: dict[str, Pair] = {
 }
 
 
-def coefficients(kind: Kind, level: Level) -> tuple[Any, Any]:
-    """(c, d) of `kind` at `level`; `kind` is a name in `KINDS` or a function from Level to the pair."""
-    return (kind if callable(kind) else lookup(KINDS, kind, "parameterization"))(level)
+def coefficients(prediction: PredictionType, level: Level) -> tuple[Any, Any]:
+    """(c, d) of `prediction` at `level`; `prediction` is a name in `PREDICTIONS` or a function from Level to the pair."""
+    return (prediction if callable(prediction) else choose(PREDICTIONS, prediction, "parameterization"))(level)
 
 
-def determinant(kind: Kind, level: Level) -> Any:
+def of_schedule(prediction: PredictionType, schedule: Any) -> PredictionType:
+    """`prediction`, where "edm" takes the schedule's sigma_data if it has one."""
+    return edm(schedule.sigma_data) if prediction == "edm" and hasattr(schedule, "sigma_data") else prediction
+
+
+def determinant(prediction: PredictionType, level: Level) -> Any:
     """alpha d - sigma c: 1 for v (VP), alpha for eps, -sigma for x0, alpha + sigma for flow."""
-    c, d = coefficients(kind, level)
+    c, d = coefficients(prediction, level)
     return level.alpha * d - level.sigma * c
 
 
-def target(kind: Kind, prediction: Prediction, level: Level) -> jax.Array:
-    """c x0 + d eps: the training target of true (x0, eps), or a prediction expressed in another kind."""
-    c, d = coefficients(kind, level)
+def target(prediction: PredictionType, predicted: Prediction, level: Level) -> jax.Array:
+    """c x0 + d eps: the training target of true (x0, eps), or a prediction expressed as another target."""
+    c, d = coefficients(prediction, level)
     if isinstance(c, float) and c == 0:
-        return d * prediction.eps
+        return d * predicted.eps
     if isinstance(d, float) and d == 0:
-        return c * prediction.x0
-    x = prediction.x0
-    return expand(c, x) * prediction.x0 + expand(d, x) * prediction.eps
+        return c * predicted.x0
+    x = predicted.x0
+    return expand(c, x) * predicted.x0 + expand(d, x) * predicted.eps
 
 
-def predict(kind: Kind, x: jax.Array, output: jax.Array, level: Level) -> Prediction:
-    """Solves for (x0, eps) from x_t and the target. eps of an x0-kind at sigma = 0, which nothing determines, is 0.
+def predict(prediction: PredictionType, x: jax.Array, output: jax.Array, level: Level) -> Prediction:
+    """Solves for (x0, eps) from x_t and the target. eps of an x0 network at sigma = 0, which nothing determines, is 0.
 
-    Raises ValueError if the level is known (NumPy) and a kind that predicts noise is asked about pure noise (alpha = 0).
+    Raises ValueError if the level is known (NumPy) and a network that predicts noise is given pure noise (alpha = 0).
     """
-    c, d = coefficients(kind, level)
+    c, d = coefficients(prediction, level)
     alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
     if isinstance(d, float) and d == 0:
         eps = (x - alpha * output / c) / jnp.where(sigma == 0, jnp.inf, sigma)
         return Prediction(output / c, eps)
-    det = determinant(kind, level)
+    det = determinant(prediction, level)
     if isinstance(det, (float, np.ndarray, np.generic)) and np.any(np.abs(det) < 1e-6):
         raise ValueError(
-            f"parameterization {kind!r} is singular where alpha = {level.alpha}, sigma = {level.sigma}: pure noise "
-            "says nothing about x0. Use kind 'v', 'flow' or 'x0', or a grid that starts below it."
+            f"parameterization {prediction!r} is singular where alpha = {level.alpha}, sigma = {level.sigma}: pure noise "
+            "says nothing about x0. Use prediction 'v', 'flow' or 'x0', or a grid that starts below it."
         )
     c, d, det = expand(c, x), expand(d, x), expand(det, x)
     eps = output / d if isinstance(c, float) and c == 0 else (alpha * output - c * x) / det

@@ -6,7 +6,7 @@ and interpolate noise_ratio linearly at fractional times where our tables interp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from ldm_jax.diffusion import samplers as s
 from ldm_jax.diffusion.denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
 from ldm_jax.diffusion.grids import beta, ending_at, exponential, from_times, karras
-from ldm_jax.diffusion.level import CLEAN, Denoiser, Level, lookup
-from ldm_jax.diffusion.parameterization import Kind, Pair, edm
+from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
+from ldm_jax.diffusion.parameterization import Pair, edm
+from ldm_jax.diffusion.recipe import Recipe
 from ldm_jax.diffusion.schedules import (
     Discrete,
     RectifiedFlow,
@@ -28,19 +29,7 @@ from ldm_jax.diffusion.schedules import (
     zero_terminal_snr,
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """`grid` and `sampler` are functions of the number of steps: some classes change their orders with it. `wrap` clips or
-    thresholds a denoiser; `input_scale` is for `make_denoiser`."""
-
-    schedule: Schedule
-    kind: Kind
-    grid: Callable[[int], Level]
-    sampler: Callable[[int], s.Sampler]
-    wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
-    input_scale: Callable[[Level], Any] | None = None
+from ldm_jax.primitives.choices import choose as lookup
 
 
 def read(config: dict[str, Any]) -> Recipe:
@@ -96,9 +85,7 @@ def _table(o: _Options, last: float | None = None) -> Discrete:
     }
     table = from_betas(np.asarray(trained)) if trained is not None else lookup(makers, name, "diffusers beta_schedule")()
     if o.take("rescale_betas_zero_snr", False):
-        table = zero_terminal_snr(table)
-        if last is not None:
-            table = Discrete(np.append(table.alpha_bar[:-1], last))
+        table = zero_terminal_snr(table, last or 0.0)
     return table
 
 
@@ -153,7 +140,7 @@ def _pndm(o: _Options) -> Recipe:
 
 
 def at_ratio(t: Any, ratio: Any) -> Level:
-    """The VP level with this noise_ratio, told t."""
+    """The VP level with this noise_ratio and time input t."""
     alpha = 1 / np.sqrt(1 + np.square(ratio))
     return Level(np.asarray(t, np.float64), alpha, ratio * alpha)
 
@@ -199,6 +186,7 @@ def _end(o: _Options, table: Discrete, default: str = "zero") -> Level:
 def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False, clips: bool = False) -> Recipe:
     """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha."""
     table, kind = _table(o, last=2.0**-24), _kind(o)
+    leading = o.get("timestep_spacing") == "leading"
     times = _spaced(o, table.size, "linspace")
     index = np.arange(table.size)
     ratios = table(index * 1.0).noise_ratio
@@ -212,7 +200,10 @@ def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded:
         o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
     wrap = _clipping(o, False, False) if clips else Recipe.wrap
-    return Recipe(table, kind, _stopping(levels or plain, _end(o, table)), lambda n: sampler(table), wrap)
+    grid = _stopping(levels or plain, _end(o, table))
+    # init_noise_sigma of these classes is sigma_max, and sqrt(sigma_max^2 + 1) for leading times; over alpha, as x is theirs
+    start_scale = Recipe.start_scale if leading else lambda level: level.sigma
+    return Recipe(table, kind, grid, lambda n: sampler(table), wrap, start_scale=start_scale)
 
 
 def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[Schedule, Callable[[int], Level]]:

@@ -1,7 +1,7 @@
-"""Loss weights: functions (level, kind) -> weight of the squared error of that kind's target, per sample.
+"""Loss weights: functions (level, prediction) -> weight of the squared error of that prediction's target, per sample.
 
-A weight known for the error of x0 (or of eps) is carried to another kind by determinants: at a fixed x_t the target's error is
--det/sigma times that of x0, and det/alpha times that of eps.
+A weight known for the error of x0 (or of eps) is carried to another prediction by determinants: at a fixed x_t the target's
+error is -det/sigma times that of x0, and det/alpha times that of eps.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, lookup
-from ldm_jax.diffusion.parameterization import Kind, determinant
+from ldm_jax.diffusion.level import Level
+from ldm_jax.diffusion.parameterization import PredictionType, determinant
 from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.primitives.choices import choose
 
-Weighting = Callable[[Level, Kind], Any]
+Weighting = Callable[[Level, PredictionType], Any]
 
 
 def simple() -> Weighting:
     """1 for the network's own target (Ho et al. 2020, L_simple)."""
-    return lambda level, kind: jnp.ones_like(level.sigma)
+    return lambda level, prediction: jnp.ones_like(level.sigma)
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
@@ -46,7 +47,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 def sigmoid(schedule: Schedule, bias: float = 0.0) -> Weighting:
     """sigmoid(bias - log_snr) in the form of Kingma & Gao 2023, 1/2 E_u[w(log_snr) (-d log_snr/du) |eps error|^2];
     SiD2 (Hoogeboom et al. 2024) uses biases -3 to -1."""
-    return on_eps(lambda level: 0.5 * jax.nn.sigmoid(bias - level.log_snr) * falls_by(schedule, level))
+    return on_eps(lambda level: 0.5 * jax.nn.sigmoid(bias - level.log_snr) * log_snr_slope(schedule, level))
 
 
 def variational_bound(schedule: Schedule) -> Weighting:
@@ -54,19 +55,19 @@ def variational_bound(schedule: Schedule) -> Weighting:
     A table: N/2 (SNR(t-1) / SNR(t) - 1) on eps, t = 0 getting what t = 1 has, as in the reference; else -1/2 dlog_snr/du.
     """
     if not isinstance(schedule, Discrete):
-        return on_eps(lambda level: 0.5 * falls_by(schedule, level))
+        return on_eps(lambda level: 0.5 * log_snr_slope(schedule, level))
     size = schedule.size
-    return on_eps(lambda level: 0.5 * size * jnp.expm1(falls_by(schedule, level) / size))
+    return on_eps(lambda level: 0.5 * size * jnp.expm1(log_snr_slope(schedule, level) / size))
 
 
 def on_x0(weight: Callable[[Level], Any]) -> Weighting:
     """The weighting with this weight on the squared error of x0."""
-    return lambda level, kind: weight(level) * (level.sigma / determinant(kind, level)) ** 2
+    return lambda level, prediction: weight(level) * (level.sigma / determinant(prediction, level)) ** 2
 
 
 def on_eps(weight: Callable[[Level], Any]) -> Weighting:
     """The weighting with this weight on the squared error of eps."""
-    return lambda level, kind: weight(level) * (level.alpha / determinant(kind, level)) ** 2
+    return lambda level, prediction: weight(level) * (level.alpha / determinant(prediction, level)) ** 2
 
 
 def snr(level: Level) -> Any:
@@ -74,7 +75,7 @@ def snr(level: Level) -> Any:
     return (level.alpha / level.sigma) ** 2
 
 
-def falls_by(schedule: Schedule, level: Level) -> Any:
+def log_snr_slope(schedule: Schedule, level: Level) -> Any:
     """-d log_snr / du at this level, u being the quantile of training time; for a table N times the difference to the entry
     before (to the one after, at t = 0)."""
     if isinstance(schedule, Discrete):
@@ -97,6 +98,8 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def make_weighting(name: str, schedule: Schedule, **options: Any) -> Weighting:
-    """The weighting called `name` in `WEIGHTINGS`; those that depend on the schedule are given it."""
-    factory = lookup(WEIGHTINGS, name, "weighting")
+    """The weighting called `name` in `WEIGHTINGS`; those that depend on the schedule, or on its sigma_data, are given it."""
+    factory = choose(WEIGHTINGS, name, "weighting")
+    if factory is edm:
+        options = {"sigma_data": getattr(schedule, "sigma_data", 0.5)} | options
     return factory(schedule, **options) if factory in (sigmoid, variational_bound) else factory(**options)

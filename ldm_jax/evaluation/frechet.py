@@ -24,6 +24,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
+        """The unbiased covariance [D, D] of the features."""
         return self.scatter / (self.count - 1)
 
 

@@ -14,6 +14,8 @@ CHUNK = 1024  # rows of distances at once
 
 
 class Overlap(NamedTuple):
+    """Precision, recall and coverage are shares in [0, 1]; density is 0 or more, and 1 on average for equal distributions."""
+
     precision: float
     recall: float
     density: float

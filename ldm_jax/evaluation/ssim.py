@@ -2,8 +2,8 @@
 
     SSIM = (2 mx my + C1)(2 sxy + C2) / ((mx^2 + my^2 + C1)(sx^2 + sy^2 + C2)),  C1 = (0.01 L)^2, C2 = (0.03 L)^2
 
-with means and (co)variances under an 11 x 11 Gaussian window of deviation 1.5, averaged over all places where the window
-lies inside the picture, and over channels. L is the range of values. The measure isn't indifferent to a constant added
+with means and (co)variances under a Gaussian window of 11 x 11 pixels and deviation 1.5, averaged over all places where the
+window lies inside the picture, and over channels. L is the range of values. The measure isn't indifferent to a constant added
 to both pictures, so they are brought to [0, 1], where L = 1.
 """
 
@@ -15,23 +15,28 @@ WIDTH, DEVIATION = 11, 1.5
 
 
 def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The similarity [B] of pictures x and y [B, H, W, C] in [-1, 1], H and W at least 11; 1 where they are equal."""
-    if x.shape != y.shape or x.ndim != 4 or min(x.shape[1:3]) < WIDTH:
-        raise ValueError(f"ssim takes pairs of pictures [B, H, W, C], at least {WIDTH} x {WIDTH}, not {x.shape} and {y.shape}")
+    """The similarity [B] of x and y [B, *spatial, C] in [-1, 1], every side at least 11; 1 where they are equal. Of signals and
+    volumes the window is one of as many axes.
+
+    Raises:
+      ValueError: shapes that differ, without a spatial axis, or smaller than the window.
+    """
+    if x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < WIDTH:
+        raise ValueError(f"ssim takes pairs [B, *spatial, C] with sides of at least {WIDTH}, not {x.shape} and {y.shape}")
     x, y = (picture.astype(jnp.float32) / 2 for picture in (x, y))  # [0, 1] less 1/2, where squares cancel less
     mx, my = window(x), window(y)
     vx, vy, vxy = window(x * x) - mx * mx, window(y * y) - my * my, window(x * y) - mx * my
     mx, my = mx + 0.5, my + 0.5
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return similarity.mean((1, 2, 3))
+    return similarity.mean(tuple(range(1, x.ndim)))
 
 
 def window(x: jax.Array) -> jax.Array:
-    """Gaussian means of [B, H, W, C] -> [B, H - 10, W - 10, C]. Sums, not a convolution, which accelerators round."""
+    """Gaussian means of [B, *spatial, C], every side 10 shorter. Sums, not a convolution, which accelerators round."""
     weights = np.exp(-0.5 * np.square((np.arange(WIDTH) - WIDTH // 2) / DEVIATION))
     weights = np.float32(weights / weights.sum())
-    for axis in (1, 2):
+    for axis in range(1, x.ndim - 1):
         length = x.shape[axis] - WIDTH + 1
         x = sum(w * jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i, w in enumerate(weights))
     return x

@@ -18,7 +18,6 @@ from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
 from ldm_jax.models.perceptual import LPIPS
-from ldm_jax.models.tiling import decode_tiled, encode_tiled
 from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
@@ -45,8 +44,6 @@ __all__ = [
     "calibrate",
     "clip_normalize",
     "count",
-    "decode_tiled",
-    "encode_tiled",
     "initialize",
     "last_layer",
     "nearest",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.diffusion import schedules
 from ldm_jax.weights.stored import Stored
 
 BUFFERS = (
@@ -28,14 +29,13 @@ def betas(diffusion: Mapping[str, Any]) -> np.ndarray:
     start, end, size = diffusion["linear_start"], diffusion["linear_end"], diffusion["timesteps"]
     match diffusion["schedule"]:
         case "linear":
-            return np.linspace(start, end, size)
+            return schedules.linear_betas(start, end, size)
         case "scaled_linear":
-            return np.linspace(start**0.5, end**0.5, size) ** 2
+            return schedules.scaled_linear_betas(start, end, size)
         case "sqrt":
-            return np.linspace(start, end, size) ** 0.5
+            return schedules.sqrt_betas(start, end, size)
         case "squared_cosine":
-            curve = np.cos((np.arange(size + 1) / size + 8e-3) / (1 + 8e-3) * np.pi / 2) ** 2
-            return np.clip(1 - curve[1:] / curve[:-1], 0, 0.999)
+            return schedules.squared_cosine_betas(size=size)
     raise ValueError(f"no table of betas for the schedule {diffusion['schedule']!r}")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ldm_jax.diffusion import (
     GRIDS,
-    KINDS,
+    PREDICTIONS,
     SCHEDULES,
     Level,
     Prediction,
@@ -32,7 +32,7 @@ def test_every_kind_round_trips_on_every_schedule(name):
     level = schedule.from_log_snr(np.linspace(6.0, -6.0, 7))
     x0, eps = jax.random.normal(KEY, (2, 7, 2, 2, 3))
     truth, x = Prediction(x0, eps), diffuse(x0, eps, level)
-    for kind in KINDS:
+    for kind in PREDICTIONS:
         solved = predict(kind, x, target(kind, truth, level), level)
         scale = np.abs(np.asarray(x)).max() * (1 + np.maximum(level.noise_ratio, 1 / level.noise_ratio).max())
         np.testing.assert_allclose(solved.x0, x0, atol=3e-7 * scale)
@@ -68,6 +68,18 @@ def test_zero_terminal_snr_is_pure_noise_at_the_end_and_unchanged_at_the_start()
     assert after(999.0).alpha == 0 and after(999.0).sigma == 1
     np.testing.assert_allclose(after(0.0).alpha, before(0.0).alpha, rtol=1e-12)
     assert jax.jit(after)(jnp.float32(999)).alpha == 0
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squared_cosine", "sigmoid", "sqrt"])
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_terminal_level_that_is_almost_pure_noise(name, size):
+    """2^-24 for the last alpha_bar, with any betas: the other entries stay, but for those that were smaller yet."""
+    table = schedules.zero_terminal_snr(make_schedule(name, size=size), last=2.0**-24)
+    plain = schedules.zero_terminal_snr(make_schedule(name, size=size))
+    assert table.alpha_bar[-1] == 2.0**-24 and np.all(np.diff(table.alpha_bar) < 0)
+    larger = plain.alpha_bar > 1.01 * 2.0**-24
+    np.testing.assert_array_equal(table.alpha_bar[larger], plain.alpha_bar[larger])
+    assert larger.sum() >= size - 5 or name in ("squared_cosine", "sqrt")
 
 
 def test_shifts():
@@ -110,11 +122,12 @@ def test_karras_and_log_snr_spacing():
     np.testing.assert_allclose(np.diff(lam), np.diff(lam)[0], rtol=1e-9)
 
 
-def test_beta_quantiles():
-    stats = pytest.importorskip("scipy.stats")
-    p = np.linspace(0, 1, 41)
-    for a, b in [(0.6, 0.6), (0.5, 1.5), (2.0, 0.7), (1.0, 1.0)]:
-        np.testing.assert_allclose(grids.beta_quantile(p, a, b), stats.beta.ppf(p, a, b), atol=1e-10)
+def test_beta_spacing():
+    """Beta(1, 1) is uniform, Beta(1/2, 1/2) the arcsine law: quantile sin^2(pi p / 2)."""
+    schedule, p = schedules.VarianceExploding(0.01, 50), 1 - np.linspace(0, 1, 9)
+    for a, quantile in ((1.0, p), (0.5, np.sin(np.pi * p / 2) ** 2)):
+        grid = grids.beta(schedule, 9, a, a)
+        np.testing.assert_allclose(grid.noise_ratio[:-1], 0.01 + (50 - 0.01) * quantile, rtol=1e-9)
 
 
 def network(x, t):
@@ -145,7 +158,7 @@ def test_errors_before_tracing():
     with pytest.raises(ValueError, match="table"):
         make_grid("leading", schedules.RectifiedFlow(), 4)
     with pytest.raises(ValueError, match="0 < low < high"):
-        make_grid("karras", schedules.RectifiedFlow(), 4)
+        make_grid("karras", schedules.RectifiedFlow(), 4, low=0.0)
     with pytest.raises(ValueError, match="decrease strictly"):
         schedules.Discrete(np.linspace(1e-4, 0.02, 1000))
     with pytest.raises(ValueError, match="table ends at 999"):

@@ -132,7 +132,7 @@ def test_cfg_zero_star():
     s = jnp.sum(c * u, (1, 2, 3), keepdims=True) / jnp.sum(u * u, (1, 2, 3), keepdims=True)
     got = guidance.cfg_zero_star(PAIR, 3.0)(X, LEVEL)
     close(got.eps - got.x0, s * u + 3 * (c - s * u), 2e-4)
-    silent = guidance.cfg_zero_star(PAIR, 3.0, silent_above=0.1)(X, LEVEL)
+    silent = guidance.cfg_zero_star(PAIR, 3.0, zero_above=0.1)(X, LEVEL)
     close(silent.eps - silent.x0, 0 * X, 1e-5)
 
 
@@ -158,7 +158,7 @@ def test_interval_costs_one_call_outside():
         return denoise
 
     both = guidance.classifier_free(separately(counted(COND), counted(NULL)), 2.0)
-    denoise = guidance.within(0.5, 2.0, both, counted(COND))
+    denoise = guidance.guidance_interval(0.5, 2.0, both, counted(COND))
     grid = grids.karras(TABLE, 10)
     jax.jit(lambda x: sample(denoise, make_sampler("ddim"), x, grid))(X)
     jax.effects_barrier()

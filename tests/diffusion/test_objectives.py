@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from ldm_jax.diffusion import (
-    KINDS,
+    PREDICTIONS,
     SCHEDULES,
     TIMES,
     WEIGHTINGS,
     Prediction,
+    Problem,
     bits_per_dimension,
     diffuse,
     diffusion_loss,
-    errors,
     grids,
     log_likelihood,
+    make_denoiser,
+    make_objective,
     make_schedule,
     make_times,
     make_weighting,
@@ -28,7 +31,7 @@ from ldm_jax.diffusion import (
     times,
     weightings,
 )
-from ldm_jax.diffusion.objectives import ERRORS, huber, smooth_l1
+from ldm_jax.diffusion.objectives import LOSSES, huber, smooth_l1
 from ldm_jax.diffusion.parameterization import edm as edm_kind
 from ldm_jax.diffusion.samplers.first_order import posterior_variance
 from tests.diffusion.oracles import gaussian
@@ -55,7 +58,9 @@ def test_a_weighting_is_the_same_objective_in_every_kind(name, schedule):
         level = level_at(schedule, log_snr)
         x = diffuse(X0, X0[::-1], level)
         one, other = (predict("x0", x, x0, level) for x0 in (X0, X0 + 0.1))
-        values = [float(weighting(level, k) * jnp.sum((target(k, one, level) - target(k, other, level)) ** 2)) for k in KINDS]
+        values = [
+            float(weighting(level, k) * jnp.sum((target(k, one, level) - target(k, other, level)) ** 2)) for k in PREDICTIONS
+        ]
         np.testing.assert_allclose(values, values[0], rtol=2e-3)
 
 
@@ -109,7 +114,7 @@ def test_variational_bound_of_a_table_is_the_kl_of_the_posteriors():
 @pytest.mark.parametrize("name", TIMES)
 @pytest.mark.parametrize("schedule", [TABLE, *CONTINUOUS], ids=lambda s: type(s).__name__)
 def test_times_are_within_the_schedule(name, schedule):
-    level, weight = jax.jit(lambda key: make_times(name)(key, 64, schedule))(KEY)
+    level, weight = jax.jit(lambda key: make_times(name)(key, jnp.arange(64), 64, schedule))(KEY)
     assert level.t.shape == level.alpha.shape == weight.shape == (64,)
     assert np.all(np.isfinite(level.alpha)) and np.all(level.sigma >= 0) and np.all(weight == 1)
     if schedule is TABLE and name != "log_normal":
@@ -118,31 +123,33 @@ def test_times_are_within_the_schedule(name, schedule):
 
 def test_distributions_of_times():
     flow, batch = schedules.RectifiedFlow(), 20000
-    u = {name: np.asarray(make_times(name)(KEY, batch, flow)[0].sigma) for name in TIMES}
+    u = {name: np.asarray(make_times(name)(KEY, jnp.arange(batch), batch, flow)[0].sigma) for name in TIMES}
     logit = np.log(u["logit_normal"] / (1 - u["logit_normal"]))
     assert abs(logit.mean()) < 0.03 and abs(logit.std() - 1) < 0.03
     ratio = np.log(u["log_normal"] / (1 - u["log_normal"]))
     assert abs(ratio.mean() + 1.2) < 0.03 and abs(ratio.std() - 1.2) < 0.03
     assert abs(u["uniform"].mean() - 0.5) < 0.01
-    stratified = np.sort(make_times("low_discrepancy")(KEY, 50, flow)[0].sigma)
+    stratified = np.sort(make_times("low_discrepancy")(KEY, jnp.arange(50), 50, flow)[0].sigma)
     np.testing.assert_allclose(np.diff(stratified), 1 / 50, atol=1e-5)
     s, p = 1.29, np.linspace(0, 1, 9)  # the mode sampler's quantiles are its formula
     np.testing.assert_allclose(np.quantile(u["mode"], p), np.sort(1 - p - s * (np.cos(np.pi / 2 * p) ** 2 - 1 + p)), atol=0.02)
-    counts = np.bincount(np.asarray(make_times("low_discrepancy")(KEY, 1000, TABLE)[0].t, int), minlength=1000)
+    counts = np.bincount(
+        np.asarray(make_times("low_discrepancy")(KEY, jnp.arange(1000), 1000, TABLE)[0].t, int), minlength=1000
+    )
     assert counts.max() <= 2  # a batch of the table's size visits (all but) every entry
 
 
 def test_importance_sampling_is_unbiased_and_prefers_large_losses():
     flow = schedules.RectifiedFlow()
-    past = times.history(bins=10, kept=4)
-    level, weight = times.importance(past)(KEY, 100, flow)
+    past = times.loss_history(bins=10, kept=4)
+    level, weight = times.importance(past)(KEY, jnp.arange(100), 100, flow)
     np.testing.assert_allclose(weight, 1, rtol=1e-5)
     true = lambda sigma: 0.1 + sigma  # noqa: E731
     for i in range(40):
-        level, _ = times.uniform()(jax.random.key(i), 16, flow)
-        past = jax.jit(times.remember, static_argnums=1)(past, flow, level.log_snr, true(level.sigma))
+        level, _ = times.uniform()(jax.random.key(i), jnp.arange(16), 16, flow)
+        past = jax.jit(times.record_losses, static_argnums=1)(past, flow, level.log_snr, true(level.sigma))
     assert past.counts.sum() == 640 and past.counts.min() >= 4
-    level, weight = times.importance(past)(KEY, 50000, flow)
+    level, weight = times.importance(past)(KEY, jnp.arange(50000), 50000, flow)
     assert level.sigma.mean() > 0.6
     np.testing.assert_allclose(jnp.mean(weight * true(level.sigma)), 0.6, rtol=0.01)
 
@@ -150,13 +157,13 @@ def test_importance_sampling_is_unbiased_and_prefers_large_losses():
 def test_a_perfect_network_has_no_loss_and_a_known_error_has_its_value():
     for name in SCHEDULES:
         schedule = make_schedule(name)
-        for kind in KINDS:
+        for kind in PREDICTIONS:
             eps = jax.random.normal(KEY, X0.shape)
 
-            level, _ = times.logit_normal()(jax.random.split(jax.random.key(9), 4)[0], 8, schedule)
+            level, _ = times.logit_normal()(jax.random.split(jax.random.key(9), 4)[0], jnp.arange(8), 8, schedule)
             answer = target(kind, Prediction(X0, eps), level) + 0.5
             for error, value in (("l2", 0.25), ("l1", 0.5)):
-                options = {"times": times.logit_normal(), "error": error, "noise": eps}
+                options = {"times": times.logit_normal(), "loss": error, "noise": eps}
                 loss, metrics = diffusion_loss(lambda x, t, a=answer: a, schedule, kind, X0, jax.random.key(9), **options)
                 np.testing.assert_allclose(loss, value, rtol=2e-4)
                 assert metrics["loss_per_sample"].shape == metrics["t"].shape == metrics["log_snr"].shape == (8,)
@@ -167,9 +174,9 @@ def test_huber_is_between():
     np.testing.assert_allclose(huber(1e-6)(d, 0 * d), 0.7, rtol=1e-4)
     np.testing.assert_allclose(2 * 100 * huber(100.0)(d, 0 * d), 0.49, rtol=2e-2)
     np.testing.assert_allclose(smooth_l1(100.0)(d, 0 * d), 0.49, rtol=2e-2)
-    assert set(ERRORS) == {"l1", "l2", "huber"}
+    assert set(LOSSES) == {"l1", "l2", "huber"}
     with pytest.raises(ValueError, match="Did you mean 'huber'"):
-        diffusion_loss(lambda x, t: x, TABLE, "eps", X0, KEY, error="hubert")
+        diffusion_loss(lambda x, t: x, TABLE, "eps", X0, KEY, loss="hubert")
 
 
 def test_noise_options():
@@ -180,7 +187,7 @@ def test_noise_options():
         return x
 
     zero = jnp.zeros((512, 4, 4, 3))
-    top = lambda key, batch, schedule: (jax.tree.map(lambda a: jnp.full(batch, a), level_at(TABLE, -9.0)), jnp.ones(batch))  # noqa: E731
+    top = lambda key, rows, size, schedule: (jax.tree.map(lambda a: jnp.full(size, a), level_at(TABLE, -9.0)), jnp.ones(size))  # noqa: E731
     for options in ({}, {"offset_noise": 0.5}, {"input_perturbation": 0.5}):
         diffusion_loss(spy, TABLE, "eps", zero, KEY, times=top, **options)
     plain, offset, perturbed = inputs
@@ -188,13 +195,115 @@ def test_noise_options():
     np.testing.assert_allclose(plain.std() / sigma, 1, rtol=0.02)
     np.testing.assert_allclose(perturbed.std() / sigma, np.sqrt(1.25), rtol=0.02)
     np.testing.assert_allclose(offset.mean((1, 2)).std() / sigma, np.sqrt(0.25 + 1 / 16), rtol=0.05)
-    error = errors(lambda x, t: 0 * x, TABLE, "eps", zero, KEY, times=top, input_perturbation=0.5).error
-    np.testing.assert_allclose(error.mean(), 1, rtol=0.03)  # the target keeps eps
+    _, metrics = diffusion_loss(lambda x, t: 0 * x, TABLE, "eps", zero, KEY, times=top, input_perturbation=0.5)
+    np.testing.assert_allclose(metrics["loss_simple"], 1, rtol=0.03)  # the target keeps eps
 
 
-def test_learned_variance():
-    loss, metrics = diffusion_loss(lambda x, t: 0 * x, TABLE, "eps", X0, KEY, log_variance=lambda level: jnp.full(8, 0.3))
+def test_learned_uncertainty():
+    loss, metrics = diffusion_loss(lambda x, t: 0 * x, TABLE, "eps", X0, KEY, log_variance=lambda _, level: jnp.full(8, 0.3))
     np.testing.assert_allclose(loss, metrics["loss_simple"] / np.exp(0.3) + 0.3, rtol=1e-5)
+
+
+SAMPLED_TIMES = (*TIMES, "importance")
+
+
+@pytest.mark.parametrize("name", SAMPLED_TIMES)
+@pytest.mark.parametrize("schedule", [TABLE, schedules.RectifiedFlow()], ids=["table", "flow"])
+def test_the_parts_of_a_batch_have_its_loss(name, schedule):
+    """32 rows at once, and the mean over 4 parts of 8, every random option on."""
+    x0 = jax.random.normal(KEY, (32, 4, 3))
+    past = times.loss_history(bins=5, kept=1)
+    past = past._replace(losses=jnp.arange(1.0, 6)[:, None], counts=jnp.ones(5, jnp.int32))
+    objective = make_objective(
+        schedule, "eps", times=name, offset_noise=0.1, input_perturbation=0.1, elbo_weight=0.01, weighting="min_snr"
+    )
+    problem = Problem(lambda params, x, t, s: params * jnp.sin(x + t[:, None, None] / 1000), jnp.float32(0.7), history=past)
+    grad = jax.jit(jax.value_and_grad(lambda p, *a: objective(problem._replace(params=p), *a, 32)[0]))
+    whole = grad(problem.params, x0, KEY, jnp.arange(32))
+    parts = [grad(problem.params, x0[i : i + 8], KEY, jnp.arange(i, i + 8)) for i in range(0, 32, 8)]
+    np.testing.assert_allclose(np.mean(parts, 0), whole, rtol=1e-6)
+    # and no two rows draw the same
+    _, metrics = objective(problem, jnp.zeros((32, 4, 3)), KEY, jnp.arange(32), 32)
+    assert len(np.unique(metrics["loss_per_sample"])) == 32
+
+
+def test_learned_variance_is_the_bound_of_nichol_and_dhariwal():
+    """Against scipy's normal densities: the KL of two Gaussians by numerical integration, in one dimension a row."""
+    t = np.array([1.0, 10.0, 500.0, 999.0])
+    given = lambda key, rows, size, schedule: (jax.tree.map(jnp.float32, TABLE(t)), jnp.ones(4))  # noqa: E731
+    x0, eps, answer = (np.random.default_rng(i).normal(size=(4, 1, 1)) for i in range(3))
+    v = np.array([-1.0, 0.3, 1.0, 0.0])
+
+    def network(x, t):
+        return jnp.concatenate([answer, v.reshape(4, 1, 1)], -1).astype(jnp.float32)
+
+    options = {"times": given, "learned_variance": True, "elbo_weight": 2.0, "noise": jnp.float32(eps)}
+    loss, metrics = diffusion_loss(network, TABLE, "eps", jnp.float32(x0), KEY, **options)
+    wanted = []
+    for i in range(4):
+        bar, before = TABLE.alpha_bar[int(t[i])], TABLE.alpha_bar[int(t[i]) - 1]
+        beta = 1 - bar / before
+        posterior = beta * (1 - before) / (1 - bar)
+        x = np.sqrt(bar) * x0[i, 0, 0] + np.sqrt(1 - bar) * eps[i, 0, 0]
+        mean = lambda x0: np.sqrt(before) * beta / (1 - bar) * x0 + np.sqrt(1 - beta) * (1 - before) / (1 - bar) * x  # noqa: B023, E731
+        p_var = posterior ** ((1 - v[i]) / 2) * beta ** ((1 + v[i]) / 2)
+        p_mean = mean((x - np.sqrt(1 - bar) * answer[i, 0, 0]) / np.sqrt(bar))
+        q = stats.norm(mean(x0[i, 0, 0]), np.sqrt(posterior))
+        z = np.linspace(*q.ppf([1e-12, 1 - 1e-12]), 20001)
+        p = stats.norm(p_mean, np.sqrt(p_var))
+        wanted.append(np.trapezoid(q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), z))
+    np.testing.assert_allclose(metrics["loss_elbo"], np.mean(wanted), rtol=2e-3)
+    np.testing.assert_allclose(loss, metrics["loss_simple"] + 2 * metrics["loss_elbo"], rtol=1e-6)
+
+    def bound(a):
+        network = lambda x, t: jnp.concatenate([a, jnp.zeros_like(a)], -1)  # noqa: E731
+        return diffusion_loss(network, TABLE, "eps", jnp.float32(x0), KEY, simple_weight=0.0, **options)[0]
+
+    assert np.all(jax.grad(bound)(jnp.float32(answer)) == 0)
+
+
+def test_learned_variance_of_the_first_step_is_a_density():
+    """At t = 0 the term is -log N(x0; predicted x0, variance), the variance that of step 1."""
+    given = lambda key, rows, size, schedule: (jax.tree.map(lambda a: jnp.full(1, a), level), jnp.ones(1))  # noqa: E731
+    level = jax.tree.map(jnp.float32, TABLE(0.0))
+    x0, eps = jnp.full((1, 1, 1), 0.3), jnp.full((1, 1, 1), -0.8)
+    wrong = eps - 0.5
+    options = {"times": given, "learned_variance": True, "elbo_weight": 1.0, "simple_weight": 0.0, "noise": eps}
+    network = lambda x, t: jnp.concatenate([wrong, -jnp.ones_like(wrong)], -1)  # noqa: E731
+    loss, _ = diffusion_loss(network, TABLE, "eps", x0, KEY, **options)
+    bar = TABLE.alpha_bar
+    variance = (1 - bar[1] / bar[0]) * (1 - bar[0]) / (1 - bar[1])
+    difference = np.sqrt((1 - bar[0]) / bar[0]) * 0.5
+    np.testing.assert_allclose(loss, -stats.norm(0, np.sqrt(variance)).logpdf(difference), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"offset_noise": -0.1}, "offset_noise=-0.1"),
+        ({"input_perturbation": float("nan")}, "input_perturbation=nan"),
+        ({"times": "unifrom"}, "Did you mean 'uniform'"),
+        ({"times": "importance"}, "loss_history"),
+        ({"weighting": "minsnr"}, "Did you mean 'min_snr'"),
+        ({"learned_variance": True}, "elbo_weight above 0"),
+        ({"learned_variance": True, "elbo_weight": 1.0}, "must have 6 channels"),
+    ],
+)
+def test_an_objective_refuses_what_it_cannot_do(options, match):
+    with pytest.raises(ValueError, match=match):
+        diffusion_loss(lambda x, t: x, TABLE, "eps", X0, KEY, **options)
+    with pytest.raises(ValueError, match="is continuous"):
+        make_objective(schedules.Cosine(), "v", learned_variance=True, elbo_weight=1.0)
+
+
+def test_the_network_of_a_variance_exploding_process_sees_scaled_input():
+    """Deviation sqrt(1 + s^2) / sqrt(0.25 + s^2) for data of unit variance, at every noise_ratio s, in training."""
+    seen = []
+    schedule = make_schedule("edm")
+    diffusion_loss(lambda x, t: seen.append((x, t)) or x, schedule, "edm", jax.random.normal(KEY, (64, 512, 1)), KEY)
+    ((x, t),) = seen
+    s = np.exp(4 * np.asarray(t))
+    np.testing.assert_allclose(np.asarray(x).std((1, 2)), np.sqrt((1 + s**2) / (0.25 + s**2)), rtol=0.15)
 
 
 @pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.RectifiedFlow()], ids=["vp", "flow"])
@@ -211,8 +320,33 @@ def test_likelihood_of_gaussian_data_is_its_density(schedule):
         jnp.abs(top - (grid.alpha[0] * mean + (x - a * mean) / spread * np.hypot(grid.alpha[0] * std, grid.sigma[0]))).max()
         < 0.01
     )
-    with pytest.raises(ValueError, match="neither clean nor pure noise"):
-        log_likelihood(gaussian(), x, grids.trailing(TABLE, 5), KEY)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "cosine", "edm", "flow"])
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_likelihood_takes_every_grid_made_by_name(name, schedule):
+    """From exactly clean up to the noisiest level, pure noise included; the map of Gaussian data is affine, so the answer is
+    the prior at its end and the log of its slope."""
+    schedule, mean, std, steps = make_schedule(schedule), 0.4, 0.6, 300
+    if name == "leading" and not isinstance(schedule, schedules.Discrete):
+        return
+    grid = grids.make_grid(name, schedule, steps)
+    x = mean + std * jax.random.normal(KEY, (5, 4, 1))
+    found, top = jax.jit(lambda x: log_likelihood(gaussian(mean, std), x, grid, KEY))(x)
+    assert np.all(np.isfinite(found))
+    if name == "beta" and grid.noise_ratio[0] > 1000:
+        return  # equidistant in noise_ratio, too coarse where the data are
+    spread = np.hypot(grid.alpha[0] * std, grid.sigma[0])
+    wanted_top = grid.alpha[0] * mean + (x - mean) / std * spread
+    np.testing.assert_allclose(top, wanted_top, atol=0.03 * spread)
+    prior = stats.norm(0, np.hypot(grid.alpha[0], grid.sigma[0])).logpdf(wanted_top).sum((1, 2))
+    np.testing.assert_allclose(found, prior + 4 * np.log(spread / std), atol=0.15)
+
+
+def test_likelihood_of_an_eps_network_refuses_pure_noise():
+    denoise = make_denoiser(lambda x, t: x, "eps")
+    with pytest.raises(ValueError, match="singular"):
+        log_likelihood(denoise, X0, grids.trailing(schedules.RectifiedFlow(), 5), KEY)
 
 
 def test_bits_per_dimension_of_the_uniform_density():
@@ -260,15 +394,15 @@ def compvis_vlb(table, kind, size):
 def test_losses_of_the_reference(reference):
     args, arrays, table = reference
     x0, eps, t = nhwc(arrays["x0"]), nhwc(arrays["noise"]), jnp.asarray(arrays["t"], jnp.float32)
-    given = lambda key, batch, schedule: (schedule(t), jnp.ones(batch))  # noqa: E731
+    given = lambda key, rows, batch_size, schedule: (schedule(t), jnp.ones(batch_size))  # noqa: E731
     cases = {tuple(key.split(".")[:3]) for key in arrays.files if key.endswith(".loss")}
     cases = {case for case in cases if case[0] in ("DDPM", "LatentDiffusion")}
     assert cases
     seen = set()
     for owner, kind, error in cases:
-        options = {"times": given, "error": error, "noise": eps}
+        options = {"times": given, "loss": error, "noise": eps}
         variance = args["logvar_init_LatentDiffusion"] if owner == "LatentDiffusion" else 0.0
-        log_variance = (lambda level, v=variance: jnp.full(len(t), v)) if owner == "LatentDiffusion" else None
+        log_variance = (lambda _, level, v=variance: jnp.full(len(t), v)) if owner == "LatentDiffusion" else None
         loss, metrics = diffusion_loss(compvis_network, table, kind, x0, KEY, log_variance=log_variance, **options)
         bound, _ = diffusion_loss(
             compvis_network, table, kind, x0, KEY, weighting=compvis_vlb(table, kind, args["timesteps"]), **options

@@ -18,7 +18,7 @@ from ldm_jax.diffusion import scheduler_config as sc
 from ldm_jax.diffusion.level import expand
 from ldm_jax.diffusion.samplers import State, churned, euler
 from ldm_jax.diffusion.samplers import multistep as ms
-from ldm_jax.diffusion.samplers.protocol import Sampler, forget, memoryless, move
+from ldm_jax.diffusion.samplers.protocol import Sampler, memoryless, move, noise_to
 from tests.diffusion.oracles import point
 
 pytestmark = pytest.mark.parity
@@ -70,7 +70,7 @@ class Run:
         return self.recipe.sampler(self.steps)
 
     def denoiser(self, calls):
-        denoise = self.recipe.wrap(make_denoiser(network, self.recipe.kind, self.recipe.input_scale))
+        denoise = self.recipe.wrap(make_denoiser(network, self.recipe.prediction, self.recipe.input_scale))
 
         def recording(x, level):
             prediction = denoise(x, level)
@@ -136,7 +136,7 @@ def is_published_sde_3m(run):
 
 
 def is_plms_of_v(run):
-    return run.case["scheduler"] == "PNDMScheduler" and run.recipe.kind != "eps"
+    return run.case["scheduler"] == "PNDMScheduler" and run.recipe.prediction != "eps"
 
 
 def steps_elsewhere(run):
@@ -222,8 +222,8 @@ def test_churn_in_the_reference_asks_the_network_too_early(fixture):
             output = network(state.x * (scale(level) if scale else 1), jnp.asarray(level.t)[None])
             within = (level.noise_ratio >= low) & (level.noise_ratio <= high)
             raised = Level(level.t, level.alpha, level.sigma * jnp.where(within, 1 + gamma, 1.0))
-            x = forget(state.x, level, raised, run.kwargs.get("s_noise", 1.0) * key)
-            return State(move("eps", x, predict(run.recipe.kind, x, output, raised).eps, raised, to), state.x0)
+            x = noise_to(state.x, level, raised, run.kwargs.get("s_noise", 1.0) * key)
+            return State(move("eps", x, predict(run.recipe.prediction, x, output, raised).eps, raised, to), state.x0)
 
         return Sampler(memoryless, step)
 
@@ -260,7 +260,7 @@ def test_ddim_inversion(fixture):
     for case in found:
         recipe = sc.read({**case["config"], "_class_name": "DDIMScheduler"})
         grid = recipe.grid(case["steps"])
-        denoise = recipe.wrap(make_denoiser(network, recipe.kind))
+        denoise = recipe.wrap(make_denoiser(network, recipe.prediction))
         xs = arrays[f"{case['prefix']}.x"]
         for i in (1, case["steps"] // 2, case["steps"]):
             x = editing.invert(denoise, jnp.asarray(xs[0]), grid[case["steps"] - i :])
@@ -306,7 +306,9 @@ def test_options_without_counterpart_are_refused():
         "clip_sample": True,
         "set_alpha_to_one": False,
     }
-    assert sc.read({**leftovers, "sample_max_value": 1.0, "interpolation_type": "linear", "sigma_min": None}).kind == "eps"
+    assert (
+        sc.read({**leftovers, "sample_max_value": 1.0, "interpolation_type": "linear", "sigma_min": None}).prediction == "eps"
+    )
     flow = sc.read({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "_diffusers_version": "0.42.1"})
-    assert flow.schedule == schedules.RectifiedFlow(3.0, 1000) and flow.kind == "flow"
-    assert replace(flow, kind="v").grid(3)[-1] == CLEAN
+    assert flow.schedule == schedules.RectifiedFlow(3.0, 1000) and flow.prediction == "flow"
+    assert replace(flow, prediction="v").grid(3)[-1] == CLEAN

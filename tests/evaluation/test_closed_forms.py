@@ -122,6 +122,19 @@ def test_spectrum_of_noise_and_of_a_wave():
     np.testing.assert_allclose(power.sum() - power[8], 0, atol=1e-3)
 
 
+@pytest.mark.parametrize("sides", [(64,), (16, 24, 16)])
+def test_spectrum_of_signals_and_volumes(sides):
+    noise = jax.random.normal(jax.random.key(0), (16384 // max(sides), *sides, 2)) * 3
+    frequencies, power = evaluation.power_spectrum(noise)
+    np.testing.assert_allclose(frequencies, np.arange(min(sides) // 2 + 1) / min(sides))
+    np.testing.assert_allclose(power[1:], 9, rtol=0.2)
+    wave = jnp.cos(2 * jnp.pi * 0.25 * jnp.arange(sides[-1]))[:, None]
+    _, power = evaluation.power_spectrum(jnp.broadcast_to(wave, (1, *sides, 1)))
+    assert int(power.argmax()) == min(sides) // 4
+    with pytest.raises(ValueError, match="spatial"):
+        evaluation.power_spectrum(jnp.zeros((2, 3)))
+
+
 @jax.jit
 def similarity(x, y):
     return evaluation.ssim(x, y)
@@ -156,8 +169,17 @@ def test_ssim_against_the_definition():
     assert np.all(np.abs(expected) < 0.95)
 
 
+def test_ssim_of_signals_and_volumes():
+    """Arrays that are constant along an axis are as similar as those without it."""
+    x, y = jnp.asarray(RNG.uniform(-1, 1, (2, 3, 20, 2)), jnp.float32)
+    of_signals = similarity(x, y)
+    for sides in ((12, 20), (11, 12, 20)):
+        lifted = [jnp.broadcast_to(a.reshape(3, *(1,) * (len(sides) - 1), 20, 2), (3, *sides, 2)) for a in (x, y)]
+        np.testing.assert_allclose(similarity(*lifted), of_signals, rtol=2e-4, atol=1e-5)
+
+
 def test_ssim_refuses_what_it_cannot_compare():
-    with pytest.raises(ValueError, match="at least 11 x 11"):
+    with pytest.raises(ValueError, match="at least 11"):
         evaluation.ssim(jnp.zeros((1, 10, 20, 3)), jnp.zeros((1, 10, 20, 3)))
     with pytest.raises(ValueError, match="16"):
         evaluation.ssim(jnp.zeros((1, 16, 16, 3)), jnp.zeros((2, 16, 16, 3)))

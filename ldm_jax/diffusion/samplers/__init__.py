@@ -14,7 +14,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ldm_jax.diffusion.level import lookup
 from ldm_jax.diffusion.samplers.exponential import dpm_solver, unipc
 from ldm_jax.diffusion.samplers.first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
 from ldm_jax.diffusion.samplers.multistep import (
@@ -38,10 +37,12 @@ from ldm_jax.diffusion.samplers.singlestep import (
     dpmpp_2s_ancestral,
     edm,
     heun,
+    heun_prediction,
     restart,
     sample_adaptive,
 )
 from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.primitives.choices import check_choice, choose
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     factory.__name__: factory
@@ -53,9 +54,19 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 
 def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) -> Sampler:
-    """The sampler called `name` in `SAMPLERS`. Stages between the levels of a grid (dpm2, edm, ..) need the schedule."""
-    factory = lookup(SAMPLERS, name, "sampler")
-    if "schedule" not in inspect.signature(factory).parameters:
+    """The sampler called `name` in `SAMPLERS`, with what it needs of the schedule: seven samplers evaluate between the levels
+    of the grid, and `heun` integrates flow instead of eps where the schedule starts at pure noise, which eps can't leave.
+
+    Raises:
+      ValueError: an unknown name or option, or no schedule for a sampler that can't do without.
+    """
+    factory = choose(SAMPLERS, name, "sampler")
+    known = inspect.signature(factory).parameters
+    for option in options:
+        check_choice(option, [parameter for parameter in known if parameter != "schedule"], f"option of sampler {name!r}")
+    if name == "heun" and schedule is not None:
+        options = {"prediction": heun_prediction(schedule)} | options
+    if "schedule" not in known:
         return factory(**options)
     if schedule is None:
         raise ValueError(f"sampler {name!r} evaluates between the levels of the grid and needs the schedule: pass schedule=...")

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.diffusion.level import Denoiser, Level, namespace
-from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.samplers.multistep import Moments, dpm_moments, half_log_snr, interpolatory
 from ldm_jax.diffusion.samplers.protocol import Sampler, State, mean, move, solvable
 
 
-def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_final: bool = True) -> Sampler:
-    """DPM-Solver (kind 'eps', Lu et al. 2022a) and DPM-Solver++ (kind 'x0', 2022b), singlestep, of order 1 to 3.
+def dpm_solver(order: int = 2, prediction: PredictionType = "x0", exact: bool = False, lower_final: bool = True) -> Sampler:
+    """DPM-Solver (prediction 'eps', Lu et al. 2022a) and DPM-Solver++ (prediction 'x0', 2022b), singlestep, of order 1 to 3.
 
     `order` intervals of the grid are the stages of one step of the solver, so a grid of N steps takes N evaluations. On a
     grid uniform in log-SNR these are the papers' r1 = 1/2, and 1/3, 2/3. `exact` integrates the stages' polynomial exactly.
     `lower_final`: the last intervals have lower orders, as `dpm_solver_fast`; without it N must be a multiple of the order.
     """
-    moments = dpm_moments(order, kind, exact)
+    moments = dpm_moments(order, prediction, exact)
 
     def init(x: jax.Array, grid: Level) -> State:
-        solvable(kind, grid)
+        solvable(prediction, grid)
         steps = len(grid) - 1
         orders = _group_orders(steps, order, lower_final)
         may_be_clean = not isinstance(grid.sigma, np.ndarray) or grid.sigma[-1] == 0
@@ -39,7 +39,9 @@ def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_fin
         nodes = [np.maximum(index - j, 0) for j in range(order)]
         table = interpolatory(p, anchor, index + 1, nodes, orders, moments)
         if order == 3 and not exact:  # the papers' third order leaves the middle stage out
-            outer = interpolatory(p, anchor, index + 1, [nodes[0], nodes[2]], np.minimum(orders, 2), dpm_moments(2, kind, True))
+            outer = interpolatory(
+                p, anchor, index + 1, [nodes[0], nodes[2]], np.minimum(orders, 2), dpm_moments(2, prediction, True)
+            )
             outer = xp.stack([outer[:, 0], xp.zeros(steps), outer[:, 1]], -1)
             table = xp.where((orders == 3)[:, None], outer, table)
         past = (jnp.zeros_like(x),) * (order - 1)
@@ -49,12 +51,12 @@ def dpm_solver(order: int = 2, kind: Kind = "x0", exact: bool = False, lower_fin
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         index, table, orders, past, *anchor = state.memory
-        prediction = denoise(state.x, level)
-        ys = (target(kind, prediction, level), *past)
+        predicted = denoise(state.x, level)
+        ys = (target(prediction, predicted, level), *past)
         here = [state.x, level]
         anchor = jax.tree.map(lambda new, old: jnp.where(orders[index] == 1, new, old), here, anchor)
-        x = move(kind, anchor[0], mean(table[index], ys), anchor[1], to)
-        return State(x, prediction.x0, (index + 1, table, orders, ys[:-1], *anchor))
+        x = move(prediction, anchor[0], mean(table[index], ys), anchor[1], to)
+        return State(x, predicted.x0, (index + 1, table, orders, ys[:-1], *anchor))
 
     return Sampler(init, step)
 
@@ -72,7 +74,9 @@ def _group_orders(steps: int, order: int, lower_final: bool) -> np.ndarray:
     return cycle
 
 
-def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: bool = True, correct: bool = True) -> Sampler:
+def unipc(
+    order: int = 2, prediction: PredictionType = "x0", variant: str = "bh2", lower_final: bool = True, correct: bool = True
+) -> Sampler:
     """UniPC (Zhao et al. 2023) of order 1 to 3, on x0 or eps. 1 NFE per step: the answer that the predictor's point gets also
     corrects that point, before the next step starts from it.
 
@@ -81,8 +85,8 @@ def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: 
     """
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant is 'bh1' or 'bh2'; got {variant!r}.")
-    exact = dpm_moments(order, kind, exact=True)
-    sign = 1.0 if kind == "x0" else -1.0
+    exact = dpm_moments(order, prediction, exact=True)
+    sign = 1.0 if prediction == "x0" else -1.0
 
     def moments(h: Any, count: int) -> Any:
         if count != 2:
@@ -92,7 +96,7 @@ def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: 
         return xp.stack([xp.ones_like(h), half], -1)
 
     def init(x: jax.Array, grid: Level) -> State:
-        solvable(kind, grid)
+        solvable(prediction, grid)
         steps = len(grid) - 1
         index = np.arange(steps)
         orders = np.minimum(index + 1, order)
@@ -109,14 +113,14 @@ def unipc(order: int = 2, kind: Kind = "x0", variant: str = "bh2", lower_final: 
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         index, predictor, corrector, past, x_before, before = state.memory
-        prediction = denoise(state.x, level)
-        ys = (target(kind, prediction, level), *past)
+        predicted = denoise(state.x, level)
+        ys = (target(prediction, predicted, level), *past)
         x = state.x
         if correct:
-            corrected = move(kind, x_before, mean(corrector[index], ys), before, level)
+            corrected = move(prediction, x_before, mean(corrector[index], ys), before, level)
             x = jnp.where(index > 0, corrected, x)
-        ahead = move(kind, x, mean(predictor[index], ys[:-1]), level, to)
-        return State(ahead, prediction.x0, (index + 1, predictor, corrector, ys[:-1], x, level))
+        ahead = move(prediction, x, mean(predictor[index], ys[:-1]), level, to)
+        return State(ahead, predicted.x0, (index + 1, predictor, corrector, ys[:-1], x, level))
 
     return Sampler(init, step)
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion.level import Denoiser, Level, diffuse, expand
-from ldm_jax.diffusion.samplers.protocol import Sampler, State, forget, gaussian, memoryless
-from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, memoryless, noise_to
+from ldm_jax.diffusion.schedules import Discrete, Schedule
 
 
 def ddim(eta: float = 0.0) -> Sampler:
@@ -46,17 +46,21 @@ def consistency() -> Sampler:
 
 
 def tcd(schedule: Schedule, eta: float = 0.3) -> Sampler:
-    """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level told t = floor((1 - eta) t_next), then noise
-    up to the next one. eta 0 is ddim. For tables, whose `schedule(t)` takes what it tells. 1 NFE per step."""
+    """Trajectory consistency sampling (Zheng et al. 2024): DDIM down to the level s = (1 - eta) t_next, then noise up to
+    the next one. Times are those of a table, rounded down, or quantiles of a continuous schedule. eta 0 is ddim. 1 NFE."""
     if eta == 0:
         return ddim()
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         x0, eps = denoise(state.x, level)
-        deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))  # 0.7 * 10 must not round to 6
-        deeper = jax.tree.map(lambda a, b: jnp.where(deeper.t < to.t, a, b), deeper, to)
+        if isinstance(schedule, Discrete):
+            deeper = schedule(jnp.floor((1 - eta) * to.t + 1e-4))  # 0.7 * 10 must not round to 6
+        else:
+            deeper = schedule.at((1 - eta) * schedule.quantile(to.log_snr))
+        below = deeper.sigma * to.alpha < to.sigma * deeper.alpha
+        deeper = jax.tree.map(lambda a, b: jnp.where(below, a, b), deeper, to)
         x = diffuse(x0, eps, deeper)
-        return State(forget(x, deeper, to, gaussian(key, x)), x0)
+        return State(noise_to(x, deeper, to, gaussian(key, x)), x0)
 
     return Sampler(memoryless, step)
 

@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Denoiser, Level, expand, lookup, namespace
-from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.level import Denoiser, Level, expand, namespace
+from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, mean, move, solvable
-from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.primitives.choices import choose
 
 Positions = Callable[[Level], Any]
 Moments = Callable[[Any, int], Any]
@@ -47,7 +48,7 @@ def step_number(grid: Level) -> Any:
 
 
 def multistep(
-    kind: Kind,
+    prediction: PredictionType,
     weights: Callable[[Level], Any],
     eta: float = 0.0,
     warm_up: tuple[int, Callable[..., jax.Array]] | None = None,
@@ -56,7 +57,7 @@ def multistep(
     `warm_up` = (n, average): in the first n steps y is average(x, y, f, level, to), f evaluating y anywhere."""
 
     def init(x: jax.Array, grid: Level) -> State:
-        solvable(kind, grid)
+        solvable(prediction, grid)
         table = jnp.asarray(weights(grid), x.dtype)
         past = (jnp.zeros_like(x),) * (table.shape[1] - 1)
         return State(x, jnp.zeros_like(x), (jnp.int32(0), table, past))
@@ -65,16 +66,16 @@ def multistep(
         index, table, past = state.memory
 
         def evaluate(x: jax.Array, level: Level) -> jax.Array:
-            return target(kind, denoise(x, level), level)
+            return target(prediction, denoise(x, level), level)
 
-        prediction = denoise(state.x, level)
-        ys = (target(kind, prediction, level), *past)
+        predicted = denoise(state.x, level)
+        ys = (target(prediction, predicted, level), *past)
         y = mean(table[index], ys)
         if warm_up is not None:
             steps, average = warm_up
             y = jax.lax.cond(index < steps, lambda: average(state.x, ys[0], evaluate, level, to), lambda: y)
-        x = move_sde(state.x, y, level, to, eta, key) if eta else move(kind, state.x, y, level, to)
-        return State(x, prediction.x0, (index + 1, table, ys[:-1]))
+        x = move_sde(state.x, y, level, to, eta, key) if eta else move(prediction, state.x, y, level, to)
+        return State(x, predicted.x0, (index + 1, table, ys[:-1]))
 
     return Sampler(init, step)
 
@@ -158,24 +159,24 @@ def published(rate: float) -> Moments:
 
 
 def dpm_multistep(
-    order: int = 2, kind: Kind = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False
+    order: int = 2, prediction: PredictionType = "x0", exact: bool = False, eta: float = 0.0, lower_final: bool = False
 ) -> Sampler:
-    """DPM-Solver (kind 'eps') and DPM-Solver++ (kind 'x0'), multistep, of order 1 to 3. 1 NFE per step.
+    """DPM-Solver (prediction 'eps') and DPM-Solver++ (prediction 'x0'), multistep, of order 1 to 3. 1 NFE per step.
 
     `exact` integrates the interpolating polynomial exactly ('heun' in diffusers at order 2) instead of as published.
     `eta` 1 is SDE-DPM-Solver++, which exists for x0 only.
     """
-    if eta and kind != "x0":
-        raise ValueError(f"The SDE solver integrates kind 'x0'; got {kind!r} with eta = {eta}.")
-    moments = dpm_moments(order, kind, exact, eta)
-    return multistep(kind, adams(order, half_log_snr, moments, lower_final), eta)
+    if eta and prediction != "x0":
+        raise ValueError(f"The SDE solver integrates prediction 'x0'; got {prediction!r} with eta = {eta}.")
+    moments = dpm_moments(order, prediction, exact, eta)
+    return multistep(prediction, adams(order, half_log_snr, moments, lower_final), eta)
 
 
-def dpm_moments(order: int, kind: Kind, exact: bool, eta: float = 0.0) -> Moments:
-    """Moments in lambda for y of this kind: under e^lambda for x0, e^-lambda for eps, e^((1 + eta) lambda) for the SDE."""
+def dpm_moments(order: int, prediction: PredictionType, exact: bool, eta: float = 0.0) -> Moments:
+    """Moments in lambda for y of this type: under e^lambda for x0, e^-lambda for eps, e^((1 + eta) lambda) for the SDE."""
     if order not in (1, 2, 3):
         raise ValueError(f"DPM-Solver has orders 1, 2 and 3; got {order}.")
-    rate = lookup({"x0": 1.0 + eta, "eps": -1.0}, kind, "kind for an exponential solver")
+    rate = choose({"x0": 1.0 + eta, "eps": -1.0}, prediction, "prediction")
     return exponential(rate) if exact else published(rate)
 
 
@@ -225,11 +226,15 @@ def plms() -> Sampler:
 
 
 def pndm(schedule: Schedule) -> Sampler:
-    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. `schedule(t)` must take what it tells, as tables
-    do; the middle of a step is t = ceil of the mean. 1 NFE per step, and nine."""
+    """PNDM (Liu et al. 2022): three pseudo Runge-Kutta steps, then `ipndm`. The middle of a step is the mean time, rounded up,
+    in a table, and the mean quantile on a continuous schedule. 1 NFE per step, and nine."""
 
     def average(x: jax.Array, y: jax.Array, f: Callable, level: Level, to: Level) -> jax.Array:
-        middle = schedule(jnp.ceil((level.t + to.t) / 2))
+        if isinstance(schedule, Discrete):
+            middle = schedule(jnp.ceil((level.t + to.t) / 2))
+        else:
+            u, v = (jnp.clip(schedule.quantile(each.log_snr), 0, 1) for each in (level, to))
+            middle = schedule.at((u + v) / 2)
         y2 = f(move("eps", x, y, level, middle), middle)
         y3 = f(move("eps", x, y2, level, middle), middle)
         y4 = f(move("eps", x, y3, level, to), to)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.diffusion.level import Level, expand
-from ldm_jax.diffusion.parameterization import Kind, coefficients, determinant
+from ldm_jax.diffusion.parameterization import PredictionType, coefficients, determinant
 
 
 class State(NamedTuple):
@@ -28,6 +28,8 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
+    """`init(x, grid) -> State` before the first step, and `step(state, denoise, level, next_level, key) -> State`."""
+
     init: Callable[[jax.Array, Level], State]
     step: Callable[..., State]
 
@@ -45,21 +47,21 @@ def without_memory(sampler: Sampler, x: jax.Array, grid: Level, wrapper: str) ->
     return state
 
 
-def solvable(kind: Kind, grid: Level) -> None:
-    """ValueError if `kind` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
-    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(kind, grid[:-1])) < 1e-6):
+def solvable(prediction: PredictionType, grid: Level) -> None:
+    """ValueError if `prediction` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
+    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(prediction, grid[:-1])) < 1e-6):
         raise ValueError(
-            f"A solver in {kind!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise "
+            f"A solver in {prediction!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise "
             "use one that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun('flow')), or start the grid below it."
         )
 
 
-def move(kind: Kind, x: jax.Array, y: jax.Array, level: Level, to: Level) -> jax.Array:
-    """Carries x from `level` to `to` along the probability-flow ODE with the target y of `kind` held constant.
+def move(prediction: PredictionType, x: jax.Array, y: jax.Array, level: Level, to: Level) -> jax.Array:
+    """Carries x from `level` to `to` along the probability-flow ODE with the target y of `prediction` held constant.
 
     For eps this is DDIM, for x0 DPM-Solver++ of order 1, for flow Euler: all the same step when y comes from one evaluation.
     """
-    c, d = coefficients(kind, level)
+    c, d = coefficients(prediction, level)
     det = level.alpha * d - level.sigma * c
     a = (to.alpha * d - to.sigma * c) / det
     b = (level.alpha * to.sigma - level.sigma * to.alpha) / det
@@ -87,8 +89,8 @@ def split(key: jax.Array, count: int = 2) -> jax.Array:
     return jax.random.split(key, count) if key.ndim == 0 else jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
 
 
-def forget(x: jax.Array, level: Level, to: Level, noise: jax.Array) -> jax.Array:
+def noise_to(x: jax.Array, level: Level, to: Level, noise: jax.Array) -> jax.Array:
     """The forward process from `level` to the noisier `to`: x keeps its x0 content and gains fresh noise."""
-    ratio = to.alpha / level.alpha
+    ratio = jnp.where(level.alpha == 0, 1.0, to.alpha / jnp.where(level.alpha == 0, 1.0, level.alpha))  # pure noise stays so
     spread = jnp.sqrt(jnp.maximum(to.sigma**2 - (ratio * level.sigma) ** 2, 0))
     return expand(ratio, x) * x + expand(spread, x) * noise

@@ -8,17 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.diffusion.level import Denoiser, Level, expand
-from ldm_jax.diffusion.parameterization import Kind, target
+from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.samplers.first_order import posterior_variance
 from ldm_jax.diffusion.samplers.protocol import (
     Sampler,
     State,
-    forget,
     gaussian,
     memoryless,
     move,
+    noise_to,
     solvable,
     split,
     without_memory,
@@ -26,47 +27,47 @@ from ldm_jax.diffusion.samplers.protocol import (
 from ldm_jax.diffusion.schedules import Schedule
 
 
-def heun(kind: Kind = "eps") -> Sampler:
-    """Heun's method in noise_ratio (kind 'eps': EDM, k-diffusion) or in flow time (kind 'flow'). Order 2, 2 NFE per step."""
+def heun(prediction: PredictionType = "eps") -> Sampler:
+    """Heun's method in noise_ratio ('eps': EDM, k-diffusion) or in flow time ('flow'). Order 2, 2 NFE per step."""
 
     def init(x: jax.Array, grid: Level) -> State:
-        solvable(kind, grid)
+        solvable(prediction, grid)
         return memoryless(x, grid)
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
-        prediction = denoise(state.x, level)
-        y = target(kind, prediction, level)
-        euler = move(kind, state.x, y, level, to)
+        predicted = denoise(state.x, level)
+        y = target(prediction, predicted, level)
+        euler = move(prediction, state.x, y, level, to)
 
         def corrected() -> jax.Array:
-            return move(kind, state.x, (y + target(kind, denoise(euler, to), to)) / 2, level, to)
+            return move(prediction, state.x, (y + target(prediction, denoise(euler, to), to)) / 2, level, to)
 
-        return State(jax.lax.cond(to.sigma == 0, lambda: euler, corrected), prediction.x0)
+        return State(jax.lax.cond(to.sigma == 0, lambda: euler, corrected), predicted.x0)
 
     return Sampler(init, step)
 
 
-def two_stage(kind: Kind, schedule: Schedule, eta: float) -> Sampler:
-    """The exponential midpoint rule on y of `kind`: order 2, 2 NFE per step; eta > 0: to a quieter level, then noise."""
+def two_stage(prediction: PredictionType, schedule: Schedule, eta: float) -> Sampler:
+    """The exponential midpoint rule on y of `prediction`: order 2, 2 NFE per step; eta > 0: to a quieter level, then noise."""
 
     def init(x: jax.Array, grid: Level) -> State:
-        solvable(kind, grid)
+        solvable(prediction, grid)
         return memoryless(x, grid)
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
-        prediction = denoise(state.x, level)
-        y = target(kind, prediction, level)
+        predicted = denoise(state.x, level)
+        y = target(prediction, predicted, level)
         var = eta**2 * posterior_variance(level, to)
         down = Level(to.t, to.alpha, jnp.sqrt(jnp.maximum(to.sigma**2 - var, 0)))
 
         def midpoint() -> jax.Array:
             clean = down.sigma == 0
             middle = schedule.from_log_snr(jnp.where(clean, level.log_snr, (level.log_snr + down.log_snr) / 2))
-            y_middle = target(kind, denoise(move(kind, state.x, y, level, middle), middle), middle)
-            return move(kind, state.x, y_middle, level, down)
+            y_middle = target(prediction, denoise(move(prediction, state.x, y, level, middle), middle), middle)
+            return move(prediction, state.x, y_middle, level, down)
 
-        x = jax.lax.cond(to.sigma == 0, lambda: move(kind, state.x, y, level, down), midpoint)
-        return State(x + expand(jnp.sqrt(var), x) * gaussian(key, x) if eta else x, prediction.x0)
+        x = jax.lax.cond(to.sigma == 0, lambda: move(prediction, state.x, y, level, down), midpoint)
+        return State(x + expand(jnp.sqrt(var), x) * gaussian(key, x) if eta else x, predicted.x0)
 
     return Sampler(init, step)
 
@@ -106,7 +107,7 @@ def churned(
         gamma = jnp.where(within, state.memory, 0.0)
         raised = schedule.from_log_snr(level.log_snr - 2 * jnp.log1p(gamma))
         raised = jax.tree.map(lambda a, b: jnp.where(gamma > 0, a, b), raised, level)
-        x = forget(state.x, level, raised, noise_scale * gaussian(key, state.x))
+        x = noise_to(state.x, level, raised, noise_scale * gaussian(key, state.x))
         return sampler.step(State(x, state.x0), denoise, raised, to, None)._replace(memory=state.memory)
 
     return Sampler(init, step)
@@ -114,7 +115,13 @@ def churned(
 
 def edm(schedule: Schedule, churn: float = 40.0, low: float = 0.05, high: float = 50.0, noise_scale: float = 1.003) -> Sampler:
     """The stochastic sampler of Karras et al. 2022, algorithm 2, with their ImageNet constants. 2 NFE per step."""
-    return churned(heun(), schedule, churn, low, high, noise_scale)
+    return churned(heun(heun_prediction(schedule)), schedule, churn, low, high, noise_scale)
+
+
+def heun_prediction(schedule: Schedule) -> PredictionType:
+    """What `heun` integrates on this schedule: eps, in noise_ratio, or flow where the noisiest level is pure noise (alpha 0),
+    at which noise_ratio is infinite."""
+    return "flow" if float(schedule(np.float64(schedule.span[1])).alpha) == 0 else "eps"
 
 
 def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps: int = 4, repeats: int = 2) -> Sampler:
@@ -129,7 +136,7 @@ def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps
 
         def once(carry: Any, key: jax.Array) -> tuple[Any, None]:
             noise_key, step_key = split(key)
-            noised = forget(carry[0], to, levels[0], gaussian(noise_key, x))
+            noised = noise_to(carry[0], to, levels[0], gaussian(noise_key, x))
 
             def inner(state: State, xs: Any) -> tuple[State, None]:
                 return sampler.step(state, denoise, *xs), None

@@ -1,0 +1,119 @@
+"""Every sampler x schedule x prediction x grid, by name, on data whose denoiser is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.diffusion import (
+    GRIDS,
+    PREDICTIONS,
+    REFUSED,
+    SAMPLERS,
+    SCHEDULES,
+    Level,
+    Prediction,
+    make_recipe,
+    schedules,
+    start,
+    target,
+)
+from ldm_jax.diffusion.driver import step_keys
+from tests.diffusion.oracles import gaussian
+
+KEY = jax.random.key(3)
+STEPS, COUNT = 250, 400
+MEAN, STD = 0.4, 0.6
+# x0 is noised anew at every step, so a posterior mean instead of a draw loses variance each time: their mean alone is known.
+LOSES_VARIANCE = {"consistency", "tcd"}
+
+
+def oracle(recipe):
+    """The network of Gaussian data: knows the level by its time input alone, undoes the input scale, answers with a target."""
+    schedule = recipe.schedule
+
+    def level_of(t):
+        if isinstance(schedule, schedules.Discrete):
+            return schedule(t)
+        if isinstance(schedule, schedules.VarianceExploding):
+            return schedule.from_log_snr(-8 * t)
+        if isinstance(schedule, schedules.RectifiedFlow):
+            return Level(t, 1 - t / 1000, t / 1000)
+        return schedule(t / 1000)
+
+    def network(x, t):
+        level = level_of(t)
+        scale = 1.0 if recipe.input_scale is None else recipe.input_scale(level)[:, None]
+        return target(recipe.prediction, gaussian(MEAN, STD)(x / scale, level), level)
+
+    return network
+
+
+def refused(names):
+    """The recipe, or the reason why there is none."""
+    try:
+        return make_recipe(*names), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def resolves(levels):
+    """Whether steps are short where the data's structure emerges, at noise_ratio 0.1 to 3."""
+    ratio = levels.noise_ratio[:-1]
+    inside = (ratio[1:] < 3) & (ratio[:-1] > 0.1)
+    return np.all(ratio[:-1][inside] / ratio[1:][inside] < 1.5)
+
+
+def run(denoise, sampler, schedule):
+    """`sample`, with the grid an argument, so that all grids share one compiled scan."""
+
+    @jax.jit
+    def scan(state, levels, keys):
+        def body(state, step):
+            level, to, key = step
+            return sampler.step(state, denoise, level, to, key), None
+
+        return jax.lax.scan(body, state, (levels[:-1], levels[1:], keys))[0].x
+
+    def go(x, levels, keys):
+        return scan(sampler.init(x, levels), jax.tree.map(jnp.float32, levels), keys)
+
+    return go
+
+
+COMMON = ("scaled_linear", "edm", "flow")
+
+
+@pytest.mark.parametrize("schedule", [s if s in COMMON else pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_combination_of_names_draws_from_the_data_or_is_refused(sampler, schedule):
+    """One trajectory for all predictions, a part of the batch each: their answers agree, and their moments are the data's."""
+    programs = {}
+    for grid in GRIDS:
+        found = {prediction: refused((schedule, prediction, sampler, grid)) for prediction in PREDICTIONS}
+        recipes = {prediction: recipe for prediction, (recipe, _) in found.items() if recipe}
+        for _, why in found.values():
+            assert why is None or any(why.endswith(reason) for _, reason in REFUSED), why
+        if not recipes:
+            continue
+        recipe, count, names = next(iter(recipes.values())), len(recipes), tuple(recipes)
+        if names not in programs:
+            denoisers = [recipe.denoiser(oracle(recipe)) for recipe in recipes.values()]
+
+            def denoise(x, level, denoisers=tuple(denoisers)):
+                parts = [one(part, level) for one, part in zip(denoisers, jnp.split(x, len(denoisers)))]
+                return Prediction(*map(jnp.concatenate, zip(*parts)))
+
+            programs[names] = run(denoise, recipe.sampler(STEPS), schedule)
+        levels = recipe.grid(STEPS)
+        keys = jnp.tile(jax.random.split(KEY, COUNT), count)
+        x = start(keys, (len(keys), 1), levels, recipe.start_scale)
+        x = np.asarray(programs[names](x, levels, step_keys(keys, STEPS))).reshape(count, COUNT)
+        name = f"{sampler}, {schedule}, {grid}, {names}"
+        steepest = levels.noise_ratio[levels.alpha > 0][0]  # which float32's rounding of eps is multiplied by
+        np.testing.assert_allclose(x, np.broadcast_to(x[0], x.shape), atol=max(0.05, 1e-4 * steepest), err_msg=name)
+        if grid == "beta" and not resolves(levels):
+            continue  # equidistant in noise_ratio, up to 1808 for schedules of pure noise
+        assert np.abs(x.mean(1) - MEAN).max() < 0.08, (name, x.mean(1))
+        if sampler not in LOSES_VARIANCE:
+            assert np.abs(x.std(1) / STD - 1).max() < 0.15, (name, x.std(1))
