@@ -189,19 +189,19 @@ def train(
 def make_loss(kind: str, network: Any) -> Callable:
     """`loss_fn(params, batch, key) -> (loss, {"accuracy"})` for batches of a source's columns."""
 
-    def classify(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def classify(params: PyTree, batch: PyTree, key: jax.Array, step: Any = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = network.apply({"params": params}, varied(batch["image"], key))
         target = 0.9 * jax.nn.one_hot(batch["label"], network.n_classes) + 0.1 / network.n_classes
         return cross_entropy(logits, target).mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
-    def segment(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def segment(params: PyTree, batch: PyTree, key: jax.Array, step: Any = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = network.apply({"params": params}, recoloured(batch["image"], key))
         truth, known = batch["label_map"], (batch["label_map"] >= 0) & (batch["label_map"] < network.n_classes)
         loss = cross_entropy(logits, jax.nn.one_hot(truth, network.n_classes))
         count = jnp.maximum(known.sum(), 1)
         return (known * loss).sum() / count, {"accuracy": (known & (logits.argmax(-1) == truth)).sum() / count}
 
-    def contrast(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def contrast(params: PyTree, batch: PyTree, key: jax.Array, step: Any = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         first, second = jax.random.split(key)
         images = batch["image"]
         if network.vocab_size:

@@ -38,7 +38,7 @@ def make_loss(
     shift: float,
     null_probability: float,
 ):
-    """`loss_fn(params, batch, key) -> (loss, metrics)`.
+    """`loss_fn(params, batch, key, step=None) -> (loss, metrics)`.
 
     Args:
       network: (params, x, t, cond, dropout key) -> output, the raw network in training.
@@ -48,7 +48,7 @@ def make_loss(
     `batch` holds "moments" [B, h, w, 2C] or "latents" [B, h, w, C], raw, and the condition's "inputs".
     """
 
-    def loss_fn(params: PyTree, batch: PyTree, key: jax.Array):
+    def loss_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Any = None):
         posterior_key, drop_key, objective_key, dropout_key = jax.random.split(key, 4)
         z = latents.sample_posterior(batch["moments"], posterior_key) if "moments" in batch else batch["latents"]
         x0 = latents.scale_latents(z, scale, shift)

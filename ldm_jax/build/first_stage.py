@@ -178,7 +178,7 @@ def make_first_stage_training(config: Mapping[str, Any]) -> FirstStageTraining:
     if section["alignment_weight"]:
         parts["alignment"] = make_optimizer("adamw", disc_learning_rate, train["steps"], weight_decay=0.0)
     turns = first_stage.make_gradients(networks, weights, section["alternate"])
-    gradients = [lambda *arguments, turn=turn: Gradient(*turn(*arguments)) for turn in turns]
+    gradients = [lambda params, batch, key, step, turn=turn: Gradient(*turn(params, batch, key, step.number)) for turn in turns]
     constants = (lambda: {"perceptual": load_perceptual(section)}) if needs_features else dict
     return FirstStageTraining(
         init, gradients, by_part(parts), prepare, constants, distance if section["perceptual_weight"] else None

@@ -23,7 +23,7 @@ INIT = make_init(init_params, OPTIMIZER, ema=True)
 
 
 def state_at(step):
-    state = sharding.init_sharded(sharding.make_mesh(1, 1, jax.devices()[:1]), INIT, step)
+    state = sharding.init_sharded(sharding.make_mesh(1, 1, devices=jax.devices()[:1]), INIT, step)
     return jax.tree.map(lambda x: x, state.__class__(jnp.int32(step), state.params, state.ema, state.opt_state, state.skipped))
 
 
@@ -34,7 +34,7 @@ def target_on(mesh):
     )
 
 
-ONE = sharding.make_mesh(1, 1, jax.devices()[:1])
+ONE = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
 
 
 @pytest.fixture
