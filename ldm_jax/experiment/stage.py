@@ -116,10 +116,10 @@ class Experiment:
         shardings = sharding.state_shardings(self.mesh, shapes_)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes_, shardings)
         with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints:
-            if checkpoints.steps and checkpoints.steps[-1] >= steps:
+            state = checkpoints.restore(target)  # which verifies it: a damaged one is not a trained one
+            if state is not None and int(state.step) >= steps:
                 self.say(f"{name}: already trained, {steps} steps")
                 return
-            state = checkpoints.restore(target)
             if state is None:
                 state = sharding.init_sharded(self.mesh, init, self.config["seed"])
                 if prepare is not None:

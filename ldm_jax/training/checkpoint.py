@@ -1,174 +1,237 @@
-"""Checkpoints: Orbax, asynchronous, atomic; params, ema and optimizer as separate items, so that each can be read alone.
+"""Checkpoints: Orbax, asynchronous, atomic; params, averages and optimizer as separate items, so that each can be read alone.
 
-    folder/STEP/{params, ema, opt_state, counters}
+    folder/STEP/{params, ema, opt_state, counters, post_hoc}
 
-The metadata hold a checksum of every array (Orbax stores none, and reads zeroed bytes without complaint). A checkpoint that
-can't be read or doesn't match its checksums is reported, moved to `folder/../damaged/`, and the one before it is used;
-if none is left, that is an error, never a fresh start.
+The metadata hold a checksum of every array (Orbax stores none, and reads zeroed bytes without complaint) and the score that a
+hook gave that very state. `Checkpoints` is the training process's: it writes, keeps what was promised, and clears away;
+everybody else reads by `load_averaged` and `load_part` of `checkpoint_reader`. A damaged checkpoint is never taken for a good
+one, and never for a fresh start.
 """
 
+import concurrent.futures
 import contextlib
+import gc
 import logging
+import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ldm_jax.training.checkpoint_reader import (
+    ITEMS,
+    Damaged,
+    best_in,
+    checksums,
+    compare,
+    describe,
+    first_line,
+    load_averaged,
+    load_part,
+    quiet,
+    read,
+    recorded_in,
+    steps_in,
+    verify,
+)
 from ldm_jax.training.state import TrainState
 
+__all__ = ["Checkpoints", "best_in", "checksums", "load_averaged", "load_part", "steps_in", "verify"]
 PyTree = Any
-ITEMS = ("params", "ema", "opt_state")
-
-
-def _words(x: jax.Array) -> jax.Array:
-    """An array's bits as uint32, zero-extended."""
-    if x.dtype == jnp.bool_:
-        return x.astype(jnp.uint32)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-
-
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
-    def one(x):
-        words = _words(x).reshape(-1)
-        # An integer sum is exact in any order, so it is the same on any number of devices. The odd factor tells order.
-        position = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761) | jnp.uint32(1)
-        return jnp.sum(words * position, dtype=jnp.uint32)
-
-    return [one(x) for x in leaves]
-
-
-def checksums(tree: PyTree) -> dict[str, int]:
-    """A 32-bit checksum per array, by path; independent of sharding."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    values = jax.device_get(_checksums(list(leaves)))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(v) for path, v in zip(paths, values)}
-
-
-def _describe(tree: PyTree) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _compare(found: Mapping[str, str], expected: Mapping[str, str], what: str):
-    """ValueError naming the arrays whose name, type or shape differ."""
-    if found == expected:
-        return
-    lines = [f"  {name}: not in the checkpoint" for name in expected if name not in found]
-    lines += [f"  {name}: not in the model" for name in found if name not in expected]
-    lines += [
-        f"  {name}: {found[name]} in the checkpoint, {expected[name]} in the model"
-        for name in expected
-        if name in found and found[name] != expected[name]
-    ]
-    # the average and the optimizer's moments mirror the parameters, and differ where these do
-    lines = [line for line in lines if line.startswith("  params/")] or lines
-    more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
-    raise ValueError(f"{what} belongs to another model:\n" + "\n".join(lines[:8]) + more)
+RETRIES = 4  # of a save that failed, a second after the first, then two, four, eight
 
 
 class Checkpoints:
-    """The checkpoints of one stage under `folder`. Keeps the newest `keep` and the one with the lowest `score`."""
+    """The checkpoints of one stage under `folder`, for the process (or all the processes) that trains it. Keeps the newest
+    `keep` and the one with the lowest `score`. Opening it removes what a killed process left half-written, so there must be
+    one at a time (`lock.hold`). Use as a context manager. ValueError for keep < 1."""
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least the newest checkpoint is kept")
         # Orbax reports each of its own phases at warning level, and an unclosed event loop when a load fails.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        policies = ocp.training.preservation_policies
-        self.folder = Path(folder).absolute()
+        self.folder, self.keep = Path(folder).absolute(), keep
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._pending: concurrent.futures.Future | None = None
+        self._failures, self._again_at, self._saved = 0, 0.0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._orbax = ocp.training.Checkpointer(
-            str(self.folder),
-            # Without LatestN the best alone would survive, and a resumed run would go back to it.
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    # reverse=True is Orbax's word for "lower is better"
-                    policies.BestN(get_metric_fn=lambda m: (m or {}).get("score", np.inf), reverse=True, n=1),
-                ]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        self._clear()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_):
-        self.close()
-
-    def wait(self):
-        """Until everything is on disk."""
-        self._orbax.wait()
+    def __exit__(self, kind: type | None, *_):
+        try:
+            self.close()
+        except OSError as error:
+            if kind is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # what ended the block is said first
 
     def close(self):
-        """Waits, and frees what Orbax holds."""
-        self._orbax.close()
+        """Waits until everything is on disk, and ends the thread that writes. OSError if the last save failed."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+    def wait(self):
+        """Until everything is on disk. OSError if the last save failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
-        return sorted(c.step for c in self._orbax.checkpoints)
+        """The steps that have a checkpoint, oldest first; what process 0 sees, in all processes."""
+        found = steps_in(self.folder)
+        if jax.process_count() == 1:
+            return found
+        padded = np.full(1024, -1, np.int64)
+        padded[: len(found[-1024:])] = found[-1024:]
+        return [int(step) for step in multihost_utils.broadcast_one_to_all(padded.astype(np.int32)) if step >= 0]
 
-    def save(self, step: int, state: TrainState, score: float | None = None):
-        """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left."""
-        if step in self.steps:
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the checkpoint with the lowest score; None if none has one."""
+        return best_in(self.folder)
+
+    @property
+    def retry_due(self) -> bool:
+        """Whether a save failed in the background, and it is time to repeat it with the state of the moment."""
+        failed = self._pending is not None and self._pending.done() and self._pending.exception() is not None
+        if failed and not self._again_at:
+            self._again_at = time.monotonic() + 2.0**self._failures
+        return failed and time.monotonic() >= self._again_at
+
+    def save(self, step: int, state: TrainState, score: float | None = None, wait: bool = False):
+        """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left.
+
+        `score`: what this very state was judged to be worth, lower is better. With `wait` it returns when all is on disk. A
+        save that fails leaves the older checkpoints as they are. One process repeats it: with `wait` the same state, else the
+        state of the next call (see `retry_due`), RETRIES times in a row, waiting twice as long each time.
+
+        Raises:
+          OSError: it failed so often; says why.
+        """
+        self._take_note()
+        while True:
+            if step in self.steps:
+                return
+            self._start(step, state, score)
+            if wait:
+                self._take_note()
+            if not wait or self._failures == 0:
+                return
+            time.sleep(2.0 ** (self._failures - 1))
+
+    def _take_note(self):
+        """Waits for the save under way. If it failed: a warning, or OSError if that was one too many."""
+        try:
+            self.wait()
+            self._failures = 0
+        except OSError as error:
+            self._failures += 1
+            if self._failures > RETRIES or jax.process_count() > 1:
+                raise
+            warnings.warn(f"{error} Trying again.", stacklevel=3)
+        self._again_at = 0.0
+
+    def _start(self, step: int, state: TrainState, score: float | None):
+        parts = _parts(state)
+        meta = {
+            "checksums": checksums(parts),
+            "arrays": describe(parts),
+            "score": float(score) if score is not None and np.isfinite(score) else None,
+        }
+        self._saved += 1
+        try:
+            response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=meta)
+        except Exception as error:
+            self._pending = concurrent.futures.Future()
+            self._pending.set_exception(self._failed(step, error))
             return
-        parts = self._parts(state)
-        meta = {"checksums": checksums(parts), "arrays": _describe(parts)}
-        metrics = {"score": float(score)} if score is not None and np.isfinite(score) else None
-        self._orbax.save_checkpointables_async(step, parts, force=True, metrics=metrics, custom_metadata=meta)
+        self._pending = self._worker.submit(self._settle, step, response)
+
+    def _settle(self, step: int, response: Any):
+        """In the background: until the save is committed; then what is no longer kept goes."""
+        try:
+            # Also ends Orbax's thread and event loop of this save, which nothing else does.
+            response.result()
+        except Exception as error:
+            raise self._failed(step, error) from None
+        if jax.process_index() == 0:
+            steps, best = steps_in(self.folder), best_in(self.folder)
+            kept = {*steps[-self.keep :], *([best[0]] if best else [])}
+            for old in set(steps) - kept:
+                _remove(self.folder / str(old))
+        if self._saved % 8 == 0:
+            gc.collect()  # Orbax's handlers and their thread pools hold on to one another
+
+    def _failed(self, step: int, error: BaseException) -> OSError:
+        with contextlib.suppress(OSError):
+            self._clear()
+        return OSError(
+            f"checkpoint {self.folder / str(step)} could not be written ({first_line(error)}); the older ones are unharmed."
+        )
+
+    def _clear(self):
+        """Removes what is half-written or half-removed."""
+        if jax.process_index() == 0:
+            for path in self.folder.iterdir():
+                if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removing"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, target: TrainState) -> TrainState | None:
-        """The newest readable state, on the shardings of `target` (ShapeDtypeStructs); None if none was ever written.
+        """The newest state that is intact, on the shardings of `target` (ShapeDtypeStructs): any mesh, any number of
+        processes. None if none was ever written. What is damaged is reported and moved to `folder/../damaged`.
 
         Raises:
           ValueError: a checkpoint of another model; or every checkpoint there is damaged.
         """
+        self.wait()
         steps = self.steps
+        parts = _parts(target)
+        for step in reversed(steps):
+            with quiet():
+                loaded = self._load(step, parts)
+            if loaded is not None:
+                counters = loaded.pop("counters")
+                return TrainState(
+                    counters["step"], loaded["params"], loaded.get("ema", {}), loaded["opt_state"], counters["skipped"],
+                    loaded.get("post_hoc", {}),
+                )  # fmt: skip
         if not steps:
             return None
-        for step in reversed(steps):
-            parts = self._parts(target)
-            with _quiet():
-                loaded = self._load(step, parts)
-            if loaded is None:
-                continue
-            return TrainState(
-                loaded["counters"]["step"],
-                loaded["params"],
-                loaded.get("ema", {}),
-                loaded["opt_state"],
-                loaded["counters"]["skipped"],
-            )
         raise ValueError(
             f"no checkpoint under {self.folder} can be read (tried {', '.join(map(str, reversed(steps)))}); they were moved to "
             f"{self.folder.parent / 'damaged'}. Start anew in another workdir, or remove this stage's folder to train it again."
         )
 
+    def verify(self, step: int | None = None) -> str | None:
+        """What is wrong with the checkpoint of `step` (the newest, without one), every array of it read; None if it is intact.
+        FileNotFoundError if there is none."""
+        return verify(self.folder, step)
+
     def _load(self, step: int, parts: Mapping[str, PyTree]) -> dict[str, PyTree] | None:
         """The items of one step, or None (and a warning) if they are damaged."""
+        loaded, reason = None, ""
         try:
-            meta = self._orbax.checkpointables_metadata(step).custom_metadata
-            recorded, arrays = meta["checksums"], meta["arrays"]
-        except Exception as error:  # Orbax raises whatever its layers raise; any of it means: not readable
-            return self._set_aside(step, f"its description can't be read ({_first_line(error)})")
-        _compare(arrays, _describe(parts), f"checkpoint {self.folder / str(step)}")
-        try:
-            loaded = self._orbax.load_checkpointables(step, dict(parts))
-        except Exception as error:
-            return self._set_aside(step, f"it can't be read ({_first_line(error)})")
-        wrong = [name for name, value in checksums(loaded).items() if value != recorded[name]]
-        if wrong:
-            return self._set_aside(step, f"the contents of {len(wrong)} arrays changed on disk ({', '.join(wrong[:3])})")
-        return loaded
+            recorded, arrays = recorded_in(self.folder / str(step))
+            compare(arrays, describe(parts), f"checkpoint {self.folder / str(step)}")
+            loaded = read(self.folder / str(step), dict(parts), recorded)
+        except Damaged as damage:
+            reason = str(damage)
+        if jax.process_count() > 1 and not bool(multihost_utils.process_allgather(np.array(not reason)).all()):
+            reason = reason or "another process can't read it"
+        return self._set_aside(step, reason) if reason else loaded
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.folder.parent / "damaged"
@@ -182,61 +245,16 @@ class Checkpoints:
             (self.folder / str(step)).rename(destination)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
-        self._orbax.reload()
-
-    @staticmethod
-    def _parts(state: TrainState) -> dict[str, PyTree]:
-        parts = {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
-        return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
-def load_averaged(folder: Path, step: int | None = None) -> PyTree:
-    """The parameters to use from a stage's newest checkpoint (or that of `step`): ema where there is one, else params.
-
-    Arrays are read onto the default device, without building any model or reading the optimizer's state.
-
-    Raises:
-      FileNotFoundError: nothing there.
-      ValueError: it can't be read, or its contents changed on disk.
-    """
-    folder = Path(folder).absolute()
-    with Checkpoints(folder) as checkpoints, _quiet():
-        steps = checkpoints.steps
-        if not steps:
-            raise FileNotFoundError(f"{folder} holds no checkpoint")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise ValueError(f"{folder} has no checkpoint of step {step}; there are {steps}")
-        try:
-            item = "ema" if (folder / str(step) / "ema").is_dir() else "params"
-            metadata = checkpoints._orbax.checkpointables_metadata(step)
-            shapes, recorded = metadata.metadata[item], metadata.custom_metadata["checksums"]
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-            loaded = checkpoints._orbax.load_checkpointables(step, {item: target})
-        except Exception as error:
-            raise ValueError(f"checkpoint {folder / str(step)} can't be read: {_first_line(error)}") from error
-        wrong = [name for name, value in checksums(loaded).items() if value != recorded[name]]
-        if wrong:
-            raise ValueError(f"checkpoint {folder / str(step)}: the contents of {', '.join(wrong[:3])} changed on disk")
-        return loaded[item]
+def _parts(state: TrainState) -> dict[str, PyTree]:
+    parts = {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
+    return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Orbax and asyncio log whole tracebacks for loads whose failure is handled here."""
-    names = ("asyncio", "absl", "root")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+def _remove(path: Path):
+    """Renamed first, so that half a checkpoint never counts as one."""
+    doomed = path.with_name(f"{path.name}.removing")
+    with contextlib.suppress(OSError):
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -1,36 +1,106 @@
-"""Where arrays live: a mesh of two axes, `data` (batches are split) and `fsdp` (batches, parameters and optimizer state are).
+"""Where arrays live: a mesh of three axes, one table of rules, and the compiled step.
 
-One device is the trivial mesh and runs the same program. Shardings are read off shapes alone, so nothing in a model
-mentions devices; `jit` inserts the collectives.
+    data      batches are split over it; across slices and hosts, where links are slow
+    fsdp      batches, parameters, optimizer state and averages are split over it
+    tensor    heads and feed-forward features are split over it; every device of it sees the same rows
+
+One device is the trivial mesh and runs the same program. A rule reads an array's path and shape, so nothing in a model mentions
+devices, and the average and the optimizer's moments, whose paths end as the parameters' do, follow them. The compiler inserts
+the collectives. While a step is traced, its mesh is JAX's ambient mesh (`jax.sharding.get_abstract_mesh()`).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 PyTree = Any
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))  # the leading axis of a batch
 MIN_SIZE = 2**14  # smaller arrays are cheaper to copy than to gather
 
+# How a parameter's path ends -> the axis that `tensor` splits. Heads and features are split where they are made (columns) and
+# where they are summed again (rows), so a block needs one sum at its end (Shoeybi et al. 2019, section 3). A kernel that makes
+# several things at once (qkv, a gated layer) is cut in the middle of them, and the compiler moves the pieces.
+TENSOR_RULES = (
+    (r"(to_[qkv]|[qkv]_proj|qkv)/kernel", 1),  # attention's queries, keys, values
+    (r"(to_[qkv]|[qkv]_proj|qkv)/bias", 0),
+    (r"(to_out|to_out_0|out_proj|attn/proj)/kernel", 0),  # attention's output
+    (r"(net_0/proj|net_0_0|fc1)/kernel", 1),  # feed-forward, first layer
+    (r"(net_0/proj|net_0_0|fc1)/bias", 0),
+    (r"(net_2|fc2)/kernel", 0),  # feed-forward, second layer
+)
+_TENSOR = [(re.compile(rf"(^|/){ending}$"), axis) for ending, axis in TENSOR_RULES]
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices; `data=-1` takes what `fsdp` leaves. ValueError if the numbers don't fit the devices."""
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices; one axis may be -1: the rest. Neighbouring devices share `tensor`, then `fsdp`; slices and hosts
+    share `data` only. ValueError if the numbers don't fit the devices."""
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    if fsdp < 1 or (data < 1 and data != -1):
-        raise ValueError(f"mesh data={data}, fsdp={fsdp}: axes must be positive (data=-1: all that is left)")
-    if data == -1:
-        data = count // fsdp
-    if data * fsdp != count:
-        raise ValueError(f"mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices; there are {count}")
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    said, count = ", ".join(f"{name}={size}" for name, size in sizes.items()), len(devices)
+    if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh {said}: axes must be positive, and one of them may be -1 (all that is left)")
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
+    if int(np.prod(list(sizes.values()))) != count:
+        raise ValueError(f"mesh {said} needs a multiple of {known} devices; there are {count}")
     # Auto: Linen's convolutions don't state output shardings, which JAX's default (Explicit) axes would demand.
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(_ordered(devices, *sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _ordered(devices: list[jax.Device], data: int, fsdp: int, tensor: int) -> np.ndarray:
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
+    if data % slices:
+        raise ValueError(f"mesh data={data}: must be a multiple of the {slices} slices, which only `data` may span")
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+
+
+def spec(mesh: Any, path: str, shape: tuple[int, ...]) -> P:
+    """How the array at `path` ("a/b/kernel") is split: by TENSOR_RULES over `tensor`, and, if it has at least MIN_SIZE entries,
+    its largest axis that is left and that `fsdp` divides over `fsdp`."""
+    axes: list[str | None] = [None] * len(shape)
+    size, fsdp, tensor = int(np.prod(shape, dtype=np.int64)), mesh.shape["fsdp"], mesh.shape["tensor"]
+    if tensor > 1 and size >= tensor:
+        for ending, axis in _TENSOR:
+            if ending.search(path) and axis < len(shape) and shape[axis] % tensor == 0:
+                axes[axis] = "tensor"
+                break
+    if fsdp > 1 and size >= MIN_SIZE:
+        for axis in sorted(range(len(shape)), key=lambda i: (-shape[i], -i)):
+            if axes[axis] is None and shape[axis] % fsdp == 0:
+                axes[axis] = "fsdp"
+                break
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
+
+
+def _specs(mesh: Any, tree: PyTree) -> PyTree:
+    def one(path, x) -> P:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return P()
+        return spec(mesh, jax.tree_util.keystr(path, simple=True, separator="/"), x.shape)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def state_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
+    """A sharding for every array of a state, of parameters or of constants, by `spec`."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(mesh, shapes), is_leaf=lambda x: isinstance(x, P))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device has a copy of."""
     return NamedSharding(mesh, P())
 
 
@@ -40,57 +110,123 @@ def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    """The leading axis over `data` and `fsdp`; devices along `tensor` have the same rows."""
+    return NamedSharding(mesh, ROWS)
 
 
-def state_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
-    """For every array of at least MIN_SIZE entries, its largest axis that `fsdp` divides; the rest is replicated."""
-    fsdp = mesh.shape["fsdp"]
-
-    def spec(x) -> P:
-        if fsdp > 1 and np.prod(x.shape, dtype=np.int64) >= MIN_SIZE:
-            for axis in sorted(range(len(x.shape)), key=lambda i: (-x.shape[i], -i)):
-                if x.shape[axis] % fsdp == 0:
-                    return P(*[None] * axis, "fsdp")
-        return P()
-
-    return jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), shapes)
+def constrain(tree: PyTree) -> PyTree:
+    """In a traced step: gradients or parameters, held to their rule on the ambient mesh. Elsewhere nothing changes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _ours(mesh):
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, _specs(mesh, tree))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """The number of examples that this process loads. ValueError unless the batch divides over devices."""
-    if batch_size < 1 or batch_size % mesh.size:
+def constrain_rows(tree: PyTree, axis: int = 0) -> PyTree:
+    """In a traced step: arrays whose axis number `axis` is the batch's, split as a batch is. Elsewhere nothing changes."""
+    if not _ours(jax.sharding.get_abstract_mesh()):
+        return tree
+    rows = P(*[None] * axis, *ROWS)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), tree)
+
+
+def _ours(mesh: Any) -> bool:
+    return set(AXES) <= set(mesh.axis_names) and mesh.size > 1
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> int:
+    """The number of rows that this process loads. ValueError unless the batch divides over the devices that split it, and every
+    device's share into `accumulate` parts."""
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: a batch is cut into at least 1 part")
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit, parts = shards * accumulate, f" in {accumulate} parts" if accumulate > 1 else ""
+    if batch_size < 1 or batch_size % unit:
+        near = max(batch_size // unit, 1) * unit, (max(batch_size, 0) // unit + 1) * unit
         raise ValueError(
-            f"batch_size={batch_size} does not divide over {mesh.size} devices; "
-            f"nearest that do: {max(batch_size // mesh.size, 1) * mesh.size} and {(batch_size // mesh.size + 1) * mesh.size}"
+            f"batch_size={batch_size} does not divide over {shards} devices{parts}; nearest that do: "
+            + " and ".join(str(size) for size in sorted(set(near)))
         )
-    return batch_size // jax.process_count()
+    return len(local_rows(mesh, batch_size))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int64 [b]: which rows of a batch this process loads, in order. Contiguous unless the mesh interleaves processes."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places]))
 
 
 def to_device(mesh: Mesh, batch: PyTree) -> PyTree:
-    """This process's part of a batch (numpy, leading axis) -> global arrays split over the mesh."""
+    """This process's rows of a batch (numpy, leading axis; `local_rows`) -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    per_shard = len(jax.tree.leaves(batch)[0]) // len(local_rows(mesh, shards))
+    rows = local_rows(mesh, shards * per_shard)
+
+    def one(x: np.ndarray) -> jax.Array:
+        shape = (shards * per_shard, *x.shape[1:])
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: x[np.searchsorted(rows, np.arange(shape[0])[index[0]])]
+        )
+
+    return jax.tree.map(one, batch)
+
+
+def seed_key(seed: int) -> jax.Array:
+    """A typed key for a seed from 0 to 2^64 - 1; below 2^32 it is `jax.random.key(seed)`, above, the upper half is folded in.
+    ValueError outside."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed}: must lie between 0 and 2^64 - 1")
+    return _key(np.uint32(seed % 2**32), np.uint32(seed >> 32))
+
+
+def _key(low: jax.Array, high: jax.Array) -> jax.Array:
+    key = jax.random.key(low)
+    folded = jax.random.fold_in(key, high)
+    data = jax.numpy.where(high > 0, jax.random.key_data(folded), jax.random.key_data(key))
+    return jax.random.wrap_key_data(data)
 
 
 def init_sharded(mesh: Mesh, init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
-    """`init(key)`, every array created on the devices that will hold it."""
+    """`init(key)`, every array created on the devices that will hold it. `seed` as in `seed_key`."""
+    seed_key(seed)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
-    return jax.jit(lambda seed: init(jax.random.key(seed)), out_shardings=shardings)(np.uint32(seed))
+    make = jax.jit(lambda low, high: init(_key(low, high)), out_shardings=shardings)
+    return make(np.uint32(seed % 2**32), np.uint32(seed >> 32))
 
 
-def compile_step(mesh: Mesh, train_step: Callable, shapes: PyTree, constants: PyTree = None) -> Callable:
-    """`train_step(state, batch, key, constants)` over the mesh as a function of the first three; the state is donated, metrics
-    come back replicated. `constants` are arguments of the program, not compiled into it."""
-    state = state_shardings(mesh, shapes)
-    compiled = jax.jit(
+class CompiledStep:
+    """`step(state, batch, key) -> (state, metrics)` over a mesh; `step.lower(...)` gives JAX's lowered program, also of shapes
+    and for devices that aren't there. `jitted` takes the constants as a fourth argument."""
+
+    def __init__(self, mesh: Mesh, jitted: Any, constants: PyTree):
+        self.mesh, self.jitted, self.constants = mesh, jitted, constants
+
+    def __call__(self, state: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
+        """One step; the state's buffers are given away."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted(state, batch, key, self.constants)
+
+    def lower(self, state: PyTree, batch: PyTree, key: PyTree) -> Any:
+        """The program for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`)."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(state, batch, key, self.constants)
+
+
+def compile_step(mesh: Mesh, train_step: Callable, shapes: PyTree, constants: PyTree = None) -> CompiledStep:
+    """`train_step(state, batch, key, constants)` over the mesh as a function of the first three; the state, of these `shapes`,
+    is donated, metrics come back replicated. `constants` (frozen networks, of any dtype) are arguments of the program, split as
+    parameters are; they may be `jax.ShapeDtypeStruct`s if the step is only lowered."""
+    constants = constants or {}
+    state, fixed = state_shardings(mesh, shapes), state_shardings(mesh, constants)
+    jitted = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(state, batch_sharding(mesh), None, replicated(mesh)),
+        in_shardings=(state, batch_sharding(mesh), replicated(mesh), fixed),
         out_shardings=(state, replicated(mesh)),
     )
-    constants = replicate(mesh, constants or {})
-    return lambda *arguments: compiled(*arguments, constants)
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(constants)):
+        constants = jax.device_put(constants, fixed)
+    return CompiledStep(mesh, jitted, constants)

@@ -1,14 +1,21 @@
 """Checkpoints: exact, kept as promised, and what happens when they are damaged."""
 
+import gc
+import os
+import resource
 import shutil
+import signal
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.training import sharding
-from ldm_jax.training.checkpoint import Checkpoints, checksums, load_averaged
+from ldm_jax.training.checkpoint import Checkpoints, best_in, checksums, load_averaged, load_part, steps_in, verify
+from ldm_jax.training.checkpoint_reader import describe
 from ldm_jax.training.optimizer import make_optimizer
 from ldm_jax.training.state import make_init
 
@@ -23,7 +30,7 @@ INIT = make_init(init_params, OPTIMIZER, ema=True)
 
 
 def state_at(step):
-    state = sharding.init_sharded(sharding.make_mesh(1, 1, jax.devices()[:1]), INIT, step)
+    state = sharding.init_sharded(sharding.make_mesh(1, 1, devices=jax.devices()[:1]), INIT, step)
     return jax.tree.map(lambda x: x, state.__class__(jnp.int32(step), state.params, state.ema, state.opt_state, state.skipped))
 
 
@@ -34,7 +41,7 @@ def target_on(mesh):
     )
 
 
-ONE = sharding.make_mesh(1, 1, jax.devices()[:1])
+ONE = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
 
 
 @pytest.fixture
@@ -118,8 +125,9 @@ def test_another_models_checkpoint_is_refused_with_what_differs(folder):
 
 def test_a_damaged_file_is_not_loaded_by_the_api_either(folder):
     damage(folder, 4, "ema")
-    with pytest.raises(ValueError, match="changed on disk"):
+    with pytest.raises(ValueError, match=r"4 is damaged: .* changed on disk .* older ones: \[2, 3\]; which=3"):
         load_averaged(folder)
+    assert equal(load_averaged(folder, 3), state_at(3).ema)
 
 
 def test_checksums_see_a_swap_and_a_flipped_bit_but_not_the_sharding():
@@ -128,3 +136,161 @@ def test_checksums_see_a_swap_and_a_flipped_bit_but_not_the_sharding():
     assert checksums({"x": x}) != checksums({"x": x.at[3, 3].set(-x[3, 3])})
     mesh = sharding.make_mesh(8, 1)
     assert checksums({"x": x}) == checksums({"x": jax.device_put(x, sharding.batch_sharding(mesh))})
+
+
+def listing(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_only_the_newest_and_the_best_stay_scored_or_not(tmp_path):
+    with Checkpoints(tmp_path / "a", keep=2) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, state_at(step))
+    assert steps_in(tmp_path / "a") == [6, 7]
+    with Checkpoints(tmp_path / "b", keep=1) as checkpoints:
+        for step, score in ((1, None), (2, 0.5), (3, None), (4, 0.7)):
+            checkpoints.save(step, state_at(step), score)
+    with Checkpoints(tmp_path / "b", keep=1) as checkpoints:  # a resumed run knows the best
+        assert checkpoints.best == (2, 0.5)
+        for step, score in ((5, 0.6), (6, None), (7, float("nan"))):
+            checkpoints.save(step, state_at(step), score)
+        checkpoints.wait()
+        assert checkpoints.steps == [2, 7]
+        checkpoints.save(8, state_at(8), 0.1)
+        checkpoints.save(9, state_at(9))
+    assert steps_in(tmp_path / "b") == [8, 9] and best_in(tmp_path / "b") == (8, 0.1)
+    assert equal(load_averaged(tmp_path / "b", "best"), state_at(8).ema)
+    assert equal(load_averaged(tmp_path / "b"), state_at(9).ema)
+
+
+@pytest.mark.parametrize("which, message", [("best", "under .* has a score"), (3, "which=3"), ("newest", "'last'")])
+def test_which_is_refused_by_name(tmp_path, which, message):
+    with Checkpoints(tmp_path / "a") as checkpoints:
+        checkpoints.save(1, state_at(1))
+    with pytest.raises(ValueError, match=message):
+        load_averaged(tmp_path / "a", which)
+
+
+def test_reading_changes_nothing_and_needs_no_permission(folder):
+    leftover = folder / "26.orbax-checkpoint-tmp" / "x"
+    leftover.mkdir(parents=True)
+    (leftover / "data").write_text("half")
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = listing(folder)
+    try:
+        for which in ("last", "best", 3):
+            load_averaged(folder, which)
+        load_part(folder, "params")
+        assert verify(folder) is None
+        assert listing(folder) == before
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+    with Checkpoints(folder):
+        pass
+    assert not (folder / "26.orbax-checkpoint-tmp").exists() and steps_in(folder) == [2, 3, 4]
+
+
+def test_params_and_average_are_read_alone_onto_any_mesh(folder):
+    mesh = sharding.make_mesh(2, 2, 2)
+    big = make_init(lambda key: {"net": {"fc1": {"kernel": jax.random.normal(key, (128, 256))}}}, OPTIMIZER, ema=True)
+    with Checkpoints(folder.parent / "big") as checkpoints:
+        checkpoints.save(1, sharding.init_sharded(sharding.make_mesh(1, 8), big, 3))
+    for part in ("params", "ema", "averaged"):
+        kernel = load_part(folder.parent / "big", part, mesh=mesh)["net"]["fc1"]["kernel"]
+        assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+        assert equal(kernel, sharding.init_sharded(ONE, big, 3).params["net"]["fc1"]["kernel"])
+    with pytest.raises(ValueError, match="has no post_hoc; it has counters, ema, opt_state, params"):
+        load_part(folder, "post_hoc")
+
+
+@pytest.mark.parametrize("item", ["params", "ema", "opt_state"])
+def test_verify_reads_every_item(folder, item):
+    damage(folder, 4, item)
+    assert item in verify(folder) and verify(folder, 3) is None
+    shutil.rmtree(folder / "3")
+    (folder / "3").mkdir()
+    assert "can't be read" in verify(folder, 3)
+
+
+def test_handles_and_threads_stay_few(tmp_path):
+    def count():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    state = state_at(1)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        early = count()
+        for step in range(11, 111):
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        late = count()
+    assert late[0] <= early[0] + 6 and late[1] <= early[1] + 2, (early, late)
+
+
+def test_a_save_that_fails_is_repeated_and_leaves_nothing_behind(folder, monkeypatch):
+    save, failures = ocp.save_checkpointables_async, []
+
+    def sometimes(path, *arguments, **options):
+        if len(failures) < 2:
+            failures.append(path)
+            (path.parent / f"{path.name}.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+            raise OSError(28, "No space left on device")
+        return save(path, *arguments, **options)
+
+    monkeypatch.setattr(ocp, "save_checkpointables_async", sometimes)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with Checkpoints(folder) as checkpoints, pytest.warns(UserWarning, match="No space left on device.* unharmed"):
+        checkpoints.save(5, state_at(5), wait=True)
+        assert len(failures) == 2 and checkpoints.steps == [2, 4, 5]
+    assert not list(folder.glob("*tmp*"))
+
+
+def test_a_save_that_always_fails_is_an_error_of_one_line(folder, monkeypatch):
+    def never(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp, "save_checkpointables_async", never)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="5 could not be written") as error, pytest.warns(UserWarning, match="Trying again"):
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(5, state_at(5), wait=True)
+    assert "\n" not in str(error.value) and steps_in(folder) == [2, 3, 4]
+
+
+def test_a_file_system_that_is_full_harms_no_older_checkpoint(folder, tmp_path):
+    """A real limit: no file may grow beyond 2 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoints = Checkpoints(folder)
+    state = state_at(6)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        checkpoints.save(6, state)
+        with pytest.raises(OSError, match="6 could not be written .* unharmed"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"] and verify(folder) is None
+    checkpoints.save(6, state, wait=True)
+    checkpoints.close()
+    assert steps_in(folder) == [2, 4, 6]
+
+
+def test_checkpoints_of_the_version_before_still_load(tmp_path):
+    """It had Orbax keep the score."""
+    parts = {name: getattr(state_at(3), name) for name in ("params", "ema", "opt_state")}
+    parts["counters"] = {"step": jnp.int32(3), "skipped": jnp.int32(0)}
+    meta = {"checksums": checksums(parts), "arrays": describe(parts)}
+    with ocp.training.Checkpointer(str(tmp_path / "checkpoints")) as orbax:
+        for step, score in ((3, 0.5), (6, 0.7)):
+            orbax.save_checkpointables(step, parts, force=True, metrics={"score": score}, custom_metadata=meta)
+    assert best_in(tmp_path / "checkpoints") == (3, 0.5)
+    assert equal(load_averaged(tmp_path / "checkpoints", "best"), state_at(3).ema)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert equal(checkpoints.restore(target_on(ONE)), state_at(3))

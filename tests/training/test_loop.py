@@ -17,7 +17,7 @@ OPTIMIZER = make_optimizer("adamw", 1e-2, 100)
 INIT = make_init(lambda key: {"kernel": jnp.ones(3)}, OPTIMIZER, ema=False)
 
 
-def loss_fn(params, batch, key):
+def loss_fn(params, batch, key, step):
     return jnp.mean((params["kernel"] - batch) ** 2), {}
 
 

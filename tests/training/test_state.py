@@ -11,7 +11,7 @@ from ldm_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ldm_jax.training.state import ema_decay_at, from_loss, make_init, make_train_step
 
 
-def loss_fn(params, batch, key):
+def loss_fn(params, batch, key, step):
     noise = 0.1 * jax.random.normal(key, batch["x"].shape)
     error = jnp.mean((jnp.tanh((batch["x"] + noise) @ params["kernel"]) - batch["y"]) ** 2)
     return error, {"error": error}
@@ -39,7 +39,7 @@ def run(mesh, steps, optimizer, ema=0.9, batches=batch_of):
 
 
 def mesh_of(data, fsdp):
-    return sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    return sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
 
 
 def test_adamw_is_adam_with_decoupled_decay():

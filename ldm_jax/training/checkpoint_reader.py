@@ -1,0 +1,244 @@
+"""Reading checkpoints: what there is, whether it is intact, and one item of it. Nothing here changes anything on disk.
+
+    folder/STEP/{params, ema, opt_state, counters, post_hoc}
+
+`load_averaged` and `load_part` may run beside a training, on a read-only disk, and in one process of several: they take part
+in no synchronisation.
+"""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from ldm_jax.training import sharding
+
+PyTree = Any
+ITEMS = ("params", "ema", "opt_state", "post_hoc")
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """An array's bits as uint32, zero-extended."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    def one(x):
+        words = _words(x).reshape(-1)
+        # An integer sum is exact in any order, so it is the same on any number of devices. The odd factor tells order.
+        position = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761) | jnp.uint32(1)
+        return jnp.sum(words * position, dtype=jnp.uint32)
+
+    return [one(x) for x in leaves]
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """A 32-bit checksum per array, by path; independent of sharding."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
+    values = jax.device_get(_checksums(list(leaves)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(v) for path, v in zip(paths, values)}
+
+
+def describe(tree: PyTree) -> dict[str, str]:
+    """Type and shape of every array, by path: {"params/net/kernel": "float32[64, 64]"}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{list(x.shape)}"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def compare(found: Mapping[str, str], expected: Mapping[str, str], what: str):
+    """ValueError naming the arrays whose name, type or shape differ."""
+    if found == expected:
+        return
+    lines = [f"  {name}: not in the checkpoint" for name in expected if name not in found]
+    lines += [f"  {name}: not in the model" for name in found if name not in expected]
+    lines += [
+        f"  {name}: {found[name]} in the checkpoint, {expected[name]} in the model"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    # the average and the optimizer's moments mirror the parameters, and differ where these do
+    lines = [line for line in lines if line.startswith("  params/")] or lines
+    more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
+    raise ValueError(f"{what} belongs to another model:\n" + "\n".join(lines[:8]) + more)
+
+
+class Damaged(Exception):
+    """What is wrong with a checkpoint, as the end of a sentence."""
+
+
+def steps_in(folder: str | Path) -> list[int]:
+    """The steps that have a checkpoint under `folder`, oldest first; [] where there is no folder."""
+    try:
+        return sorted(int(path.name) for path in Path(folder).iterdir() if path.name.isdecimal() and path.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def score_of(folder: str | Path, step: int) -> float | None:
+    """The score that the checkpoint of `step` was saved with (lower is better); None without one."""
+    folder = Path(folder) / str(step)
+    try:
+        meta = json.loads((folder / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
+        if "score" in meta:
+            return None if meta["score"] is None else float(meta["score"])
+        # versions before this one had Orbax keep it
+        return float(json.loads((folder / "metrics" / "metrics").read_text(encoding="utf-8"))["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def best_in(folder: str | Path) -> tuple[int, float] | None:
+    """Step and score of the checkpoint under `folder` with the lowest score, the newest of equals; None if none has one."""
+    scored = [(score, -step) for step in steps_in(folder) if (score := score_of(folder, step)) is not None]
+    return (-min(scored)[1], min(scored)[0]) if scored else None
+
+
+def load_averaged(folder: str | Path, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
+    """The parameters to use from a stage's checkpoint: the average where there is one, else params. Arguments and errors as
+    `load_part`."""
+    return load_part(folder, "averaged", which, mesh=mesh)
+
+
+def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
+    """One item of a checkpoint, without a model at hand and without the rest: "params", "ema", "opt_state", "post_hoc", or
+    "averaged" (ema, or params where no average is kept).
+
+    `which`: "last", "best" (the lowest score) or a step. Arrays are read onto the default device, or, with a mesh, split as
+    `sharding.spec` says. Nothing on disk is changed, and a training may go on beside it.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: no such step, none with a score, or the checkpoint is damaged; names the older ones that are intact.
+    """
+    folder = Path(folder).absolute()
+    for attempt in range(5):
+        step = _choose(folder, which)
+        try:
+            return _load_part(folder / str(step), part, mesh)
+        except Damaged as damage:
+            if attempt < 4 and not (folder / str(step)).is_dir() and not isinstance(which, int):
+                continue  # a training went on beside us and no longer keeps it
+            intact = [older for older in steps_in(folder) if older < step and not _is_damaged(folder / str(older), part)]
+            older = f"Intact older ones: {intact}; which={intact[-1]} loads one." if intact else "No older one is intact."
+            raise ValueError(f"checkpoint {folder / str(step)} is damaged: {damage}. {older}") from None
+
+
+def verify(folder: str | Path, step: int | None = None) -> str | None:
+    """What is wrong with the checkpoint of `step` (the newest, without one), every array of it read; None if it is intact.
+    Changes nothing on disk. FileNotFoundError if there is none."""
+    folder = Path(folder).absolute()
+    path = folder / str(_choose(folder, "last" if step is None else step))
+    try:
+        recorded, _ = recorded_in(path)
+        for item in sorted({name.split("/")[0] for name in recorded}):
+            _load_part(path, item, None)
+    except Damaged as damage:
+        return str(damage)
+    return None
+
+
+def _choose(folder: Path, which: str | int) -> int:
+    steps = steps_in(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    if which == "last":
+        return steps[-1]
+    if which == "best":
+        found = best_in(folder)
+        if found is None:
+            raise ValueError(f"which='best': no checkpoint under {folder} has a score; which='last' takes the newest")
+        return found[0]
+    if isinstance(which, bool) or not isinstance(which, int) or which not in steps:
+        raise ValueError(f"which={which!r}: {folder} has checkpoints of steps {steps}; give one of them, 'last' or 'best'")
+    return which
+
+
+def _load_part(path: Path, part: str, mesh: Mesh | None) -> PyTree:
+    if part not in (*ITEMS, "averaged", "counters"):
+        raise ValueError(f"part={part!r}: must be one of averaged, {', '.join(ITEMS)}")
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
+    with quiet(), ocp.Context(multiprocessing_options=alone) if alone else contextlib.nullcontext():
+        recorded, _ = recorded_in(path)
+        items = {name.split("/")[0] for name in recorded}
+        item = ("ema" if "ema" in items else "params") if part == "averaged" else part
+        if item not in items:
+            raise ValueError(f"checkpoint {path} has no {item}; it has {', '.join(sorted(items))}")
+        try:
+            shapes = ocp.checkpointables_metadata(path).metadata[item]
+        except Exception as error:
+            raise Damaged(f"its description can't be read ({first_line(error)})") from None
+        if mesh is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda x: here, shapes)
+        else:
+            shardings = sharding.state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        return read(path, {item: target}, recorded)[item]
+
+
+def _is_damaged(path: Path, part: str) -> bool:
+    try:
+        _load_part(path, part, None)
+    except (Damaged, ValueError):
+        return True
+    return False
+
+
+def recorded_in(path: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Checksums and descriptions of a checkpoint's arrays, by path. Raises Damaged."""
+    try:
+        meta = ocp.checkpointables_metadata(path).custom_metadata
+        return meta["checksums"], meta["arrays"]
+    except Exception as error:  # Orbax raises whatever its layers raise; any of it means: not readable
+        raise Damaged(f"its description can't be read ({first_line(error)})") from None
+
+
+def read(path: Path, target: dict[str, PyTree], recorded: Mapping[str, int]) -> dict[str, PyTree]:
+    """The items of `target` (ShapeDtypeStructs with shardings), checked against the recorded checksums. Raises Damaged."""
+    try:
+        loaded = ocp.load_checkpointables(path, target)
+    except Exception as error:
+        raise Damaged(f"it can't be read ({first_line(error)})") from None
+    wrong = [name for name, value in checksums(loaded).items() if value != recorded.get(name)]
+    if wrong:
+        raise Damaged(f"the contents of {len(wrong)} arrays changed on disk ({', '.join(wrong[:3])})")
+    return loaded
+
+
+def first_line(error: BaseException) -> str:
+    """What an error is at bottom, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Orbax and asyncio from logging whole tracebacks for loads whose failure is handled here."""
+    names = ("asyncio", "absl", "root")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
