@@ -13,7 +13,8 @@ from ldm_jax.build.conditioner import conditioner_inputs, make_conditioning
 from ldm_jax.build.first_stage import make_first_stage
 from ldm_jax.build.options import choose, compute_dtype, module_from, without
 from ldm_jax.conditioning import Conditioning, encoded
-from ldm_jax.diffusion import scheduler_config
+from ldm_jax.diffusion.recipe import Recipe
+from ldm_jax.weights import schedulers
 
 PyTree = Any
 NETWORKS = {"unet": models.UNet, "dit": models.DiT}
@@ -36,17 +37,17 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> scheduler_config.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: str | None = None, grid: str | None = None) -> Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
     samplers do. `sampler` and `grid` replace either's; a grid given here ends clean."""
     if "scheduler" in config:
-        recipe = scheduler_config.read(config["scheduler"])
+        recipe = schedulers.read(config["scheduler"])
     else:
         section, schedule = config["sampling"], make_schedule(config)
         ends = {"clean": lambda: diffusion.CLEAN, "first": lambda: schedule(0.0)}
         end = choose(ends, section.get("end", "clean"), "config.sampling.end")()
-        recipe = scheduler_config.Recipe(
+        recipe = Recipe(
             schedule,
             config["diffusion"]["prediction"],
             functools.partial(diffusion.make_grid, section["grid"], schedule, end=end),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.primitives.choices import choose
 from ldm_jax.weights.stored import Stored
 
 BUFFERS = (
@@ -24,19 +25,18 @@ BUFFERS = (
 
 
 def betas(diffusion: Mapping[str, Any]) -> np.ndarray:
-    """The betas of a described schedule, float64 [timesteps]."""
+    """The betas of a described schedule, float64 [timesteps]. ValueError for one that is no table."""
+    from ldm_jax.diffusion import schedules  # imports jax: not before a table is needed
+
     start, end, size = diffusion["linear_start"], diffusion["linear_end"], diffusion["timesteps"]
-    match diffusion["schedule"]:
-        case "linear":
-            return np.linspace(start, end, size)
-        case "scaled_linear":
-            return np.linspace(start**0.5, end**0.5, size) ** 2
-        case "sqrt":
-            return np.linspace(start, end, size) ** 0.5
-        case "squared_cosine":
-            curve = np.cos((np.arange(size + 1) / size + 8e-3) / (1 + 8e-3) * np.pi / 2) ** 2
-            return np.clip(1 - curve[1:] / curve[:-1], 0, 0.999)
-    raise ValueError(f"no table of betas for the schedule {diffusion['schedule']!r}")
+    tables = {
+        "linear": lambda: schedules.linear(start, end, size),
+        "scaled_linear": lambda: schedules.scaled_linear(start, end, size),
+        "sqrt": lambda: schedules.sqrt(start, end, size),
+        "squared_cosine": lambda: schedules.squared_cosine(size=size),
+    }
+    bar = choose(tables, diffusion["schedule"], "a table of betas for the schedule")().alpha_bar
+    return 1 - bar / np.append(1.0, bar[:-1])
 
 
 def buffers(diffusion: Mapping[str, Any]) -> dict[str, np.ndarray]:
