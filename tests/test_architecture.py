@@ -18,7 +18,7 @@ LEAVES = {
     # faiss and scann only if a user has them and asks for them
     "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},
-    "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "yaml"},
+    "weights": {"numpy", "ml_dtypes", "msgpack", "yaml"},
 }
 # What a leaf may know of another. The settings of diffusers' schedulers are files of the world, and what they mean is a recipe.
 WALLS_MOVED = {"weights": {"diffusion"}}

@@ -1,17 +1,20 @@
 """Finding and opening the files of a checkpoint: tensors by name from any format."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ldm_jax.primitives import files as primitives
 from ldm_jax.weights import msgpack_files, pickles, safetensors_files
 from ldm_jax.weights.stored import Stored
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_JSON_LIMIT = 1 << 25
+_YAML_LIMIT = 1 << 16  # the reader of YAML is slow: half a second
+_YAML_NODES = 20_000
 _FLAX = ("diffusion_flax_model.msgpack", "flax_model.msgpack")
 
 
@@ -65,7 +68,7 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
 
 
 def _sharded_pickles(index: Path, notes: list[str]) -> dict[str, Stored]:
-    shards = sorted(set(read_json(index)["weight_map"].values()))
+    shards = sorted(set(safetensors_files.shard_names(index).values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index}: missing shards {', '.join(missing)}; copy all {len(shards)} files")
@@ -76,20 +79,57 @@ def _sharded_pickles(index: Path, notes: list[str]) -> dict[str, Stored]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of at most `_JSON_LIMIT` bytes. ValueError naming the file if it is anything else."""
+    _limit(path, _JSON_LIMIT)
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        return primitives.read_json(path, "copy the file again", expect=dict)
+    except ValueError as error:  # numbers of thousands of digits are refused without a name
+        raise error if str(path) in str(error) else ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of at most `_YAML_LIMIT` bytes, by the safe loader. ValueError naming the file if it is
+    anything else, has a name twice, refers to itself, or grows beyond `_YAML_NODES` values by its aliases."""
+    _limit(path, _YAML_LIMIT)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        _grown(node, {})
+        content = None if node is None else loader.construct_document(node)
+    except Exception as error:  # constructors of dates and numbers raise what they like
+        raise ValueError(f"{path}: not valid YAML ({str(error)[:200] or type(error).__name__})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: an empty YAML, or not a mapping")
     return content
+
+
+def _limit(path: Path, most: int) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder where a file is meant")
+    if path.is_file() and (size := path.stat().st_size) > most:
+        raise ValueError(f"{path}: {size:,} bytes are too many for a configuration; at most {most:,} are read")
+
+
+def _grown(node: Any, sizes: dict[int, int]) -> int:
+    """How many values a node stands for, its aliases written out."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise ValueError("a value that contains itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in children if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(names) > len(set(names)):
+            raise ValueError("a name stands twice in one mapping")
+        children = [each for pair in children for each in pair]
+    total = 1 + sum(_grown(child, sizes) for child in children)
+    if total > _YAML_NODES:
+        raise ValueError(f"its aliases stand for more than {_YAML_NODES:,} values")
+    sizes[id(node)] = total
+    return total
 
 
 def sibling_yaml(path: Path) -> Path | None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.diffusion import schedules
 from ldm_jax.weights.stored import Stored
 
 BUFFERS = (
@@ -25,7 +24,9 @@ BUFFERS = (
 
 
 def betas(diffusion: Mapping[str, Any]) -> np.ndarray:
-    """The betas of a described schedule, float64 [timesteps]."""
+    """The betas of a described schedule, float64 [timesteps]. ValueError for one that is no table."""
+    from ldm_jax.diffusion import schedules  # imports jax: not before a table is needed
+
     start, end, size = diffusion["linear_start"], diffusion["linear_end"], diffusion["timesteps"]
     match diffusion["schedule"]:
         case "linear":

@@ -6,14 +6,18 @@ copies, and unmaps, so the host never holds more than the leaf at hand.
 """
 
 import dataclasses
+import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 SLAB = 32
+RANK = 32  # the most axes of an array that is read
+EXTENT = 1 << 40  # the longest axis
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -27,14 +31,17 @@ class Stored:
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        """The number of elements."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """The bytes that the array takes in memory."""
         return self.size * self.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -46,6 +53,14 @@ class Stored:
     def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> "Stored":
         """The array after `function`, which keeps the dtype and returns `shape`; nothing is read yet."""
         return Stored(tuple(shape), self.dtype, lambda: function(self.view()))
+
+
+def check_shape(shape: Any, where: str) -> tuple[int, ...]:
+    """A shape found in a file. ValueError unless it is a list or tuple of at most `RANK` whole numbers from 0 to `EXTENT`."""
+    axes = list(shape) if isinstance(shape, list | tuple) else [None]
+    if len(axes) > RANK or any(type(n) is not int or not 0 <= n <= EXTENT for n in axes):
+        raise ValueError(f"{where}: a shape should be up to {RANK} whole numbers from 0 to 2^40; got {str(shape)[:80]}")
+    return tuple(shape)
 
 
 def owned(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
@@ -78,9 +93,10 @@ def mapped(path: Path, offset: int, nbytes: int) -> np.ndarray:
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Stored:
     """A C-contiguous array at a byte offset of a file, little-endian as the machine."""
-    dtype, nbytes = np.dtype(dtype), int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    dtype, nbytes = np.dtype(dtype), math.prod(shape) * np.dtype(dtype).itemsize
     return Stored(tuple(shape), dtype, lambda: mapped(path, offset, nbytes).view(dtype).reshape(shape))
 
 
 def in_memory(array: np.ndarray) -> Stored:
+    """An array that is in memory already."""
     return Stored(array.shape, array.dtype, lambda: array)

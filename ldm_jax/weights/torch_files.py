@@ -14,7 +14,7 @@ import numpy as np
 
 from ldm_jax.weights import pickles
 
-_STORAGE_OF = {np.dtype(dtype): name for name, dtype in pickles._STORAGES.items() if name != "UntypedStorage"}
+_STORAGE_OF = {np.dtype(dtype): name for name, dtype in pickles.STORAGES.items() if name != "UntypedStorage"}
 _ALIGNMENT = 64
 
 

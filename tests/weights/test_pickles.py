@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ldm_jax.weights import pickles, torch_files
+from ldm_jax.weights import pickle_machine, pickles, torch_files
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -125,7 +125,7 @@ def test_unknown_classes_become_inert_and_are_named(tmp_path):
     found, dropped = pickles.read(path)
     assert dropped == ["pytorch_lightning.callbacks.ModelCheckpoint"] and found["epoch"] == 1
     (key, value), *_ = found["callbacks"].items()
-    assert isinstance(key, pickles.Global) and isinstance(value, pickles.Inert)
+    assert isinstance(key, pickles.Global) and isinstance(value, pickle_machine.Inert)
 
 
 class Runs:

@@ -1,10 +1,11 @@
 """The schedulers of diffusers, step by step: same initial state, same noise, every call of the network at the same x and t.
 
-Cases are read from the fixture's config.json; `scheduler_config.read` says what each stands for. Runs are eager, so that the
+Cases are read from the fixture's config.json; `schedulers.read` says what each stands for. Runs are eager, so that the
 state at every call can be recorded; where the reference has a bug, the test names it, shows that the bug is the whole
 difference, and that our step does what the paper says.
 """
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from ldm_jax.diffusion import CLEAN, Level, diffuse, editing, make_denoiser, make_sampler, predict, sample, schedules
-from ldm_jax.diffusion import scheduler_config as sc
+from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import expand
 from ldm_jax.diffusion.samplers import State, churned, euler
 from ldm_jax.diffusion.samplers import multistep as ms
 from ldm_jax.diffusion.samplers.protocol import Sampler, memoryless, move, noise_to
+from ldm_jax.weights import schedulers as sc
+from ldm_jax.weights.scheduler_settings import PARAMETERS
 from tests.diffusion.oracles import point
 
 pytestmark = pytest.mark.parity
@@ -291,6 +294,74 @@ def test_add_noise_and_velocity(fixture):
         return max(float(np.abs(a - b).max()) for a, b in pairs)
 
     assert min(errors(options) for options in config["schedules"].values()) < LIMIT  # the set does not say which one
+
+
+def test_the_start_is_the_reference_s(fixture):
+    """`init_noise_sigma`, times alpha where the reference holds x / alpha."""
+    checked = 0
+    for case in fixture[0]["cases"]:
+        name = f"{case.get('prefix')}.init_noise_sigma"
+        if name in fixture[1] and case["scheduler"] in sc.CLASSES:
+            run = Run(case, fixture[1])
+            wanted = fixture[1][name].item() * run.scale(run.grid[0])
+            np.testing.assert_allclose(float(run.recipe.start_scale(run.grid[0])), wanted, rtol=1e-5, err_msg=case["prefix"])
+            checked += 1
+    if not checked:
+        pytest.skip("the fixture does not say where the reference starts")
+
+
+TAKES_ZERO_SNR = [name for name, taken in PARAMETERS.items() if "rescale_betas_zero_snr" in taken]
+
+
+@pytest.mark.parametrize("betas", [{"beta_schedule": name} for name in ("linear", "scaled_linear", "squaredcos_cap_v2")])
+@pytest.mark.parametrize("name", TAKES_ZERO_SNR)
+@pytest.mark.parametrize("steps", [1, 10, 1000])
+def test_zero_terminal_snr_with_any_betas(name, betas, steps):
+    """The classes that divide by alpha end the table at alpha_bar 2^-24, also where its last but one is smaller."""
+    config = {"_class_name": name, "prediction_type": "v_prediction", "timestep_spacing": "trailing", **betas}
+    if name in ("LCMScheduler", "TCDScheduler"):
+        steps = min(steps, 50)
+    grid = sc.read({**config, "rescale_betas_zero_snr": True}).grid(steps)
+    check_grid(grid)
+    assert len(grid) == steps + 1 and grid.t[0] == 999
+    if not name.startswith(("Euler", "DPMSolver", "UniPC")):
+        assert grid.alpha[0] == 0
+    elif steps < 1000:
+        np.testing.assert_allclose(grid.alpha[0] ** 2, 2.0**-24, rtol=1e-6)
+
+
+def test_a_scheduler_by_its_name_has_its_own_defaults_over_the_model_s_settings():
+    model = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    model |= {"steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "prediction_type": "v_prediction"}
+    euler_of = sc.scheduler("EulerDiscreteScheduler", of=model)
+    assert euler_of.prediction == "v" and len(euler_of.grid(20)) == 21
+    assert euler_of.grid(20).t[0] == 999  # linspace, its own default: the model's settings don't say
+    np.testing.assert_allclose(euler_of.schedule.alpha_bar, schedules.scaled_linear(0.00085, 0.012).alpha_bar)
+    karras = sc.scheduler("DPMSolverMultistepScheduler", of=model, use_karras_sigmas=True).grid(10)
+    root = karras.noise_ratio[:-1] ** (1 / 7)
+    np.testing.assert_allclose(np.diff(root), np.diff(root)[0], rtol=1e-6)
+    # what the class doesn't take, it ignores in the model's settings, and refuses if asked for
+    over = {**model, "use_karras_sigmas": True, "solver_type": "heun"}
+    plain = sc.scheduler("EulerAncestralDiscreteScheduler", of=over)
+    np.testing.assert_array_equal(plain.grid(7).t, sc.scheduler("EulerAncestralDiscreteScheduler", of=model).grid(7).t)
+    with pytest.raises(ValueError, match="use_karras_sigmas"):
+        sc.scheduler("EulerAncestralDiscreteScheduler", of=model, use_karras_sigmas=True)
+    assert sc.scheduler("UniPCMultistepScheduler", of=over).grid(5)[-1] == CLEAN  # solver_type 'heun' is another class's
+    with pytest.raises(ValueError, match="Did you mean 'HeunDiscreteScheduler'"):
+        sc.scheduler("HeunScheduler")
+
+
+def test_the_parameters_are_those_of_the_reference():
+    diffusers = pytest.importorskip("diffusers")
+    for name, taken in PARAMETERS.items():
+        theirs = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "kwargs"}
+        assert theirs == taken, name
+
+
+def test_wrong_settings_are_refused_in_words():
+    for wrong in ({"beta_start": "x"}, {"num_train_timesteps": [3]}, {"trained_betas": {"a": 1}}, {"beta_schedule": [1]}):
+        with pytest.raises(ValueError, match="DDIMScheduler|beta_schedule"):
+            sc.read({"_class_name": "DDIMScheduler", **wrong}).grid(5)
 
 
 def test_options_without_counterpart_are_refused():

@@ -5,7 +5,7 @@ counterpart raises ValueError. Two conventions: its sigma-space classes (Euler, 
 and interpolate noise_ratio linearly at fractional times where our tables interpolate log-SNR.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,72 +29,92 @@ from ldm_jax.diffusion.schedules import (
     zero_terminal_snr,
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
-from ldm_jax.primitives.choices import choose as lookup
+from ldm_jax.primitives.choices import check_choice, choose
+from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings
+
+_LEAST = 2.0**-24  # the last alpha_bar of a zero-terminal-SNR table in classes that divide by alpha
+_LATER_BETAS = (0.00085, 0.012)  # the defaults of the classes that came with Stable Diffusion
 
 
-def read(config: dict[str, Any]) -> Recipe:
-    """The recipe of a config with its `_class_name`. ValueError for a class or an option that has no counterpart."""
-    options = _Options(config)
-    recipe = lookup(CLASSES, config.get("_class_name"), "diffusers scheduler class")(options)
+def _unit(level: Level) -> float:
+    return 1.0
+
+
+def read(config: Mapping[str, Any]) -> Recipe:
+    """The recipe of a config with its `_class_name`.
+
+    Raises:
+      ValueError: an unknown class, a setting of the wrong type, or an option of that class that has no counterpart here.
+    """
+    options = Settings(config)
+    try:
+        recipe = choose(CLASSES, options.name, "diffusers scheduler class")(options)
+    except (TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{options.name}: a setting has a value that it can't have ({error})") from None
     options.finish()
     return recipe
 
 
-class _Options(dict):
-    """A config that knows which of its options have been read."""
+def scheduler(name: str, of: Mapping[str, Any] | None = None, **settings: Any) -> Recipe:
+    """The recipe of the diffusers class called `name`, with that class's defaults, as its `from_config(of, **settings)`.
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__({k: v for k, v in config.items() if not k.startswith("_")})
-        self.name = config.get("_class_name")
+        scheduler("DPMSolverMultistepScheduler", of=config["scheduler"], use_karras_sigmas=True)
 
-    def take(self, key: str, default: Any) -> Any:
-        value = self.pop(key, default)
-        return default if value is None else value
+    Args:
+      of: the settings of the model's own scheduler. What the class takes of them is kept (betas, prediction_type, ...).
+      settings: parameters of the class; they come before those in `of`.
 
-    def finish(self) -> None:
-        left = {k: v for k, v in self.items() if k not in _FOREIGN and v not in (None, False, [], _NEUTRAL.get(k))}
-        if left:
-            raise ValueError(
-                f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand."
-            )
-
-
-# Whoever has these options reads them; in other configs they are left over from a conversion, and diffusers ignores them.
-_FOREIGN = set(
-    "clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value set_alpha_to_one skip_prk_steps thresholding "
-    "solver_order solver_type algorithm_type lower_order_final steps_offset timestep_spacing".split()
-)
-_NEUTRAL = {
-    "interpolation_type": "linear",
-    "timestep_type": "discrete",
-    "lambda_min_clipped": -np.inf,
-    "time_shift_type": "exponential",
-    "variance_type": "fixed_small",
-}
+    Raises:
+      ValueError: an unknown class, a parameter that it doesn't take or that has no counterpart here.
+    """
+    taken = choose(PARAMETERS, name, "diffusers scheduler class")
+    for setting in settings:
+        check_choice(setting, sorted(taken), f"{name}'s parameter")
+    return read({**(of or {}), **settings, "_class_name": name})
 
 
-def _table(o: _Options, last: float | None = None) -> Discrete:
-    """The schedule. `last`: what sigma-space classes put for the last alpha_bar of a zero-terminal-SNR table."""
+def _table(o: Settings, start: float = 1e-4, end: float = 2e-2, name: str = "linear") -> Discrete:
+    """The schedule, with the class's defaults."""
     size, trained = o.take("num_train_timesteps", 1000), o.pop("trained_betas", None)
-    start, end, name = o.take("beta_start", 1e-4), o.take("beta_end", 2e-2), o.take("beta_schedule", "linear")
+    start, end, name = o.take("beta_start", start), o.take("beta_end", end), o.take("beta_schedule", name)
     makers: dict[str, Callable[[], Discrete]] = {
         "linear": lambda: linear(start, end, size),
         "scaled_linear": lambda: scaled_linear(start, end, size),
         "squaredcos_cap_v2": lambda: squared_cosine(size=size),
         "sigmoid": lambda: sigmoid_betas(start, end, size),
     }
-    table = from_betas(np.asarray(trained)) if trained is not None else lookup(makers, name, "diffusers beta_schedule")()
-    if o.take("rescale_betas_zero_snr", False):
-        table = zero_terminal_snr(table, last or 0.0)
-    return table
+    table = from_betas(np.asarray(trained)) if trained is not None else choose(makers, name, "diffusers beta_schedule")()
+    return zero_terminal_snr(table) if o.take("rescale_betas_zero_snr", False) else table
 
 
-def _kind(o: _Options, default: str = "epsilon") -> str:
+def _over_alpha(table: Discrete) -> tuple[Discrete, float]:
+    """A table for classes that divide by alpha, and their largest noise_ratio. One that ends at pure noise they end at
+    alpha_bar 2^-24, even where the last but one is below that; the table's own end is then lower still."""
+    bar = table.alpha_bar
+    if bar[-1] > 0:
+        return table, float(table(table.size - 1.0).noise_ratio)
+    return Discrete(np.append(bar[:-1], min(_LEAST, bar[-2] / 2))), float(np.sqrt(1 / _LEAST - 1))
+
+
+def _starting_at(ratio: float, levels: Callable[[int], Level]) -> Callable[[int], Level]:
+    """The levels, the first no noisier than `ratio` if the second is below that."""
+
+    def grid(n: int) -> Level:
+        visited = levels(n)
+        if visited.noise_ratio[0] <= ratio or (n > 1 and visited.noise_ratio[1] >= ratio):
+            return visited
+        top, rest = at_ratio(visited.t[0], ratio), visited[1:]
+        return Level(np.append(top.t, rest.t), np.append(top.alpha, rest.alpha), np.append(top.sigma, rest.sigma))
+
+    return grid
+
+
+def _kind(o: Settings, default: str = "epsilon") -> str:
     kinds = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-    return lookup(kinds, o.take("prediction_type", default), "diffusers prediction_type")
+    return choose(kinds, o.take("prediction_type", default), "diffusers prediction_type")
 
 
-def _clipping(o: _Options, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
+def _clipping(o: Settings, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
     """`clipped`: the class's default for clip_sample; None if it can only threshold."""
     limit, ratio, top = (
         o.take(key, default)
@@ -107,7 +127,7 @@ def _clipping(o: _Options, clipped: bool | None, keep_eps: bool) -> Callable[[De
     return lambda denoise: denoise
 
 
-def _spaced(o: _Options, size: int, default: str) -> Callable[[int], np.ndarray]:
+def _spaced(o: Settings, size: int, default: str) -> Callable[[int], np.ndarray]:
     """diffusers' timesteps of the classes that visit N of N."""
     spacing, offset = o.take("timestep_spacing", default), o.take("steps_offset", 0)
     spacings: dict[str, Callable[[int], np.ndarray]] = {
@@ -115,10 +135,10 @@ def _spaced(o: _Options, size: int, default: str) -> Callable[[int], np.ndarray]
         "trailing": lambda n: np.round(np.arange(size, 0, -size / n))[:n] - 1,
         "linspace": lambda n: np.linspace(size - 1, 0, n),
     }
-    return lookup(spacings, spacing, "diffusers timestep_spacing")
+    return choose(spacings, spacing, "diffusers timestep_spacing")
 
 
-def _indexed(o: _Options, sampler: s.Sampler, clipped: bool | None, keep_eps: bool, one: bool) -> Recipe:
+def _indexed(o: Settings, sampler: s.Sampler, clipped: bool | None, keep_eps: bool, one: bool) -> Recipe:
     """DDPM, DDIM, PNDM: integer times, x itself."""
     table, kind = _table(o), _kind(o)
     times = _spaced(o, table.size, "leading")
@@ -127,13 +147,13 @@ def _indexed(o: _Options, sampler: s.Sampler, clipped: bool | None, keep_eps: bo
     return Recipe(table, kind, _stopping(lambda n: table(np.round(times(n))), end), lambda n: sampler, wrap)
 
 
-def _ddpm(o: _Options) -> Recipe:
+def _ddpm(o: Settings) -> Recipe:
     variances = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large"}
-    variance = lookup(variances, o.take("variance_type", "fixed_small"), "diffusers variance_type")
+    variance = choose(variances, o.take("variance_type", "fixed_small"), "diffusers variance_type")
     return _indexed(o, s.ddpm(variance), True, False, True)
 
 
-def _pndm(o: _Options) -> Recipe:
+def _pndm(o: Settings) -> Recipe:
     skip = o.take("skip_prk_steps", False)
     recipe = _indexed(o, s.plms(), None, True, False)
     return recipe if skip else replace(recipe, sampler=lambda n: s.pndm(recipe.schedule))
@@ -145,7 +165,7 @@ def at_ratio(t: Any, ratio: Any) -> Level:
     return Level(np.asarray(t, np.float64), alpha, ratio * alpha)
 
 
-def _respaced(o: _Options, table: Discrete, low: Callable, high: Callable, rounded: bool) -> Callable[[int], Level] | None:
+def _respaced(o: Settings, table: Discrete, low: Callable, high: Callable, rounded: bool) -> Callable[[int], Level] | None:
     """The grids that replace the times: Karras, exponential, Lu (the same), beta; between noise_ratios low(n) and high(n)."""
     chosen = {key: o.take(key, False) for key in _RESPACINGS}
     maker = next((_RESPACINGS[key] for key, on in chosen.items() if on), None)
@@ -178,38 +198,41 @@ def _stopping(levels: Callable[[int], Level], end: Level) -> Callable[[int], Lev
     return grid
 
 
-def _end(o: _Options, table: Discrete, default: str = "zero") -> Level:
+def _end(o: Settings, table: Discrete, default: str = "zero") -> Level:
     ends = {"zero": CLEAN, "sigma_min": table(0.0)}
-    return lookup(ends, o.take("final_sigmas_type", default), "diffusers final_sigmas_type")
+    return choose(ends, o.take("final_sigmas_type", default), "diffusers final_sigmas_type")
 
 
-def _sigma_space(o: _Options, sampler: Callable[[Discrete], s.Sampler], rounded: bool = False, clips: bool = False) -> Recipe:
-    """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha."""
-    table, kind = _table(o, last=2.0**-24), _kind(o)
+def _sigma_space(
+    o: Settings, sampler: Callable[[Discrete], s.Sampler], betas: tuple = (), rounded: bool = False, clips: bool = False
+) -> Recipe:
+    """Euler, Heun, LMS, KDPM2: fractional times (KDPM2 rounds those of Karras & co.), x / alpha. Their init_noise_sigma is the
+    noise_ratio r of the first level, where spacing is leading sqrt(r^2 + 1); times alpha, that is sigma, and 1."""
+    (table, most), kind = _over_alpha(_table(o, *betas)), _kind(o)
     leading = o.get("timestep_spacing") == "leading"
     times = _spaced(o, table.size, "linspace")
     index = np.arange(table.size)
     ratios = table(index * 1.0).noise_ratio
 
-    def plain(n: int) -> Level:
+    def interpolated(n: int) -> Level:
         t = np.asarray(times(n), np.float64)
         return at_ratio(t, np.interp(t, index, ratios))
 
+    plain = _starting_at(most, interpolated)
     low, high = o.take("sigma_min", None), o.take("sigma_max", None)
     levels = _respaced(
         o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
     wrap = _clipping(o, False, False) if clips else Recipe.wrap
     grid = _stopping(levels or plain, _end(o, table))
-    # init_noise_sigma of these classes is sigma_max, and sqrt(sigma_max^2 + 1) for leading times; over alpha, as x is theirs
-    start_scale = Recipe.start_scale if leading else lambda level: level.sigma
-    return Recipe(table, kind, grid, lambda n: sampler(table), wrap, start_scale=start_scale)
+    start = Recipe.start_scale if leading else lambda level: level.sigma
+    return Recipe(table, kind, grid, lambda n: sampler(table), wrap, start_scale=start)
 
 
-def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[Schedule, Callable[[int], Level]]:
+def _dpm_levels(o: Settings) -> tuple[Schedule, Callable[[int], Level]]:
     """DPM-Solver, UniPC, DEIS: integer times, one fewer than are spaced."""
     shift, flow = o.take("flow_shift", 1.0), o.take("use_flow_sigmas", False)
-    table = _table(o, last)
+    table, most = _over_alpha(_table(o))
     size = table.size
     if flow:
         schedule = RectifiedFlow(shift, size)
@@ -225,16 +248,17 @@ def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[S
         "leading": lambda n: np.arange(n, 0, -1) * (size // (n + 1)) + offset,
         "trailing": lambda n: np.round(np.arange(size, 0, -size / n))[:n] - 1,
     }
-    times = lookup(spacings, spacing, "diffusers timestep_spacing")
-    low, high = (float(table(t).noise_ratio) for t in table.span)
+    times = choose(spacings, spacing, "diffusers timestep_spacing")
+    plain = _starting_at(most, lambda n: table(times(n)))
+    low, high = o.take("sigma_min", float(table(0.0).noise_ratio)), o.take("sigma_max", most)
     levels = _respaced(o, table, lambda n: low, lambda n: high, rounded=True)
-    return table, levels or (lambda n: table(times(n)))
+    return table, levels or plain
 
 
-def _multistep(o: _Options) -> Recipe:
-    (schedule, levels), kind = _dpm_levels(o, 2.0**-24), _kind(o)
+def _multistep(o: Settings) -> Recipe:
+    (schedule, levels), kind = _dpm_levels(o), _kind(o)
     algorithms = {"dpmsolver++": ("x0", 0.0), "sde-dpmsolver++": ("x0", 1.0), "dpmsolver": ("eps", 0.0)}
-    solves, eta = lookup(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
+    solves, eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
     order, exact = o.take("solver_order", 2), _solver_type(o)
     lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
     end = _final(o, schedule)
@@ -244,52 +268,53 @@ def _multistep(o: _Options) -> Recipe:
     def sampler(n: int) -> s.Sampler:
         return s.dpm_multistep(order, solves, exact, eta, euler or (lower and n < 15))
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
 
 
-def _solver_type(o: _Options) -> bool:
-    return lookup({"midpoint": False, "heun": True}, o.take("solver_type", "midpoint"), "diffusers solver_type")
+def _solver_type(o: Settings) -> bool:
+    return choose({"midpoint": False, "heun": True}, o.take("solver_type", "midpoint"), "diffusers solver_type")
 
 
-def _final(o: _Options, schedule: Schedule) -> Level:
+def _final(o: Settings, schedule: Schedule) -> Level:
     if isinstance(schedule, Discrete):
         return _end(o, schedule)
-    return lookup({"zero": CLEAN}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of a flow")
+    return choose({"zero": CLEAN}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of a flow")
 
 
-def _singlestep(o: _Options) -> Recipe:
-    (schedule, levels), kind = _dpm_levels(o, None), _kind(o)
-    solves = lookup(
-        {"dpmsolver++": "x0", "dpmsolver": "eps"}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type"
-    )
+def _singlestep(o: Settings) -> Recipe:
+    (schedule, levels), kind = _dpm_levels(o), _kind(o)
+    algorithms = {"dpmsolver++": "x0", "dpmsolver": "eps"}
+    solves = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
     order, exact, lower = o.take("solver_order", 2), _solver_type(o), o.take("lower_order_final", False)
     end = _final(o, schedule)
 
     def sampler(n: int) -> s.Sampler:
         return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
 
 
-def _unipc(o: _Options) -> Recipe:
-    (schedule, levels), kind = _dpm_levels(o, 2.0**-24), _kind(o)
+def _unipc(o: Settings) -> Recipe:
+    (schedule, levels), kind = _dpm_levels(o), _kind(o)
     solves = "x0" if o.take("predict_x0", True) else "eps"
     sampler = s.unipc(o.take("solver_order", 2), solves, o.take("solver_type", "bh2"), o.take("lower_order_final", True))
-    return Recipe(schedule, kind, _stopping(levels, _final(o, schedule)), lambda n: sampler, _clipping(o, None, False))
+    grid = _stopping(levels, _final(o, schedule))
+    return Recipe(schedule, kind, grid, lambda n: sampler, _clipping(o, None, False), start_scale=_unit)
 
 
-def _deis(o: _Options) -> Recipe:
-    (schedule, levels), kind = _dpm_levels(o, None), _kind(o)
+def _deis(o: Settings) -> Recipe:
+    (schedule, levels), kind = _dpm_levels(o), _kind(o)
     order, lower = o.take("solver_order", 2), o.take("lower_order_final", True)
-    lookup({"deis": None}, o.take("algorithm_type", "deis"), "diffusers algorithm_type")
-    lookup({"logrho": None}, o.take("solver_type", "logrho"), "diffusers solver_type")
+    check_choice(o.take("algorithm_type", "deis"), ["deis"], "diffusers algorithm_type")
+    check_choice(o.take("solver_type", "logrho"), ["logrho"], "diffusers solver_type")
     end = schedule(0.0)
-    return Recipe(schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, None, False))
+    grid, wrap = _stopping(levels, end), _clipping(o, None, False)
+    return Recipe(schedule, kind, grid, lambda n: s.deis(order, lower and n < 15), wrap, start_scale=_unit)
 
 
-def _distilled(o: _Options, trajectory: bool) -> Recipe:
+def _distilled(o: Settings, trajectory: bool) -> Recipe:
     """LCM and TCD: every k-th of the `original_inference_steps` that the student was distilled at."""
-    table, kind = _table(o), _kind(o)
+    table, kind = _table(o, 0.00085, 0.012, "scaled_linear"), _kind(o)
     original, scaling = o.take("original_inference_steps", 50), o.take("timestep_scaling", 10.0)
     o.pop("set_alpha_to_one", None), o.pop("steps_offset", None), o.pop("timestep_spacing", None)
     clipped = _clipping(o, False, True)
@@ -307,17 +332,17 @@ def _distilled(o: _Options, trajectory: bool) -> Recipe:
     return Recipe(table, kind, grid, lambda n: s.consistency(), lambda f: consistency_boundary(clipped(f), scaling=scaling))
 
 
-def _edm(o: _Options, sampler: Callable[[_Options], Callable[[int], s.Sampler]]) -> Recipe:
+def _edm(o: Settings, sampler: Callable[[Settings], Callable[[int], s.Sampler]]) -> Recipe:
     low, high, data, rho = (
         o.take(k, v) for k, v in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5), ("rho", 7.0))
     )
     o.pop("num_train_timesteps", None)
     schedule = VarianceExploding(low, high)
     grids = {"karras": lambda n: karras(schedule, n, rho), "exponential": lambda n: exponential(schedule, n)}
-    grid = lookup(grids, o.take("sigma_schedule", "karras"), "diffusers sigma_schedule")
-    lookup({"zero": None}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of EDM")
+    grid = choose(grids, o.take("sigma_schedule", "karras"), "diffusers sigma_schedule")
+    choose({"zero": None}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of EDM")
     kinds = {"epsilon": edm(data), "v_prediction": _negated(edm(data))}
-    kind = lookup(kinds, o.take("prediction_type", "epsilon"), "diffusers prediction_type of EDM")
+    kind = choose(kinds, o.take("prediction_type", "epsilon"), "diffusers prediction_type of EDM")
     return Recipe(schedule, kind, grid, sampler(o), _clipping(o, None, False), edm_input_scale(data))
 
 
@@ -325,20 +350,15 @@ def _negated(pair: Pair) -> Pair:
     return lambda level: tuple(-a for a in pair(level))
 
 
-def _edm_multistep(o: _Options) -> Callable[[int], s.Sampler]:
-    order, exact, lower, euler = (
-        o.take("solver_order", 2),
-        _solver_type(o),
-        o.take("lower_order_final", True),
-        o.take("euler_at_final", False),
-    )
-    eta = lookup(
-        {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type"
-    )
+def _edm_multistep(o: Settings) -> Callable[[int], s.Sampler]:
+    order, exact = o.take("solver_order", 2), _solver_type(o)
+    lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
+    algorithms = {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}
+    eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
     return lambda n: s.dpm_multistep(order, "x0", exact, eta, euler or (lower and n < 15))
 
 
-def _flow(o: _Options, sampler: s.Sampler) -> Recipe:
+def _flow(o: Settings, sampler: s.Sampler) -> Recipe:
     """Flow matching. The times are spaced down to the shifted 1/N, and shifted again: so does the reference."""
     size, shift = o.take("num_train_timesteps", 1000), o.take("shift", 1.0)
     if o.take("stochastic_sampling", False):
@@ -347,19 +367,23 @@ def _flow(o: _Options, sampler: s.Sampler) -> Recipe:
         o.pop(key, None)  # these only count with use_dynamic_shifting, which `finish` refuses: use mu_shift
     schedule = RectifiedFlow(shift, size)
     low = float(schedule(1 / size).sigma)
-    return Recipe(schedule, "flow", lambda n: from_times(schedule, np.linspace(1, low, n)), lambda n: sampler)
+
+    def grid(n: int) -> Level:
+        return from_times(schedule, np.linspace(1, low, n))
+
+    return Recipe(schedule, "flow", grid, lambda n: sampler, start_scale=_unit)
 
 
-CLASSES: dict[str, Callable[[_Options], Recipe]] = {
+CLASSES: dict[str, Callable[[Settings], Recipe]] = {
     "DDPMScheduler": _ddpm,
     "DDIMScheduler": lambda o: _indexed(o, s.ddim(), True, True, True),
     "PNDMScheduler": _pndm,
     "EulerDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.euler()),
     "EulerAncestralDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.euler_ancestral()),
-    "HeunDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.heun(), clips=True),
+    "HeunDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.heun(), _LATER_BETAS, clips=True),
     "LMSDiscreteScheduler": lambda o: _sigma_space(o, lambda table: s.lms()),
-    "KDPM2DiscreteScheduler": lambda o: _sigma_space(o, s.dpm2, rounded=True),
-    "KDPM2AncestralDiscreteScheduler": lambda o: _sigma_space(o, s.dpm2_ancestral, rounded=True),
+    "KDPM2DiscreteScheduler": lambda o: _sigma_space(o, s.dpm2, _LATER_BETAS, rounded=True),
+    "KDPM2AncestralDiscreteScheduler": lambda o: _sigma_space(o, s.dpm2_ancestral, _LATER_BETAS, rounded=True),
     "DPMSolverMultistepScheduler": _multistep,
     "DPMSolverSinglestepScheduler": _singlestep,
     "UniPCMultistepScheduler": _unipc,
