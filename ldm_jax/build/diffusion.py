@@ -85,7 +85,7 @@ def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return x, jax.ShapeDtypeStruct((1,), jnp.float32), cond
 
 
-def make_objective(config: Mapping[str, Any]) -> second_stage.Objective:
+def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
     """What the network learns, from config.diffusion."""
     section = config["diffusion"]
     options = {ours: section[name] for name, ours in _OBJECTIVE_OPTIONS.items() if name in section}
@@ -120,6 +120,7 @@ def make_diffusion_program(config: Mapping[str, Any], condition: Condition | Non
         constants=constants,
         ema_decay=section["ema_decay"],
         accumulate=section.get("accumulate", 1),
+        loss=loss_fn,
     )
 
 

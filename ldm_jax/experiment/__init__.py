@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     began = time.monotonic()
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     build.check(config)
-    experiment = Experiment(config, Path(workdir))
-    for name in config["stages"]:
-        STAGES[name](experiment)
+    with Experiment(config, Path(workdir)) as experiment:
+        for name in config["stages"]:
+            STAGES[name](experiment)
     experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir)}")

@@ -6,20 +6,21 @@ reconstructions of fixed held-out images, side by side with the originals; how m
 """
 
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import api, build, evaluation, latents, models, weights
+from ldm_jax import api, build, evaluation, models, weights
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.first_stage import codebook, psnr
-from ldm_jax.training import sharding
+from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr
+from ldm_jax.primitives.arrays import key_of
+from ldm_jax.primitives.files import write_json
+from ldm_jax.training import distributed, sharding
 from ldm_jax.training.loop import Hook, Report
 from ldm_jax.training.metrics import image_grid
 from ldm_jax.training.state import TrainState
@@ -35,8 +36,8 @@ def train_first_stage(experiment: Experiment) -> None:
         experiment.say(f"first_stage: {config['first_stage']['path'] or 'none, diffusion in pixels'}")
         return
     section = config["first_stage_train"]
-    training = build.make_first_stage_training(config)
-    constants = training.constants()
+    program = build.make_first_stage_program(config)
+    constants = {"perceptual": load_perceptual(config["first_stage_loss"])} if program.constants else {}
 
     def make_batches(start: int) -> Iterator[PyTree]:
         transform = build.make_transform(config)
@@ -45,33 +46,39 @@ def train_first_stage(experiment: Experiment) -> None:
 
     def prepare(params: PyTree) -> PyTree:
         if section["start_from"]:
-            named = {**config, "first_stage": {**config["first_stage"], "path": section["start_from"]}}
-            params = {**params, "autoencoder": api.load_first_stage(named, experiment.workdir)}
+            own = api.load_first_stage(config, experiment.workdir, path=section["start_from"])
+            params = {**params, "autoencoder": own}
         images = (batch["image"] for batch in make_batches(0))
-        return training.prepare(params, images, jax.random.key(config["seed"]))
+        return program.prepare(params, images, key_of(config["seed"]))
 
     experiment.train(
         "first_stage",
-        training.init,
-        training.gradients,
-        training.optimizer,
+        program,
         make_batches,
-        lambda: [Hook(config["log"]["validation_every"], make_validation(experiment, stage, training, constants))],
-        constants=constants,
-        prepare=prepare,
-        not_averaged=training.not_averaged,
+        lambda: [Hook(config["log"]["validation_every"], make_validation(experiment, program, constants))],
+        constants,
+        prepare,
     )
 
 
+def load_perceptual(section: Mapping[str, Any]) -> PyTree:
+    """LPIPS's parameters from the files named; "random": an untrained network, always the same."""
+    if section["perceptual_path"] == "random":
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        return models.initialize(build.make_perceptual(section), jax.random.key(0), image, image)
+    found = weights.read_lpips(section["perceptual_path"], section["perceptual_linear_path"] or None)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), found)
+
+
 def make_validation(
-    experiment: Experiment, stage: build.FirstStage, training: build.FirstStageTraining, constants: PyTree
+    experiment: Experiment, program: FirstStageProgram, constants: PyTree
 ) -> Callable[[TrainState], Report]:
-    """The hook that looks at reconstructions of held-out images."""
-    config, module = experiment.config, stage.module
-    batch_size = config["first_stage_train"]["batch_size"]
+    """The hook that looks at reconstructions of held-out images; every process looks at its share of them."""
+    config, stage = experiment.config, build.make_first_stage(experiment.config)
+    module, batch_size = stage.module, config["first_stage_train"]["batch_size"]
     inception = read_inception(config["evaluation"]["inception_path"])
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(experiment.mesh))
     def look(params, images):
         encoded = stage.encode(params["autoencoder"], images)
         found = {}
@@ -83,20 +90,22 @@ def make_validation(
             found["indices"] = module.apply({"params": params["autoencoder"]}, z, method="quantize")[1]
         pictures = jnp.clip(stage.decode(params["autoencoder"], z), -1, 1)
         measures = {"psnr": psnr(images, pictures)}
-        if min(images.shape[1:3]) >= 11:
+        if min(images.shape[1:-1]) >= 11:
             measures["ssim"] = evaluation.ssim(images, pictures)
-        if training.distance is not None:
-            measures["lpips"] = training.distance(params, images, pictures)
+        if program.distance is not None:
+            measures["lpips"] = program.distance(params, images, pictures)
         if inception is not None:
             found["features"] = jnp.stack([inception(images), inception(pictures)], 1)
-        return z, pictures, measures, found
+        return z, jnp.stack([images, pictures], 1), measures, found
 
     def validate(state: TrainState) -> Report:
         seen = []
-        params = {**constants, **state.averaged}
-        for images, mask in validation_images(experiment, batch_size):
-            z, pictures, measures, found = jax.device_get(look(params, images))
-            whole = {"z": z, "pairs": np.stack([images, pictures], axis=1), **measures, **found}
+        params = {**sharding.replicate(experiment.mesh, constants), **state.averaged}
+        for batch in validation_batches(experiment, batch_size):
+            with jax.set_mesh(experiment.mesh):
+                z, pairs, measures, found = jax.device_get(look(params, batch["image"]))
+            mask = distributed.gathered(batch["mask"])
+            whole = {"z": z, "pairs": pairs, **measures, **found}
             seen.append({name: value[mask] for name, value in whole.items()})
         all_ = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
         scalars = {f"validation/{name}": float(np.mean(all_[name])) for name in measures}
@@ -130,7 +139,7 @@ def save_statistics(experiment: Experiment, step: int, seen: dict[str, np.ndarra
     }
     if "kl" in seen:
         statistics["kl_per_channel"] = seen["kl"].mean(0).tolist()
-    (experiment.workdir / "first_stage" / "latents.json").write_text(json.dumps(statistics, indent=2))
+    write_json(experiment.workdir / "first_stage" / "latents.json", statistics)
 
 
 def read_inception(path: str) -> Callable[[jax.Array], jax.Array] | None:
@@ -143,8 +152,10 @@ def read_inception(path: str) -> Callable[[jax.Array], jax.Array] | None:
     return functools.partial(run, params)
 
 
-def validation_images(experiment: Experiment, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """config.log.validation_images of the validation set: images [B, H, W, 3] and which of them count."""
+def validation_batches(experiment: Experiment, batch_size: int) -> Iterator[dict[str, Any]]:
+    """config.log.validation_images of the validation set: "image" [B, H, W, 3] over all devices, and this process's "mask" of
+    those that count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
-    for batch in eval_batches(source, build.make_transform(experiment.config), batch_size):
-        yield batch["image"], batch["mask"]
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for batch in eval_batches(source, build.make_transform(experiment.config), batch_size, **share):
+        yield {"image": sharding.to_device(experiment.mesh, batch["image"]), "mask": batch["mask"]}

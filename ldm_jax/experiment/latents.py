@@ -1,17 +1,20 @@
 """The stage between: the scale of the latents, and their cache."""
 
-import functools
 import itertools
-import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from ldm_jax import build, latents
-from ldm_jax.data.latent_cache import hash_arrays, latent_cache
-from ldm_jax.data.pipeline import batches
+from ldm_jax import api, build
+from ldm_jax.data.latent_cache import LatentCache, hash_arrays, latent_cache
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.first_stage import FirstStage, draw, latents
+from ldm_jax.primitives.arrays import key_of
+from ldm_jax.primitives.files import write_json
+from ldm_jax.training import distributed, sharding
 
 PyTree = Any
 
@@ -21,36 +24,57 @@ def measure_latents(experiment: Experiment) -> None:
     config, section = experiment.config, experiment.config["latents"]
     path = experiment.workdir / "latents.json"
     stage, params = build.make_first_stage(config), experiment.first_stage_params()
-    if not path.is_file():
-        key = jax.random.key(config["seed"])
-        batch_size = config["diffusion_train"]["batch_size"]
-
-        @jax.jit
-        def encode(params, images, key):
-            encoded = stage.encode(params, images)
-            return latents.sample_posterior(encoded["moments"], key) if "moments" in encoded else encoded["latents"]
-
-        def draws():
-            source, transform = experiment.sources["train"], build.make_transform(config)
-            numbered = enumerate(batches(source, transform, batch_size, config["seed"]))
-            for i, batch in itertools.islice(numbered, section["scale_batches"]):
-                yield jax.device_get(encode(params, batch["image"], jax.random.fold_in(key, i)))
-
-        found = latents.measure(draws())
-        scale = section["scale"] or found.scale
-        path.write_text(
-            json.dumps({"scale": scale, "shift": section["shift"], "count": found.count, "mean": found.mean, "std": found.std})
-        )
-        experiment.say(f"latents: scale {scale:.5f} from {found.count} images" + (" (config)" if section["scale"] else ""))
+    known = distributed.agreed(path.is_file())
+    if known:
+        api.load_scale(experiment.workdir)  # a damaged file is named now
+    else:
+        found = latents.measure(draws(experiment, stage, params))
+        scale, shift = section["scale"] or found.scale, section["shift"]
+        if section.get("standardise"):
+            scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
+        statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
+        distributed.on_first("latents.json", lambda: write_json(path, statistics))
+        said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")
+        experiment.say(f"latents: scale {said} from {found.count} images")
     if section["cache"] and stage.module is not None:
         cache = open_cache(experiment, stage, params)
         experiment.say(f"latents: {len(cache)} in {experiment.workdir / 'latents'}")
 
 
-def open_cache(experiment: Experiment, stage: build.FirstStage, params: PyTree):
-    if jax.process_count() > 1:
-        raise ValueError("config.latents.cache=True is for one process; make the cache with one, or set it to False")
-    encode = jax.jit(lambda params, images: next(iter(stage.encode(params, images).values())))
+def encoder(experiment: Experiment, encode: Callable, params: PyTree) -> Callable[[np.ndarray], np.ndarray]:
+    """`encode(params, images)` for this process's images [b, H, W, 3], run on its own devices, as many rows on each."""
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    compiled = jax.jit(encode, in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)))
+    params = sharding.replicate(mesh, params)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        rows = len(images)
+        full = np.concatenate([images, np.repeat(images[-1:], -rows % mesh.size, 0)])
+        return np.asarray(compiled(params, jax.device_put(full, sharding.batch_sharding(mesh))))[:rows]
+
+    return run
+
+
+def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
+    """Raw latents of config.latents.scale_batches batches of the training set, of all processes together."""
+    config = experiment.config
+    batch_size, key = config["diffusion_train"]["batch_size"], key_of(config["seed"])
+    numbers = sharding.local_rows(experiment.mesh, batch_size)
+    batches = experiment.batches(experiment.sources["train"], build.make_transform(config), batch_size, 0)
+
+    def encode(params: PyTree, batch: PyTree) -> jax.Array:
+        images, rows, number = batch["image"], batch["row"], batch["number"][0]
+        return draw(stage.encode(params, images), jax.random.fold_in(key, number), rows)
+
+    compiled = jax.jit(encode, out_shardings=sharding.replicated(experiment.mesh))
+    params = sharding.replicate(experiment.mesh, params)
+    for i, batch in enumerate(itertools.islice(batches, config["latents"]["scale_batches"])):
+        found = {"image": batch["image"], "row": numbers.astype(np.int32), "number": np.full(len(numbers), i, np.int32)}
+        yield np.asarray(compiled(params, sharding.to_device(experiment.mesh, found)))
+
+
+def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> LatentCache:
+    """The latent cache of the working directory, written by all processes unless it is there."""
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     began = time.monotonic()
 
@@ -62,7 +86,10 @@ def open_cache(experiment: Experiment, stage: build.FirstStage, params: PyTree):
         experiment.workdir / "latents",
         experiment.sources["train"],
         build.make_transform(experiment.config),
-        functools.partial(encode, params),
+        encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
         {"first_stage": hash_arrays(named)},
         report=report,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        barrier=distributed.barrier,
     )

@@ -1,17 +1,18 @@
 """Pictures for held-out conditions, while a model trains and afterwards."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ldm_jax import api, build
-from ldm_jax.data import label_maps
+from ldm_jax.api import editing
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.training import sharding
 
 PyTree = Any
 
@@ -29,52 +30,13 @@ class HeldOut:
 
 def held_out(experiment: Experiment, count: int) -> HeldOut:
     """Conditions of `count` rows, spread over the validation set."""
-    config, conditioning = experiment.config, experiment.conditioning
+    condition = experiment.condition
     source = Spread(experiment.sources["validation"], count)
-    transform = build.make_transform(config, conditioning.tokenize, build.make_task(config))
-    batch = next(eval_batches(source, transform, len(source)))
+    batch = next(eval_batches(source, build.make_transform(experiment.config, condition), len(source)))
     rows = [source[i] for i in range(len(source))]
-    words = [_in_words(conditioning.kind, row, source.info) for row in rows]
-    shown = _as_pictures(conditioning.kind, batch, config, rows)
-    return HeldOut(conditioning.from_batch(batch), words, shown, None if shown is None else batch["image"])
-
-
-def _in_words(kind: str, row: dict[str, Any], info: Any) -> str:
-    match kind:
-        case "text" | "clip_text":
-            return row["caption"] if isinstance(row["caption"], str) else row["caption"][0]
-        case "class" | "label":
-            return info.class_names[row["label"]] if info.class_names else str(row["label"])
-        case "layout":
-            named = [info.box_names[label] if info.box_names else str(label) for label in row["box_labels"]]
-            return "; ".join(f"{name} {np.round(box, 2).tolist()}" for name, box in zip(named, row["boxes"]))
-    return "" if kind == "none" else row["name"]
-
-
-def _as_pictures(kind: str, batch: dict[str, np.ndarray], config: Any, rows: list[dict[str, Any]]) -> np.ndarray | None:
-    match kind:
-        case "superres":
-            scale = build.superres_scale(config)
-            return np.repeat(np.repeat(batch["low"], scale, 1), scale, 2)
-        case "inpaint":
-            return np.where(batch["hole"] > 0, np.float32(0), batch["image"])
-        case "semantic":
-            palette = label_maps.bit_palette(config["conditioner"]["in_channels"])
-            return label_maps.to_colours(batch["label_map"], palette).astype(np.float32) / 127.5 - 1
-        case "layout":
-            return np.stack([boxes_drawn(image, row["boxes"], row["box_labels"]) for image, row in zip(batch["image"], rows)])
-    return None
-
-
-def boxes_drawn(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Frames in the classes' colours on grey, float32 like the image [H, W, 3]."""
-    height, width = image.shape[:2]
-    canvas = Image.new("RGB", (width, height), (230, 230, 230))
-    palette = label_maps.bit_palette(max(int(labels.max(initial=0)) + 1, 1))
-    for box, label in zip(boxes, labels):
-        corners = np.round(box * [width, height, width, height] - [0, 0, 1, 1]).astype(int)
-        ImageDraw.Draw(canvas).rectangle(np.maximum(corners, [*corners[:2], *corners[:2]]).tolist(), outline=palette[label])
-    return np.asarray(canvas, np.float32) / 127.5 - 1
+    words = [condition.in_words(row, source.info) for row in rows]
+    shown = condition.as_pictures(batch, rows)
+    return HeldOut(condition.from_batch(batch), words, shown, None if shown is None else batch["image"])
 
 
 def side_by_side(images: np.ndarray, shown: HeldOut) -> tuple[np.ndarray, int]:
@@ -85,13 +47,29 @@ def side_by_side(images: np.ndarray, shown: HeldOut) -> tuple[np.ndarray, int]:
     return triples.reshape(-1, *images.shape[1:]), 12
 
 
-def draw(ldm: api.LatentDiffusion, params: PyTree, inputs: PyTree, count: int, batch_size: int) -> np.ndarray:
-    """`count` pictures, always `batch_size` at once, so that there is one compilation."""
+def draw(spec: api.Specification, params: PyTree, inputs: PyTree, count: int, batch_size: int, mesh: Any) -> np.ndarray:
+    """`count` pictures, always as many at once, so that there is one compilation: `batch_size`, or the next multiple of the
+    devices that batches are split over. Every process has all of them."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = -(-batch_size // shards) * shards
     images = []
-    for start in range(0, count, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        chosen = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
-        cond = None if inputs is None else ldm.embed(params, chosen)
-        drawn = ldm.sample(params, jax.random.fold_in(jax.random.key(0), start), cond, num=batch_size)
-        images.append(np.asarray(drawn)[: count - start])
+    with jax.set_mesh(mesh):
+        for start in range(0, count, batch_size):
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+            chosen = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
+            own = sharding.local_rows(mesh, batch_size)
+            chosen = jax.tree.map(lambda x, own=own: sharding.to_device(mesh, x[own]), chosen)
+            drawn = _drawn(spec, params, chosen, batch_size, start, mesh)
+            images.append(np.asarray(drawn)[: count - start])
     return np.concatenate(images)
+
+
+def _drawn(spec: api.Specification, params: PyTree, inputs: PyTree, num: int, start: int, mesh: Any) -> jax.Array:
+    cond = None if inputs is None else spec.embed(params, inputs)
+    drawn = editing.sample(spec, params, jax.random.fold_in(jax.random.key(0), start), cond, num=num)
+    return sharding.replicate(mesh, drawn) if jax.process_count() == 1 else _replicated(mesh)(drawn)
+
+
+@functools.cache
+def _replicated(mesh: Any):
+    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))

@@ -8,28 +8,26 @@ With probability `null_probability` an example's condition is replaced by the em
 conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.conditioning import Condition
+from ldm_jax.diffusion.objectives import Objective, Problem
 from ldm_jax.first_stage import FirstStage, draw
 from ldm_jax.first_stage.latents import scale_latents
 from ldm_jax.primitives.arrays import row_keys
 from ldm_jax.training.state import Step
 
 PyTree = Any
-# (problem, x0, key, rows, batch_size) -> (loss, metrics); see `diffusion.objectives`
-Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def drop_condition(
     inputs: PyTree, null_inputs: PyTree, probability: float, key: jax.Array, rows: jax.Array | None = None
 ) -> PyTree:
-    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...]) with the given probability. `rows`:
-    the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
+    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...]) with the given probability.
+    `rows`: the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
     leaves = jax.tree.leaves(inputs)
     if not leaves or probability == 0:
         return inputs
@@ -43,7 +41,6 @@ def make_loss(
     stage: FirstStage,
     condition: Condition,
     objective: Objective,
-    problem: Callable[..., Any],
     *,
     null_probability: float,
 ):
@@ -52,12 +49,10 @@ def make_loss(
     Args:
       network: the Linen module, called (x, t, cond).
       objective: such as `diffusion.make_objective` makes.
-      problem: makes what the objective is told, `diffusion.Problem`, of the fields that are known here: network, params, ema,
-        step.
 
     `params` has the parts "network", "conditioner", "first_stage" and "latents": {"scale", "shift"}, numbers or [C].
-    `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and the
-    condition's "inputs", pictures as pictures.
+    `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and
+    the condition's "inputs", pictures as pictures.
     """
 
     def loss_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
@@ -82,8 +77,8 @@ def make_loss(
             second = {} if s is None else {"s": s}
             return network.apply({"params": params["network"]}, x, t, cond, train=True, rngs=rngs, **second)
 
-        found = problem(network=apply, params=params, ema={**params, **step.ema}, step=step.number)
-        loss, metrics = objective(found, x0, objective_key, step.rows, step.batch_size)
+        problem = Problem(apply, params, {**params, **step.ema}, step.number)
+        loss, metrics = objective(problem, x0, objective_key, step.rows, step.batch_size)
         return loss, {name: value for name, value in metrics.items() if value.ndim == 0}
 
     return loss_fn

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from ldm_jax.training.state import GradFn, TrainState, make_init, make_train_step
+from ldm_jax.training.state import GradFn, LossFn, TrainState, make_init, make_train_step
 
 PyTree = Any
 
@@ -18,6 +18,7 @@ class Program:
 
     init           key -> params, random
     gradients      what learns from a batch, see `state.make_train_step`
+    loss           the function that they are gradients of, where there is one
     optimizer      optax's
     batch          shapes and types of one update's whole batch, leading axis first
     constants      shapes and types of what is not trained, a dict of parts that `gradients` find among their params
@@ -33,6 +34,7 @@ class Program:
     ema_decay: float = 0.0
     not_averaged: tuple[str, ...] = ()
     accumulate: int = 1
+    loss: LossFn | None = None
 
     def state_of(self, params: PyTree) -> TrainState:
         """The state at step 0 with these parameters."""
