@@ -164,25 +164,26 @@ def train(
     step = make_train_step(from_loss(make_loss(kind, network)), optimizer, 0.99)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     shapes = jax.eval_shape(init, jax.random.key(0))
-    with Checkpoints(out / "checkpoints", keep=1) as checkpoints, Log(out, kind, steps) as log:
+    with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
         state = checkpoints.restore(
             jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding.state_shardings(mesh, shapes)
             )
         )
         state = sharding.init_sharded(mesh, init, seed) if state is None else state
-        state = run_loop(
-            state,
-            sharding.compile_step(mesh, step, shapes),
-            batches(source, transform, batch_size, seed, start_step=int(state.step)),
-            steps=steps,
-            key=jax.random.key(seed),
-            batch_size=batch_size,
-            log=log,
-            checkpoints=checkpoints,
-            log_every=max(steps // 10, 1),
-            checkpoint_every=steps,
-        )
+        with Log(out, kind, steps, int(state.step)) as log:
+            state = run_loop(
+                state,
+                sharding.compile_step(mesh, step, shapes),
+                batches(source, transform, batch_size, seed, start_step=int(state.step)),
+                steps=steps,
+                key=jax.random.key(seed),
+                batch_size=batch_size,
+                log=log,
+                checkpoints=checkpoints,
+                log_every=max(steps // 10, 1),
+                checkpoint_every=steps,
+            )
     return dataclasses.replace(judge, params=state.averaged)
 
 

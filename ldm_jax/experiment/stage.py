@@ -135,7 +135,7 @@ class Experiment:
                 train(
                     state,
                     sharding.compile_step(self.mesh, step, shapes_, constants),
-                    make_batches(start),
+                    make_batches,
                     steps=steps,
                     key=jax.random.key(self.config["seed"]),
                     batch_size=section["batch_size"],
