@@ -106,7 +106,8 @@ class Checkpoints:
     @property
     def retry_due(self) -> bool:
         """Whether a save failed in the background, and it is time to repeat it with the state of the moment."""
-        failed = self._pending is not None and self._pending.done() and self._pending.exception() is not None
+        alone, pending = jax.process_count() == 1, self._pending
+        failed = alone and pending is not None and pending.done() and pending.exception() is not None
         if failed and not self._again_at:
             self._again_at = time.monotonic() + 2.0**self._failures
         return failed and time.monotonic() >= self._again_at

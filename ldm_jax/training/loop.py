@@ -1,15 +1,18 @@
 """The one loop. Both stages run through it; what differs between them is in the step, the batches and the hooks.
 
 The host never waits for the step it has just started: metrics are read two steps later, while the device works on the
-next ones, so reading them costs nothing and a queue of at most three steps builds up.
+next ones, so reading them costs nothing and a queue of at most three steps builds up. Batches are put on the device ahead of
+the step that takes them. No second thread does so: all processes must start the same programs in the same order.
 """
 
 import collections
 import contextlib
 import dataclasses
+import itertools
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ from jax.experimental import multihost_utils
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.metrics import Log
 from ldm_jax.training.state import TrainState
+from ldm_jax.training.watch import Watchdog, Window, profiled
 
 PyTree = Any
 IN_FLIGHT = 2
@@ -35,7 +39,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """`run(state)` after every `every` steps, and after the last."""
+    """`run(state)` after every `every` steps, and after the last; never, if `every` is 0."""
 
     every: int
     run: Callable[[TrainState], Report]
@@ -50,21 +54,28 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def stop_signals():
-    """Yields a function that says whether Ctrl-C or SIGTERM came. A second signal acts at once."""
-    received = []
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step that says whether to stop: after Ctrl-C or SIGTERM.
 
-    def handle(number, frame):
+    In one process, a second signal acts at once. Of several, one signalled process is enough, and all are told to stop at the
+    same step: SIGTERM is left to JAX's preemption notifier, which agrees with the others, and Ctrl-C is passed on to it.
+    """
+    several, received, previous = jax.process_count() > 1, [], {}
+
+    def handle(number: int, frame: Any):
         received.append(number)
         signal.signal(number, previous[number])
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    def asked(step: int) -> bool:
+        return multihost_utils.reached_preemption_sync_point(step) if several else bool(received)
+
+    for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
             previous[number] = signal.signal(number, handle)
-
     try:
-        yield lambda: bool(received)
+        yield asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -73,7 +84,7 @@ def stop_signals():
 def train(
     state: TrainState,
     train_step: Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]],
-    batches: Iterator[PyTree],
+    batches: Iterable[PyTree] | Callable[[int], Iterable[PyTree]],
     *,
     steps: int,
     key: jax.Array,
@@ -84,97 +95,164 @@ def train(
     checkpoint_every: int,
     hooks: Sequence[Hook] = (),
     max_skipped: int = 25,
+    rewinds: int = 3,
+    prefetch: int = 2,
+    watchdog_seconds: float = 0.0,
+    profile: tuple[int, int] = (0, 0),
+    flops_per_step: float = 0.0,
+    peak_flops: float = 0.0,
 ) -> TrainState:
-    """Trains from `state.step` to `steps`; `batches` must start with the batch of `state.step`.
+    """Trains from `state.step` to `steps`.
+
+    batches            those from the batch of `state.step` on; or a function of a step that gives them, which rewinding needs
+    log_every, checkpoint_every, a hook's every
+                       in steps; 0 is off. The last state is always saved, and so is that at which a run stops. A state with the
+                       best score so far is saved at once
+    max_skipped        so many steps in a row may have a loss or gradient that is not finite. After more, the run goes back to
+                       its last checkpoint, and takes another key until it is past the step that failed; `rewinds` times
+    prefetch           batches held ready on the device
+    watchdog_seconds   all stacks are written to standard error when no step has finished for so long; 0: off
+    profile            (first, last) step to trace into log.folder/profile; (0, 0): none
+    flops_per_step, peak_flops
+                       of all devices together; with both, the log has `mfu`, the fraction of the peak that is used
 
     Raises:
       Interrupted: Ctrl-C or SIGTERM; the state was saved.
-      FloatingPointError: more than `max_skipped` steps in a row gave a loss or gradient that is not finite.
+      FloatingPointError: not finite, and rewinding did not help, or there was nothing to go back to.
+      OSError: a checkpoint could not be written, time and again.
     """
-    step = int(state.step)
-    window = _Window(log, log_every, batch_size, max_skipped)
-    pending: collections.deque = collections.deque()
-    score = None
+    for name, value in {"log_every": log_every, "checkpoint_every": checkpoint_every, "prefetch": prefetch}.items():
+        if value < 0:
+            raise ValueError(f"{name}={value}: must not be negative; 0 is off")
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)
+    run = _Run(log, checkpoints, hooks, steps, log_every, checkpoint_every, batch_size, flops_per_step, peak_flops)
+    with stop_signals() as asked_to_stop, Watchdog(watchdog_seconds) as watchdog, profiled(log.folder, profile) as tracing:
+        run.asked_to_stop, run.beat, run.tracing, other_until = asked_to_stop, watchdog.beat, tracing, 0
+        for rewound in itertools.count():
+            start = int(state.step)
+            stream = batches(start) if callable(batches) else batches
+            keys = key, jax.random.fold_in(key, rewound), other_until
+            try:
+                return run.go(state, train_step, _ahead(itertools.islice(stream, steps - start), prefetch), keys, max_skipped)
+            except _NotFinite as failure:
+                state = None  # frees what is given up
+                if not callable(batches) or rewound == rewinds or not checkpoints.steps:
+                    helped = f", and going back {rewound} times did not help" if rewound else ""
+                    raise FloatingPointError(
+                        f"{failure}; no parameter was changed by them{helped}. Lower the learning rate, clip gradients "
+                        "(clip_norm), or look for broken images."
+                    ) from None
+                zero = jax.device_put(np.int32(0), target.skipped.sharding)
+                state = dataclasses.replace(checkpoints.restore(target), skipped=zero)
+                other_until = failure.step
+                log.rewind(int(state.step))
+                log.say(f"{log.stage}: {failure}; back to step {int(state.step)} with another key ({rewound + 1} of {rewinds})")
+            finally:
+                if hasattr(stream, "close"):
+                    stream.close()
 
-    def drain(keep: int):
-        while len(pending) > keep:
-            window.add(*pending.popleft())
 
-    with stop_signals() as asked_to_stop:
-        while step < steps:
+class _NotFinite(Exception):
+    def __init__(self, skipped: int, step: int, broken: str):
+        super().__init__(f"{skipped} steps in a row up to step {step} gave a loss or gradient that is not finite ({broken})")
+        self.step = step
+
+
+class _Run:
+    """What a pass through the steps needs besides state, batches and key."""
+
+    def __init__(self, log, checkpoints, hooks, steps, log_every, checkpoint_every, batch_size, flops, peak):
+        self.log, self.checkpoints, self.hooks, self.steps = log, checkpoints, hooks, steps
+        self.checkpoint_every = checkpoint_every
+        self.window = Window(log, log_every, batch_size, flops, peak)
+        found = checkpoints.best
+        self.best = _of_first(found[1] if found else None)
+
+    def go(
+        self,
+        state: TrainState,
+        train_step: Callable,
+        batches: Iterator[PyTree],
+        keys: tuple[jax.Array, jax.Array, int],
+        max_skipped: int,
+    ) -> TrainState:
+        """From `state` to the last step. `keys`: the run's key, and another one for the steps before the third number."""
+        step, pending = int(state.step), collections.deque()
+        key, other_key, other_until = keys
+        self.window.clear()
+
+        def drain(keep: int):
+            while len(pending) > keep:
+                number, metrics, host = pending.popleft()
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the device
+                self.beat()
+                skipped = int(values.get("skipped", 0))
+                if skipped > max_skipped:
+                    broken = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
+                    raise _NotFinite(skipped, number, broken)
+                self.window.add(number, values, host)
+
+        while step < self.steps:
+            self.tracing(step, state)
             # CPU time of this thread: on a CPU backend the wall clock would count what the device computes meanwhile
             began = time.thread_time()
-            batch = next(batches)
-            state, metrics = train_step(state, batch, key)
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f"the batches ended at step {step}, before step {self.steps}")
+            state, metrics = train_step(state, batch, other_key if step < other_until else key)
+            del batch
             step += 1
             pending.append((step, metrics, time.thread_time() - began))
             drain(IN_FLIGHT)
 
-            due = [hook for hook in hooks if step % hook.every == 0 or step == steps]
-            stop = asked_to_stop() if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
-            save = stop or step % checkpoint_every == 0 or step == steps
+            last = step == self.steps
+            stop = self.asked_to_stop(step)
+            due = [hook for hook in self.hooks if hook.every and (step % hook.every == 0 or last) and not stop]
+            save = stop or last or _is_due(step, self.checkpoint_every) or self.checkpoints.retry_due
             if due or save:
                 drain(0)
-            for report in [hook.run(state) for hook in due if not stop]:
-                if report.scalars:
-                    log.scalars(step, report.scalars)
-                for name, (picture, text) in report.images.items():
-                    log.image(step, name, picture, text)
-                score = report.score if report.score is not None else score
+            score = self._look(step, state, due)
+            if score is not None and score < self.best:
+                self.best, save = score, True
             if save:
-                checkpoints.save(step, state, score)
+                self.checkpoints.save(step, state, score, wait=stop or last)
+                self.beat()
             if stop:
-                checkpoints.wait()
                 raise Interrupted(step)
             if due or save:
-                window.resume()
-    return state
+                self.window.resume()
+        return state
+
+    def _look(self, step: int, state: TrainState, due: Sequence[Hook]) -> float | None:
+        """Runs the hooks; the score of this state, if one judges it."""
+        score = None
+        for report in (hook.run(state) for hook in due):
+            if report.scalars:
+                self.log.scalars(step, report.scalars)
+            for name, (picture, text) in report.images.items():
+                self.log.image(step, name, picture, text)
+            score = report.score if report.score is not None else score
+            self.beat()
+        found = _of_first(score) if due else np.inf
+        return found if np.isfinite(found) else None
 
 
-class _Window:
-    """Gathers the metrics of finished steps, and reports their mean every `every` steps."""
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
-    def __init__(self, log: Log, every: int, batch_size: int, max_skipped: int):
-        self.log, self.every, self.batch_size, self.max_skipped = log, every, batch_size, max_skipped
-        self.rate = 0.0
-        self._clear()
-        self.resume()
 
-    def _clear(self):
-        self.sums, self.count, self.seconds, self.timed, self.host = collections.defaultdict(float), 0, 0.0, 0, 0.0
+def _of_first(score: float | None) -> float:
+    """Process 0's score in all processes; infinity for none, or one that is not finite."""
+    value = float(score) if score is not None and np.isfinite(score) else np.inf
+    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
-    def resume(self):
-        """Time starts anew: what passed since the last step (compilation, a hook) is not training."""
-        self.last = None
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], host: float):
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the device
-        now = time.perf_counter()
-        if self.last is not None:
-            self.seconds, self.host, self.timed = self.seconds + now - self.last, self.host + host, self.timed + 1
-        self.last = now
-        skipped = values.pop("skipped", 0)
-        if skipped > self.max_skipped:
-            broken = ", ".join(f"{name} {value}" for name, value in values.items() if not np.isfinite(value))
-            raise FloatingPointError(
-                f"{int(skipped)} steps in a row up to step {step} gave a loss or gradient that is not finite ({broken}); no "
-                "parameter was changed by them, and the last checkpoint is good. Lower the learning rate, clip gradients "
-                "(clip_norm), or look for broken images."
-            )
-        for name, value in values.items():
-            self.sums[name] += value
-        self.sums["skipped"] += skipped > 0
-        self.count += 1
-        if self.timed:
-            self.rate = self.timed * self.batch_size / self.seconds
-        self.log.progress(step, self.sums["loss"] / self.count, self.rate)
-        if step % self.every == 0 or step == self.log.steps:
-            means = {f"train/{name}": value / self.count for name, value in self.sums.items() if name != "skipped"}
-            if self.sums["skipped"]:
-                means["train/skipped_steps"] = self.sums["skipped"]
-            if self.timed:
-                means["images_per_second"] = self.rate
-                means["host_ms"] = 1e3 * self.host / self.timed
-                means["step_ms"] = 1e3 * self.seconds / self.timed
-            self.log.scalars(step, means)
-            self._clear()
+def _ahead(batches: Iterator[PyTree], count: int) -> Iterator[PyTree]:
+    """The batches, so many of them made before they are asked for."""
+    ready = collections.deque(itertools.islice(batches, count))
+    for batch in batches:
+        ready.append(batch)
+        yield ready.popleft()
+    yield from ready

@@ -1,15 +1,22 @@
 """What a run tells: a progress bar or plain lines, TensorBoard, `metrics.jsonl` and PNG grids. Only process 0 speaks."""
 
+import contextlib
 import json
+import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
+
+from ldm_jax.primitives import files
 
 
 def describe(values: Mapping[str, float]) -> str:
@@ -28,18 +35,21 @@ class Log:
     """The record of one stage: appends to `folder/metrics.jsonl`, TensorBoard events beside it, images as PNG.
 
     `steps` and `start` bound the progress bar, which is drawn where standard error is a terminal; elsewhere every call of
-    `scalars` prints a line. Use as a context manager.
+    `scalars` prints a line. What was logged after step `start`, by a run that was killed after its last checkpoint, is dropped.
+    A disk that fails doesn't end a run: lines wait until they can be written, pictures and TensorBoard's curves are given up
+    with a warning. Use as a context manager.
     """
 
-    def __init__(self, folder: Path, stage: str, steps: int, start: int = 0):
+    def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0):
         self.folder, self.stage, self.steps, self.start = Path(folder), stage, steps, start
         self.speaks = jax.process_index() == 0
         self.began = time.monotonic()
-        self.bar = self.file = self.board = None
+        self.seconds_per_step: float | None = None  # of late; the loop knows
+        self.bar = self.board = None
+        self._waiting: list[str] = []
         if self.speaks:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)
-            self.board = SummaryWriter(str(self.folder), flush_secs=10)
+            self.rewind(start)
             if sys.stderr.isatty():
                 self.bar = tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True)
 
@@ -47,9 +57,28 @@ class Log:
         return self
 
     def __exit__(self, *_):
-        for part in (self.bar, self.file, self.board):
+        self._append()
+        for part in (self.bar, self.board):
             if part is not None:
-                part.close()
+                with contextlib.suppress(OSError):
+                    part.close()
+
+    def rewind(self, step: int):
+        """Drops what was logged after `step`."""
+        if not self.speaks:
+            return
+        self._append()
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines or not path.read_bytes().endswith(b"\n"):
+                files.write_text(path, "".join(f"{line}\n" for line in kept))
+        if self.board is not None:
+            self.board.close()
+        self.board = _Board(self.folder, step)
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
 
     def say(self, text: str):
         """One line for the reader."""
@@ -59,8 +88,13 @@ class Log:
     def progress(self, step: int, loss: float, rate: float):
         """Moves the bar (nothing where there is none)."""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} images/s", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} images/s, left {clock(self.left(step))}", refresh=False)
             self.bar.update(step - self.bar.n)
+
+    def left(self, step: int) -> float:
+        """Seconds to the last step, from the median of late steps; from the mean of all before the loop has one."""
+        mean = (time.monotonic() - self.began) / max(step - self.start, 1)
+        return (self.seconds_per_step or mean) * (self.steps - step)
 
     def scalars(self, step: int, values: Mapping[str, float], show: bool = True):
         """Numbers of one step, under names such as `train/loss`."""
@@ -70,12 +104,12 @@ class Log:
         seconds = round(time.monotonic() - self.began, 3)
         # Strict JSON has no NaN or infinity; readers get null.
         clean = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"stage": self.stage, "step": step, "seconds": seconds, **clean}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        line = {"stage": self.stage, "step": step, "seconds": seconds, **clean}
+        self._waiting.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._append()
+        self._show_board(step, [summary.scalar(name, value) for name, value in values.items()])
         if show and self.bar is None:
-            left = seconds / max(step - self.start, 1) * (self.steps - step)
-            self.say(f"{self.stage} {step}/{self.steps}  {describe(values)}  left {clock(left)}")
+            self.say(f"{self.stage} {step}/{self.steps}  {describe(values)}  left {clock(self.left(step))}")
         elif show and not any(name.startswith("train/") for name in values):
             self.say(f"{self.stage} {step}/{self.steps}  {describe(values)}")
 
@@ -86,12 +120,76 @@ class Log:
         from PIL import Image
 
         path = self.folder / "images" / f"{name}_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
-        if text:
-            path.with_suffix(".txt").write_text(text)
-        self.board.add_image(name, picture, step, dataformats="HWC")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+            if text:
+                files.write_text(path.with_suffix(".txt"), text)
+        except OSError as error:
+            warnings.warn(f"{path} could not be written: {error}", stacklevel=2)
+        self._show_board(step, [summary.image(name, picture, dataformats="HWC")])
         return path
+
+    def _append(self):
+        """Writes the lines that wait; one that was written in part is ended, and left out by readers as it is no JSON."""
+        if not self._waiting:
+            return
+        try:
+            with open(self.folder / "metrics.jsonl", "ab", buffering=0) as file:
+                before = file.tell()
+                data = "".join(self._waiting).encode("utf-8")
+                if file.write(data) != len(data):
+                    os.ftruncate(file.fileno(), before)
+                    raise OSError("the disk is full")
+            self._waiting = []
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warnings.warn(f"{self.folder / 'metrics.jsonl'} can't be written ({error}); its lines wait", stacklevel=3)
+
+    def _show_board(self, step: int, values: list):
+        if self.board is not None and not self.board.add(step, values):
+            self.board = None
+
+
+class _Board:
+    """TensorBoard's events, written by the thread that has them: tensorboardX's own writer hangs when its thread dies."""
+
+    def __init__(self, folder: Path, step: int):
+        self.folder = folder
+        suffix = f".{os.getpid()}.{time.monotonic_ns()}"  # two within a second would be one file
+        self._writer = EventsWriter(str(folder / "events"), suffix)
+        if step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            # what an earlier file has from this step on is hidden
+            self._write(event_pb2.Event(step=step + 1, session_log=start, wall_time=time.time()))
+
+    def _write(self, *events: event_pb2.Event):
+        for event in events:
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def add(self, step: int, values: list) -> bool:
+        """Whether they could be written."""
+        try:
+            self._write(*(event_pb2.Event(step=step, summary=value, wall_time=time.time()) for value in values))
+        except OSError as error:
+            warnings.warn(f"TensorBoard's events in {self.folder} can't be written ({error}); given up", stacklevel=4)
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            return False
+        return True
+
+    def close(self):
+        """Ends the file."""
+        self._writer.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for a broken one."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return np.inf
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

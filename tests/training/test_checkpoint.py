@@ -289,7 +289,7 @@ def test_checkpoints_of_the_version_before_still_load(tmp_path):
     meta = {"checksums": checksums(parts), "arrays": describe(parts)}
     with ocp.training.Checkpointer(str(tmp_path / "checkpoints")) as orbax:
         for step, score in ((3, 0.5), (6, 0.7)):
-            orbax.save_checkpointables(step, parts, force=True, metrics={"score": score}, custom_metadata=meta)
+            orbax.save_checkpointables(step, dict(parts), force=True, metrics={"score": score}, custom_metadata=meta)
     assert best_in(tmp_path / "checkpoints") == (3, 0.5)
     assert equal(load_averaged(tmp_path / "checkpoints", "best"), state_at(3).ema)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

@@ -1,14 +1,20 @@
 """The loop: what it logs, when it stops, and that it asks for batches from where it is."""
 
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
-from ldm_jax.training.checkpoint import Checkpoints
-from ldm_jax.training.loop import Hook, Report, train
+from ldm_jax.training.checkpoint import Checkpoints, best_in, steps_in
+from ldm_jax.training.loop import Hook, Interrupted, Report, train
 from ldm_jax.training.metrics import Log, clock, image_grid
 from ldm_jax.training.optimizer import make_optimizer
 from ldm_jax.training.state import from_loss, make_init, make_train_step
@@ -24,13 +30,14 @@ def loss_fn(params, batch, key, step):
 STEP = jax.jit(make_train_step(from_loss(loss_fn), OPTIMIZER))
 
 
-def run(folder, batches, steps=10, **options):
-    state = INIT(jax.random.key(0))
-    with Log(folder, "stage", steps) as log, Checkpoints(folder / "checkpoints") as checkpoints:
+def run(folder, batches, steps=10, step=STEP, state=None, **options):
+    state = INIT(jax.random.key(0)) if state is None else state
+    log = Log(folder, "stage", steps, int(state.step))
+    with log, Checkpoints(folder / "checkpoints") as checkpoints:
         return train(
             state,
-            STEP,
-            iter(batches),
+            step,
+            batches if callable(batches) else iter(batches),
             steps=steps,
             key=jax.random.key(0),
             batch_size=2,
@@ -65,7 +72,7 @@ def test_logs_means_runs_hooks_and_keeps_the_best(tmp_path, capsys):
     assert (tmp_path / "images" / "grid_0000003.png").is_file()
     assert (tmp_path / "images" / "grid_0000003.txt").read_text() == "words"
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.steps == [8, 10]  # 8 carries the best score so far, 0 at step 6
+        assert checkpoints.steps == [6, 8, 10] and checkpoints.best == (6, 0)
     assert "stage 10/10" in capsys.readouterr().out
 
 
@@ -85,3 +92,186 @@ def test_grid_places_pictures_row_by_row():
     grid = image_grid(images, columns=2, border=1)
     assert grid.shape == (11, 11, 3)
     assert grid[1, 1, 0] == 0 and grid[1, 6, 0] == 128 and grid[6, 1, 0] == 255 and grid[0, 0, 0] == 255
+
+
+def numbers(start):
+    return (jnp.float32(i) for i in range(start, 1000))
+
+
+def test_zero_is_off_and_the_last_state_is_saved_all_the_same(tmp_path):
+    def never(state):
+        raise AssertionError
+
+    state = run(tmp_path, numbers, log_every=0, checkpoint_every=0, hooks=[Hook(0, never)])
+    assert int(state.step) == 10 and lines(tmp_path) == [] and steps_in(tmp_path / "checkpoints") == [10]
+    with pytest.raises(ValueError, match="log_every=-1"):
+        run(tmp_path, numbers, log_every=-1)
+
+
+def test_a_best_state_is_saved_at_its_own_step_with_its_own_score(tmp_path):
+    def judge(state):
+        return Report(score=abs(int(state.step) - 5) + 0.25)
+
+    run(tmp_path, numbers, hooks=[Hook(1, judge)], checkpoint_every=4)
+    assert best_in(tmp_path / "checkpoints") == (5, 0.25) and steps_in(tmp_path / "checkpoints") == [5, 8, 10]
+
+
+def test_a_judge_of_nothing_finite_judges_nothing(tmp_path):
+    run(tmp_path, numbers, hooks=[Hook(2, lambda state: Report(score=float("nan")))])
+    assert best_in(tmp_path / "checkpoints") is None and steps_in(tmp_path / "checkpoints") == [8, 10]
+
+
+def test_lines_after_the_checkpoint_are_dropped_when_a_killed_run_goes_on(tmp_path):
+    run(tmp_path, numbers, log_every=1)
+    whole = {line["step"]: line["train/loss"] for line in lines(tmp_path)}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"stage": "stage", "step": 11, "tra')  # killed while it wrote
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = checkpoints.restore(INIT(jax.random.key(0)))
+        shutil.rmtree(tmp_path / "checkpoints" / "10")
+        state = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert int(state.step) == 8
+    run(tmp_path, numbers, log_every=1, state=state)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
+    assert {line["step"]: line["train/loss"] for line in lines(tmp_path)} == whole
+    purges = [event.step for file in tmp_path.glob("events*") for event in events(file) if event.session_log.status]
+    assert purges == [9]
+
+
+def events(path):
+    """TensorBoard's events of a file: records of a length, a checksum, the data, a checksum."""
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return found
+
+
+def test_curves_reach_tensorboard(tmp_path):
+    run(tmp_path, numbers, log_every=5)
+    (file,) = tmp_path.glob("events*")
+    seen = {(e.step, v.tag): v.simple_value for e in events(file) for v in e.summary.value}
+    for line in lines(tmp_path):
+        assert seen[line["step"], "train/loss"] == pytest.approx(line["train/loss"])
+
+
+def noisy(params, batch, key, step):
+    """Not finite while the key's number says so: with another key it goes on."""
+    bad = (step.number == 6) & (jax.random.key_data(key)[-1] == BAD)
+    return jnp.mean((params["kernel"] - batch) ** 2) + jnp.where(bad, jnp.nan, 0.0), {}
+
+
+BAD = int(jax.random.key_data(jax.random.fold_in(jax.random.key(0), 6))[-1])
+
+
+def test_a_run_that_breaks_goes_back_to_its_last_checkpoint_with_another_key(tmp_path, capsys):
+    step = jax.jit(make_train_step(from_loss(noisy), OPTIMIZER))
+    state = run(tmp_path, numbers, step=step, max_skipped=0, log_every=1)
+    whole = run(tmp_path / "whole", numbers, log_every=1)  # the key changes nothing but what breaks
+    assert int(state.step) == 10 and int(state.skipped) == 0
+    np.testing.assert_array_equal(state.params["kernel"], whole.params["kernel"])
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
+    assert "up to step 7 gave a loss or gradient that is not finite" in (said := capsys.readouterr().out)
+    assert "back to step 4 with another key (1 of 3)" in said
+
+
+def test_rewinding_is_bounded(tmp_path):
+    def broken(start):
+        return (jnp.float32(jnp.nan if i == 6 else i) for i in range(start, 1000))
+
+    began = []
+
+    def counted(start):
+        began.append(start)
+        return broken(start)
+
+    with pytest.raises(FloatingPointError, match="up to step 7 .* going back 2 times did not help"):
+        run(tmp_path, counted, max_skipped=0, rewinds=2)
+    assert began == [0, 4, 4]
+
+
+def test_it_stops_at_a_signal_saves_and_goes_on_exactly(tmp_path):
+    whole = run(tmp_path / "whole", numbers)
+
+    def stop(state):
+        if int(state.step) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Report()
+
+    with pytest.raises(Interrupted, match="stopped at step 4"):
+        run(tmp_path / "part", numbers, hooks=[Hook(1, stop)], checkpoint_every=0)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with Checkpoints(tmp_path / "part" / "checkpoints") as checkpoints:
+        state = checkpoints.restore(jax.eval_shape(INIT, jax.random.key(0)))
+    state = run(tmp_path / "part", numbers, state=state)
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+def test_batches_are_made_ahead_and_none_too_many(tmp_path):
+    made, seen = [], []
+
+    def batches(start):
+        for i in range(start, 1000):
+            made.append(i)
+            yield jnp.float32(i)
+
+    def step(state, batch, key):
+        seen.append((int(batch), len(made)))
+        return STEP(state, batch, key)
+
+    run(tmp_path, batches, step=step, prefetch=2)
+    assert seen == [(i, min(i + 3, 10)) for i in range(10)]
+    with pytest.raises(ValueError, match="ended at step 3, before step 10"):
+        run(tmp_path / "short", [jnp.float32(1)] * 3)
+
+
+def test_old_keys_are_taken(tmp_path):
+    a, b = (run(tmp_path / name, numbers, key=key) for name, key in (("a", jax.random.key(1)), ("b", jax.random.PRNGKey(1))))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_times_percentiles_and_utilisation(tmp_path):
+    run(tmp_path, numbers, log_every=10, flops_per_step=2e6, peak_flops=1e12)
+    (line,) = lines(tmp_path)
+    assert 0 < line["step_ms_p50"] <= line["step_ms_p90"] <= line["step_ms_p99"]
+    assert line["mfu"] == pytest.approx(2e6 / (line["step_ms"] / 1e3 * 1e12))
+    assert line["images_per_second"] == pytest.approx(2 / (line["step_ms"] / 1e3))
+
+
+def test_the_time_left_follows_late_steps(tmp_path):
+    with Log(tmp_path, "stage", 100) as log:
+        log.seconds_per_step = 2.0
+        assert log.left(70) == 60.0
+
+
+def test_the_watchdog_shows_where_it_hangs(tmp_path, capfd):
+    def hang(state):
+        time.sleep(0.6)
+        return Report()
+
+    run(tmp_path, numbers, hooks=[Hook(5, hang)], watchdog_seconds=0.2)
+    said = capfd.readouterr().err
+    assert "no step has finished for" in said and "in hang" in said
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def test_some_steps_are_traced(tmp_path):
+    run(tmp_path, numbers, profile=(3, 5))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(ValueError, match=r"profile=\(5, 3\)"):
+        run(tmp_path, numbers, profile=(5, 3))
+
+
+def test_lines_wait_for_a_disk_that_fails(tmp_path):
+    with Log(tmp_path, "stage", 10) as log:
+        log.scalars(1, {"a": 1.0})
+        (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.warns(UserWarning, match="its lines wait"):
+            log.scalars(2, {"a": 2.0})
+        log.scalars(3, {"a": 3.0})
+        (tmp_path / "metrics.jsonl").rmdir()
+        (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
+        log.scalars(4, {"a": 4.0})
+    assert [line["a"] for line in lines(tmp_path)] == [1, 2, 3, 4]

@@ -1,0 +1,138 @@
+"""One training per working directory: a lock file that says whose it is.
+
+    FOLDER/training.lock    {"process", "host", "since", "started"}
+
+It is made at once or not at all (a hard link of a finished file), touched every HEARTBEAT seconds, and removed at the end, also
+after an error. A lock is passed over when its process is dead: on this host by the process table, where the process's start
+time tells it from a later one of the same number; on another host when it was not touched for STALE seconds.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+NAME = "training.lock"
+HEARTBEAT, STALE = 30.0, 300.0
+
+
+@contextlib.contextmanager
+def hold(folder: str | Path) -> Iterator[None]:
+    """Holds `folder` (made if need be) while the block runs. In a run of several processes, process 0 does.
+
+    Raises:
+      ValueError: another process holds it; says which.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = Path(folder) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "started": _started(os.getpid()),
+    }
+    _take(path, mine)
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, mine, done), name="lock", daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+        if _read(path) == mine:
+            path.unlink(missing_ok=True)
+
+
+def _take(path: Path, mine: dict) -> None:
+    temporary = path.with_name(f".{NAME}.{mine['host']}.{mine['process']}.{threading.get_ident()}")
+    temporary.write_text(json.dumps(mine), encoding="utf-8")
+    try:
+        for _ in range(10):
+            with contextlib.suppress(FileExistsError):
+                _place(temporary, path)
+                return
+            owner = _read(path)
+            if owner is not None and _is_alive(owner, path):
+                raise ValueError(
+                    f"{path.parent} is in use by process {owner['process']} on {owner['host']} since {owner['since']}; wait "
+                    "for it to end, or choose another working directory"
+                )
+            _remove_stale(path, owner)
+        raise ValueError(f"{path.parent} is being taken by several processes at once; start one of them again")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _place(made: Path, path: Path) -> None:
+    """`path` with what `made` holds. FileExistsError if it is there."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(made.read_text(encoding="utf-8"))
+
+
+def _remove_stale(path: Path, owner: dict | None) -> None:
+    """Away with a dead process's lock, unless another process has put its own there meanwhile."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.stale")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _read(aside) != owner:
+            with contextlib.suppress(FileExistsError):
+                _place(aside, path)
+        aside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict | None:
+    """Whose lock it is; None if there is none, or none that can be read."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return owner if {"process", "host", "since", "started"} <= owner.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_alive(owner: dict, path: Path) -> bool:
+    if owner["host"] != socket.gethostname():
+        try:
+            return time.time() - path.stat().st_mtime < STALE
+        except FileNotFoundError:
+            return False
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, TypeError, OverflowError):
+        return isinstance(owner["process"], int)  # someone else's process
+    started = _started(owner["process"])
+    return owner["started"] is None or started is None or started == owner["started"]
+
+
+def _started(process: int) -> str | None:
+    """When a process of this host began, as its operating system counts it; None where there is no /proc. A zombie has none
+    that counts."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, IndexError):
+        return None
+    return f"{boot} {fields[19]}" if fields[0] not in "ZX" else f"{boot} dead"
+
+
+def _beat(path: Path, mine: dict, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):
+            if _read(path) == mine:
+                os.utime(path)
