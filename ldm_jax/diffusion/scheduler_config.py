@@ -231,6 +231,11 @@ def _dpm_levels(o: _Options, last: float | None, spaced: bool = True) -> tuple[S
     return table, levels or (lambda n: table(times(n)))
 
 
+def _unit(level: Level) -> float:
+    """init_noise_sigma 1, also where these classes sample a flow below pure noise."""
+    return 1.0
+
+
 def _multistep(o: _Options) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o, 2.0**-24), _kind(o)
     algorithms = {"dpmsolver++": ("x0", 0.0), "sde-dpmsolver++": ("x0", 1.0), "dpmsolver": ("eps", 0.0)}
@@ -244,7 +249,7 @@ def _multistep(o: _Options) -> Recipe:
     def sampler(n: int) -> s.Sampler:
         return s.dpm_multistep(order, solves, exact, eta, euler or (lower and n < 15))
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
 
 
 def _solver_type(o: _Options) -> bool:
@@ -268,14 +273,15 @@ def _singlestep(o: _Options) -> Recipe:
     def sampler(n: int) -> s.Sampler:
         return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False))
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
 
 
 def _unipc(o: _Options) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o, 2.0**-24), _kind(o)
     solves = "x0" if o.take("predict_x0", True) else "eps"
     sampler = s.unipc(o.take("solver_order", 2), solves, o.take("solver_type", "bh2"), o.take("lower_order_final", True))
-    return Recipe(schedule, kind, _stopping(levels, _final(o, schedule)), lambda n: sampler, _clipping(o, None, False))
+    grid, wrap = _stopping(levels, _final(o, schedule)), _clipping(o, None, False)
+    return Recipe(schedule, kind, grid, lambda n: sampler, wrap, start_scale=_unit)
 
 
 def _deis(o: _Options) -> Recipe:
@@ -283,8 +289,8 @@ def _deis(o: _Options) -> Recipe:
     order, lower = o.take("solver_order", 2), o.take("lower_order_final", True)
     lookup({"deis": None}, o.take("algorithm_type", "deis"), "diffusers algorithm_type")
     lookup({"logrho": None}, o.take("solver_type", "logrho"), "diffusers solver_type")
-    end = schedule(0.0)
-    return Recipe(schedule, kind, _stopping(levels, end), lambda n: s.deis(order, lower and n < 15), _clipping(o, None, False))
+    grid, wrap = _stopping(levels, schedule(0.0)), _clipping(o, None, False)
+    return Recipe(schedule, kind, grid, lambda n: s.deis(order, lower and n < 15), wrap, start_scale=_unit)
 
 
 def _distilled(o: _Options, trajectory: bool) -> Recipe:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion import CLEAN, Level, diffuse, editing, make_denoiser, make_sampler, predict, sample, schedules
+from ldm_jax.diffusion import CLEAN, Level, diffuse, editing, make_denoiser, make_sampler, predict, sample, schedules, start
 from ldm_jax.diffusion import scheduler_config as sc
 from ldm_jax.diffusion.level import expand
 from ldm_jax.diffusion.samplers import State, churned, euler
@@ -48,6 +48,7 @@ class Run:
         self.recipe = sc.read({"_class_name": case["scheduler"], **case["config"]})
         self.grid = self.recipe.grid(self.steps)
         self.x, self.t = (arrays[f"{case['prefix']}.{name}"] for name in ("x", "timesteps"))
+        self.unit_noise = self.x[0] / arrays[f"{case['prefix']}.init_noise_sigma"]
         self.x0 = arrays.get(f"{case['prefix']}.pred_x0")
         self.over_alpha = case["scheduler"].startswith(HOLDS_X_OVER_ALPHA)
         self.calls = len(self.t)
@@ -81,7 +82,8 @@ class Run:
         return recording
 
     def start(self):
-        return jnp.asarray(self.x[0] * self.scale(self.grid[0]), jnp.float32)
+        """From the reference's unit noise."""
+        return start(jnp.asarray(self.unit_noise, jnp.float32), self.unit_noise.shape, self.grid, self.recipe.start_scale)
 
     def ours(self, sampler=None):
         calls = []
