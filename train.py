@@ -1,9 +1,11 @@
 """Trains a latent diffusion model, both stages: python train.py --config=configs/shapes.py --workdir=runs/shapes
 
-Any field of the config can be overridden: --config.diffusion_train.steps=4000. The same command resumes.
+Any field of the config can be overridden: --config.diffusion_train.steps=4000. The same command resumes. It ends with status 0
+when all is trained, 75 when it was stopped and can go on, 1 when it can't work.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,32 +15,49 @@ from ml_collections import config_flags
 HERE = Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "shapes.py"), "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; default runs/NAME, NAME being the config's.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where clusters don't say it.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
 def main(_):
     # Imported here, so that --help and a typo in a flag answer at once.
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
-    import jax
-
     from ldm_jax import experiment
+    from ldm_jax.training import distributed
     from ldm_jax.training.loop import Interrupted
     from ldm_jax.workdir import use_compilation_cache
 
     use_compilation_cache()
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ or "SLURM_JOB_ID" in os.environ:
-        jax.distributed.initialize()
-
     config = CONFIG.value.to_dict()
     workdir = Path(WORKDIR.value or f"runs/{config['name']}")
     try:
+        found = distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        if found != "1 process":
+            print(found, flush=True)
         experiment.run(config, workdir)
-    except Interrupted as interruption:
-        sys.exit(f"{interruption}. To go on: {' '.join(['python', *sys.argv])}")
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        said = str(interruption) or "stopped; what was saved before is there"
+        print(f"{said}. To go on: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LDM_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def without_repetition(arguments: list[str]) -> list[str]:
+    """The command line with the last of a field's values alone: ml_collections would join those of a tuple."""
+    last = {}
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config.") and "=" in argument:
+            last[argument.split("=")[0]] = place
+    return [a for i, a in enumerate(arguments) if last.get(a.split("=")[0], i) == i or "=" not in a]
+
+
 if __name__ == "__main__":
-    app.run(main)
+    try:
+        app.run(main, without_repetition(sys.argv))
+    except (AttributeError, KeyError) as error:  # a field that the config doesn't have
+        sys.exit(f"{sys.argv[0]}: no such field of the config: {str(error).splitlines()[0]}")

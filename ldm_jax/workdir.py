@@ -2,9 +2,9 @@
 
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -16,11 +16,26 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ldm_jax.primitives.files import read_json, write_json, write_text
+from ldm_jax.training import lock
 from ldm_jax.training.metrics import image_grid, to_uint8
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
 FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
-FREE_FIELDS = ("data.path", "data.workers", "data.in_memory")
+# Fields of a config that are paths.
+PATHS = (
+    "first_stage.path", "first_stage_train.start_from", "diffusion_train.start_from", "conditioner.path",
+    "conditioner.tokenizer", "conditioner.database", "data.path", "data.palette", "evaluation.inception_path",
+    "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path",
+)  # fmt: skip
+FREE_FIELDS = ("stages", "data.workers", "data.in_memory", *PATHS)
+# Fields that configs of earlier versions lack, and the values that change nothing.
+SINCE = {
+    "first_stage_train": {"accumulate": 1},
+    "diffusion_train": {"accumulate": 1},
+    "latents": {"standardise": False},
+    "diffusion": {"offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0},
+}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -32,33 +47,77 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """ValueError if the directory holds another experiment, with the difference, or something else altogether."""
+    """ValueError if the directory holds another experiment, with the difference, or something else altogether.
+
+    More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
     path = workdir / "config.json"
     if not path.is_file():
-        if workdir.is_dir() and any(workdir.iterdir()):
+        if workdir.is_dir() and any(entry.name != lock.NAME for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return
-    then, now = flatten(json.loads(path.read_text())), flatten(config)
+    found = read_json(path, f"Restore it, or remove {workdir} and train again.")
+    then, now = flatten(with_defaults(found, config)), flatten(config)
     free = {name for name in {*then, *now} if name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS}
+    for stage in ("first_stage_train", "diffusion_train"):
+        steps = f"{stage}.steps"
+        if now.get(f"{stage}.decay") == "constant" and now.get(steps, 0) >= then.get(steps, 0):
+            free.add(steps)
     lines = [
         f"  {name}: {then.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
         for name in sorted({*then, *now} - free)
         if then.get(name) != now.get(name)
     ]
     if lines:
+        more = [line for line in lines if ".steps:" in line]
+        hint = (
+            " A learning rate that falls to zero at the last step can't go on: start from its weights in another --workdir, "
+            f"--config.diffusion_train.start_from={workdir}."
+            if more
+            else ""
+        )
         raise ValueError(
-            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n" + "\n".join(lines)
+            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n" + "\n".join(lines) + hint
         )
 
 
+def with_defaults(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as written by an earlier version, with the fields that have come since: of the values that change nothing."""
+    sections = {}
+    for name, value in now.items():
+        if isinstance(value, Mapping) and isinstance(then.get(name), Mapping):
+            since = {field: off for field, off in SINCE.get(name, {}).items() if field in value}
+            sections[name] = {**since, **then[name]}
+    return {**then, **sections}
+
+
 def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json once, and appends to versions.json what runs now."""
+    """Writes config.json, paths in it absolute, and appends to versions.json what runs now."""
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").is_file():
-        (workdir / "config.json").write_text(json.dumps(config, indent=2))
+    path = workdir / "config.json"
+    stored = absolute(config)
+    if not path.is_file() or read_json(path) != stored:
+        write_json(path, stored)
     path = workdir / "versions.json"
-    runs = json.loads(path.read_text()) if path.is_file() else []
-    path.write_text(json.dumps([*runs, versions()], indent=2))
+    try:
+        runs = read_json(path)["runs"] if path.is_file() else []
+    except (ValueError, KeyError):  # for the record only
+        os.replace(path, path.with_suffix(".damaged"))
+        runs = []
+    write_json(path, {"runs": [*runs, versions()]})
+
+
+def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the paths that it names absolute, where they exist: it is read again from elsewhere."""
+
+    def of(value: Any) -> Any:
+        return str(Path(value).absolute()) if isinstance(value, str) and value and Path(value).exists() else value
+
+    changed = {name: dict(section) if isinstance(section, Mapping) else section for name, section in config.items()}
+    for field in PATHS:
+        section, name = field.split(".")
+        if name in changed.get(section, {}):
+            changed[section][name] = of(changed[section][name])
+    return changed
 
 
 def versions() -> dict[str, str]:
@@ -69,7 +128,7 @@ def versions() -> dict[str, str]:
     )
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "git": git.stdout.strip() or "unknown",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
@@ -77,13 +136,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def summary(workdir: Path) -> str:
-    """Where everything is."""
+def summary(workdir: Path, condition: Any = None) -> str:
+    """Where everything is. `condition`: of the model that was trained, for a command that draws from it."""
+    example = {"prompt": '--prompt "..."', "label": "--label 0"}
+    flags = next((f" {text}" for flag, text in example.items() if flag in getattr(condition, "flags", ())), "")
     places = {
         "pictures": workdir / "evaluation",
         "curves": f"tensorboard --logdir {workdir}, or {workdir}/*/metrics.jsonl",
         "weights": workdir / "diffusion" / "checkpoints",
-        "draw more": f"python sample.py --workdir {workdir}",
+        "draw more": f"python sample.py --workdir {shlex.quote(str(workdir))}{flags}",
     }
     if not places["weights"].is_dir():  # a first stage alone
         places = {
@@ -109,7 +170,7 @@ def save_pictures(
         raise FileExistsError(f"{taken[0]} exists; choose another folder")
     for path, picture in files.items():
         Image.fromarray(picture).save(path)
-    grid.with_suffix(".txt").write_text("\n".join(words) + "\n")
+    write_text(grid.with_suffix(".txt"), "\n".join(words) + "\n")
     return grid
 
 
@@ -125,6 +186,26 @@ def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path
 def free_folder(parent: Path) -> Path:
     """parent/0000, or the first number that is free."""
     return next(folder for i in itertools.count() if not (folder := parent / f"{i:04d}").exists())
+
+
+def make_samples_folder(model: Path, out: str | None) -> Path:
+    """A new folder for pictures, made now, before anything is drawn: `out`, or samples/N in a working directory, beside a
+    checkpoint's file, or here where that can't be written. FileExistsError if `out` holds pictures already."""
+    if out:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "grid.png").exists():
+            raise FileExistsError(f"{folder} holds pictures; choose another --out")
+        return folder
+    for parent in ((model if model.is_dir() else model.parent) / "samples", Path("samples")):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = free_folder(parent)
+            folder.mkdir()
+            return folder
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 def use_compilation_cache() -> None:

@@ -47,7 +47,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 def sigmoid(schedule: Schedule, bias: float = 0.0) -> Weighting:
     """sigmoid(bias - log_snr) in the form of Kingma & Gao 2023, 1/2 E_u[w(log_snr) (-d log_snr/du) |eps error|^2];
     SiD2 (Hoogeboom et al. 2024) uses biases -3 to -1."""
-    return on_eps(lambda level: 0.5 * jax.nn.sigmoid(bias - level.log_snr) * log_snr_slope(schedule, level))
+    return on_eps(lambda level: 0.5 * jax.nn.sigmoid(bias - level.log_snr) * -log_snr_slope(schedule, level))
 
 
 def variational_bound(schedule: Schedule) -> Weighting:
@@ -55,9 +55,9 @@ def variational_bound(schedule: Schedule) -> Weighting:
     A table: N/2 (SNR(t-1) / SNR(t) - 1) on eps, t = 0 getting what t = 1 has, as in the reference; else -1/2 dlog_snr/du.
     """
     if not isinstance(schedule, Discrete):
-        return on_eps(lambda level: 0.5 * log_snr_slope(schedule, level))
+        return on_eps(lambda level: -0.5 * log_snr_slope(schedule, level))
     size = schedule.size
-    return on_eps(lambda level: 0.5 * size * jnp.expm1(log_snr_slope(schedule, level) / size))
+    return on_eps(lambda level: 0.5 * size * jnp.expm1(-log_snr_slope(schedule, level) / size))
 
 
 def on_x0(weight: Callable[[Level], Any]) -> Weighting:
@@ -76,14 +76,14 @@ def snr(level: Level) -> Any:
 
 
 def log_snr_slope(schedule: Schedule, level: Level) -> Any:
-    """-d log_snr / du at this level, u being the quantile of training time; for a table N times the difference to the entry
-    before (to the one after, at t = 0)."""
+    """d log_snr / du at this level, negative, u being the quantile of training time; for a table N times the difference to the
+    entry before (to the one after, at t = 0)."""
     if isinstance(schedule, Discrete):
-        gaps = jnp.asarray(-schedule.size * np.diff(schedule.log_snr), jnp.float32)
+        gaps = jnp.asarray(schedule.size * np.diff(schedule.log_snr), jnp.float32)
         return gaps[jnp.maximum(jnp.round(level.t).astype(jnp.int32) - 1, 0)]
     log_snr = jnp.asarray(level.log_snr)
     _, slope = jax.jvp(schedule.quantile, (log_snr,), (jnp.ones_like(log_snr),))
-    return -1 / slope
+    return 1 / slope
 
 
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {

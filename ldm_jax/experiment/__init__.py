@@ -42,4 +42,5 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     with Experiment(config, Path(workdir)) as experiment:
         for name in config["stages"]:
             STAGES[name](experiment)
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir)}")
+    condition = experiment.condition
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")

@@ -1,0 +1,140 @@
+"""Several processes as one run: how they find one another, and how the first prepares what the others read.
+
+JAX finds the other processes by itself on Cloud TPU pods, under Slurm's `srun`, on GKE and under Open MPI's `mpirun`. Elsewhere
+each process is told, by arguments or by the environment variables JAX_COORDINATOR_ADDRESS (host:port of the first process),
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+# Environments that JAX's own detection knows, by variables that only a process of several has.
+CLUSTERS = {
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "Slurm": ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"),
+    "GKE": ("MEGASCALE_COORDINATOR_ADDRESS",),
+    "Cloud TPU": ("TPU_WORKER_HOSTNAMES",),
+}
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Joins the other processes, if there are any; before anything else touches a device. Returns a line that says what was
+    found.
+
+    Raises:
+      ValueError: some of address, number and identity are known and others aren't, or they contradict one another; or the others
+        can't be reached.
+    """
+    environment = os.environ if environment is None else environment
+    told = _told(coordinator, num_processes, process_id, environment)
+    cluster = None if told else _cluster(environment)
+    if not told and cluster is None:
+        return "1 process"
+    try:
+        jax.distributed.initialize(*told) if told else jax.distributed.initialize()
+    except Exception as error:  # JAX raises whatever its layers raise
+        where = f"{told[1]} processes at {told[0]}" if told else f"a run under {cluster}"
+        raise ValueError(f"could not join {where}: {str(error).splitlines()[0][:200]}") from None
+    return f"process {jax.process_index()} of {jax.process_count()}" + (f", {cluster}" if cluster else f", {told[0]}")
+
+
+def _told(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str]
+) -> tuple[str, int, int] | None:
+    """The three things that were given, or None for none of them."""
+    given = dict(zip(VARIABLES, (coordinator, num_processes, process_id)))
+    found = {name: value if value is not None else environment.get(VARIABLES[name]) for name, value in given.items()}
+    known = [name for name, value in found.items() if value not in (None, "")]
+    if not known:
+        return None
+    if len(known) < 3:
+        missing = next(name for name in VARIABLES if name not in known)
+        raise ValueError(
+            f"{' and '.join(f'--{name}={found[name]}' for name in known)} without --{missing}: give all three of coordinator, "
+            f"num_processes and process_id, or the variables {', '.join(VARIABLES.values())}, or none"
+        )
+    try:
+        count, index = int(found["num_processes"]), int(found["process_id"])
+    except ValueError:
+        raise ValueError(
+            f"num_processes={found['num_processes']!r}, process_id={found['process_id']!r}: must be whole numbers"
+        ) from None
+    host, _, port = str(found["coordinator"]).rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator={found['coordinator']!r}: write host:port of process 0, such as 10.0.0.1:1234")
+    if not 0 <= index < count:
+        raise ValueError(f"process_id={index} of num_processes={count}: processes are numbered from 0")
+    return f"{host}:{port}", count, index
+
+
+def _cluster(environment: Mapping[str, str]) -> str | None:
+    """Which cluster this process is one of several of; None for a process of its own, such as one in a Slurm job's script
+    outside of `srun`."""
+    for name, variables in CLUSTERS.items():
+        if not all(environment.get(variable) for variable in variables):
+            continue
+        size = {"Open MPI": "OMPI_COMM_WORLD_SIZE", "Slurm": "SLURM_NTASKS"}.get(name)
+        if size and environment[size] == "1":
+            continue
+        if name == "Cloud TPU" and len(environment["TPU_WORKER_HOSTNAMES"].split(",")) < 2:
+            continue
+        return name
+    return None
+
+
+def barrier(name: str) -> None:
+    """Returns once all processes have called it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_first(name: str, prepare: Callable[[], Any]) -> None:
+    """Runs `prepare()` in the first process while the others wait. What it raises there, all raise."""
+    error = None
+    if jax.process_index() == 0:
+        try:
+            prepare()
+        except (ValueError, OSError) as found:
+            if jax.process_count() == 1:
+                raise
+            error = found
+    if jax.process_count() == 1:
+        return
+    said = np.zeros(2048, np.uint8)
+    if error is not None:
+        text = np.frombuffer(f"{error}".encode()[: len(said)], np.uint8)
+        said[: len(text)] = text
+    said = np.asarray(multihost_utils.broadcast_one_to_all(said))
+    if error is not None:
+        raise error
+    if said.any():
+        raise ValueError(f"process 0, {name}: {bytes(said[said > 0]).decode(errors='replace')}")
+
+
+def agreed(value: bool) -> bool:
+    """What the first process says, in all of them: files may appear for one before another."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def gathered(rows: np.ndarray) -> np.ndarray:
+    """The rows [b, ...] of all processes, those of process 0 first: [B, ...] in every one of them."""
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
