@@ -76,7 +76,9 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
             else ""
         )
         raise ValueError(
-            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n" + "\n".join(lines) + hint
+            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n"
+            + "\n".join(lines)
+            + hint
         )
 
 

@@ -91,7 +91,7 @@ def test_text_pipelines(fixtures_dir):
         ldm, case = pipeline(folder), json.loads((folder / "case.json").read_text())
         io, raw = cases.arrays(folder / "io_pipeline.npz"), np.load(folder / "io_pipeline.npz")
         embed = jax.jit(ldm.embed)
-        cond, null = (embed(ldm.params, ldm.conditioning.parse(case[name])) for name in ("prompts", "negative_prompts"))
+        cond, null = (embed(ldm.params, ldm.condition.parse(case[name])) for name in ("prompts", "negative_prompts"))
         cases.compare(f"{folder.name} prompts", cond["context"], io["prompt_embeds"], NETWORKS)
         cases.compare(f"{folder.name} negative", null["context"], io["negative_prompt_embeds"], NETWORKS)
         net, vae = cases.arrays(folder / "io_unet.npz"), cases.arrays(folder / "io_vae.npz")
@@ -173,7 +173,7 @@ def test_saved_and_loaded(fixtures_dir, tmp_path):
         again = ldm_jax.load(tmp_path / folder.name)
         same(again.params, pipeline(folder).params)
         assert again.config["scheduler"] == pipeline(folder).config["scheduler"]
-        assert np.array_equal(again.conditioning.parse(["a cat"]), pipeline(folder).conditioning.parse(["a cat"]))
+        assert np.array_equal(again.condition.parse(["a cat"]), pipeline(folder).condition.parse(["a cat"]))
 
 
 @pytest.mark.parity
@@ -185,7 +185,7 @@ def test_without_tokenizer(fixtures_dir, tmp_path):
             ldm.embed(ldm.params, ["a cat"])
         with pytest.raises(ValueError, match="`negative`"):
             ldm.null(ldm.params, 1)
-        tokens = jnp.asarray(pipeline(folder).conditioning.parse(["a cat"]))
+        tokens = jnp.asarray(pipeline(folder).condition.parse(["a cat"]))
         assert np.array_equal(
             ldm.embed(ldm.params, tokens)["context"], pipeline(folder).embed(ldm.params, ["a cat"])["context"]
         )
@@ -213,7 +213,7 @@ def test_our_models_as_diffusers_folders(tiny, tmp_path):
     again = ldm_jax.load(tmp_path / "exported")
     same(again.params, tiny.params)
     assert (again.latent_scale, again.latent_shift) == (0.5, 0.25)
-    assert np.array_equal(again.conditioning.parse(["a blue circle"]), tiny.conditioning.parse(["a blue circle"]))
+    assert np.array_equal(again.condition.parse(["a blue circle"]), tiny.condition.parse(["a blue circle"]))
     assert (again.config["diffusion"]["schedule"], again.config["diffusion"]["prediction"]) == ("cosine", "v")
 
 

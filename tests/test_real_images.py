@@ -90,9 +90,9 @@ def test_emoji_by_caption_with_word_pieces(data_dir, tmp_path):
     folder = data_dir / "emoji_64"
     config = config_of("emoji64", **{"data.path": str(folder), "conditioner.n_embed": 16, "network.context_dim": 16})
     parts = experiment.Experiment(config, tmp_path / "run")
-    tokens = parts.conditioning.parse(["a red heart, glossy 3d emoji"])
+    tokens = parts.condition.parse(["a red heart, glossy 3d emoji"])
     assert tokens.shape == (1, config["conditioner"]["max_seq_len"])
-    assert parts.conditioning.tokenize("x" * 500).shape == tokens.shape[1:]
+    assert parts.condition.tokenize("x" * 500).shape == tokens.shape[1:]
 
 
 def test_a_first_stage_trained_elsewhere_is_used_if_it_fits(few, tmp_path):
@@ -122,4 +122,4 @@ def test_fashion_mnist_through_its_own_builder(data_dir, tmp_path):
     prepare("fashion_mnist", tmp_path / "data", data_dir / "fashion_mnist")
     parts = experiment.Experiment(config_of("fashion_mnist", **{"data.path": str(tmp_path / "data")}), tmp_path / "run")
     assert len(parts.sources["train"]) == 60_000
-    assert parts.conditioning.parse(["Sandal"]).tolist() == [5]
+    assert parts.condition.parse(["Sandal"]).tolist() == [5]

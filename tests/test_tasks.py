@@ -112,7 +112,7 @@ def test_a_task_trains_shows_and_draws(run):
 
     # every part got gradients
     trained = load_averaged(workdir / "diffusion" / "checkpoints")
-    init = build.make_diffusion_init(config, build.make_conditioning(config, ("",) * 6))
+    init = build.make_diffusion_init(config, build.make_condition(config, ("",) * 6))
     start = jax.jit(init)(jax.random.key(config["seed"]))
     for part in ("network", "conditioner"):
         moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), start[part], trained[part])
@@ -137,14 +137,14 @@ def test_a_users_condition_is_that_of_training(run):
     """`embed` of what a user gives is what the network was told for such an example in training."""
     kind, config, workdir = run
     ldm = ldm_jax.load(workdir)
-    source = build.make_source(config, "validation", ldm.conditioning.columns)
+    source = build.make_source(config, "validation", ldm.condition.columns)
     transform = build.make_transform(config, task=build.make_task(config))
     transform = dataclasses.replace(transform, max_boxes=2)
     examples = [transform(source[i]) for i in range(2)]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
-    inputs = encoded(ldm.conditioning, ldm.conditioning.from_batch(batch), lambda x: ldm.encode(ldm.params, x))
-    expected = ldm.conditioning.apply(ldm.params["conditioner"], inputs)
+    inputs = encoded(ldm.conditioning, ldm.condition.from_batch(batch), lambda x: ldm.encode(ldm.params, x))
+    expected = ldm.condition.apply(ldm.params["conditioner"], inputs)
     cond = ldm.embed(ldm.params, [given(kind, batch, i) for i in range(2)])
     assert cond.keys() == expected.keys() == TASKS[kind][2]
     for name in cond:

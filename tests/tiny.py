@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import LatentDiffusion, build
+from ldm_jax.api import Specification
 from ldm_jax.data.tokenizer import train_tokenizer
 
 CONFIG = {
@@ -58,10 +59,10 @@ def model(kind: str = "text") -> LatentDiffusion:
         config["conditioner"]["tokenizer"] = str(path)
     if kind in ("superres", "inpaint"):
         config["sampling"] = config["sampling"] | {"guidance_scale": 1.0}
-    conditioning = build.make_conditioning(config, CLASSES, tokenizer)
+    condition = build.make_condition(config, CLASSES, tokenizer)
 
     def init(key):
-        return {"first_stage": build.make_first_stage(config).init(key), **build.make_diffusion_init(config, conditioning)(key)}
+        return {"first_stage": build.make_first_stage(config).init(key), **build.make_diffusion_init(config, condition)(key)}
 
     rng = np.random.default_rng(0)
 
@@ -71,4 +72,4 @@ def model(kind: str = "text") -> LatentDiffusion:
         return jnp.asarray(noise / np.sqrt(spread) + (path[-1].key == "scale"))
 
     params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
-    return LatentDiffusion(config, params, conditioning, 0.5, 0.25)
+    return LatentDiffusion(Specification(config, condition, 0.5, 0.25), params)

@@ -135,7 +135,14 @@ def upscale(
 
 
 def image_to_image(
-    spec: Specification, params: PyTree, key: jax.Array, image: jax.Array, cond: PyTree = None, *, strength: float = 0.6, **options: Any
+    spec: Specification,
+    params: PyTree,
+    key: jax.Array,
+    image: jax.Array,
+    cond: PyTree = None,
+    *,
+    strength: float = 0.6,
+    **options: Any,
 ) -> jax.Array:
     """SDEdit (Meng et al. 2022): `image` [B, H, W, 3] is noised and sampled anew from there. `strength` in (0, 1] is the part
     of the steps that are run: how much may change."""
@@ -167,8 +174,9 @@ def inpaint(
     exactly; values between blend.
 
     method: "concat", for models that were trained to inpaint, which are told the image and the mask (`cond` is then a list of
-    prompts where they take these besides, and None where they don't); for all others "imposed" (after each step the known latents are put back, noised; `resample` > 1 takes each step so often, as
-    RePaint does, with samplers that have no memory such as ddpm and ddim) or "certain" (predictions are replaced by what is
+    prompts where they take these besides, and None where they don't); for all others "imposed" (after each step the known
+    latents are put back, noised; `resample` > 1 takes each step so often, as RePaint does, with samplers that have no memory
+    such as ddpm and ddim) or "certain" (predictions are replaced by what is
     known). The default is "concat" or "imposed". At a `strength` below 1 the painted part starts from what is there.
     """
     part = spec.condition.inpainting_part
@@ -246,7 +254,14 @@ def outpaint(
 
 
 def invert(
-    spec: Specification, params: PyTree, image: jax.Array, cond: PyTree = None, *, iterations: int = 3, steps: int | None = None, **options: Any
+    spec: Specification,
+    params: PyTree,
+    image: jax.Array,
+    cond: PyTree = None,
+    *,
+    iterations: int = 3,
+    steps: int | None = None,
+    **options: Any,
 ) -> jax.Array:
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
@@ -285,8 +300,8 @@ def edit(
     """
     if method not in INVERSIONS or options.get("sampler") is not None:
         raise ValueError(
-            f"method={method!r}, sampler={options.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, each "
-            "with its own sampler"
+            f"method={method!r}, sampler={options.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, "
+            "each with its own sampler"
         )
     image = _images(image, count(cond, len(image)))
     options["sampler"] = INVERSIONS[method]

@@ -1,4 +1,4 @@
-"""From a path to a model: working directories of `train.py`, checkpoints of the world, names on the hub. Reading writes nothing."""
+"""From a path to a model: working directories of `train.py`, checkpoints of the world, the hub. Reading writes nothing."""
 
 import difflib
 import os
@@ -15,8 +15,7 @@ from ldm_jax import build, weights
 from ldm_jax.api import pretrained
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
-from ldm_jax.conditioning import Condition
-from ldm_jax.conditioning import kind_of
+from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.files import read_json
 from ldm_jax.training.checkpoint import load_averaged
 
@@ -68,7 +67,8 @@ def existing(path: str | Path) -> Path:
     names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
     near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
     there = f"; there are {', '.join(near)}" if near else ""
-    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if is_name else ""
     raise FileNotFoundError(f"{path} does not exist{there}{hub}")
 
 

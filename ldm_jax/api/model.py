@@ -1,8 +1,8 @@
 """A latent diffusion model as pure functions of its parameters.
 
-    ldm = ldm_jax.load("runs/shapes")
-    cond = ldm.embed(ldm.params, ["a red circle"] * 4)
-    images = ldm.sample(ldm.params, jax.random.key(0), cond, sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
+ldm = ldm_jax.load("runs/shapes")
+cond = ldm.embed(ldm.params, ["a red circle"] * 4)
+images = ldm.sample(ldm.params, jax.random.key(0), cond, sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class LatentDiffusion:
     """A model as functions; `params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument, so that
     jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents are scaled to unit variance.
 
-    sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama: see `ldm_jax.api.editing`;
-    all take `ldm_jax.api.sampling.Options`.
+    sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions of
+    `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
     """
 
     specification: Specification

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from ldm_jax import diffusion
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
-from ldm_jax.models import decode_tiled, encode_tiled
 from ldm_jax.primitives.arrays import typed_key
 from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.windows import decode_tiled, encode_tiled
 
 PyTree = Any
 DECODED = 64  # latent pixels: the least side of the tiles that a first stage gets at once, where there are windows
@@ -194,14 +194,16 @@ def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance
         inner = dataclasses.replace(plan.recipe, wrap=lambda denoise: denoise)  # x0 is clipped or bounded on the whole canvas
         return spec.denoiser(params, cond, guidance.scale, negative, inner)(x, level)
 
-    return plan.recipe.wrap(editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), wrap, along))
+    return plan.recipe.wrap(
+        editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), -1 if wrap else None, along)
+    )
 
 
 def run(
     spec: Specification, plan: Plan, params: PyTree, guidance: Guidance, x: jax.Array, keys: jax.Array, sampler: Any = None
 ) -> jax.Array:
-    """The trajectory from x at the grid's first level, and the decoder: images [B, *size, 3]. `keys`: one a picture, or the noise
-    of every step; `sampler`: in place of the plan's."""
+    """The trajectory from x at the grid's first level, and the decoder: images [B, *size, 3]. `keys`: one a picture, or the
+    noise of every step; `sampler`: in place of the plan's."""
     denoise = denoiser(spec, plan, params, guidance)
     return decode(spec, plan, params, diffusion.sample(denoise, sampler or plan.sampler, x, plan.grid, keys))
 
@@ -236,8 +238,6 @@ def decode(spec: Specification, plan: Plan, params: PyTree, z: jax.Array) -> jax
     """Images in [-1, 1]; a canvas that is closed is decoded with its ends seeing each other."""
     if plan.windows is None:
         return jnp.clip(spec.decode(params, z), -1.0, 1.0)
-    tile, factor = max(DECODED, plan.windows.side), spec.first_stage.factor
-    margin = min(plan.windows.side, z.shape[-2]) if plan.windows.wrap else 0
-    z = jnp.concatenate([z[..., z.shape[-2] - margin :, :], z, z[..., :margin, :]], axis=-2)
-    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=factor, tile=tile)
-    return jnp.clip(images[..., margin * factor : images.shape[-2] - margin * factor, :], -1.0, 1.0)
+    tile, wrap = max(DECODED, plan.windows.side), -1 if plan.windows.wrap else None
+    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=spec.first_stage.factor, tile=tile, wrap=wrap)
+    return jnp.clip(images, -1.0, 1.0)

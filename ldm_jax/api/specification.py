@@ -17,8 +17,8 @@ PyTree = Any
 
 
 class Specification:
-    """`params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument. Images are float32 [B, *size, 3]
-    in [-1, 1]; latents [B, *space, C] are scaled to unit variance, by a number or one a channel."""
+    """`params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument. Images are float32
+    [B, *size, 3] in [-1, 1]; latents [B, *space, C] are scaled to unit variance, by a number or one a channel."""
 
     def __init__(self, config: Mapping[str, Any], condition: Condition, scale: Any = 1.0, shift: Any = 0.0):
         self.config, self.condition = config, condition
@@ -41,8 +41,8 @@ class Specification:
         return build.image_size(self.config)
 
     def recipe(self, sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
-        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`) or a grid's name says otherwise; a grid
-        given here ends clean. The same arguments give the same object: programs are compiled for it once."""
+        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`) or a grid's name says otherwise; a
+        grid given here ends clean. The same arguments give the same object: programs are compiled for it once."""
         if (sampler, grid) not in self._recipes:
             recipe = build.make_recipe(self.config)
             recipe = recipe if sampler is None else recipe.with_sampler(sampler)

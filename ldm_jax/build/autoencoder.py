@@ -58,8 +58,8 @@ def make_latent_terms(section: Mapping[str, Any], module: models.Autoencoder) ->
     )
     if (terms.moving or terms.kmeans) and not module.n_embed:
         raise ValueError(
-            f"config.first_stage_loss.codebook={kind!r}, codebook_kmeans={terms.kmeans}: this first stage has no learnt codebook "
-            "(first_stage.n_embed)"
+            f"config.first_stage_loss.codebook={kind!r}, codebook_kmeans={terms.kmeans}: this first stage has no learnt "
+            "codebook (first_stage.n_embed)"
         )
     if terms.restart and not terms.moving:
         raise ValueError("config.first_stage_loss.codebook_restart: only codes that follow moving averages (codebook='ema') do")

@@ -105,13 +105,13 @@ _TRAIN = {
     "steps": _AT_LEAST_1, "batch_size": _AT_LEAST_1, "learning_rate": _POSITIVE, "warmup_steps": _WHOLE, "b1": _BELOW_1,
     "b2": _BELOW_1, "weight_decay": _AT_LEAST_0, "clip_norm": _AT_LEAST_0, "ema_decay": _BELOW_1, "accumulate": _AT_LEAST_1,
 }  # fmt: skip
-_FIRST_STAGE_LOSS = {
-    name: _AT_LEAST_0
-    for name in (
+_FIRST_STAGE_LOSS = dict.fromkeys(
+    (
         "perceptual_weight", "kl_weight", "disc_weight", "disc_start", "disc_learning_rate", "r1_weight", "lecam_weight",
         "codebook_weight", "codebook_kmeans", "codebook_restart", "beta", "equivariance_weight", "alignment_weight",
-    )
-}  # fmt: skip
+    ),
+    _AT_LEAST_0,
+)  # fmt: skip
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE},
@@ -145,10 +145,13 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         train = config.get(section, {})
         if train.get("warmup_steps", 0) > train.get("steps", math.inf):
             raise ValueError(
-                f"config.{section}.warmup_steps={train['warmup_steps']}: must be at most config.{section}.steps, {train['steps']}"
+                f"config.{section}.warmup_steps={train['warmup_steps']}: must be at most config.{section}.steps, "
+                f"{train['steps']}"
             )
         if (parts := train.get("accumulate", 1)) > 1 and train["batch_size"] % parts:
-            raise ValueError(f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}")
+            raise ValueError(
+                f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
+            )
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Network, process, objective and sampling recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
+"""Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -90,14 +90,14 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
     section = config["diffusion"]
     options = {ours: section[name] for name, ours in _OBJECTIVE_OPTIONS.items() if name in section}
     weighting = {ours: section[name] for name, ours in _WEIGHTING_OPTIONS.items() if name in section}
-    return diffusion.make_objective(
-        make_schedule(config), section["prediction"], weighting_options=weighting, **options
-    )
+    return diffusion.make_objective(make_schedule(config), section["prediction"], weighting_options=weighting, **options)
 
 
-def make_diffusion_program(config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None) -> Program:
-    """All that trains the diffusion model. `condition`: one that knows its tokenizer and class names, which the step needs where
-    conditions are dropped for text; `cached`: whether batches hold the latents' moments (default: config.latents.cache)."""
+def make_diffusion_program(
+    config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None
+) -> Program:
+    """All that trains the diffusion model. `condition`: one that knows its tokenizer and class names, which a step needs
+    where conditions are dropped for text; `cached`: whether batches hold the latents' moments (default: config.latents.cache)."""
     section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
     condition = condition or make_condition(config)
     inputs = example_inputs(config)
@@ -145,7 +145,8 @@ def batch_shapes(config: Mapping[str, Any], condition: Condition, batch_size: in
         name = "latents" if stage.module.quantizes else "moments"
         example = {name: jax.ShapeDtypeStruct((1, *space, channels * (1 + (name == "moments"))), jnp.float32)}
     else:
-        example = {"image": jax.ShapeDtypeStruct((1, *size, 3 if stage.module is None else stage.module.in_channels), jnp.float32)}
+        colours = 3 if stage.module is None else stage.module.in_channels
+        example = {"image": jax.ShapeDtypeStruct((1, *size, colours), jnp.float32)}
     example["inputs"] = condition.inputs
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), example)
 

@@ -40,14 +40,18 @@ def _has_labels(config: Any) -> bool:
 def _find_command(chosen: argparse.Namespace) -> None:
     database = retrieval.load_database(chosen.database)
     image = retrieval.read_query(database, chosen.image) if chosen.image else None
-    rows = retrieval.find(database, image=image, text=chosen.text, label=chosen.label, k=chosen.k, seed=chosen.seed, index=chosen.index)
+    rows = retrieval.find(
+        database, image=image, text=chosen.text, label=chosen.label, k=chosen.k, seed=chosen.seed, index=chosen.index
+    )
     for row in rows:
         print(database.names[row])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Builds a data base or finds neighbours; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ldm_jax.retrieval", description="Data bases of pictures, and neighbours in them.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ldm_jax.retrieval", description="Data bases of pictures, and neighbours in them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="a data base from a folder of images")
     command.add_argument("--data", required=True, help="a folder of images, or a working directory, whose data are meant")

@@ -1,18 +1,18 @@
 """What a model is told to draw, one file a kind; `KINDS` names them, and a new one is a file and a name there.
 
-    kind       a user gives, one a picture                     inputs                                          cond
-    none       nothing                                         None                                            None
-    class      a name or a number                              int32 [B]                                       context
-    label      the same                                        int32 [B]                                       label
-    text       a prompt                                        int32 [B, L]                                    context
-    clip_text  the same                                        int32 [B, L]                                    context
-    superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], or with noise levels        concat
-                                                               {"low": the same, "level": int32 [B]}           concat, label
-    inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
-    semantic   int [H, W]                                      int32 [B, H, W]                                 concat
-    layout     [{"label" or "name", "box": [x0, y0, x1, y1]}]  int32 [B, L]                                    context
-    retrieval  float [k, D]                                    float [B, k, D]                                 context
-    combined   {part: what it takes}                           {part: its inputs}                              all of the parts'
+kind       a user gives, one a picture                     inputs                                          cond
+none       nothing                                         None                                            None
+class      a name or a number                              int32 [B]                                       context
+label      the same                                        int32 [B]                                       label
+text       a prompt                                        int32 [B, L]                                    context
+clip_text  the same                                        int32 [B, L]                                    context
+superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], or with noise levels        concat
+                                                           {"low": the same, "level": int32 [B]}           concat, label
+inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
+semantic   int [H, W]                                      int32 [B, H, W]                                 concat
+layout     [{"label" or "name", "box": [x0, y0, x1, y1]}]  int32 [B, L]                                    context
+retrieval  float [k, D]                                    float [B, k, D]                                 context
+combined   {part: what it takes}                           {part: its inputs}                              all of the parts'
 """
 
 from collections.abc import Mapping

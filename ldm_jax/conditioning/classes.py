@@ -1,4 +1,4 @@
-"""A class: "class" through a table of the conditioner as one context token, "label" as a number that the network adds to time."""
+"""A class: "class" through a table of the conditioner as a context token, "label" as a number that the network adds to time."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -17,8 +17,8 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
     """The kind "combined" out of these. config.conditioner.parts names its sections: {"prompt": {"kind": "clip_text", ...},
     "picture": {"kind": "inpaint", ...}}; `combination(KINDS)(section, setting)` is the condition.
 
-    inputs are {part: inputs}; a user gives {part: value} for each picture. Contexts follow one another along the tokens, pictures
-    along the channels; at most one part tells a label. Parts are dropped together, for guidance.
+    inputs are {part: inputs}; a user gives {part: value} for each picture. Contexts follow one another along the tokens,
+    pictures along the channels; at most one part tells a label. Parts are dropped together, for guidance.
     """
 
     class Combined(Condition):

@@ -91,5 +91,3 @@ def boxes_drawn(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.
         corners = np.round(box * [width, height, width, height] - [0, 0, 1, 1]).astype(int)
         ImageDraw.Draw(canvas).rectangle(np.maximum(corners, [*corners[:2], *corners[:2]]).tolist(), outline=palette[label])
     return np.asarray(canvas, np.float32) / 127.5 - 1
-
-

@@ -113,4 +113,3 @@ def space_to_depth(x: jax.Array, n: int) -> jax.Array:
     B, H, W, C = x.shape
     x = x.reshape(B, H // n, n, W // n, n, C).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(B, H // n, W // n, n * n * C)
-

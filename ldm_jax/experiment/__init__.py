@@ -1,14 +1,14 @@
 """An experiment: the stages a config lists, run in a working directory, each resumable.
 
-    first_stage   images -> autoencoder
-    latents       the scale of its latents, and (if asked) the posterior moments of the training set, encoded once
-    diffusion     latents, conditions -> network and conditioner, jointly
-    evaluation    pictures from the averaged weights, and what can be measured of them
+first_stage   images -> autoencoder
+latents       the scale of its latents, and (if asked) the posterior moments of the training set, encoded once
+diffusion     latents, conditions -> network and conditioner, jointly
+evaluation    pictures from the averaged weights, and what can be measured of them
 
-    WORKDIR/config.json, versions.json      what ran
-    WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
-    WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
-    WORKDIR/evaluation/0000                 pictures with their prompts, and results.json
+WORKDIR/config.json, versions.json      what ran
+WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
+WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
+WORKDIR/evaluation/0000                 pictures with their prompts, and results.json
 """
 
 import logging

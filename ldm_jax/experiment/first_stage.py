@@ -70,9 +70,7 @@ def load_perceptual(section: Mapping[str, Any]) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), found)
 
 
-def make_validation(
-    experiment: Experiment, program: FirstStageProgram, constants: PyTree
-) -> Callable[[TrainState], Report]:
+def make_validation(experiment: Experiment, program: FirstStageProgram, constants: PyTree) -> Callable[[TrainState], Report]:
     """The hook that looks at reconstructions of held-out images; every process looks at its share of them."""
     config, stage = experiment.config, build.make_first_stage(experiment.config)
     module, batch_size = stage.module, config["first_stage_train"]["batch_size"]

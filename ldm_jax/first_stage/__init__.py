@@ -1,11 +1,11 @@
 """The autoencoder: as functions, and what it learns from.
 
-    autoencoding   pictures to raw latents and back
-    latents        posterior, scale, statistics
-    losses         reconstruction, perceptual and adversarial terms, and their gradient in one pass
-    codebook       how the codes of a VQ model learn
-    shaping        terms that make latents easier to diffuse
-    learning       all of it joined
+autoencoding   pictures to raw latents and back
+latents        posterior, scale, statistics
+losses         reconstruction, perceptual and adversarial terms, and their gradient in one pass
+codebook       how the codes of a VQ model learn
+shaping        terms that make latents easier to diffuse
+learning       all of it joined
 """
 
 from ldm_jax.first_stage import codebook, latents, shaping

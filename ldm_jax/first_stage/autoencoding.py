@@ -1,7 +1,7 @@
 """An autoencoder as functions: pictures to raw latents and back."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,9 @@ class FirstStage:
         return draw(self.encode(params, x))
 
 
-def draw(encoded: dict[str, jax.Array], key: jax.Array | None = None, rows: Sequence[int] | jax.Array | None = None) -> jax.Array:
+def draw(
+    encoded: dict[str, jax.Array], key: jax.Array | None = None, rows: Sequence[int] | jax.Array | None = None
+) -> jax.Array:
     """Raw latents [B, ..., C] of what `FirstStage.encode` gave: with a key a draw from the posterior, without its mean."""
     if "latents" in encoded:
         return encoded["latents"]

@@ -1,4 +1,4 @@
-"""What the autoencoder learns, joined: the terms on its latents, the discriminator and LPIPS beside it, the codes of a VQ model.
+"""What the autoencoder learns, joined: the terms on its latents, discriminator and LPIPS beside it, codes of a VQ model.
 
     loss = reconstruction + perceptual + adversarial (`losses`) + kl_weight KL + codebook + equivariance + alignment
 
@@ -143,7 +143,8 @@ class Parts:
                 if terms.moving:
                     params["codebook"] = codebook.averages(codes)
             if weights.discriminator and self.discriminator.use_actnorm:
-                params = {**params, "discriminator": models.calibrate(self.discriminator, params["discriminator"], next(batches))}
+                calibrated = models.calibrate(self.discriminator, params["discriminator"], next(batches))
+                params = {**params, "discriminator": calibrated}
             return params
 
         return prepare

@@ -1,6 +1,6 @@
 """The few plain helpers that every room may use.
 
-    choices     a name out of a table, or an error that says what is near
-    arrays      unit vectors, means of blocks, numbers drawn a row at a time
-    files       text and JSON written whole or not at all, read with the file's name in every error
+choices     a name out of a table, or an error that says what is near
+arrays      unit vectors, means of blocks, numbers drawn a row at a time
+files       text and JSON written whole or not at all, read with the file's name in every error
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def did_you_mean(name: Any, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> str:
-    """" Did you mean 'ddim' or 'ddpm'?", with a space before it; "" where nothing is near."""
+    """ " Did you mean 'ddim' or 'ddpm'?", with a space before it; "" where nothing is near."""
     near = difflib.get_close_matches(str(name), [str(each) for each in known], most, cutoff)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 

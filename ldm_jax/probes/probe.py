@@ -1,6 +1,6 @@
 """A trained probe: what it says of pictures and texts, and its folder.
 
-    PROBE/probe.json, tokenizer.json, checkpoints/
+PROBE/probe.json, tokenizer.json, checkpoints/
 """
 
 import dataclasses

@@ -37,8 +37,8 @@ def initialize(
     found.
 
     Raises:
-      ValueError: some of address, number and identity are known and others aren't, or they contradict one another; or the others
-        can't be reached.
+      ValueError: some of address, number and identity are known and others aren't, or they contradict one another; or the
+        others can't be reached.
     """
     environment = os.environ if environment is None else environment
     told = _told(coordinator, num_processes, process_id, environment)

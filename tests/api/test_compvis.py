@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import ldm_jax
 from ldm_jax import build, modes
-from ldm_jax.data.neighbours import Database
+from ldm_jax.retrieval.database import Database
 from tests.weights import cases
 
 pytestmark = pytest.mark.parity
@@ -188,7 +188,7 @@ def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtur
         "crossattn", reading(np.load(network / "io.npz")["context"], known["out"]), encoder="C2_bert_embedder",
     )  # fmt: skip
     ldm = parts.ldm
-    assert ldm.conditioning.kind == kind
+    assert ldm.condition.kind == kind
     cond = ldm.embed(ldm.params, known["tokens"].astype(np.int32))
     cases.compare("context", cond["context"], known["out"], LIMIT)
     cases.compare("eps", parts.noise_of(cond), parts.io["out"], 1e-4)  # the numbers that turn contexts are not small
@@ -203,7 +203,7 @@ def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtur
 def test_retrieval_model(put_together, tmp_path):
     parts = put_together("A6_legacy_false", "B1_kl", {"target": "torch.nn.Identity"}, "crossattn")
     ldm, vectors = parts.ldm, parts.io["context"]
-    assert ldm.conditioning.kind == "retrieval"
+    assert ldm.condition.kind == "retrieval"
     cases.compare("eps", parts.noise_of(ldm.embed(ldm.params, list(vectors))), parts.io["out"], LIMIT)
     base = vectors.reshape(-1, vectors.shape[-1])
     base = (base / np.linalg.norm(base, axis=-1, keepdims=True)).astype(np.float32)

@@ -116,8 +116,8 @@ def test_an_inpainting_model_is_told_the_image_and_the_mask():
     cond = ldm.embed(p, list(zip(IMAGE, MASK)))
     drawn = np.where(MASK[..., None] > 0, ldm.sample(p, KEY, cond), IMAGE)
     close(out, drawn)
-    inputs = ldm.conditioning.parse(list(zip(IMAGE, MASK)))
-    by_hand = ldm.conditioning.apply({}, encoded(ldm.conditioning, inputs, lambda x: ldm.encode(p, x)))
+    inputs = ldm.condition.parse(list(zip(IMAGE, MASK)))
+    by_hand = ldm.condition.apply({}, encoded(ldm.conditioning, inputs, lambda x: ldm.encode(p, x)))
     close(cond["concat"], by_hand["concat"], 1e-5)
     # what was in the hole is not looked at
     close(ldm.inpaint(p, KEY, np.where(MASK[..., None] > 0, 0.3, IMAGE).astype(np.float32), MASK), out)

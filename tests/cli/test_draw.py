@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax import modes
-from ldm_jax.data.neighbours import Database
-from ldm_jax.modes import Asked, choose, draw
+from ldm_jax.retrieval.database import Database
+from ldm_jax.cli.sample import Asked, choose, draw
 from ldm_jax.workdir import save_film, save_pictures
 from tests.tiny import model
 

@@ -22,7 +22,7 @@ def make(kind, names=None, network=(), **fields):
     config = dict(tiny.CONFIG)
     config["conditioner"] = {"kind": kind, **fields}
     config["network"] = config["network"] | dict(network)
-    return build.make_conditioning(config, names)
+    return build.make_condition(config, names)
 
 
 def halved(images):
@@ -225,7 +225,7 @@ def test_empty_conditions_for_other_sizes_are_those_of_a_model_of_that_size(kind
     fields = {"superres": {"scale": 4}, "semantic": {"n_stages": 1, "in_channels": 3}}.get(kind, {})
     conditioning = make(kind, **fields)
     found = conditioning.nulls(2, (16, 24))
-    large = build.make_conditioning({**tiny.CONFIG, "data": {"image_size": 16}, "conditioner": {"kind": kind, **fields}})
+    large = build.make_condition({**tiny.CONFIG, "data": {"image_size": 16}, "conditioner": {"kind": kind, **fields}})
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:1, :, : y.shape[1]], y), found, large.null)
     assert all(x.shape[:1] + x.shape[2:3] == (2, x.shape[1] * 3 // 2) for x in jax.tree.leaves(found))
     jax.tree.map(np.testing.assert_array_equal, conditioning.nulls(1), conditioning.null)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.first_stage import Networks, Weights, discriminator_loss, make_gradients, negative_log_likelihood, psnr
+from ldm_jax.first_stage import LossWeights, Networks, discriminator_loss, make_gradients, negative_log_likelihood, psnr
 
 X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 3)), jnp.float32)
 PARAMS = {
@@ -44,7 +44,7 @@ def reconstruction(autoencoder):
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "mean", "pixel": "l2", "adversarial": "vanilla", "start": 5}])
 def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
-    weights = Weights(perceptual=0.7, discriminator=0.5, **options)
+    weights = LossWeights(perceptual=0.7, discriminator=0.5, **options)
     (joint,) = make_gradients(NETWORKS, weights)
 
     def nll(autoencoder):
@@ -76,9 +76,9 @@ def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
 
 
 def test_a_fixed_weight_and_no_discriminator():
-    (fixed,) = make_gradients(NETWORKS, Weights(discriminator=0.3, adaptive=False))
+    (fixed,) = make_gradients(NETWORKS, LossWeights(discriminator=0.3, adaptive=False))
     assert fixed(PARAMS, {"image": X}, jax.random.key(0), 0)[1]["d_weight"] == jnp.float32(0.3)
-    (without,) = make_gradients(NETWORKS, Weights(), alternate=True)  # nobody to take turns with
+    (without,) = make_gradients(NETWORKS, LossWeights(), alternate=True)  # nobody to take turns with
     _, metrics, grads, _ = without(PARAMS, {"image": X}, jax.random.key(0), 0)
     assert set(grads) == {"autoencoder"} and "g_loss" not in metrics
 
@@ -86,7 +86,7 @@ def test_a_fixed_weight_and_no_discriminator():
 def test_reductions_differ_by_the_numbers_of_an_image():
     y = reconstruction(PARAMS["autoencoder"])
     total, mean = (
-        negative_log_likelihood(Weights(reduction=r, perceptual=1.0), lambda x, y: distance(PARAMS, x, y), X, y)[0]
+        negative_log_likelihood(LossWeights(reduction=r, perceptual=1.0), lambda x, y: distance(PARAMS, x, y), X, y)[0]
         for r in ("sum", "mean")
     )
     np.testing.assert_allclose(total, mean * X[0].size, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_the_discriminator_s_losses_at_perfect_and_at_no_judgement():
 
 
 def test_r1_is_the_slope_at_real_images_and_lecam_keeps_running_means():
-    (penalised,) = make_gradients(NETWORKS, Weights(discriminator=1.0, r1=2.0, lecam=0.5))
+    (penalised,) = make_gradients(NETWORKS, LossWeights(discriminator=1.0, r1=2.0, lecam=0.5))
     _, metrics, _, assigned = penalised(PARAMS, {"image": X}, jax.random.key(0), 0)
     w = PARAMS["discriminator"]
     slope = (1 - judge(w, X) ** 2) * w / 16  # of the mean over an image's 16 logits

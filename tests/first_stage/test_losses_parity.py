@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from ldm_jax import latents, models
 from ldm_jax.build.first_stage import check_perceptual, load_perceptual
-from ldm_jax.first_stage import Networks, Weights, make_gradients, negative_log_likelihood
+from ldm_jax.first_stage import LossWeights, Networks, make_gradients, negative_log_likelihood
 from ldm_jax.weights.features import read_discriminator, read_lpips
 
 pytestmark = pytest.mark.parity
@@ -85,7 +85,7 @@ def close(ours, theirs, limit, what):
 def test_every_logged_number_and_every_gradient(fixtures_dir, kind, step, mode):
     case = Case(fixtures_dir, kind)
     args = case.config["args"]
-    weights = Weights(
+    weights = LossWeights(
         reduction="sum" if kind == "kl" else "mean",
         perceptual=1.0,
         discriminator=args["disc_weight"],
@@ -146,7 +146,7 @@ def test_perceptual_weights_are_read_from_the_file_that_the_config_names(fixture
 def test_taking_turns_shows_the_discriminator_the_newer_reconstruction(fixtures_dir):
     """The two turns give the joint step's numbers as long as the parameters don't change between them."""
     case = Case(fixtures_dir, "vq")
-    weights = Weights(reduction="mean", perceptual=1.0, discriminator=0.75)
+    weights = LossWeights(reduction="mean", perceptual=1.0, discriminator=0.75)
     arguments = (case.params(), {"image": case["x"]}, jax.random.key(0), jnp.int32(20))
     (joint,) = make_gradients(case.networks(None), weights)
     turns = make_gradients(case.networks(None), weights, alternate=True)

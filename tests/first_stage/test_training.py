@@ -65,7 +65,7 @@ def images(n=8, seed=0):
 def machine(names: tuple, devices: int):
     """state, step and training of a tiny config on so many devices."""
     config = tiny(**{k: v for name in names for k, v in {"vq": VQ, "ema": EMA, "gan": GAN}[name].items()})
-    training = build.make_first_stage_training(config)
+    training = build.make_first_stage_program(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     init = make_init(training.init, training.optimizer, False)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -120,7 +120,7 @@ def test_constant_images_give_finite_steps(x):
 
 def test_a_batch_of_one_and_more_codes_than_latents_in_it():
     config = tiny(**VQ | EMA | GAN | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
-    training = build.make_first_stage_training(config)
+    training = build.make_first_stage_program(config)
     init = make_init(training.init, training.optimizer, False)
     step = jax.jit(make_train_step(training.gradients, training.optimizer))
     state = jax.jit(init)(jax.random.key(0))
@@ -128,13 +128,13 @@ def test_a_batch_of_one_and_more_codes_than_latents_in_it():
         state, metrics = step(state, {"image": images(1, i)}, jax.random.key(0), training.constants())
     assert int(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
     with pytest.raises(ValueError, match="as many latents as codes: 512 for 1024"):
-        kmeans = build.make_first_stage_training(tiny(**VQ | EMA | {"first_stage.n_embed": 1024}))
+        kmeans = build.make_first_stage_program(tiny(**VQ | EMA | {"first_stage.n_embed": 1024}))
         kmeans.prepare(state.params, [images(1), images(1)], jax.random.key(0))
 
 
 def test_the_adversarial_term_waits_for_its_step():
     config = tiny(**GAN, **{"first_stage_loss.disc_start": 1})
-    training = build.make_first_stage_training(config)
+    training = build.make_first_stage_program(config)
     init = make_init(training.init, training.optimizer, False)
     step = jax.jit(make_train_step(training.gradients, training.optimizer))
     first = jax.jit(init)(jax.random.key(0))
@@ -157,7 +157,7 @@ def test_resumed_training_is_bit_exact_in_every_part(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "resumed" / "first_stage" / "checkpoints" / "4")
     experiment.run(config, tmp_path / "resumed")
 
-    training = build.make_first_stage_training(config)
+    training = build.make_first_stage_program(config)
     init = make_init(training.init, training.optimizer, True, training.not_averaged)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     target = jax.eval_shape(lambda: sharding.init_sharded(mesh, init, 0))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import judges
+from ldm_jax import probes
 from ldm_jax.data.pipeline import InMemory
 from ldm_jax.data.source import Info
 
@@ -32,7 +32,7 @@ def rows(count, seed, captions=True):
 def trained(tmp_path_factory):
     """A judge of every kind, and where it is."""
     folder = tmp_path_factory.mktemp("judges")
-    return {kind: (judges.train(kind, rows(48, 0), SIZE, folder / kind, **SMALL), folder / kind) for kind in judges.KINDS}
+    return {kind: (probes.train(kind, rows(48, 0), SIZE, folder / kind, **SMALL), folder / kind) for kind in probes.KINDS}
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def trained(tmp_path_factory):
     [("classifier", "accuracy", 0.95), ("segmenter", "mean_iou", 0.5), ("contrastive", "recall_at_1", 0.9)],
 )
 def test_judges_learn_what_is_there_to_see(trained, kind, name, least):
-    assert judges.measure(trained[kind][0], rows(30, 1))[name] > least
+    assert probes.measure(trained[kind][0], rows(30, 1))[name] > least
 
 
-@pytest.mark.parametrize("kind", judges.KINDS)
+@pytest.mark.parametrize("kind", probes.KINDS)
 def test_a_judge_comes_back_as_it_was(trained, kind):
     judge, folder = trained[kind]
-    again = judges.load(folder)
+    again = probes.load(folder)
     images = np.random.default_rng(0).uniform(-1, 1, (3, SIZE, SIZE, 3))
     assert again.options == judge.options and again.class_names == NAMES
     np.testing.assert_array_equal(again(images), judge(images))
@@ -56,10 +56,10 @@ def test_a_judge_comes_back_as_it_was(trained, kind):
 
 def test_a_finished_judge_is_not_trained_again_and_another_is_refused(trained):
     judge, folder = trained["classifier"]
-    again = judges.train("classifier", rows(48, 0), SIZE, folder, **SMALL)
+    again = probes.train("classifier", rows(48, 0), SIZE, folder, **SMALL)
     jax.tree.map(np.testing.assert_array_equal, again.params, judge.params)
     with pytest.raises(ValueError, match="another judge"):
-        judges.train("segmenter", rows(48, 0), SIZE, folder, **SMALL)
+        probes.train("segmenter", rows(48, 0), SIZE, folder, **SMALL)
 
 
 def test_judging_in_parts_is_judging_at_once(trained, monkeypatch):
@@ -84,7 +84,7 @@ def test_pictures_of_another_size_are_brought_to_the_judges(trained):
 
 
 def test_without_captions_a_judge_tells_pictures_apart(tmp_path):
-    judge = judges.train("contrastive", rows(48, 0, captions=False), SIZE, tmp_path, **SMALL)
+    judge = probes.train("contrastive", rows(48, 0, captions=False), SIZE, tmp_path, **SMALL)
     vectors = judge(np.stack([rows(6, 3)[i]["image"] for i in range(6)]).astype(np.float32) / 127.5 - 1)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
     products = vectors @ vectors.T - 2 * np.eye(6)
@@ -96,24 +96,24 @@ def test_without_captions_a_judge_tells_pictures_apart(tmp_path):
 def test_what_judges_need(tmp_path):
     bare = InMemory(Info("bare", ("image",)), [rows(1, 0)[0]], 0)
     with pytest.raises(ValueError, match="learns from label, but bare has image"):
-        judges.train("classifier", bare, SIZE, tmp_path)
+        probes.train("classifier", bare, SIZE, tmp_path)
     with pytest.raises(ValueError, match="choose classifier"):
-        judges.train("critic", bare, SIZE, tmp_path)
+        probes.train("critic", bare, SIZE, tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no judge"):
-        judges.load(tmp_path)
+        probes.load(tmp_path)
 
 
 def test_varied_pictures_stay_filled_and_differ():
     image = np.linspace(0.5, 1, 16 * 16 * 3).reshape(1, 16, 16, 3).astype(np.float32).repeat(4, 0)
-    varied = np.asarray(jax.jit(judges.varied)(image, jax.random.key(0)))
+    varied = np.asarray(jax.jit(probes.varied)(image, jax.random.key(0)))
     assert varied.min() >= 0.5 - 1e-5 and varied.max() <= 1 + 1e-5
     assert len({round(float(v.mean()), 5) for v in varied}) == 4
-    still = jax.jit(lambda image: judges.varied(image, jax.random.key(0), zoom=0.0))(image)
+    still = jax.jit(lambda image: probes.varied(image, jax.random.key(0), zoom=0.0))(image)
     np.testing.assert_allclose(still, image, atol=1e-5)
-    recoloured = np.asarray(jax.jit(judges.recoloured)(image, jax.random.key(0)))
+    recoloured = np.asarray(jax.jit(probes.recoloured)(image, jax.random.key(0)))
     assert np.abs(recoloured).max() <= 1 and not np.allclose(recoloured, image, atol=0.01)
 
 
 def test_the_command(tmp_path, capsys):
-    assert judges.main(["train", "--kind", "classifier", "--data", str(tmp_path), "--out", str(tmp_path / "j")]) == 1
+    assert probes.main(["train", "--kind", "classifier", "--data", str(tmp_path), "--out", str(tmp_path / "j")]) == 1
     assert "say at which --size" in capsys.readouterr().err

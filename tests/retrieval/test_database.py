@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data import neighbours
-from ldm_jax.data.neighbours import Database, NeighboursOf, load_database, neighbours_of_rows, of_class, relative, search
+from ldm_jax.retrieval.database import Database, NeighboursOf, load_database, neighbours_of_rows, of_class, relative, search
 
 
 def unit(x):

@@ -14,7 +14,7 @@ import ldm_jax
 from configs import retrieval_small
 from ldm_jax import build, experiment, retrieval
 from ldm_jax.data.folder import folder
-from ldm_jax.data.neighbours import NeighboursOf, load_database
+from ldm_jax.retrieval.database import NeighboursOf, load_database
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import weights
-from ldm_jax.latents import kl_divergence, mode, split_moments
+from ldm_jax.first_stage.latents import kl_divergence, mode, split_moments
 
 from . import cases
 

@@ -12,7 +12,7 @@ import pytest
 
 from ldm_jax import weights
 from ldm_jax.diffusion import grids, schedules
-from ldm_jax.latents import split_moments
+from ldm_jax.first_stage.latents import split_moments
 from ldm_jax.models import sinusoidal_embedding
 from ldm_jax.weights import pickles, torch_files
 
