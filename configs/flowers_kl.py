@@ -9,14 +9,13 @@ Without the adversarial term: --config.first_stage_loss.disc_weight=0.0.
 
 from ml_collections import ConfigDict
 
-from configs import flowers64
+from configs import flowers64, shapes
 
 
 def get_config() -> ConfigDict:
     config = flowers64.get_config()
     config.name = "flowers_kl"
-    config.stages = ("first_stage",)
-    config.conditioner = ConfigDict({"kind": "none"})
+    shapes.first_stage_only(config)
     config.first_stage_train.steps = 2000
     config.first_stage_loss.perceptual_weight = 0.1
     config.first_stage_loss.perceptual_path = "random"

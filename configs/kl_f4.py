@@ -9,13 +9,13 @@ reconstruction summed over pixels. 55,312,063 parameters.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import paper, shapes
 
 
 def get_config() -> ConfigDict:
     config = paper.get_config()
     config.name = "kl_f4"
-    config.stages = ("first_stage",)
+    shapes.first_stage_only(config)
     config.data.crop = "random"
     config.data.short_side = 384
     config.first_stage.kind = "kl"
@@ -28,5 +28,4 @@ def get_config() -> ConfigDict:
     config.first_stage_train.steps = 176_991
     config.first_stage_train.batch_size = 10
     config.first_stage_train.learning_rate = 4.5e-5
-    config.latents.scale = 0.0
     return config

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config = shapes.get_config()
     config.name = "paper"
     config.stages = ("latents", "diffusion")
+    config.dtype = "bfloat16"  # parameters, losses and norms' statistics stay float32
 
     config.data.source = "folder"
     config.data.path = ""

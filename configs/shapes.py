@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the data axis; -1: all that fsdp leaves
     config.mesh.fsdp = 1  # devices over which parameters and optimizer state are split
+    config.mesh.tensor = 1  # devices over which the products of attention and feed-forward layers are split
 
     config.data = ConfigDict()
     config.data.source = "shapes"  # "shapes" | "folder" | "tfds"
@@ -108,12 +109,14 @@ def get_config() -> ConfigDict:
     config.first_stage_train.weight_decay = 0.0
     config.first_stage_train.clip_norm = 1.0  # 0: off
     config.first_stage_train.ema_decay = 0.0  # 0: no EMA
+    config.first_stage_train.accumulate = 1  # in how many parts a batch is looked at, for less memory
     config.first_stage_train.start_from = ""  # weights to go on from: a workdir or a checkpoint; "": random ones
     config.first_stage_train.frozen = ()  # ("encoder", "quant_conv") trains the decoder alone, as Stable Diffusion's ft-EMA
 
     config.latents = ConfigDict()
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
     config.latents.shift = 0.0
+    config.latents.standardise = False  # every channel to mean 0 and deviation 1, instead of one scale and shift
     config.latents.scale_batches = 64
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 
@@ -136,7 +139,7 @@ def get_config() -> ConfigDict:
     config.network.dropout = 0.0
 
     config.conditioner = ConfigDict()
-    config.conditioner.kind = "text"  # "none" | "class" | "text"
+    config.conditioner.kind = "text"  # see ldm_jax/conditioning: none, class, label, text, clip_text, ...
     config.conditioner.n_embed = 64
     config.conditioner.n_layer = 1
     config.conditioner.heads = 4
@@ -152,6 +155,10 @@ def get_config() -> ConfigDict:
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
     config.diffusion.weighting = "simple"
     config.diffusion.time_sampling = "low_discrepancy"
+    config.diffusion.offset_noise = 0.0  # of N(0, 1) per image and channel, added to the noise
+    config.diffusion.input_perturbation = 0.0  # of N(0, 1), added to the noise that the network sees
+    config.diffusion.learned_variance = False  # the network has twice the channels; needs elbo_weight
+    config.diffusion.elbo_weight = 0.0  # of the variational bound
 
     config.diffusion_train = ConfigDict()
     config.diffusion_train.steps = 1800
@@ -165,6 +172,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.weight_decay = 0.0
     config.diffusion_train.clip_norm = 1.0
     config.diffusion_train.ema_decay = 0.99
+    config.diffusion_train.accumulate = 1  # as above
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
 
     config.sampling = ConfigDict()
@@ -179,12 +187,22 @@ def get_config() -> ConfigDict:
     config.evaluation.inception_path = ""  # Inception's weights, for the reconstruction FID of first stages; "": none
 
     config.log = ConfigDict()
-    config.log.every = 100  # steps between lines of metrics.jsonl
+    config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below
     config.log.images_every = 600  # steps between sample grids
     config.log.validation_every = 600
     config.log.validation_images = 256
+    config.log.watchdog_seconds = 0.0  # all stacks are written out when no step ends for so long; 0: off
+    config.log.profile = (0, 0)  # the first and the last step to trace; (0, 0): none
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 300
     config.checkpoint.keep = 2  # the newest; the best is kept besides
+    config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint
     return config
+
+
+def first_stage_only(config: ConfigDict) -> None:
+    """Leaves out what a first stage alone has no use for."""
+    config.stages = ("first_stage",)
+    for section in ("latents", "network", "conditioner", "diffusion", "diffusion_train", "sampling"):
+        del config[section]

@@ -13,8 +13,7 @@ from configs import shapes
 def get_config() -> ConfigDict:
     config = shapes.get_config()
     config.name = "shapes_vq"
-    config.stages = ("first_stage",)
-    config.conditioner = ConfigDict({"kind": "none"})
+    shapes.first_stage_only(config)
     config.first_stage.kind = "vq"
     config.first_stage.double_z = False
     config.first_stage.n_embed = 256

@@ -10,13 +10,13 @@ the commitment (legacy_beta). 55,322,782 parameters.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import paper, shapes
 
 
 def get_config() -> ConfigDict:
     config = paper.get_config()
     config.name = "vq_f4"
-    config.stages = ("first_stage",)
+    shapes.first_stage_only(config)
     config.data.crop = "random"
     config.data.short_side = -1
     config.first_stage.path = ""

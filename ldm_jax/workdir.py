@@ -101,7 +101,8 @@ def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         write_json(path, stored)
     path = workdir / "versions.json"
     try:
-        runs = read_json(path)["runs"] if path.is_file() else []
+        found = read_json(path, expect=(dict, list)) if path.is_file() else []
+        runs = found if isinstance(found, list) else found["runs"]  # the first working directories held the list alone
     except (ValueError, KeyError):  # for the record only
         os.replace(path, path.with_suffix(".damaged"))
         runs = []

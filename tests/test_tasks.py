@@ -12,7 +12,6 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax import build, experiment, weights
-from ldm_jax.conditioning import encoded
 from ldm_jax.data import degradation
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged
@@ -143,7 +142,7 @@ def test_a_users_condition_is_that_of_training(run):
     examples = [transform(source[i]) for i in range(2)]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
-    inputs = encoded(ldm.conditioning, ldm.condition.from_batch(batch), lambda x: ldm.encode(ldm.params, x))
+    inputs = ldm.condition.encoded(ldm.condition.from_batch(batch), lambda x: ldm.encode(ldm.params, x))
     expected = ldm.condition.apply(ldm.params["conditioner"], inputs)
     cond = ldm.embed(ldm.params, [given(kind, batch, i) for i in range(2)])
     assert cond.keys() == expected.keys() == TASKS[kind][2]

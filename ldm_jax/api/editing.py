@@ -1,4 +1,4 @@
-"""What is done with pictures that exist, and on canvases larger than a model was trained for.
+"""What is done with pictures that exist.
 
 Every function here takes a specification and parameters; `LatentDiffusion` has a method of each name. `options` are
 `sampling.Options`. The trajectory with encoder and decoder is one program, compiled once for a shape and a number of steps:
@@ -15,7 +15,6 @@ from ldm_jax import diffusion
 from ldm_jax.api.sampling import (
     Guidance,
     Plan,
-    canvas,
     count,
     decode,
     denoiser,
@@ -36,102 +35,6 @@ from ldm_jax.primitives.choices import check_choice
 PyTree = Any
 INPAINTING = ("concat", "imposed", "certain")
 INVERSIONS = {"ddim": "ddim", "stochastic": "ddpm"}
-
-
-def sample(
-    spec: Specification,
-    params: PyTree,
-    key: jax.Array,
-    cond: PyTree = None,
-    *,
-    num: int | None = None,
-    size: tuple[int, ...] | None = None,
-    noise: jax.Array | None = None,
-    **options: Any,
-) -> jax.Array:
-    """Draws images [B, *size, 3] in [-1, 1]: start noise, the whole trajectory and the decoder in one compiled program.
-
-    Args:
-      key: a typed key. Image i depends on (key, i) alone, not on its neighbours in the batch.
-      cond: from `embed`, one a picture; None where there is no condition, then `num` says how many.
-      size: in pixels, (height, width) of pictures; default that of a condition which is a picture, or the training size.
-      noise: unit noise [B, *space, C] to start from instead of the key's, as `noise` and `invert` give it.
-
-    Raises:
-      ValueError: an unknown sampler or grid, steps < 1, a size that the first stage can't make, scales that don't fit.
-    """
-    num = count(cond, num)
-    if noise is not None:
-        factor = spec.first_stage.factor
-        full = tuple(side * factor for side in noise.shape[1:-1])
-        if noise.shape[0] != num or (size is not None and tuple(size) != full):
-            raise ValueError(f"noise of shape {noise.shape} for {num} pictures of size {size}")
-        size = full
-    plan, guidance = prepare(spec, params, cond, num, size or canvas(spec, cond), make_options(options))
-    return _sample(spec, plan, params, key, guidance, noise)
-
-
-@program
-def _sample(spec, plan, params, key, guidance, noise):
-    starts, steps = keys_of(key, plan.shape[0])
-    return run(spec, plan, params, guidance, start(plan, starts if noise is None else noise), steps)
-
-
-def unit_noise(spec: Specification, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
-    """The unit noise [num, *space, C] that `sample` starts from with this key."""
-    shape = spec.first_stage.latent_shape(*(size or spec.image_size))
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_of(key, num)[0])
-
-
-def panorama(
-    spec: Specification,
-    params: PyTree,
-    key: jax.Array,
-    cond: PyTree = None,
-    *,
-    size: tuple[int, int],
-    num: int | None = None,
-    tile: int | None = None,
-    wrap: bool = True,
-    **options: Any,
-) -> jax.Array:
-    """Pictures of `size` (height, width) larger than the training size, denoised on overlapping windows of that size (or `tile`
-    pixels) which agree where they overlap (MultiDiffusion, Bar-Tal et al. 2023); with `wrap`, the right end continues at the
-    left."""
-    tile = tile or max(spec.image_size)
-    return sample(spec, params, key, cond, num=num, size=size, tile=tile, wrap=wrap, **options)
-
-
-def upscale(
-    spec: Specification,
-    params: PyTree,
-    key: jax.Array,
-    low: jax.Array,
-    *,
-    level: int | None = None,
-    tile: int | None = None,
-    **options: Any,
-) -> jax.Array:
-    """Super-resolution of images [B, h, w, 3] of any size. Results larger than the training size are made on overlapping
-    windows of that size (or `tile` pixels), each with its part of the low-resolution picture.
-
-    `level`: how much noise is added to `low` first and told to the network, where it was trained with that. Where latents are
-    smaller than `low`, it is padded to a multiple by its last row and column, and the result cut.
-    """
-    condition = spec.condition
-    if condition.kind != "superres":
-        raise ValueError(f"upscale is for models of super-resolution; this one takes {condition.takes}")
-    low = np.asarray(low)
-    null = condition.null["low"] if isinstance(condition.null, dict) else condition.null
-    scale = condition.side // null.shape[1]
-    multiple = max(spec.first_stage.factor // scale, 1)
-    height, width = low.shape[1:3]
-    padded = np.pad(low, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
-    cond = spec.embed(params, list(padded) if level is None else [(image, level) for image in padded])
-    side = max(spec.image_size)
-    if tile is None and max(canvas(spec, cond)) > side:
-        tile = side
-    return sample(spec, params, key, cond, tile=tile, **options)[:, : height * scale, : width * scale]
 
 
 def image_to_image(
@@ -320,84 +223,6 @@ def _edit(spec, static, params, key, guidance, source, image):
     else:
         x, noise = editing.invert_stochastic(denoise_source, z, plan.grid, keys_of(key, plan.shape[0])[1])
     return run(spec, plan, params, guidance, x, noise)
-
-
-def variation(
-    spec: Specification,
-    params: PyTree,
-    key: jax.Array,
-    cond: PyTree = None,
-    *,
-    amount: float | jax.Array = 0.2,
-    num: int | None = None,
-    noise: jax.Array | None = None,
-    size: tuple[int, int] | None = None,
-    **options: Any,
-) -> jax.Array:
-    """Pictures like the first one that `sample` draws with this key (or the one of `noise` [1, h, w, C], such as `invert`
-    gives): its noise is turned towards fresh ones by `amount` (a number or [B]), 0 for itself, 1 for another picture."""
-    num = count(cond, num)
-    if noise is None:
-        noise = unit_noise(spec, key, 1, size or canvas(spec, cond))
-    full = tuple(side * spec.first_stage.factor for side in noise.shape[1:-1])
-    plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
-    return _variation(spec, plan, params, key, guidance, noise, jnp.asarray(amount, jnp.float32))
-
-
-@program
-def _variation(spec, plan, params, key, guidance, noise, amount):
-    starts, steps = keys_of(key, plan.shape[0])
-    # not the noise of sample's other pictures; the first one's steps for all
-    fresh = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), plan.shape[1:]))(starts)
-    noise = editing.slerp(jnp.broadcast_to(noise, plan.shape), fresh, amount)
-    return run(spec, plan, params, guidance, start(plan, noise), jnp.repeat(steps[:1], plan.shape[0]))
-
-
-def interpolate(
-    spec: Specification,
-    params: PyTree,
-    key: jax.Array,
-    cond: PyTree = None,
-    frames: int = 8,
-    *,
-    noise: jax.Array | None = None,
-    size: tuple[int, int] | None = None,
-    **options: Any,
-) -> jax.Array:
-    """`frames` pictures on the way from each condition to the next, and from each noise to the next.
-
-    `cond`, from `embed`, and `noise` [K, h, w, C], from `noise` or `invert`, hold K waypoints each, or one that stays; default
-    the key's noise for all frames. Conditions move on straight lines, noises on great circles.
-    """
-    noise = unit_noise(spec, key, 1, size or canvas(spec, cond)) if noise is None else noise
-    counts = {len(noise)} if cond is None else {len(noise), count(cond)}
-    waypoints = max(counts)
-    if waypoints < 2 or not counts <= {1, waypoints} or frames < 2:
-        raise ValueError(
-            f"frames={frames} between {'no' if cond is None else count(cond)} conditions and {len(noise)} noises: give two or "
-            "more frames and waypoints, as many of one as of the other, or one that stays"
-        )
-    if any(not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
-        raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
-    full = tuple(side * spec.first_stage.factor for side in noise.shape[1:-1])
-    plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
-    return _interpolate(spec, plan, params, key, guidance, noise)
-
-
-@program
-def _interpolate(spec, plan, params, key, guidance, noise):
-    num = plan.shape[0]
-
-    def along(points, mix):
-        if len(points) == 1:
-            return jnp.repeat(points, num, axis=0)
-        where = np.linspace(0, len(points) - 1, num)
-        left = np.minimum(where.astype(int), len(points) - 2)
-        return mix(points[left], points[left + 1], jnp.asarray(where - left, jnp.float32))
-
-    guidance = guidance._replace(cond=jax.tree.map(lambda points: along(points, editing.lerp), guidance.cond))
-    _, steps = keys_of(key, 1)
-    return run(spec, plan, params, guidance, start(plan, along(noise, editing.slerp)), jnp.repeat(steps, num))
 
 
 def _source(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ldm_jax import diffusion
-from ldm_jax.api import editing
+from ldm_jax.api import drawing, editing
 from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition
@@ -41,7 +41,7 @@ class LatentDiffusion:
     jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents are scaled to unit variance.
 
     sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions of
-    `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
+    `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
     """
 
     specification: Specification
@@ -119,15 +119,15 @@ class LatentDiffusion:
 
     def noise(self, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
         """The unit noise [num, h, w, C] that `sample` starts from with this key."""
-        return editing.unit_noise(self.specification, key, num, size)
+        return drawing.unit_noise(self.specification, key, num, size)
 
-    sample = _method(editing.sample)
-    panorama = _method(editing.panorama)
-    upscale = _method(editing.upscale)
+    sample = _method(drawing.sample)
+    panorama = _method(drawing.panorama)
+    upscale = _method(drawing.upscale)
     image_to_image = _method(editing.image_to_image)
     inpaint = _method(editing.inpaint)
     outpaint = _method(editing.outpaint)
     invert = _method(editing.invert)
     edit = _method(editing.edit)
-    variation = _method(editing.variation)
-    interpolate = _method(editing.interpolate)
+    variation = _method(drawing.variation)
+    interpolate = _method(drawing.interpolate)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ldm_jax import models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
-from ldm_jax.conditioning import Condition
+from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.training.program import Program
 
@@ -22,6 +23,10 @@ def make_program(config: Mapping[str, Any], stage: str, condition: Condition | N
     """The training step of a stage, "first_stage" or "diffusion", from a config alone: no working directory, data or files."""
     if check_choice(stage, ("first_stage", "diffusion"), "stage") == "first_stage":
         return make_first_stage_program(config)
+    if condition is None:
+        condition = make_condition(config)
+        if condition.null is None:  # of text without a tokenizer: any tokens serve to compile the step
+            condition.null = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), condition.inputs)
     return make_diffusion_program(config, condition)
 
 
@@ -68,6 +73,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 def check_diffusion(config: Mapping[str, Any]) -> None:
     """Raises ValueError where network, condition, first stage and process don't fit one another."""
+    kind_of(config["conditioner"]).check_fields(config["conditioner"])
     stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
     learned = 2 if config["diffusion"].get("learned_variance") else 1
     if network.out_channels != learned * stage.channels:

@@ -97,7 +97,8 @@ def make_diffusion_program(
     config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None
 ) -> Program:
     """All that trains the diffusion model. `condition`: one that knows its tokenizer and class names, which a step needs
-    where conditions are dropped for text; `cached`: whether batches hold the latents' moments (default: config.latents.cache)."""
+    where conditions are dropped for text; `cached`: whether batches hold the latents' moments, by default as the config has
+    it."""
     section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
     condition = condition or make_condition(config)
     inputs = example_inputs(config)

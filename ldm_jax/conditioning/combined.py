@@ -97,6 +97,12 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             tasks = [task for part in self.parts.values() if (task := part.task()) is not None]
             return functools.partial(_all_of, tasks) if tasks else None
 
+        @classmethod
+        def check_fields(cls, section):
+            super().check_fields(section)
+            for part in section["parts"].values():
+                kinds[part["kind"]].check_fields(part)
+
         def check(self):
             for part in self.parts.values():
                 part.check()

@@ -173,10 +173,14 @@ class Condition:
 
     # Training
 
+    @classmethod
+    def check_fields(cls, section: Mapping[str, Any]) -> None:
+        """ValueError where config.conditioner lacks what training needs."""
+        if missing := [name for name in cls.required if name not in section]:
+            raise ValueError(f"config.conditioner lacks {', '.join(missing)}, which training kind={cls.kind!r} needs")
+
     def check(self) -> None:
-        """ValueError where config.conditioner lacks or has what can't be trained; before any data are read."""
-        if missing := [name for name in self.required if name not in self.section]:
-            raise ValueError(f"config.conditioner lacks {', '.join(missing)}, which training kind={self.kind!r} needs")
+        """ValueError where config.conditioner has what can't be trained; before any data are read."""
         self.task()
 
     def learn(self, source: Any, folder: Path) -> None:

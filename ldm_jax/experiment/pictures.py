@@ -1,14 +1,13 @@
 """Pictures for held-out conditions, while a model trains and afterwards."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax import api, build
-from ldm_jax.api import editing
+from ldm_jax.api import drawing
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
@@ -66,10 +65,5 @@ def draw(spec: api.Specification, params: PyTree, inputs: PyTree, count: int, ba
 
 def _drawn(spec: api.Specification, params: PyTree, inputs: PyTree, num: int, start: int, mesh: Any) -> jax.Array:
     cond = None if inputs is None else spec.embed(params, inputs)
-    drawn = editing.sample(spec, params, jax.random.fold_in(jax.random.key(0), start), cond, num=num)
-    return sharding.replicate(mesh, drawn) if jax.process_count() == 1 else _replicated(mesh)(drawn)
-
-
-@functools.cache
-def _replicated(mesh: Any):
-    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+    drawn = drawing.sample(spec, params, jax.random.fold_in(jax.random.key(0), start), cond, num=num)
+    return sharding.replicate(mesh, drawn)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ldm_jax import api, build
-from ldm_jax.conditioning import Condition, kind_of
+from ldm_jax.conditioning import Condition
 from ldm_jax.data.pipeline import batches, in_memory
 from ldm_jax.data.source import describe
 from ldm_jax.data.tokenizer import caption_texts
@@ -39,33 +39,31 @@ class Experiment:
                 section = config[f"{stage}_train"]
                 sharding.check_batch_size(section["batch_size"], self.mesh, section.get("accumulate", 1))
         distributed.on_first("working directory", lambda: check_workdir(self.config, workdir))
+        condition = build.make_condition(self.config) if "diffusion" in config["stages"] else Condition({}, None)
+        # the data set is made by the first process where it is not there yet
+        distributed.on_first("data", lambda: build.make_source(self.config, "train", condition.columns))
+        self.sources = {split: self._source(split, condition.columns) for split in ("train", "validation")}
         self._held = contextlib.ExitStack()
-        self._held.enter_context(lock.hold(workdir))
+        distributed.on_first("working directory", lambda: self._held.enter_context(lock.hold(workdir)))
         try:
-            self._prepare()
+            distributed.on_first("working directory", lambda: self._write(condition))
+            self.condition = condition
+            if "diffusion" in config["stages"]:
+                self.condition = api.load_condition(self.config, workdir)
+                self._say_what_captions_lose()
         except BaseException:
             self._held.close()
             raise
 
-    def _prepare(self) -> None:
-        trains = "diffusion" in self.config["stages"]
-        kind = kind_of(self.config["conditioner"]) if trains else None
-        condition = build.make_condition(self.config) if trains else None
-        # the data set is made by the first process where it is not there yet
-        columns = condition.columns if trains else ()
-        distributed.on_first("data", lambda: build.make_source(self.config, "train", columns))
-        self.sources = {split: self._source(split, columns) for split in ("train", "validation")}
+    def _write(self, condition: Condition) -> None:
+        open_workdir(self.config, self.workdir)
+        condition.learn(self.sources["train"], self.workdir)
 
-        def write() -> None:
-            open_workdir(self.config, self.workdir)
-            if trains:
-                condition.learn(self.sources["train"], self.workdir)
-
-        distributed.on_first("tokenizer and class names", write)
-        self.condition: Condition | None = api.load_condition(self.config, self.workdir) if kind else None
-        if self.condition is not None and self.condition.tokenize is not None and "caption" in columns:
-            tokenizer, length = self.condition.setting.tokenizer, self.condition.length
-            if lost := str(tokenizer.losses(caption_texts(self.sources["train"]), length)):
+    def _say_what_captions_lose(self) -> None:
+        tokenizer = self.condition.setting.tokenizer
+        if tokenizer is not None and "caption" in self.condition.columns:
+            lost = str(tokenizer.losses(caption_texts(self.sources["train"]), self.condition.length))
+            if lost:
                 self.say(f"data: {lost}")
 
     def __enter__(self) -> Experiment:
@@ -132,7 +130,7 @@ class Experiment:
                 state = sharding.init_sharded(self.mesh, program.init_state, self.config["seed"])
                 if prepare is not None:
                     # through jit: on CPU, donating what was put there from numpy's memory is not safe
-                    params = jax.device_put(prepare(state.params), shardings.params)
+                    params = sharding.place(prepare(state.params), shardings.params)
                     state = jax.jit(program.state_of, out_shardings=shardings)(params)
             start = int(state.step)
             if start >= steps:

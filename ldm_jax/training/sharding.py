@@ -106,7 +106,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """A copy of every array on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, jax.tree.map(lambda x: replicated(mesh), tree))
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays where `shardings` say: those of all processes together, or those that every process has a copy of."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=sharding)(x)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -228,5 +242,5 @@ def compile_step(mesh: Mesh, train_step: Callable, shapes: PyTree, constants: Py
         out_shardings=(state, replicated(mesh)),
     )
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(constants)):
-        constants = jax.device_put(constants, fixed)
+        constants = place(constants, fixed)
     return CompiledStep(mesh, jitted, constants)

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import first_stage, latents, second_stage
+from ldm_jax import first_stage, second_stage
+from ldm_jax.conditioning import Condition
+from ldm_jax.first_stage import latents
+from ldm_jax.training.state import Step
 
 
 def moments_of(mean, logvar, shape=(2, 3, 3, 4)):
@@ -62,29 +65,46 @@ def test_condition_is_dropped_as_often_as_asked():
     assert second_stage.drop_condition(None, None, 0.1, jax.random.key(0)) is None
 
 
+class Table(Condition):
+    """A number for each class."""
+
+    kind = "table"
+    null = np.zeros(1, np.int32)
+
+    def __init__(self):
+        pass
+
+    def apply(self, params, inputs):
+        return {"context": params[inputs]}
+
+
+class Gain:
+    """A network that knows everything."""
+
+    def apply(self, variables, x, t, cond, train, rngs):
+        return variables["params"] * cond["context"]
+
+
 def test_second_stage_loss_reads_posteriors_scales_and_conditions():
-    """A network that knows everything: the objective sees scaled latents, and the condition of the batch."""
+    """The objective sees scaled latents, the condition of the batch, the parameters' average and the step."""
     seen = {}
 
-    def objective(network, x0, key):
-        seen["x0"] = x0
-        output = network(x0, jnp.zeros(2))
-        return output.mean(), {"loss": output.mean(), "each": output}
+    def objective(problem, x0, key, rows, batch_size):
+        seen.update(x0=x0, rows=rows, batch_size=batch_size, step=problem.step)
+        output = problem.network(problem.params, x0, jnp.zeros(2))
+        averaged = problem.network(problem.ema, x0, jnp.zeros(2))
+        return output.mean(), {"loss": output.mean(), "averaged": averaged.mean(), "each": output}
 
-    loss_fn = second_stage.make_loss(
-        lambda params, x, t, cond, key: params["gain"] * cond["context"],
-        lambda params, inputs: {"context": params["table"][inputs]},
-        np.zeros(1, np.int32),
-        objective,
-        scale=0.5,
-        shift=1.0,
-        null_probability=0.0,
-    )
-    params = {"network": {"gain": 2.0}, "conditioner": {"table": jnp.asarray([0.0, 3.0, 5.0])}}
+    loss_fn = second_stage.make_loss(Gain(), first_stage.FirstStage(), Table(), objective, null_probability=0.0)
+    params = {"network": 2.0, "conditioner": jnp.asarray([0.0, 3.0, 5.0]), "first_stage": {}}
+    params["latents"] = {"scale": 0.5, "shift": 1.0}
+    step = Step(jnp.int32(7), {"network": 3.0}, jnp.asarray([4, 5]), 6)
     batch = {"moments": moments_of(4.0, -30.0), "inputs": jnp.asarray([1, 2])}
-    loss, metrics = loss_fn(params, batch, jax.random.key(0))
+    loss, metrics = loss_fn(params, batch, jax.random.key(0), step)
     np.testing.assert_allclose(seen["x0"], 1.5, atol=1e-5)
-    assert float(loss) == pytest.approx(2.0 * 4.0)
-    assert set(metrics) == {"loss"}  # scalars only are logged
-    loss_fn(params, {"latents": jnp.full((2, 3, 3, 4), 4.0), "inputs": batch["inputs"]}, jax.random.key(0))
-    np.testing.assert_allclose(seen["x0"], 1.5, atol=1e-6)
+    assert float(loss) == pytest.approx(2.0 * 4.0) and float(metrics["averaged"]) == pytest.approx(3.0 * 4.0)
+    assert set(metrics) == {"loss", "averaged"}  # scalars only are logged
+    assert (int(seen["step"]), seen["rows"].tolist(), seen["batch_size"]) == (7, [4, 5], 6)
+    for name in ("latents", "image"):  # of a first stage that is none, pictures are latents
+        loss_fn(params, {name: jnp.full((2, 3, 3, 4), 4.0), "inputs": batch["inputs"]}, jax.random.key(0), step)
+        np.testing.assert_allclose(seen["x0"], 1.5, atol=1e-6)

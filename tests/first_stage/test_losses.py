@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.first_stage import LossWeights, Networks, discriminator_loss, make_gradients, negative_log_likelihood, psnr
+from ldm_jax.training.state import Step
 
 X = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 3)), jnp.float32)
 PARAMS = {
@@ -16,6 +17,12 @@ PARAMS = {
     "discriminator": jax.random.normal(jax.random.key(3), (3,)),
     "lecam": {"real": jnp.float32(0.2), "fake": jnp.float32(-0.1)},
 }
+
+
+
+def at(number):
+    """Where the training stands: the whole batch, after so many updates."""
+    return Step(jnp.int32(number), {}, jnp.arange(len(X)), len(X))
 
 
 def penalty(params):
@@ -31,7 +38,7 @@ def judge(params, x):
 
 
 NETWORKS = Networks(
-    lambda params, x, key: (params["autoencoder"]["h"], penalty(params), ({}, {})),
+    lambda params, x, key, step: (params["autoencoder"]["h"], penalty(params), ({}, {})),
     lambda params, h: h @ params["kernel"] + params["bias"],
     distance,
     judge,
@@ -62,7 +69,7 @@ def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
             return nll(autoencoder) + penalty({"autoencoder": autoencoder}) + d_weight * factor * fooling(autoencoder)
 
         expected, gradient = jax.value_and_grad(whole)(PARAMS["autoencoder"])
-        loss, metrics, grads, _ = joint(PARAMS, {"image": X}, jax.random.key(0), step)
+        loss, metrics, grads, _ = joint(PARAMS, {"image": X}, jax.random.key(0), at(step))
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["d_weight"], d_weight, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), grads["autoencoder"], gradient)
@@ -77,9 +84,9 @@ def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
 
 def test_a_fixed_weight_and_no_discriminator():
     (fixed,) = make_gradients(NETWORKS, LossWeights(discriminator=0.3, adaptive=False))
-    assert fixed(PARAMS, {"image": X}, jax.random.key(0), 0)[1]["d_weight"] == jnp.float32(0.3)
+    assert fixed(PARAMS, {"image": X}, jax.random.key(0), at(0))[1]["d_weight"] == jnp.float32(0.3)
     (without,) = make_gradients(NETWORKS, LossWeights(), alternate=True)  # nobody to take turns with
-    _, metrics, grads, _ = without(PARAMS, {"image": X}, jax.random.key(0), 0)
+    _, metrics, grads, _ = without(PARAMS, {"image": X}, jax.random.key(0), at(0))
     assert set(grads) == {"autoencoder"} and "g_loss" not in metrics
 
 
@@ -102,7 +109,7 @@ def test_the_discriminator_s_losses_at_perfect_and_at_no_judgement():
 
 def test_r1_is_the_slope_at_real_images_and_lecam_keeps_running_means():
     (penalised,) = make_gradients(NETWORKS, LossWeights(discriminator=1.0, r1=2.0, lecam=0.5))
-    _, metrics, _, assigned = penalised(PARAMS, {"image": X}, jax.random.key(0), 0)
+    _, metrics, _, assigned = penalised(PARAMS, {"image": X}, jax.random.key(0), at(0))
     w = PARAMS["discriminator"]
     slope = (1 - judge(w, X) ** 2) * w / 16  # of the mean over an image's 16 logits
     np.testing.assert_allclose(metrics["r1"], jnp.square(slope).sum((1, 2, 3)).mean(), rtol=1e-5)

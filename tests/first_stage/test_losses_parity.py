@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ldm_jax import latents, models
-from ldm_jax.build.first_stage import check_perceptual, load_perceptual
-from ldm_jax.first_stage import LossWeights, Networks, make_gradients, negative_log_likelihood
+from ldm_jax import models
+from ldm_jax.build.check import check_perceptual
+from ldm_jax.experiment.first_stage import load_perceptual
+from ldm_jax.first_stage import LossWeights, Networks, latents, make_gradients, negative_log_likelihood
+from ldm_jax.training.state import Step
 from ldm_jax.weights.features import read_discriminator, read_lpips
 
 pytestmark = pytest.mark.parity
@@ -40,7 +42,7 @@ class Case:
         args, widths = self.config["args"], tuple(self.config["narrow_vgg_widths"])
         disc = models.Discriminator(self.config["disc_ndf"], args["disc_num_layers"])
 
-        def features(params, x, key):
+        def features(params, x, key, step):
             own = params["autoencoder"]
             if self.kind == "vq":
                 return own["h"], args["codebook_weight"] * own["codebook_loss"], ({}, {})
@@ -72,6 +74,11 @@ class Case:
         return {"autoencoder": {"h": self["h"], **given, "decoder": {"conv_out": last}}, **arrays}
 
 
+def where(number, rows):
+    """Where the training stands."""
+    return Step(jnp.int32(number), {}, jnp.arange(rows), rows)
+
+
 def close(ours, theirs, limit, what):
     theirs = jnp.asarray(theirs)
     difference = float(jnp.abs(ours - theirs).max() / jnp.maximum(jnp.abs(theirs).max(), 1e-12))
@@ -93,7 +100,7 @@ def test_every_logged_number_and_every_gradient(fixtures_dir, kind, step, mode):
     )
     networks, params = case.networks(None if mode == "train" else case.running), case.params()
     (gradient,) = make_gradients(networks, weights)
-    loss, metrics, grads, _ = jax.jit(gradient)(params, {"image": case["x"]}, jax.random.key(0), jnp.int32(step))
+    loss, metrics, grads, _ = jax.jit(gradient)(params, {"image": case["x"]}, jax.random.key(0), where(step, len(case["x"])))
 
     at = f"{mode}.step{step}"
     log = {name: case.io[f"{at}.opt0.log.{name}"][0] for name in ("nll_loss", "rec_loss", "d_weight", "disc_factor", "g_loss")}
@@ -134,7 +141,8 @@ def test_every_logged_number_and_every_gradient(fixtures_dir, kind, step, mode):
 @pytest.mark.parametrize("kind", CASES)
 def test_perceptual_weights_are_read_from_the_file_that_the_config_names(fixtures_dir, kind):
     case = Case(fixtures_dir, kind)
-    section = {"perceptual_path": str(case.folder / "weights.safetensors"), "perceptual_linear_path": ""}
+    files = {"perceptual_path": str(case.folder / "weights.safetensors"), "perceptual_linear_path": ""}
+    section = files | {"perceptual_widths": case.config["narrow_vgg_widths"]}
     check_perceptual(section)
     params = load_perceptual(section)
     theirs = case.io["lpips.total"].reshape(-1)
@@ -147,7 +155,7 @@ def test_taking_turns_shows_the_discriminator_the_newer_reconstruction(fixtures_
     """The two turns give the joint step's numbers as long as the parameters don't change between them."""
     case = Case(fixtures_dir, "vq")
     weights = LossWeights(reduction="mean", perceptual=1.0, discriminator=0.75)
-    arguments = (case.params(), {"image": case["x"]}, jax.random.key(0), jnp.int32(20))
+    arguments = (case.params(), {"image": case["x"]}, jax.random.key(0), where(20, len(case["x"])))
     (joint,) = make_gradients(case.networks(None), weights)
     turns = make_gradients(case.networks(None), weights, alternate=True)
     assert len(turns) == 2

@@ -5,12 +5,6 @@ import numpy as np
 from ldm_jax.first_stage import shaping
 
 
-def test_half_is_the_mean_of_two_by_two():
-    x = jnp.arange(2 * 5 * 4 * 1.0).reshape(2, 5, 4, 1)
-    np.testing.assert_allclose(shaping.half(x)[0, 0, 0, 0], np.mean([0, 1, 4, 5]))
-    assert shaping.half(x).shape == (2, 2, 2, 1)
-
-
 def test_latents_that_are_the_features_are_aligned_and_others_learn_to_be():
     features = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
     np.testing.assert_allclose(shaping.alignment(features, features, jnp.eye(6)), 0, atol=1e-6)

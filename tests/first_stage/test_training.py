@@ -15,7 +15,6 @@ from ldm_jax import api, build, experiment
 from ldm_jax.experiment import first_stage as stage
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged
-from ldm_jax.training.state import make_init, make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 VQ = {
@@ -57,6 +56,11 @@ def tiny(**overrides):
     return config.to_dict()
 
 
+def constants(config):
+    section = config["first_stage_loss"]
+    return {"perceptual": stage.load_perceptual(section)} if section["perceptual_weight"] else {}
+
+
 def images(n=8, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, 32, 32, 3)), jnp.float32)
 
@@ -67,11 +71,8 @@ def machine(names: tuple, devices: int):
     config = tiny(**{k: v for name in names for k, v in {"vq": VQ, "ema": EMA, "gan": GAN}[name].items()})
     training = build.make_first_stage_program(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    init = make_init(training.init, training.optimizer, False)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    step = make_train_step(training.gradients, training.optimizer)
-    compiled = sharding.compile_step(mesh, step, shapes, training.constants())
-    return lambda: sharding.init_sharded(mesh, init, 0), compiled, lambda x: sharding.to_device(mesh, x)
+    compiled = sharding.compile_step(mesh, training.step, training.shapes, constants(config))
+    return lambda: sharding.init_sharded(mesh, training.init_state, 0), compiled, lambda x: sharding.to_device(mesh, x)
 
 
 def run(names, devices, batches):
@@ -121,11 +122,10 @@ def test_constant_images_give_finite_steps(x):
 def test_a_batch_of_one_and_more_codes_than_latents_in_it():
     config = tiny(**VQ | EMA | GAN | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
     training = build.make_first_stage_program(config)
-    init = make_init(training.init, training.optimizer, False)
-    step = jax.jit(make_train_step(training.gradients, training.optimizer))
-    state = jax.jit(init)(jax.random.key(0))
+    step = jax.jit(training.step)
+    state = jax.jit(training.init_state)(jax.random.key(0))
     for i in range(2):
-        state, metrics = step(state, {"image": images(1, i)}, jax.random.key(0), training.constants())
+        state, metrics = step(state, {"image": images(1, i)}, jax.random.key(0), constants(config))
     assert int(metrics["skipped"]) == 0 and np.isfinite(float(metrics["loss"]))
     with pytest.raises(ValueError, match="as many latents as codes: 512 for 1024"):
         kmeans = build.make_first_stage_program(tiny(**VQ | EMA | {"first_stage.n_embed": 1024}))
@@ -135,13 +135,12 @@ def test_a_batch_of_one_and_more_codes_than_latents_in_it():
 def test_the_adversarial_term_waits_for_its_step():
     config = tiny(**GAN, **{"first_stage_loss.disc_start": 1})
     training = build.make_first_stage_program(config)
-    init = make_init(training.init, training.optimizer, False)
-    step = jax.jit(make_train_step(training.gradients, training.optimizer))
-    first = jax.jit(init)(jax.random.key(0))
-    second, metrics = step(first, {"image": images()}, jax.random.key(0), training.constants())
+    step = jax.jit(training.step)
+    first = jax.jit(training.init_state)(jax.random.key(0))
+    second, metrics = step(first, {"image": images()}, jax.random.key(0), constants(config))
     assert metrics["disc_factor"] == 0 and metrics["d_weight"] > 0
     jax.tree.map(np.testing.assert_array_equal, first.params["discriminator"], second.params["discriminator"])
-    third, metrics = step(second, {"image": images()}, jax.random.key(0), training.constants())
+    third, metrics = step(second, {"image": images()}, jax.random.key(0), constants(config))
     assert metrics["disc_factor"] == 1
     kernels = [state.params["discriminator"]["main_0"]["kernel"] for state in (second, third)]
     assert np.abs(kernels[0] - kernels[1]).max() > 0
@@ -158,9 +157,8 @@ def test_resumed_training_is_bit_exact_in_every_part(tmp_path, monkeypatch):
     experiment.run(config, tmp_path / "resumed")
 
     training = build.make_first_stage_program(config)
-    init = make_init(training.init, training.optimizer, True, training.not_averaged)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    target = jax.eval_shape(lambda: sharding.init_sharded(mesh, init, 0))
+    target = jax.eval_shape(lambda: sharding.init_sharded(mesh, training.init_state, 0))
 
     def state(workdir):
         with Checkpoints(tmp_path / workdir / "first_stage" / "checkpoints") as checkpoints:
@@ -200,7 +198,7 @@ def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
         ({"first_stage_loss.perceptual_weight": 1.0}, "perceptual_path=''.*vgg16.*perceptual_weight=0"),
         ({"first_stage_loss.pixel": "l3"}, "pixel='l3'"),
         ({"first_stage_loss.reduction": "average"}, "reduction='average'"),
-        ({"first_stage_loss.disc_weight": -1.0}, "discriminator=-1"),
+        ({"first_stage_loss.disc_weight": -1.0}, "config.first_stage_loss.disc_weight=-1.0: must be at least 0"),
         ({"first_stage_loss.codebook": "ema"}, "no learnt codebook"),
         ({**VQ, "first_stage_loss.codebook": "emma"}, "Did you mean 'ema'"),
         ({**VQ, "first_stage_loss.codebook_restart": 0.1}, "codebook='ema'"),

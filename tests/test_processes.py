@@ -1,0 +1,131 @@
+"""Several processes as one run, on loopback: both stages, validation, evaluation, SIGTERM, going on with another number."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.training import distributed
+from ldm_jax.training.checkpoint import load_averaged
+from tests.test_train import ROOT, TINY, command, environment, losses  # noqa: F401  (environment is a fixture)
+
+# losses that don't depend on how many processes there are, so that all that differs is the order of sums
+SHORT = {**TINY, "first_stage_train.steps": 6, "diffusion_train.steps": 6, "log.every": 1, "log.validation_every": 3,
+         "checkpoint.every": 3, "log.images_every": 6}  # fmt: skip
+
+
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(workdir, count, env, devices, **overrides):
+    """So many processes, of `devices` devices together."""
+    address, found = f"127.0.0.1:{port()}", []
+    for index in range(count):
+        flags = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}"] if count > 1 else []
+        of_each = {**env, "JAX_NUM_CPU_DEVICES": str(devices // count)}
+        found.append(
+            subprocess.Popen(
+                command(workdir, **{**SHORT, **overrides}) + flags, env=of_each, cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+        )
+    return found
+
+
+def finish(processes, status=0, seconds=500):
+    said = [process.communicate(timeout=seconds)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), said[0][-3000:]
+    return said
+
+
+def same(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for step in one:
+        assert abs(one[step] - other[step]) <= tolerance * max(abs(one[step]), 1), (step, one[step], other[step])
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_train_as_one(environment, tmp_path):  # noqa: F811
+    for count in (1, 2, 4):
+        said = finish(start(tmp_path / str(count), count, environment, 4))
+        assert f"process 0 of {count}" in said[0] or count == 1
+        assert all("Traceback" not in text for text in said)
+        assert (tmp_path / str(count) / "evaluation" / "0000" / "results.json").is_file()
+    for stage in ("first_stage", "diffusion"):
+        whole = losses(tmp_path / "1", stage)
+        assert len(whole) == 6
+        for count in (2, 4):
+            same(whole, losses(tmp_path / str(count), stage))
+            params = (load_averaged(tmp_path / name / stage / "checkpoints") for name in ("1", str(count)))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), *params)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_at_one_step_and_another_number_goes_on(environment, tmp_path):  # noqa: F811
+    longer = {"diffusion_train.steps": 400, "diffusion_train.decay": "constant"}
+    workdir = tmp_path / "stopped"
+    processes = start(workdir, 2, environment, 4, **longer)
+    log = workdir / "diffusion" / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not (log.is_file() and log.read_text().count("train/loss") > 3):
+        assert all(process.poll() is None for process in processes), [p.communicate()[0][-2000:] for p in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes, status=75)
+    steps = {text.split("stopped at step ")[1].split(";")[0] for text in said}
+    assert len(steps) == 1, said
+    (step,) = steps
+    assert (workdir / "diffusion" / "checkpoints" / step).is_dir()
+    ends = {"diffusion_train.steps": int(step) + 4, "diffusion_train.decay": "constant"}
+    config = json.loads((workdir / "config.json").read_text())
+    config["diffusion_train"]["steps"] = int(step)
+    del config["sha256"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    said = finish(start(workdir, 4, environment, 4, **ends))
+    assert f"diffusion: going on from step {step}" in said[0]
+    assert max(losses(workdir, "diffusion")) == int(step) + 4
+
+
+@pytest.mark.parametrize(
+    "arguments, variables, message",
+    [
+        ({}, {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:12"}, "without --num_processes"),
+        ({"coordinator": "here", "num_processes": 2, "process_id": 0}, {}, "host:port"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, {}, "numbered from 0"),
+        ({}, {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "whole numbers"),
+    ],
+)
+def test_what_contradicts_itself_is_named(arguments, variables, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize(**arguments, environment=variables)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"},  # a job's script, outside of srun
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},  # one host
+    ],
+)
+def test_a_process_of_its_own_asks_nobody(variables):
+    assert distributed.initialize(environment=variables) == "1 process"
+
+
+def test_an_error_of_the_first_process_is_an_error():
+    def fail():
+        raise ValueError("no such folder")
+
+    with pytest.raises(ValueError, match="no such folder"):
+        distributed.on_first("data", fail)
+
