@@ -139,7 +139,7 @@ def _whole(
     what = "averaged network" if chosen is not raw else "network"
     params = {"network": _part(layout, chosen, f"{path}: {what}", notes, _NETWORK_OWN)}
     if averaged and raw and ema:
-        naming.match(layout, {name: raw[name] for name in raw if name in {weight.name for weight in layout}}, f"{path}: network")
+        _part(layout, raw, f"{path}: network", [], _NETWORK_OWN)
     if description.get("first_stage", {}).get("kind", "none") != "none":
         params["first_stage"] = _first_stage(path, description["first_stage"], first, notes)
     elif first:

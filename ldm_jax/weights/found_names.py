@@ -13,8 +13,8 @@ from ldm_jax.weights.stored import Stored
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 NESTS = {
-    "state_dict", "model_state_dict", "model_state", "state", "model", "models", "net", "network", "params", "weights", "checkpoint",
-    "pytorch", "module_state_dict", "generator", "unet",
+    "state_dict", "model_state_dict", "model_state", "state", "model", "models", "net", "network", "params", "weights",
+    "checkpoint", "pytorch", "module_state_dict", "generator",
 }  # fmt: skip
 AVERAGES = {
     "ema", "params_ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_dict", "ema_params", "ema_weights",
@@ -24,40 +24,48 @@ AVERAGES = {
 WHOLE = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\.|model_ema\.[^.]+$")
 STAGE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv|quantize|loss)\.")
 STAGE_NAMES = ("first_stage_model", "first_stage", "autoencoder", "vae", "ae", "vqvae", "vqgan")
+USUAL = ("state_dict", "model_state_dict", "model", "params")  # where a training checkpoint has its weights
 DEPTH = 8
 
 
-def flattened(content: Mapping[Any, Any], most: int = 1_000_000) -> tuple[dict[str, Stored], list[str]]:
-    """The tensors of nested mappings by their dotted names, and the names at the top of what else there is."""
+def flattened(content: Mapping, most: int = 1_000_000) -> tuple[dict[str, Stored], list[str]]:
+    """The tensors of nested mappings by their dotted names, without the `USUAL` first one, and the names at the top of what
+    else there is."""
     tensors: dict[str, Stored] = {}
     rest: dict[str, None] = {}
     todo: list[tuple[str, Any, int]] = [("", content, 0)]
+    usual = [key for key in USUAL if isinstance(content.get(key), Mapping)][:1]
     for name, value, depth in todo:  # grows while it is walked
         if isinstance(value, Stored):
             tensors[name] = value
         elif isinstance(value, Mapping) and (value or not depth) and depth < DEPTH:
             if len(todo) + len(value) > most:
                 raise ValueError(f"more than {most:,} entries")
-            todo += [(f"{name}.{key}" if name else str(key), each, depth + 1) for key, each in value.items()]
+            scope = "" if not name or (depth == 1 and name in usual and "diffusion_model" not in value) else f"{name}."
+            todo += [(f"{scope}{key}", each, depth + 1) for key, each in value.items()]
         elif name:
             rest[name.split(".")[0]] = None
     return tensors, list(rest)
 
 
 def unwrapped(tensors: Mapping[str, Stored], ema: bool, notes: list[str]) -> dict[str, Stored]:
-    """The tensors under the names of the model itself; of raw and averaged ones the set that `ema` asks for, where a wrapper says
-    which is which. What was stripped goes to `notes`; names that belong to no model stay as they are.
+    """The tensors under the names of the model itself; of raw and averaged ones the set that `ema` asks for, where a wrapper
+    says which is which. What was stripped goes to `notes`; names that belong to no model stay as they are.
 
     ValueError if two tensors of one file come to the same name.
     """
     clean = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in tensors}
     whole = any(WHOLE.match(".".join(parts[i:])) for parts in clean.values() for i in range(len(parts)))
+    starts = {name: _beginning(parts, WHOLE if whole else STAGE) for name, parts in clean.items()}
+    nests = {tuple(clean[name][:start]) for name, start in starts.items() if start}
     sets: dict[bool, dict[str, str]] = {False: {}, True: {}}
     stripped: dict[str, None] = {}
     for name, parts in clean.items():
-        start, averaged = _beginning(parts, WHOLE if whole else STAGE)
-        dropped = {part for part in name.split(".") if part in WRAPPERS} | set(parts[:start])
-        stripped |= dict.fromkeys(sorted(dropped))
+        start = starts[name]
+        if start is None:  # no part of a model, but perhaps beside one, as its buffers are
+            start = max((len(nest) for nest in nests if tuple(parts[: len(nest)]) == nest), default=0)
+        averaged = any(part.lower() in AVERAGES for part in parts[:start])
+        stripped |= dict.fromkeys(sorted({part for part in name.split(".") if part in WRAPPERS} | set(parts[:start])))
         target = ".".join(parts[start:])
         if target in sets[averaged]:
             raise ValueError(f"{sets[averaged][target]} and {name} are both the tensor {target}: the file holds two models")
@@ -74,16 +82,14 @@ def unwrapped(tensors: Mapping[str, Stored], ema: bool, notes: list[str]) -> dic
     return {target: tensors[name] for target, name in raw.items()}
 
 
-def _beginning(parts: list[str], anchor: re.Pattern) -> tuple[int, bool]:
-    """How many leading parts of a name wrap it, and whether one of them says that it is an average. 0 if it is no model's."""
-    averaged = False
+def _beginning(parts: list[str], anchor: re.Pattern) -> int | None:
+    """How many leading parts of a name wrap it; None if it is no model's."""
     for i, part in enumerate(parts):
         if anchor.match(".".join(parts[i:])):
-            return i, averaged
-        averaged |= part.lower() in AVERAGES
+            return i
         if part.lower() not in NESTS | AVERAGES | set(STAGE_NAMES):
             break
-    return 0, False
+    return None
 
 
 def left_out(names: Iterable[str], what: str, notes: list[str]) -> None:

@@ -55,7 +55,8 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None) -> Checkpo
             return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)
         if (path / "config.json").is_file():
             return _checkpoint(diffusers_files.read_component(path, notes), notes)
-        weights = [file for file in sorted(path.iterdir()) if file.suffix in (*files.PICKLES, ".safetensors") and file.is_file()]
+        suffixes = (*files.PICKLES, ".safetensors")
+        weights = [file for file in sorted(path.iterdir()) if file.suffix in suffixes and file.is_file()]
         if len(weights) != 1:
             names = ", ".join(file.name for file in weights) or "none"
             raise ValueError(
