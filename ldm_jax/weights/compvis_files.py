@@ -17,22 +17,28 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ldm_jax.weights import files, layouts, naming, schedules, torch_files
+from ldm_jax.weights import files, found_names, layouts, naming, schedules, torch_files
 from ldm_jax.weights.descriptions import compvis
+from ldm_jax.weights.descriptions import diffusers_export as export
 from ldm_jax.weights.layouts import text
 from ldm_jax.weights.stored import Stored
 
 NETWORK, EMA, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
 _EMA_NETWORK = "diffusion_model"
 _DROPPED = ("lvlb_weights", "logvar", "scale_factor", *schedules.BUFFERS)
+_BUFFERS = ("position_ids", "num_batches_tracked")
+# Modules that a network or autoencoder of other sizes or options would have.
+_NETWORK_OWN = ("time_embed", "label_emb", "input_blocks", "middle_block", "output_blocks", "out")
+_STAGE_OWN = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quantize")
 _CLIP_PREFIXES = ("transformer.text_model.", "transformer.")  # of FrozenCLIPEmbedder, old and new transformers
 
 
 def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, dict]:
-    tensors = files.tensors(path, notes)
+    tensors = found_names.unwrapped(files.tensors(path, notes), ema, notes)
     kind = contents(tensors)
     config, where = _config(path, config, kind, tensors, notes)
     description = compvis.parse(config, where)
+    stated = "parameterization" in ((config.get("model") or {}).get("params") or {})
     if kind == "first stage":
         if "first_stage" not in description:
             raise ValueError(f"{path}: holds a first stage, but {where} describes none")
@@ -44,15 +50,17 @@ def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, di
         raise ValueError(f"{path}: holds {_named(kind)}, but {where} describes a first stage alone; give its own YAML")
     if kind != "latent diffusion":
         raise ValueError(f"{path}: holds {_named(kind)}; {where} describes a whole latent diffusion model")
-    return _whole(path, description, tensors, ema, notes)
+    # STATEMENTS may contradict what the YAML says, but not what it leaves open
+    return _whole(path, description, tensors, ema, notes, stated)
 
 
 def contents(tensors: Mapping[str, Any]) -> str:
     """What a CompVis file holds, by its names: "latent diffusion", "first stage" or "unknown"."""
-    if any(name.startswith(NETWORK) for name in tensors):
+    if any(name.startswith((NETWORK, EMA + _EMA_NETWORK)) for name in tensors):
         return "latent diffusion"
-    if any(name.startswith("encoder.") for name in tensors) and any(name.startswith("decoder.") for name in tensors):
-        return "first stage"
+    for prefix in ("", FIRST_STAGE):
+        if all(any(name.startswith(prefix + half) for name in tensors) for half in ("encoder.", "decoder.")):
+            return "first stage"
     return "unknown"
 
 
@@ -79,41 +87,86 @@ def _config(path: Path, config: Any, kind: str, tensors: Mapping, notes: list[st
 
 
 def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:
+    if not any(name.startswith("encoder.") for name in tensors) and (inside := naming.within(tensors, FIRST_STAGE)):
+        notes.append(f"names without {FIRST_STAGE}")
+        tensors = inside
     kept = dict(tensors)
     for prefix, what in (("loss.", "of the training loss"), (EMA, "of an average")):
         if left := [name for name in kept if name.startswith(prefix)]:
             notes.append(f"{len(left)} tensors {what} ({prefix}*) left out of the first stage")
             kept = {name: tensor for name, tensor in kept.items() if not name.startswith(prefix)}
-    layout = layouts.autoencoder(stage)
-    return naming.nested(layout, naming.match(layout, kept, f"{path}: first stage"))
+    return _part(layouts.autoencoder(stage), kept, f"{path}: first stage", notes, _STAGE_OWN)
 
 
-def _whole(path: Path, description: dict, tensors: dict[str, Stored], ema: bool, notes: list[str]) -> tuple[dict, dict]:
+def _part(
+    layout: naming.Layout, tensors: Mapping[str, Stored], where: str, notes: list[str], own: tuple[str, ...] = ()
+) -> dict:
+    """One part's tree. Tensors in modules that the part doesn't have are left out with a note; those in modules that it has, or
+    that are its kind's `own`, say that the configuration is another's, and `match` refuses them."""
+    modules = {weight.name.split(".")[0] for weight in layout} | set(own)
+    strays = [name for name in tensors if name.split(".")[0] not in modules or name.endswith(_BUFFERS)]
+    found_names.left_out(strays, f"the {where.rsplit(': ', 1)[-1]}", notes)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(strays)}
+    return naming.nested(layout, naming.match(layout, kept, where))
+
+
+def _whole(
+    path: Path, description: dict, tensors: dict[str, Stored], ema: bool, notes: list[str], stated: bool
+) -> tuple[dict, dict]:
     raw = naming.within(tensors, NETWORK)
     averaged = naming.within(tensors, EMA)
     first, cond = naming.within(tensors, FIRST_STAGE), naming.within(tensors, CONDITIONER)
     known = (NETWORK, EMA, FIRST_STAGE, CONDITIONER)
-    rest = [name for name in tensors if not name.startswith(known) and name not in _DROPPED]
-    if rest:
-        raise ValueError(f"{path}: {len(rest)} tensors belong to no part of the model: {', '.join(rest[:8])}")
-    schedules.check(description["diffusion"], tensors, str(path))
+    statements = [name for name in STATEMENTS if name in tensors]
+    for name in statements:
+        STATEMENTS[name](path, description, stated, notes)
+    rest = [name for name in tensors if not name.startswith(known) and name not in (*_DROPPED, *statements)]
+    found_names.left_out(rest, "the model", notes)
+    if "ztsnr" not in statements:
+        schedules.check(description["diffusion"], tensors, str(path))
     _scale(path, description, tensors)
 
     layout = layouts.unet(description["network"])
-    chosen = naming.match(layout, raw, f"{path}: network")
+    steps = {name: averaged.pop(name) for name in ("decay", "num_updates") if name in averaged}
+    steps = {name: np.asarray(value).item() for name, value in steps.items() if value.size == 1}
     if averaged:
-        steps = {name: np.asarray(averaged.pop(name)).item() for name in ("decay", "num_updates") if name in averaged}
         smooth = _averages(path, layout, averaged)
-        if ema:
-            chosen = naming.match(layout, smooth, f"{path}: averaged network")
-        notes.append(f"network: the {'averaged' if ema else 'raw'} weights of two sets ({_list(steps)})")
-    params = {"network": naming.nested(layout, chosen)}
+        which = ("averaged" if ema else "raw") + " weights of two sets" if raw else "averaged weights, the only ones"
+        notes.append(f"network: the {which}" + (f" ({_list(steps)})" if steps else ""))
+    elif steps:
+        notes.append(f"network: the raw weights; {' and '.join(EMA + name for name in steps)} have no average beside them")
+    chosen = smooth if averaged and (ema or not raw) else raw
+    what = "averaged network" if chosen is not raw else "network"
+    params = {"network": _part(layout, chosen, f"{path}: {what}", notes, _NETWORK_OWN)}
+    if averaged and raw and ema:
+        _part(layout, raw, f"{path}: network", [], _NETWORK_OWN)
     if description.get("first_stage", {}).get("kind", "none") != "none":
         params["first_stage"] = _first_stage(path, description["first_stage"], first, notes)
     elif first:
         raise ValueError(f"{path}: holds a first stage, but its YAML says it has none")
     params["conditioner"] = _conditioner(path, description, cond, notes)
     return description, params
+
+
+def _v_prediction(path: Path, description: dict, stated: bool, notes: list[str]) -> None:
+    diffusion = description["diffusion"]
+    if diffusion["prediction"] != "v" and stated:
+        raise ValueError(
+            f"{path}: says by its tensor v_pred that the network predicts v, its YAML parameterization: "
+            f"{diffusion['prediction']}; change the YAML's to v, or take that line out"
+        )
+    diffusion["prediction"] = "v"
+    notes.append("v_pred: the network predicts v")
+
+
+def _zero_terminal(path: Path, description: dict, stated: bool, notes: list[str]) -> None:
+    description["diffusion"]["zero_terminal_snr"] = True
+    description["scheduler"] = export.scheduler(description["diffusion"]) | {"timestep_spacing": "trailing"}
+    notes.append("ztsnr: the schedule is rescaled to end at pure noise")
+
+
+# Empty tensors that say something of the model.
+STATEMENTS = {"v_pred": _v_prediction, "ztsnr": _zero_terminal}
 
 
 def _list(values: Mapping[str, Any]) -> str:
@@ -146,8 +199,7 @@ def _conditioner(path: Path, description: dict, tensors: dict[str, Stored], note
         return {}
     if fields["kind"] == "clip_text":
         tensors = _clip(fields, tensors, where)
-    layout = conditioner_layout(fields)
-    return naming.nested(layout, naming.match(layout, tensors, where))
+    return _part(conditioner_layout(fields), tensors, where, notes)
 
 
 def conditioner_layout(fields: Mapping[str, Any]) -> naming.Layout:

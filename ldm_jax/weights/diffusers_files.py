@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.weights import compvis_files, files, layouts, naming
+from ldm_jax.weights import compvis_files, files, found_names, layouts, naming
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.stored import Stored
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 OWN_CONDITIONER = "conditioner"  # a folder for conditioners that diffusers lacks; its pipelines pass it by
-# Parts of pipelines that play no role in sampling.
-_IGNORED = ("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_processor")
+_READ_ELSEWHERE = ("tokenizer", "scheduler")
+# The parts that sampling needs. Others (safety_checker, feature_extractor, image_encoder, ...) are left out with a note.
+_NEEDED = ("unet", "transformer", "vae", "vqvae", "text_encoder", "bert")
+# Parts without which a pipeline of these names is another model than the one that would be read.
+_TOWERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "prior", "controlnet", "low_res_scheduler", "transformer_2")
 
 
 def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
@@ -29,8 +32,12 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
     description: dict[str, dict] = {}
     params: dict[str, dict] = {}
+    if towers := [name for name in _TOWERS if name in parts]:
+        raise ValueError(f"{folder}: a {pipeline} needs its {towers[0]}, which is not read; such models are not supported")
+    unused = [name for name in parts if name not in (*_NEEDED, *_READ_ELSEWHERE) and not _is_network(folder / name)]
+    found_names.left_out(unused, "sampling", notes)
     for name in parts:
-        if name in _IGNORED:
+        if name in unused or name in _READ_ELSEWHERE:
             continue
         part, tree = read_component(folder / name, notes)
         twice = [key for key in part if key in description]
@@ -51,9 +58,17 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     params.setdefault("conditioner", {})
     if "first_stage" not in description:
         description |= {"first_stage": {"kind": "none", "path": ""}, "latents": {"scale": 1.0, "shift": 0.0}}
+    if "SuperResolution" in pipeline:  # it ignores the autoencoder's scaling_factor
+        description["latents"] = {"scale": 1.0, "shift": 0.0}
     if (folder / "tokenizer").is_dir() and description["conditioner"]["kind"] in ("text", "clip_text"):
         description["conditioner"]["tokenizer"] = str(folder / "tokenizer")
     return description, params
+
+
+def _is_network(folder: Path) -> bool:
+    """Whether a part of another name than the usual ones is a network that denoises."""
+    path = folder / "config.json"
+    return path.is_file() and str(files.read_json(path).get("_class_name")) in diffusers.NETWORKS
 
 
 def _wordless(pipeline: str, network: Mapping[str, Any]) -> dict:

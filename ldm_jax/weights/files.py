@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ldm_jax.primitives import files as primitives
-from ldm_jax.weights import msgpack_files, pickles, safetensors_files
+from ldm_jax.weights import found_names, msgpack_files, pickles, safetensors_files
 from ldm_jax.weights.stored import Stored
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -15,11 +15,14 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _JSON_LIMIT = 1 << 25
 _YAML_LIMIT = 1 << 16  # the reader of YAML is slow: half a second
 _YAML_NODES = 20_000
+_YAML_BRACKETS = 2_000  # nested, each makes all others slower
 _FLAX = ("diffusion_flax_model.msgpack", "flax_model.msgpack")
 
 
 def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
-    """All tensors of one file by name. Of a training checkpoint, the state dict; what else it holds goes to `notes`."""
+    """All tensors of one file by name, nested mappings joined by dots; what else it holds goes to `notes`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file")
     if path.suffix == ".safetensors":
         return safetensors_files.read(path)
     if path.suffix == ".msgpack":
@@ -29,17 +32,12 @@ def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
         notes.append(f"{path.name}: dropped, as inert: {', '.join(dropped)}")
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
-    for key in ("state_dict", "model", "params"):
-        if isinstance(content.get(key), Mapping):
-            rest = [str(name) for name in content if name != key]
-            if rest:
-                notes.append(f"{path.name}: beside {key}: {', '.join(rest)}")
-            content = content[key]
-            break
-    wrong = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Stored)]
-    if wrong:
-        raise ValueError(f"{path}: {len(wrong)} entries of the state dict are no tensors, first {wrong[0]}")
-    return dict(content)
+    found, rest = found_names.flattened(content)
+    if rest:
+        notes.append(f"{path.name}: left out, for they are no tensors: {', '.join(rest[:12])}")
+    if not found:
+        raise ValueError(f"{path}: a {type(content).__name__} without a tensor among {', '.join(rest[:8]) or 'nothing'}")
+    return found
 
 
 def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], bool]:
@@ -92,7 +90,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     anything else, has a name twice, refers to itself, or grows beyond `_YAML_NODES` values by its aliases."""
     _limit(path, _YAML_LIMIT)
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.count("[") + text.count("{") > _YAML_BRACKETS:
+            raise ValueError(f"more than {_YAML_BRACKETS} brackets")
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         _grown(node, {})
         content = None if node is None else loader.construct_document(node)

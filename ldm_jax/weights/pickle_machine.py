@@ -5,8 +5,8 @@ anything else becomes an `Inert` placeholder, and a name of code that could act 
 
 Why not `pickle.Unpickler` with an allow-list: it allocates what a file says before reading it (one LONG_BINPUT of seven bytes
 takes 32 GB), hashes keys of any depth (a tuple nested 200,000 deep, used as a key, ends the interpreter), has no limit of
-opcodes, and NEWOBJ and BUILD insist on real classes and their state. This machine counts what it does (`MOST_OPCODES`, `MOST_BYTES`,
-`MOST_COPIED`), takes only plain keys, and drops states unseen.
+opcodes, and NEWOBJ and BUILD insist on real classes and their state. This machine counts what it does (`MOST_OPCODES`,
+`MOST_BYTES`, `MOST_COPIED`), takes only plain keys, and drops states unseen.
 """
 
 import dataclasses

@@ -132,7 +132,7 @@ def _check_directory(path: Path) -> None:
     if size == 0xFFFFFFFF and large >= 0:
         size = int.from_bytes(tail[large + 40 : large + 48], "little")
     if size > MOST_DIRECTORY:
-        raise ValueError(f"{path}: its zip directory has {size:,} bytes, at most {MOST_DIRECTORY:,} are read; no torch checkpoint")
+        raise ValueError(f"{path}: its zip directory has {size:,} bytes; torch writes at most {MOST_DIRECTORY:,}")
 
 
 def _small_record(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

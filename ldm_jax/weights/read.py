@@ -38,15 +38,25 @@ def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | N
     Raises ValueError if there is no checkpoint, its files are truncated or missing, its weights do not belong to its
     configuration (every tensor is accounted for), or it is a pickle that names code.
     """
-    path, notes = Path(path), []
+    path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    try:
+        return _read(path, ema, config)
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        problem = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{path}: its configuration lacks a field, or has one of the wrong type ({problem})") from error
+
+
+def _read(path: Path, ema: bool, config: str | Path | Mapping | None) -> Checkpoint:
+    notes: list[str] = []
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)
         if (path / "config.json").is_file():
             return _checkpoint(diffusers_files.read_component(path, notes), notes)
-        weights = [file for file in sorted(path.iterdir()) if file.suffix in (*files.PICKLES, ".safetensors")]
+        suffixes = (*files.PICKLES, ".safetensors")
+        weights = [file for file in sorted(path.iterdir()) if file.suffix in suffixes and file.is_file()]
         if len(weights) != 1:
             names = ", ".join(file.name for file in weights) or "none"
             raise ValueError(
@@ -57,7 +67,7 @@ def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | N
     if path.suffix == ".safetensors" and config is None:
         tensors, metadata = safetensors_files.read_with_metadata(path)
         if OWN in metadata:
-            return _own(tensors, json.loads(metadata[OWN]))
+            return _own(path, tensors, metadata[OWN])
     if path.suffix == ".msgpack":
         return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
     if path.suffix not in (*files.PICKLES, ".safetensors"):
@@ -76,7 +86,11 @@ def write_params(path: str | Path, description: Mapping, params: Mapping) -> Non
     safetensors_files.write(Path(path), leaves, {OWN: json.dumps(parts)})
 
 
-def _own(tensors: Mapping, parts: Mapping) -> Checkpoint:
+def _own(path: Path, tensors: Mapping, text: str) -> Checkpoint:
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its description is not JSON ({str(error)[:100]})") from None
     params: dict = {part: {} for part in parts["params"]}
     for name, tensor in tensors.items():
         *scopes, leaf = name.split("/")

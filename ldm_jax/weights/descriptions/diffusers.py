@@ -18,6 +18,7 @@ SCHEDULES = {
     "squaredcos_cap_v2": "squared_cosine",
     "sigmoid": "sigmoid",
 }
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "Transformer2DModel")
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 PRIVATE = "_ldm_jax"  # what a scheduler's config cannot say; diffusers skips fields that start with an underscore
 VERSION = "0.30.0"  # of diffusers, the oldest that has all the fields written here
@@ -88,12 +89,13 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
     if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
         raise ValueError(f"{where}: time_embedding_dim {config['time_embedding_dim']}, only {4 * widths[0]} is possible")
     groups = config.get("norm_num_groups") or 32
-    # Without attn_norm_num_groups, scale_shift leaves out the norm of the middle's attention in UNet2DModel.
+    # None, the default, means norm_num_groups; with scale_shift, that the middle's attention of a UNet2DModel has no norm.
     unnormed = not conditional and config.get("resnet_time_scale_shift") == "scale_shift"
-    if config.get("attn_norm_num_groups", None if unnormed else groups) not in ((groups,) if unnormed else (None, groups)):
+    said = config.get("attn_norm_num_groups")
+    if said != groups and (said is not None or unnormed):
         raise ValueError(
-            f"{where}: attn_norm_num_groups {config.get('attn_norm_num_groups')} should be {groups}, as norm_num_groups: "
-            "our attention in the middle has a norm as the other blocks have"
+            f"{where}: attn_norm_num_groups {said} should be {groups}, as norm_num_groups: our attention in the middle has "
+            "a norm as the other blocks have"
         )
 
     result = {
@@ -228,6 +230,8 @@ def first_stage(config: Mapping[str, Any], where: str) -> dict:
         "sample_size", "scaling_factor", "shift_factor", "down_block_types", "up_block_types", "force_upcast",
         "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv", "num_vq_embeddings", "vq_embed_dim",
     }  # fmt: skip
+    neutral = {"latents_mean": 0, "latents_std": 1}  # for every channel
+    config = {name: None if _one(value) == neutral.get(name, "") else value for name, value in config.items()}
     _check(config, fixed, read, where)
     widths = [int(width) for width in config["block_out_channels"]]
     down = list(config["down_block_types"])
@@ -333,7 +337,7 @@ def _check(config: Mapping[str, Any], fixed: Mapping[str, tuple], read: set[str]
 def _one(value: Any) -> Any:
     """A list of equal values as that value."""
     if isinstance(value, list | tuple):
-        return value[0] if len(set(value)) == 1 else tuple(value)
+        return value[0] if value and all(each == value[0] for each in value) else tuple(value)
     return value
 
 
