@@ -17,6 +17,7 @@ from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
+from ldm_jax.models.partition import constrain, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
@@ -43,11 +44,13 @@ __all__ = [
     "UNet",
     "calibrate",
     "clip_normalize",
+    "constrain",
     "count",
     "initialize",
     "last_layer",
     "nearest",
     "nearest_code",
+    "partitioned",
     "shapes",
     "sinusoidal_embedding",
     "text_time_vector",

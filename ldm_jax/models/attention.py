@@ -4,8 +4,9 @@
 
 `implementation` is one of
 
-    "xla"    logits materialised; batch and heads merged in front, softmax in float32 and normalised after the value
-             product. On a CPU, many logits are made one batch item and some rows at a time, to stay within its caches.
+    "xla"    logits materialised, bfloat16's in bfloat16; batch and heads merged in front, softmax in float32 and normalised
+             after the value product. On a CPU, many logits are made one batch item and some rows at a time, to stay within
+             its caches.
     "cudnn"  flash attention of cuDNN: an NVIDIA GPU, bfloat16 or float16, head width a multiple of 8 up to 128 (256
              from Hopper on). Odd lengths (CLIP's 77 tokens) are padded to even ones: cuDNN has no gradient for them.
     "flash"  flash attention for TPUs (Pallas): any float type; lengths, and heads wider than 128, are padded to
@@ -13,12 +14,20 @@
     "auto"   cudnn on a GPU wherever its limits allow it; flash on a TPU where q and k both have 1,024 tokens or more;
              xla otherwise.
 
-A named implementation that cannot serve raises ValueError; only "auto" chooses. float32 always is "xla" on a GPU, as
-cuDNN has no such kernel.
+"auto" chooses for the platform that is compiled for: the mesh's inside `partitioned(mesh)`, else whatever the program is
+lowered for. A named implementation that cannot serve raises ValueError; outside `partitioned` it is held against the
+process's first device. float32 always is "xla" on a GPU, as cuDNN has no such kernel. Inside `partitioned` every device
+attends to its own part of the batch and of the heads. "flash" and "cudnn" have no forward-mode derivative; "xla" has.
 """
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ldm_jax.models.partition import by_device, by_platform, current
+from ldm_jax.primitives.choices import check_choice
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
 FLASH_BLOCK = 128
@@ -31,68 +40,111 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "a
 
     With `causal`, token i sees no token after it; T and S must be equal.
     """
-    chosen = choose(q, k, implementation)
-    return {"xla": _xla, "cudnn": _cudnn, "flash": _flash}[chosen](q, k, v, causal)
+    check_choice(implementation, IMPLEMENTATIONS, "attention")
+    kernels = {
+        "xla": partial(_xla, causal=causal),
+        "cudnn": partial(_cudnn, causal=causal),
+        "flash": partial(_flash, causal=causal),
+    }
+    on_cpu = partial(_xla_on_cpu, causal=causal) if _exceeds_caches(q, k) else kernels["xla"]
 
+    def on(device: Any) -> Any:
+        chosen = choose(q, k, implementation, device)
+        return on_cpu if chosen == "xla" and device.platform == "cpu" else kernels[chosen]
 
-def choose(q: jax.Array, k: jax.Array, implementation: str = "auto") -> str:
-    """The implementation that `attention` uses for these arrays on the default backend."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}")
-    backend = jax.default_backend()
+    partition = current()
+    if partition is not None:
+        return by_device(on(partition.mesh.devices.flat[0]), q, k, v)
+    if implementation not in ("auto", "xla"):
+        return on(jax.devices()[0])(q, k, v)
+    branches = {} if on_cpu is kernels["xla"] else {"cpu": on_cpu}
     if implementation == "auto":
-        if backend == "gpu" and not _cudnn_obstacle(q):
+        if _is_long(q, k):
+            branches["tpu"] = kernels["flash"]
+        if _gpu() is not None and not _cudnn_obstacle(q, _gpu()):
+            branches["cuda"] = kernels["cudnn"]
+    return by_platform(q, k, v, default=kernels["xla"], **branches) if branches else kernels["xla"](q, k, v)
+
+
+def choose(q: jax.Array, k: jax.Array, implementation: str = "auto", device: Any = None) -> str:
+    """The implementation that serves these arrays on a device, by default the process's first.
+
+    Raises ValueError if the named one can't.
+    """
+    check_choice(implementation, IMPLEMENTATIONS, "attention")
+    device = device or jax.devices()[0]
+    if implementation == "auto":
+        if device.platform == "gpu" and not _cudnn_obstacle(q, device):
             return "cudnn"
-        long = min(q.shape[1], k.shape[1]) >= LONG
-        return "flash" if backend == "tpu" and long else "xla"
-    obstacle = None
+        return "flash" if device.platform == "tpu" and _is_long(q, k) else "xla"
+    platform = {"cudnn": "gpu", "flash": "tpu"}.get(implementation, device.platform)
+    obstacle = f"the platform is {device.platform}" if device.platform != platform else None
     if implementation == "cudnn":
-        obstacle = "the backend is " + backend if backend != "gpu" else _cudnn_obstacle(q)
-    if implementation == "flash" and backend != "tpu":
-        obstacle = "the backend is " + backend
+        obstacle = obstacle or _cudnn_obstacle(q, device)
     if obstacle:
         raise ValueError(f'attention "{implementation}" is not possible: {obstacle}; use "auto" or "xla"')
     return implementation
 
 
-def _cudnn_obstacle(q: jax.Array) -> str | None:
+def _is_long(q: jax.Array, k: jax.Array) -> bool:
+    return min(q.shape[1], k.shape[1]) >= LONG
+
+
+def _exceeds_caches(q: jax.Array, k: jax.Array) -> bool:
+    return q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] >= 8 * CACHE
+
+
+def _gpu() -> Any:
+    """The process's first GPU, or None."""
+    return next((device for device in jax.devices() if device.platform == "gpu"), None)
+
+
+def _cudnn_obstacle(q: jax.Array, device: Any) -> str | None:
     width = q.shape[-1]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN computes it in bfloat16 or float16, not in {q.dtype}"
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    capability = str(getattr(device, "compute_capability", ""))
     major = int(capability.split(".")[0]) if capability[:1].isdigit() else 0  # AMD's are called gfx..., and have no cuDNN
     if major < 8 or width % 8 or width > (256 if major >= 9 else 128):
         return f"heads are {width} wide on a GPU of compute capability {capability or 'unknown'}"
     return None
 
 
+def _product(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """q [N, T, D], k and v [N, S, D] -> [N, T, D]."""
+    T, S, D = q.shape[1], k.shape[1], q.shape[2]
+    stored = jnp.bfloat16 if q.dtype == jnp.bfloat16 else jnp.float32
+    logits = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=stored).astype(jnp.float32) * D**-0.5
+    if causal:
+        logits = jnp.where(jnp.tril(jnp.ones((T, S), bool)), logits, -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    values = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (values / weights.sum(-1, keepdims=True)).astype(q.dtype)
+
+
+def _heads_first(a: jax.Array) -> jax.Array:
+    return a.transpose(0, 2, 1, 3)
+
+
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     B, T, heads, D = q.shape
-    S = k.shape[1]
+    merged = (_heads_first(a).reshape(B * heads, -1, D) for a in (q, k, v))
+    return _heads_first(_product(*merged, causal).reshape(B, heads, T, D))
 
-    def product(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        logits = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32) * D**-0.5
-        if causal:
-            logits = jnp.where(jnp.tril(jnp.ones((T, S), bool)), logits, -jnp.inf)
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-        values = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (values / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    if jax.default_backend() != "cpu" or B * heads * T * S < 8 * CACHE:
-        out = product(*(a.reshape(B * heads, -1, D) for a in (q, k, v))).reshape(B, heads, T, D)
-    else:
-        chunks = 1
-        while not causal and T % (2 * chunks) == 0 and heads * T * S > chunks * CACHE:
-            chunks *= 2
+def _xla_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """A batch item at a time, and as many rows as make CACHE logits."""
+    T, heads, D = q.shape[1:]
+    chunks = 1
+    while not causal and T % (2 * chunks) == 0 and heads * T * k.shape[1] > chunks * CACHE:
+        chunks *= 2
 
-        def item(qkv: tuple[jax.Array, ...]) -> jax.Array:
-            q, k, v = qkv
-            rows = jnp.moveaxis(q.reshape(heads, chunks, T // chunks, D), 1, 0)
-            return jnp.moveaxis(jax.lax.map(lambda q: product(q, k, v), rows), 0, 1).reshape(heads, T, D)
+    def item(qkv: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v = qkv
+        rows = jnp.moveaxis(q.reshape(heads, chunks, T // chunks, D), 1, 0)
+        return jnp.moveaxis(jax.lax.map(lambda q: _product(q, k, v, causal), rows), 0, 1).reshape(heads, T, D)
 
-        out = jax.lax.map(item, (q, k, v))
-    return out.transpose(0, 2, 1, 3)
+    return _heads_first(jax.lax.map(item, tuple(_heads_first(a) for a in (q, k, v))))
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
@@ -110,7 +162,7 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
 
     def padded(a: jax.Array) -> jax.Array:
         width = -D % FLASH_BLOCK if D > FLASH_BLOCK else 0
-        return jnp.pad(a.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, -a.shape[1] % FLASH_BLOCK), (0, width)))
+        return jnp.pad(_heads_first(a), ((0, 0), (0, 0), (0, -a.shape[1] % FLASH_BLOCK), (0, width)))
 
     q, k, v = padded(q), padded(k), padded(v)
     segments = None
@@ -121,4 +173,4 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
 
         segments = tpu.SegmentIds(ids(q.shape[2], T), ids(k.shape[2], S))
     out = tpu.flash_attention(q, k, v, segment_ids=segments, causal=causal, sm_scale=D**-0.5)
-    return out[:, :, :T, :D].transpose(0, 2, 1, 3)
+    return _heads_first(out[:, :, :T, :D])

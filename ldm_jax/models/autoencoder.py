@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ldm_jax.models.attention import attention
 from ldm_jax.models.codebook import FSQ, Codebook
 from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat
+from ldm_jax.models.partition import constrain
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Settings:
     dropout: float
     norm_num_groups: int
     dtype: Any
-    remat: bool
+    remat: str | bool
     attention: str
 
     def width(self, level: int) -> int:
@@ -66,7 +67,7 @@ class ResnetBlock(nn.Module):
         h = Conv(self.width, dtype=s.dtype, name="conv2")(h)
         if x.shape[-1] != self.width:
             x = Dense(self.width, dtype=s.dtype, name="nin_shortcut")(x)
-        return x + h
+        return constrain(x + h)
 
 
 class AttnBlock(nn.Module):
@@ -81,7 +82,7 @@ class AttnBlock(nn.Module):
         h = self.settings.norm("norm")(x)
         q, k, v = (Dense(C, dtype=dtype, name=name)(h).reshape(B, H * W, 1, C) for name in "qkv")
         h = attention(q, k, v, self.settings.attention).reshape(B, H, W, C)
-        return x + Dense(C, dtype=dtype, name="proj_out")(h)
+        return constrain(x + Dense(C, dtype=dtype, name="proj_out")(h))
 
 
 class Middle(nn.Module):
@@ -115,7 +116,7 @@ class Level(nn.Module):
             h = Downsample("conv", 0, width, s.dtype, name="downsample")(h)
         elif self.resample == "up":
             h = Upsample(width, s.dtype, name="upsample")(h)
-        return h
+        return constrain(h)
 
 
 class Encoder(nn.Module):
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         s, last = self.settings, len(self.settings.ch_mult) - 1
-        h = Conv(s.ch, dtype=s.dtype, name="conv_in")(x)
+        h = constrain(Conv(s.ch, dtype=s.dtype, name="conv_in")(x))
         for i in range(last + 1):
             h = Level(s, i, s.num_res_blocks, "down" if i < last else None, name=f"down_{i}")(h, train)
         h = Middle(s, name="mid")(h, train)
@@ -144,7 +145,7 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
         """`features`: what the last convolution is given, [B, H, W, ch], instead of the image."""
         s, last = self.settings, len(self.settings.ch_mult) - 1
-        h = Conv(s.width(last), dtype=s.dtype, name="conv_in")(z)
+        h = constrain(Conv(s.width(last), dtype=s.dtype, name="conv_in")(z))
         h = Middle(s, name="mid")(h, train)
         for i in reversed(range(last + 1)):
             h = Level(s, i, s.num_res_blocks + 1, "up" if i else None, name=f"up_{i}")(h, train)
@@ -182,7 +183,7 @@ class Autoencoder(nn.Module):
     use_post_quant_conv: bool = True
     norm_num_groups: int = 32
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
     attention: str = "auto"
 
     def setup(self) -> None:

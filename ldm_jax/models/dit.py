@@ -14,6 +14,7 @@ import numpy as np
 from ldm_jax.models.attention import attention
 from ldm_jax.models.init import ZEROS, normal, xavier_uniform
 from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding
+from ldm_jax.models.partition import constrain
 
 DIT_SIZES = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6},
@@ -45,7 +46,7 @@ class DiT(nn.Module):
     freq_shift: float = 0.0
     mlp_norm_eps: float = 1e-6  # diffusers' `norm_eps`, 1e-5 by its default, reaches the norm before the MLP only
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
     attention: str = "auto"
 
     @nn.compact
@@ -63,7 +64,7 @@ class DiT(nn.Module):
 
         h, w = H // p, W // p
         tokens = PatchEmbed(self.hidden_size, p, self.dtype, name="x_embedder")(x).reshape(B, h * w, -1)
-        tokens = tokens + position_embedding(self.hidden_size, h, w, self.input_size // p).astype(self.dtype)
+        tokens = constrain(tokens + position_embedding(self.hidden_size, h, w, self.input_size // p).astype(self.dtype))
         times, labels = sinusoidal_embedding(t, 256, freq_shift=self.freq_shift), cond.get("label")
 
         width = self.hidden_size
@@ -80,6 +81,7 @@ class DiT(nn.Module):
                 name=f"blocks_{i}",
             )
             tokens, own = block(tokens, c, times, labels)
+            tokens = constrain(tokens)
             last = own if last is None else last
 
         out_channels = 2 * C if self.learn_sigma else C
@@ -193,13 +195,13 @@ def embed_condition(
     c = TimeEmbedder(features, dtype, name="t_embedder")(times)
     if num_classes is not None:
         c = c + LabelEmbedder(num_classes, features, dtype, name="y_embedder")(labels)
-    return c
+    return constrain(c)
 
 
 def modulation(c: jax.Array, parts: int, width: int, dtype: Any) -> list[jax.Array]:
     """Shifts, scales and gates [B, 1, width] from the condition, all zero at first."""
     layer = Dense(parts * width, kernel_init=ZEROS, bias_init=ZEROS, dtype=dtype, name="adaLN_modulation_1")
-    return jnp.split(layer(nn.silu(c))[:, None], parts, axis=-1)
+    return jnp.split(constrain(layer(nn.silu(c)))[:, None], parts, axis=-1)
 
 
 def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any, eps: float = 1e-6) -> jax.Array:

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.init import ONES, ZEROS, Rule, normal, torch_default
+from ldm_jax.models.partition import by_platform
+from ldm_jax.primitives.arrays import block_mean
+from ldm_jax.primitives.choices import check_choice
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
+REMAT = ("none", "dots", "blocks")
 SAME = ((1, 1), (1, 1))  # of a 3x3 kernel, at stride 2 too; XLA's "SAME" pads (0, 1) there
 
 
@@ -26,7 +30,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis; also a 1x1 convolution, faster as a matrix product on every backend."""
+    """x @ kernel + bias over the last axis; also the 1x1 convolution of [B, H, W, C]."""
 
     features: int
     use_bias: bool = True
@@ -38,11 +42,22 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), (fan_in, self.features))
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = linear_map(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", self.bias_init or torch_default(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
+
+
+def linear_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] and kernel [in, out] -> [..., out].
+
+    A matrix product; but on a TPU pixels [B, H, W, in] are convolved, because XLA lays a product's operands out in another
+    order than a convolution's, and could then fuse neither with its neighbours.
+    """
+    if x.ndim != 4:
+        return jnp.dot(x, kernel)
+    return by_platform(x, kernel, tpu=lambda x, kernel: convolution(x, kernel[None, None], 1, "VALID"), default=jnp.dot)
 
 
 class Conv(nn.Module):
@@ -76,17 +91,38 @@ class Conv(nn.Module):
 
 
 def convolution(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> jax.Array:
+    """x [B, H, W, in] and kernel [height, width, in, out] -> [B, H', W', out], in x's dtype."""
     return jax.lax.conv_general_dilated(x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Nearest-neighbour upsampling by two followed by a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, C_out].
 
-    Each of the four output phases sees a 2x2 neighbourhood of the small image, through a kernel whose taps are sums of
-    the 3x3 kernel's: 2.25 times fewer operations, which pays on CPUs. Accelerators prefer the plain two steps.
+    The same function in three forms: the plain two steps; on a CPU, `by_phases`; on a TPU, `by_zeros`.
     """
-    if jax.default_backend() != "cpu":
-        return convolution(nearest(x, 2 * x.shape[1], 2 * x.shape[2]), kernel, 1, SAME)
+    return by_platform(x, kernel, cpu=by_phases, tpu=by_zeros, default=in_two_steps)
+
+
+def in_two_steps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`upsampled_convolution` as it is defined."""
+    return convolution(nearest(x, 2 * x.shape[1], 2 * x.shape[2]), kernel, 1, SAME)
+
+
+def by_zeros(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`upsampled_convolution` of the image with zeros between its pixels, through a 4x4 kernel whose taps are sums of the
+    3x3 kernel's: the large image is never written, which pays where memory is the limit."""
+    spread = np.float32([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+    taps = jnp.asarray(np.kron(spread, spread), kernel.dtype)
+    kernel = jnp.matmul(taps, kernel.reshape(9, -1), precision=jax.lax.Precision.HIGHEST).reshape(4, 4, *kernel.shape[2:])
+    around = ((2, 2), (2, 2))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), around, lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`upsampled_convolution` as four convolutions: each of the four output phases sees a 2x2 neighbourhood of the small
+    image, through sums of the 3x3 kernel's taps. 2.25 times fewer operations, which pays where those are the limit."""
 
     def taps(k: jax.Array, axis: int, phase: int) -> jax.Array:
         k0, k1, k2 = jnp.split(k, 3, axis)
@@ -105,6 +141,10 @@ class GroupNorm(nn.Module):
 
     Statistics are per channel and then combined per group, and the result is one multiply-add per element, into which
     XLA fuses a following SiLU: about twice as fast on a CPU as reducing over a [.., groups, C / groups] view.
+
+    The variance E[x^2] - E[x]^2 cancels where |mean| >> deviation. So float32 inputs are taken relative to some value of each
+    channel. 16-bit inputs are not: bfloat16 can't hold a deviation that float32 sums would lose, and without the subtraction
+    XLA computes the sums where x is made, and never writes x in float32.
     """
 
     num_groups: int
@@ -121,10 +161,9 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", ONES, (C,)).astype(jnp.float32)
         bias = self.param("bias", ZEROS, (C,)).astype(jnp.float32)
-        x = x.astype(jnp.float32)
         axes = tuple(range(1, x.ndim - 1))
-        # The variance is taken about some value of each channel: E[x^2] - E[x]^2 cancels where |mean| >> deviation.
-        pivot = jax.lax.stop_gradient(x[(slice(None), *([slice(0, 1)] * len(axes)))])
+        pivot = jax.lax.stop_gradient(x[(slice(None), *([slice(0, 1)] * len(axes)))]) if x.dtype == jnp.float32 else 0.0
+        x = x.astype(jnp.float32)
         shifted = x - pivot
         first = shifted.mean(axes, keepdims=True)
         second = jnp.square(shifted).mean(axes, keepdims=True) - jnp.square(first)
@@ -236,9 +275,7 @@ def bilinear(x: jax.Array, height: int, width: int, scale: float | None = None) 
 
 def average_pool(x: jax.Array) -> jax.Array:
     """The mean of 2x2 pixels; an odd last row or column is dropped."""
-    B, H, W, C = x.shape
-    x = x[:, : H // 2 * 2, : W // 2 * 2]
-    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+    return block_mean(x, 2)
 
 
 def sinusoidal_embedding(
@@ -261,6 +298,25 @@ def sinusoidal_embedding(
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
-def remat(block: type[nn.Module], enabled: bool) -> type[nn.Module] | Callable:
-    """The block, recomputed in the backward pass instead of stored if `enabled`."""
-    return nn.remat(block) if enabled else block
+def remat(block: type[nn.Module], what: str | bool) -> type[nn.Module] | Callable:
+    """The block, as far as `what` recomputed in the backward pass instead of stored.
+
+    "none"    everything is stored
+    "dots"    what linear layers and convolutions give is stored, the rest (norms, activations, attention) recomputed
+    "blocks"  the block's input is stored, everything else recomputed
+
+    False and True, as configs had them before there were names, are "none" and "blocks".
+    """
+    if isinstance(what, bool):
+        what = "blocks" if what else "none"
+    check_choice(what, REMAT, "remat")
+    if what == "none":
+        return block
+    return nn.remat(block, policy=_is_product if what == "dots" else None)
+
+
+def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether it multiplies by weights: a convolution, or a matrix product without batch dimensions."""
+    if primitive is jax.lax.dot_general_p:
+        return not params["dimension_numbers"][1][0]
+    return primitive is jax.lax.conv_general_dilated_p

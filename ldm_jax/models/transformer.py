@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ldm_jax.models.attention import attention
 from ldm_jax.models.init import ZEROS
 from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu
+from ldm_jax.models.partition import constrain
 
 
 class AttentionBlock(nn.Module):
@@ -129,13 +130,14 @@ class SpatialTransformer(nn.Module):
         h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x).reshape(B, H * W, C)
         h = Dense(self.heads * self.dim_head, dtype=self.dtype, name="proj_in")(h)
         for i in range(self.depth):
-            h = TransformerBlock(
+            block = TransformerBlock(
                 self.heads,
                 self.dim_head,
                 self.disable_self_attn,
                 attention=self.attention,
                 dtype=self.dtype,
                 name=f"transformer_blocks_{i}",
-            )(h, context)
+            )
+            h = constrain(block(h, context))
         h = Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(B, H, W, C)

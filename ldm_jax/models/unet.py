@@ -33,6 +33,7 @@ from ldm_jax.models.layers import (
     remat,
     sinusoidal_embedding,
 )
+from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
 
 COND_KEYS = ("concat", "context", "vector", "label")
@@ -90,9 +91,9 @@ class UNet(nn.Module):
     may be one value or one per level. `num_classes` is the number of labels, "sequential" (a vector of
     `adm_in_channels`) or "continuous". `channel_mult` may be fractional.
 
-    `dtype` is what it computes in (parameters stay float32, norms and softmax reduce in float32); `remat` recomputes
-    blocks in the backward pass; `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the call has
-    `train=True`, and needs `rngs={"dropout": key}`.
+    `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
+    backward pass recomputes (`layers.remat`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the
+    call has `train=True`, and needs `rngs={"dropout": key}`.
     """
 
     in_channels: int
@@ -123,7 +124,7 @@ class UNet(nn.Module):
     freq_shift: float = 0.0
     downsample_padding: int = 1
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
     attention: str = "auto"
 
     @nn.compact
@@ -132,7 +133,7 @@ class UNet(nn.Module):
     ) -> jax.Array:
         cond = self._checked(x, cond)
         out_dtype, context = x.dtype, cond.get("context")
-        emb = self._embedding(t, cond)
+        emb = constrain(self._embedding(t, cond))
         dropout = self.dropout if train else 0.0
 
         def res(name: str, h: jax.Array, width: int, resample: str | None = None, size: Any = None) -> jax.Array:
@@ -146,25 +147,25 @@ class UNet(nn.Module):
                 self.dtype,
                 name=name,
             )
-            return block(h, emb) if size is None else block(h, emb, size)
+            return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
             heads, dim_head = self._heads(h.shape[-1], level)
             common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
             if not self.use_spatial_transformer:
                 block = remat(AttentionBlock, self.remat)
-                return block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h)
+                return constrain(block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h))
             depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
             if not middle:
                 cross_only = self._per_level("disable_self_attentions", level)
             elif self.transformer_depth_middle is not None:
                 depth = self.transformer_depth_middle
             block = remat(SpatialTransformer, self.remat)
-            return block(heads, dim_head, depth, cross_only, **common)(h, context)
+            return constrain(block(heads, dim_head, depth, cross_only, **common)(h, context))
 
         parts = [x] + ([cond["concat"]] if "concat" in cond else [])
         h = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
-        h = Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(h)
+        h = constrain(Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(h))
         skips, widths = [h], [round(self.model_channels * mult) for mult in self.channel_mult]
         levels = len(widths)
         for level, width in enumerate(widths):
@@ -179,7 +180,7 @@ class UNet(nn.Module):
                 if self.resblock_updown:
                     h = res(name, h, width, "down")
                 elif self.conv_resample:
-                    h = Downsample("op", self.downsample_padding, width, self.dtype, name=name)(h)
+                    h = constrain(Downsample("op", self.downsample_padding, width, self.dtype, name=name)(h))
                 else:
                     h = average_pool(h)
                 skips.append(h)
@@ -202,14 +203,14 @@ class UNet(nn.Module):
                     if self.resblock_updown:
                         h = res(f"{name}_{inner}", h, widths[level], "up", size)
                     elif self.conv_resample:
-                        h = Upsample(widths[level], self.dtype, name=f"{name}_{inner}")(h, size)
+                        h = constrain(Upsample(widths[level], self.dtype, name=f"{name}_{inner}")(h, size))
                     else:
                         h = nearest(h, *size)
                 index += 1
 
         h = nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="out_0")(h))
         h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_2")(h)
-        return h.astype(out_dtype)
+        return constrain(h.astype(out_dtype))
 
     def _embedding(self, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
         """The time embedding and whatever is added to it, [B, 4 * model_channels]."""

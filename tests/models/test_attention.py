@@ -87,31 +87,55 @@ def test_cudnn_pads_odd_lengths(monkeypatch):
         np.testing.assert_allclose(out, formula(q, k, v, causal), atol=1e-5)
 
 
-def test_choice_of_implementation(monkeypatch):
+class Device:
+    def __init__(self, platform, capability=None):
+        self.platform, self.compute_capability = platform, capability
+
+
+def test_choice_of_implementation():
     q, k, _ = qkv(1, 2048, 2048, 1, 40)
     half = q.astype(jnp.bfloat16)
-    with pytest.raises(ValueError, match='"cudnn" is not possible: the backend is cpu'):
+    with pytest.raises(ValueError, match='"cudnn" is not possible: the platform is cpu'):
         choose(q, k, "cudnn")
-    with pytest.raises(ValueError, match="'splash' is unknown"):
-        choose(q, k, "splash")
+    with pytest.raises(ValueError, match='"flash" is not possible: the platform is gpu'):
+        choose(q, k, "flash", Device("gpu", "8.0"))
+    for function in (choose, lambda q, k, name: attention(q, k, k, name)):
+        with pytest.raises(ValueError, match="attention='splash' is not known. Did you mean 'flash'"):
+            function(q, k, "splash")
     assert choose(half, half) == "xla"
 
-    class Device:
-        compute_capability = "8.0"
-
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert choose(half, half) == "cudnn"
-    assert choose(q, k) == "xla"  # float32
+    ampere, hopper, amd, tpu = Device("gpu", "8.0"), Device("gpu", "9.0"), Device("gpu", "gfx942"), Device("tpu")
+    assert choose(half, half, device=ampere) == "cudnn"
+    assert choose(q, k, device=ampere) == "xla"  # float32
     wide, odd = qkv(1, 8, 8, 1, 160, jnp.bfloat16)[0], qkv(1, 8, 8, 1, 12, jnp.bfloat16)[0]
-    assert choose(wide, wide) == choose(odd, odd) == "xla"
+    assert choose(wide, wide, device=ampere) == choose(odd, odd, device=ampere) == "xla"
     with pytest.raises(ValueError, match="bfloat16 or float16, not in float32"):
-        choose(q, k, "cudnn")
-    Device.compute_capability = "9.0"
-    assert choose(wide, wide) == "cudnn"
-    Device.compute_capability = "gfx942"
-    assert choose(half, half) == "xla"
+        choose(q, k, "cudnn", ampere)
+    assert choose(wide, wide, device=hopper) == "cudnn"
+    assert choose(half, half, device=amd) == "xla"
+    assert choose(q, k, device=tpu) == "flash"
+    assert choose(q, k[:, :77], device=tpu) == "xla"
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert choose(q, k) == "flash"
-    assert choose(q, k[:, :77]) == "xla"
+
+@pytest.mark.parametrize(("T", "S"), [(64, 64), (64, 77)])
+def test_bfloat16_logits_lose_no_more_than_bfloat16_does(T, S):
+    """The gradient too, against float64's on the same rounded inputs."""
+    q, k, v = qkv(2, T, S, 2, 16, jnp.bfloat16)
+    weight = jax.random.normal(jax.random.key(9), q.shape)
+
+    def loss(q, k, v):
+        return (attention(q, k, v, "xla").astype(jnp.float32) * weight).sum()
+
+    halves = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+    wholes = jax.grad(loss, argnums=(0, 1, 2))(*(a.astype(jnp.float32) for a in (q, k, v)))
+    for half, whole in zip(halves, wholes, strict=True):
+        error = np.abs(np.asarray(half, np.float32) - whole).max()
+        assert half.dtype == jnp.bfloat16 and error < 0.03 * np.abs(whole).max()
+
+
+def test_the_lowering_chooses_without_a_context():
+    """A program lowered on a CPU for a TPU has the TPU's kernel, and the CPU's program has not."""
+    q = jax.ShapeDtypeStruct((1, 1024, 1, 64), jnp.bfloat16)
+    for platform, found in (("tpu", True), ("cpu", False)):
+        text = jax.jit(attention).trace(q, q, q).lower(lowering_platforms=(platform,)).as_text()
+        assert ("tpu_custom_call" in text) == found

@@ -1,0 +1,136 @@
+"""Which devices a network is compiled for: their platform, and the axes over which its activations are split.
+
+Whoever compiles a network for a mesh says so inside the function that is traced:
+
+    def step(params, x, t, cond):
+        with partitioned(mesh):
+            return network.apply({"params": params}, x, t, cond)
+
+    jax.jit(step, in_shardings=...)
+
+Then `constrain` keeps activations on the batch axes, so that XLA gathers a layer's weights instead of splitting the layer;
+kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed, which may
+not be the platform of the process (a TPU's program compiled on a CPU). The context must be entered inside the traced
+function: `jit` does not know of it, and would reuse what it traced outside.
+
+Without the context nothing is constrained, and the platform is chosen when the program is lowered.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A mesh, those of its axes that split the batch, and the one that splits attention heads (None: none does)."""
+
+    mesh: Mesh
+    batch_axes: tuple[str, ...]
+    heads_axis: str | None
+
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    def batch(self, size: int) -> tuple[str, ...]:
+        """The batch axes that divide a batch of `size`, as many from the left as do; the others see it whole."""
+        axes, parts = [], 1
+        for axis in self.batch_axes:
+            parts *= self.mesh.shape[axis]
+            if size % parts:
+                break
+            axes.append(axis)
+        return tuple(axes)
+
+    def heads(self, count: int) -> str | None:
+        """The axis that splits `count` heads, or None if it does not divide them."""
+        return self.heads_axis if self.heads_axis and count % self.mesh.shape[self.heads_axis] == 0 else None
+
+
+_partition: contextvars.ContextVar[Partition | None] = contextvars.ContextVar("partition", default=None)
+
+
+@contextlib.contextmanager
+def partitioned(
+    mesh: Mesh, batch_axes: Sequence[str] = ("data", "fsdp"), heads_axis: str | None = "tensor"
+) -> Iterator[Partition]:
+    """Networks traced inside are compiled for `mesh`, their batch split over `batch_axes`, attention heads over `heads_axis`.
+
+    Axes that the mesh lacks are left out. Inside a `jax.shard_map` the axes that it splits are left out as well, since there a
+    network sees one device's part.
+    """
+    unknown = set(mesh.axis_names).isdisjoint({*batch_axes, heads_axis})
+    if unknown and mesh.size > 1:
+        raise ValueError(
+            f"the mesh has axes {mesh.axis_names}, and none of batch_axes={tuple(batch_axes)}, heads_axis={heads_axis!r}"
+        )
+    axes = tuple(axis for axis in batch_axes if axis in mesh.axis_names)
+    token = _partition.set(Partition(mesh, axes, heads_axis if heads_axis in mesh.axis_names else None))
+    try:
+        yield _partition.get()
+    finally:
+        _partition.reset(token)
+
+
+def current() -> Partition | None:
+    """The partition that holds here: that of the context, less the axes of an enclosing `jax.shard_map`."""
+    partition = _partition.get()
+    if partition is None:
+        return None
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+    if not manual:
+        return partition
+    axes = tuple(axis for axis in partition.batch_axes if axis not in manual)
+    return Partition(partition.mesh, axes, None if partition.heads_axis in manual else partition.heads_axis)
+
+
+def splits(partition: Partition | None) -> bool:
+    """Whether anything is split: there is a context, and its axes span more than one device."""
+    if partition is None:
+        return False
+    axes = (*partition.batch_axes, *([partition.heads_axis] if partition.heads_axis else []))
+    return math.prod(partition.mesh.shape[axis] for axis in axes) > 1
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """x [B, ...], split over the batch axes and over nothing else, as is its gradient; x itself where nothing is split."""
+    partition = current()
+    if not splits(partition):
+        return x
+    if jax.sharding.get_abstract_mesh().manual_axes:  # there a constraint may not name the concrete mesh
+        return jax.lax.with_sharding_constraint(x, P(partition.batch(x.shape[0]) or None))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(partition.mesh, P(partition.batch(x.shape[0]) or None)))
+
+
+def by_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`kernel` of arrays [B, L, heads, D] that gives another such array, by every device for its own rows and heads."""
+    partition = current()
+    if not splits(partition):
+        return kernel(*arrays)
+    B, _, heads, _ = arrays[0].shape
+    spec = P(partition.batch(B) or None, None, partition.heads(heads), None)
+    inside = jax.sharding.get_abstract_mesh().manual_axes
+    mesh = {} if inside else {"mesh": partition.mesh}
+    # Kernels state no varying axes, so shard_map can't check them.
+    return jax.shard_map(kernel, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False, **mesh)(*arrays)
+
+
+def by_platform(*arrays: jax.Array, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
+    """The function of the platform that is compiled for, `default` where it has none, applied to the arrays.
+
+    `platforms` are among cpu, cuda and tpu, as `jax.lax.platform_dependent` calls them.
+    """
+    partition = current()
+    if partition is None:
+        return jax.lax.platform_dependent(*arrays, default=default, **platforms)
+    platform = partition.platform
+    return platforms.get("cuda" if platform == "gpu" else platform, default)(*arrays)
