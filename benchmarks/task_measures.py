@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ldm_jax.data.neighbours import Database, load_database, search
 from PIL import Image
 
 import ldm_jax
 from ldm_jax import build, evaluation, judges, models, retrieval
 from ldm_jax.conditioning import COLUMNS
 from ldm_jax.data import degradation, label_maps, masks, shapes
-from ldm_jax.data.neighbours import Database, load_database, search
 from ldm_jax.data.source import Spread
 from ldm_jax.data.transform import Transform
 from ldm_jax.first_stage.losses import psnr

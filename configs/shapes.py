@@ -103,11 +103,12 @@ def get_config() -> ConfigDict:
     config.first_stage_train.optimizer = "muon"  # "adamw" | "muon"
     config.first_stage_train.learning_rate = 4e-3
     config.first_stage_train.warmup_steps = 20
-    config.first_stage_train.decay = "cosine"  # "constant" | "linear" | "cosine", after warm-up, to zero at steps
+    config.first_stage_train.decay = "cosine"  # after warm-up: "constant" | "linear" | "cosine" | "wsd", to zero at steps, | "inverse_sqrt"
     config.first_stage_train.b1 = 0.9
     config.first_stage_train.b2 = 0.99
     config.first_stage_train.weight_decay = 0.0
     config.first_stage_train.clip_norm = 1.0  # 0: off
+    config.first_stage_train.mu_dtype = "float32"  # of the optimizer's first moments; "bfloat16" for less memory
     config.first_stage_train.ema_decay = 0.0  # 0: no EMA
     config.first_stage_train.accumulate = 1  # in how many parts a batch is looked at, for less memory
     config.first_stage_train.start_from = ""  # weights to go on from: a workdir or a checkpoint; "": random ones
@@ -171,6 +172,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.b2 = 0.99
     config.diffusion_train.weight_decay = 0.0
     config.diffusion_train.clip_norm = 1.0
+    config.diffusion_train.mu_dtype = "float32"
     config.diffusion_train.ema_decay = 0.99
     config.diffusion_train.accumulate = 1  # as above
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights

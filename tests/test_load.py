@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import build, checkpoints, diffusion
+from ldm_jax import build, diffusion
+from ldm_jax.api import pretrained
 from ldm_jax.data import checkpoint_tokenizers
 from tests.tiny import model as tiny_model
 from tests.weights import cases
@@ -212,7 +213,7 @@ def test_our_models_as_diffusers_folders(tiny, tmp_path):
     ldm_jax.save(tiny, tmp_path / "exported")
     again = ldm_jax.load(tmp_path / "exported")
     same(again.params, tiny.params)
-    assert (again.latent_scale, again.latent_shift) == (0.5, 0.25)
+    assert (again.specification.scale, again.specification.shift) == (0.5, 0.25)
     assert np.array_equal(again.condition.parse(["a blue circle"]), tiny.condition.parse(["a blue circle"]))
     assert (again.config["diffusion"]["schedule"], again.config["diffusion"]["prediction"]) == ("cosine", "v")
 
@@ -226,7 +227,7 @@ def test_save_refuses(tiny, tmp_path):
         ldm_jax.save(tiny, tmp_path / "x.ckpt", format="compvis")
     lost = {**tiny.config, "conditioner": {**tiny.config["conditioner"], "tokenizer": str(tmp_path / "gone.json")}}
     with pytest.raises(ValueError, match="gone.json"):
-        checkpoints.save(tmp_path / "x", "diffusers", lost, tiny.params, 1.0, 0.0)
+        pretrained.save(tmp_path / "x", "diffusers", lost, tiny.params, 1.0, 0.0, tiny.condition)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,15 +237,26 @@ def test_a_hub_name_is_fetched_if_the_package_is_there(monkeypatch, fixtures_dir
         pytest.skip(f"{fixtures_dir} holds no pipeline")
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, allow_patterns, ignore_patterns):
         asked.append(name)
         return str(pipelines[0])
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    assert isinstance(ldm_jax.load("owner/name"), ldm_jax.LatentDiffusion)
+    assert isinstance(ldm_jax.load("hf:owner/name"), ldm_jax.LatentDiffusion)
     assert asked == ["owner/name"]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
-        ldm_jax.load("owner/name")
+        ldm_jax.load("hf:owner/name")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ldm_jax.load("/no/such/folder")
+
+
+def test_a_local_name_asks_no_hub_and_names_what_is_near(monkeypatch, tmp_path):
+    def snapshot_download(*arguments, **options):
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    (tmp_path / "shapes").mkdir()
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match=f"does not exist; there are .*{tmp_path.name}/shapes.*hf:"):
+        ldm_jax.load(f"{tmp_path.name}/shaeps")

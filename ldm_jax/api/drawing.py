@@ -103,8 +103,7 @@ def upscale(
     if condition.kind != "superres":
         raise ValueError(f"upscale is for models of super-resolution; this one takes {condition.takes}")
     low = np.asarray(low)
-    null = condition.null["low"] if isinstance(condition.null, dict) else condition.null
-    scale = condition.side // null.shape[1]
+    scale = condition.scale
     multiple = max(spec.first_stage.factor // scale, 1)
     height, width = low.shape[1:3]
     padded = np.pad(low, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")

@@ -49,7 +49,7 @@ def image_to_image(
 ) -> jax.Array:
     """SDEdit (Meng et al. 2022): `image` [B, H, W, 3] is noised and sampled anew from there. `strength` in (0, 1] is the part
     of the steps that are run: how much may change."""
-    image = _images(image, count(cond, len(image)))
+    image = _images(image, len(image) if cond is None else count(cond))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     return _image_to_image(spec, plan, params, key, guidance, image)
 
@@ -169,7 +169,7 @@ def invert(
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
     the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact."""
-    image = _images(image, count(cond, len(image)))
+    image = _images(image, len(image) if cond is None else count(cond))
     plan, guidance = _source(spec, params, cond, image, options | {"steps": steps, "sampler": "ddim"})
     return _invert(spec, (plan, iterations), params, guidance, image)
 
@@ -206,7 +206,7 @@ def edit(
             f"method={method!r}, sampler={options.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, "
             "each with its own sampler"
         )
-    image = _images(image, count(cond, len(image)))
+    image = _images(image, len(image) if cond is None else count(cond))
     options["sampler"] = INVERSIONS[method]
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     _, source = _source(spec, params, source, image, options)

@@ -238,6 +238,8 @@ def decode(spec: Specification, plan: Plan, params: PyTree, z: jax.Array) -> jax
     """Images in [-1, 1]; a canvas that is closed is decoded with its ends seeing each other."""
     if plan.windows is None:
         return jnp.clip(spec.decode(params, z), -1.0, 1.0)
-    tile, wrap = max(DECODED, plan.windows.side), -1 if plan.windows.wrap else None
-    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=spec.first_stage.factor, tile=tile, wrap=wrap)
-    return jnp.clip(images, -1.0, 1.0)
+    tile, factor = max(DECODED, plan.windows.side), spec.first_stage.factor
+    margin = min(plan.windows.side, z.shape[-2]) if plan.windows.wrap else 0
+    z = jnp.concatenate([z[..., z.shape[-2] - margin :, :], z, z[..., :margin, :]], axis=-2)
+    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=factor, tile=tile)
+    return jnp.clip(images[..., margin * factor : images.shape[-2] - margin * factor, :], -1.0, 1.0)

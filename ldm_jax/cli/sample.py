@@ -51,14 +51,18 @@ def all_flags() -> dict[str, tuple[str, Any, str]]:
     """Type, default and help of every flag: those of all kinds of conditions, and `OWN_FLAGS`."""
     found = {}
     for kind in KINDS.values():
-        for name, (of_type, text) in {**kind.flags, **kind.companions}.items():
+        for name, (of_type, text, _) in {**kind.flags, **kind.companions}.items():
             found.setdefault(name, (of_type, EMPTY.get(of_type), text))
     return found | OWN_FLAGS
 
 
 def given(flags: Flags) -> set[str]:
     """Flags that the user set, but those that have a meaning in every mode."""
-    return {name for name, value in flags.items() if name not in ALWAYS and value is not None and value not in ([], (), False)}
+    return {
+        name
+        for name, value in flags.items()
+        if name not in ALWAYS and value is not None and value is not False and value != [] and value != ()
+    }
 
 
 def with_defaults(flags: Flags) -> dict[str, Any]:
@@ -110,8 +114,8 @@ MODES = {
 def usage(ldm: LatentDiffusion) -> str:
     """One line for each mode that this model has."""
     condition = ldm.condition
-    known = " | ".join(f"--{name} {name.upper()}" for name in condition.flags)
-    beside = " ".join(f"[--{name} {name.upper()}]" for name in condition.companions)
+    known = " | ".join(f"--{name} {example}" for name, (_, _, example) in condition.flags.items())
+    beside = " ".join(f"[--{name} {example}]" for name, (_, _, example) in condition.companions.items())
     told = f"({known}) {beside} " if len(condition.flags) > 1 else f"{known} {beside} " if known else ""
     return "\n".join(f"  {name:15} {told}{MODES[name].usage}" for name in ldm.abilities)
 
@@ -140,6 +144,7 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
         raise ValueError(f"--{wrong} is nothing to this model, which takes {condition.takes}")
     if condition.flags and not conditions:
         raise ValueError(f"this model takes {condition.takes}: give {' or '.join(f'--{flag}' for flag in condition.flags)}")
+    condition.check_flags(flags)
     _check_numbers(flags)
     return name
 

@@ -20,8 +20,8 @@ class Class(Condition):
 
     kind = "class"
     columns = ("label",)
-    flags = {"label": ("texts", "A class, by name or number; may be repeated.")}
-    companions = {"negative": ("text", "What to steer away from: a prompt or a class.")}
+    flags = {"label": ("texts", "A class, by name or number; may be repeated.", "NAME")}
+    companions = {"negative": ("text", "What to steer away from: a prompt or a class.", '"..."')}
     abilities = ABILITIES
     guidance_scale = 3.0
 

@@ -123,6 +123,10 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             shown = (part.as_pictures(batch, rows) for part in self.parts.values())
             return next((picture for picture in shown if picture is not None), None)
 
+        def check_flags(self, given):
+            for part in self.parts.values():
+                part.check_flags(given)
+
         def read(self, given):
             return next(part.read(given) for part in self.parts.values() if {*part.flags} & {n for n, v in given.items() if v})
 

@@ -58,8 +58,8 @@ class Condition:
     Class attributes:
       columns: what the kind reads of a data set beside the images.
       required: fields of config.conditioner without which it can't be trained.
-      flags: of sample.py that tell a model this condition, one of them at a time: {name: (type, help)}, type one of "text" and
-        "texts" (may be repeated). companions: flags that may be given besides, of type "text", "texts" or "integer".
+      flags: of sample.py that tell a model this condition, one of them at a time: {name: (type, help, example)}, type one of
+        "text" and "texts" (may be repeated). companions: flags that may be given besides, also of type "integer".
       abilities: methods of `LatentDiffusion` that make sense with it.
       encodes: names in `inputs` (then a dict) of pictures that the first stage turns into scaled latents before `apply`.
       spatial: whether inputs lie on the picture's grid, the same everywhere in the empty one.
@@ -72,8 +72,8 @@ class Condition:
     kind = "none"
     columns: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
-    flags: Mapping[str, tuple[str, str]] = {}
-    companions: Mapping[str, tuple[str, str]] = {}
+    flags: Mapping[str, tuple[str, str, str]] = {}
+    companions: Mapping[str, tuple[str, str, str]] = {}
     abilities: tuple[str, ...] = tuple(name for name in ABILITIES if name != "edit")  # which goes from one condition to another
     encodes: tuple[str, ...] = ()
     spatial = False
@@ -200,6 +200,9 @@ class Condition:
     def as_pictures(self, batch: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
         """Conditions that are pictures, or lie on one, as [N, H, W, 3] in [-1, 1]; None for the others."""
         return None
+
+    def check_flags(self, given: Mapping[str, Any]) -> None:
+        """ValueError where flags of sample.py lack something."""
 
     def read(self, given: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
         """What the flags of sample.py say -> (what `parse` takes, its description), an entry a condition."""

@@ -20,7 +20,7 @@ class Layout(Condition):
 
     kind = "layout"
     columns = ("boxes", "box_labels")
-    flags = {"layout": ("texts", "JSON: what is where; may be repeated.")}
+    flags = {"layout": ("texts", "JSON: what is where; may be repeated.", "LAYOUT.json")}
     abilities = ABILITIES
 
     @functools.cached_property

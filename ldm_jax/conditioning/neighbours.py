@@ -17,13 +17,13 @@ class Neighbours(Condition):
     kind = "retrieval"
     required = ("neighbours", "database")
     flags = {
-        "prompt": ("texts", "What to draw; may be repeated."),
-        "like": ("texts", "A picture: a retrieval model draws from its neighbours; may be repeated."),
-        "label": ("texts", "A class, by name or number; may be repeated."),
+        "prompt": ("texts", "What to draw; may be repeated.", '"..."'),
+        "like": ("texts", "A picture: a retrieval model draws from its neighbours; may be repeated.", "PICTURE.png"),
+        "label": ("texts", "A class, by name or number; may be repeated.", "NAME"),
     }
     companions = {
-        "database": ("text", "Where a retrieval model finds its neighbours."),
-        "neighbours": ("integer", "How many of them; default: as many as in training."),
+        "database": ("text", "Where a retrieval model finds its neighbours.", "FOLDER"),
+        "neighbours": ("integer", "How many of them; default: as many as in training.", "K"),
     }
     abilities = ABILITIES
 
@@ -68,10 +68,13 @@ class Neighbours(Condition):
     def in_words(self, row, info) -> str:
         return row["name"]
 
-    def read(self, given):
-        database = given.get("database")
-        if not database:
+    def check_flags(self, given):
+        if not given.get("database"):
             raise ValueError("this model draws from neighbours in a data base: give --database, made by ldm_jax.retrieval")
+
+    def read(self, given):
+        self.check_flags(given)
+        database = given["database"]
         k = given.get("neighbours") or self.null.shape[1]
         if given.get("like"):
             values = [retrieval.condition(database, k=k, image=retrieval.read_query(database, what)) for what in given["like"]]

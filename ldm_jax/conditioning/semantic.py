@@ -18,8 +18,8 @@ class SemanticMap(Condition):
 
     kind = "semantic"
     columns = ("label_map",)
-    flags = {"map": ("texts", "A label map: a PNG of class numbers, or of colours with --palette; may be repeated.")}
-    companions = {"palette": ("text", "JSON: [[r, g, b], ...] or {name: [r, g, b], ...}, for --map.")}
+    flags = {"map": ("texts", "A label map: a PNG of class numbers, or of colours with --palette; may be repeated.", "MAP.png")}
+    companions = {"palette": ("text", "JSON: [[r, g, b], ...] or {name: [r, g, b], ...}, for --map.", "PALETTE.json")}
     abilities = ABILITIES
     spatial = True
 

@@ -22,8 +22,10 @@ class Text(Condition):
 
     kind = "text"
     columns = ("caption",)
-    flags = {"prompt": ("texts", "What to draw; may be repeated. '(word:1.3)' weighs a part; '\\(' is a plain parenthesis.")}
-    companions = {"negative": ("text", "What to steer away from: a prompt or a class.")}
+    flags = {
+        "prompt": ("texts", "What to draw; may be repeated. '(word:1.3)' weighs a part; '\\(' is a plain parenthesis.", '"..."')
+    }
+    companions = {"negative": ("text", "What to steer away from: a prompt or a class.", '"..."')}
     abilities = ABILITIES
     guidance_scale = 5.0
 

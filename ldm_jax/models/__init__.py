@@ -15,10 +15,10 @@ from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, partitioned
 from ldm_jax.models.perceptual import LPIPS
+from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 

@@ -12,7 +12,7 @@ A classifier needs the column `label`, a segmenter `label_map`. A contrastive pr
 otherwise to tell each picture from the others through crops and changes of colour (Chen et al. 2020, "SimCLR").
 """
 
+from ldm_jax.probes.learning import measure, train
 from ldm_jax.probes.probe import AT_ONCE, KINDS, Probe, described, in_parts, is_probe, load, write
-from ldm_jax.probes.train import measure, train
 
 __all__ = ["AT_ONCE", "KINDS", "Probe", "described", "in_parts", "is_probe", "load", "measure", "train", "write"]

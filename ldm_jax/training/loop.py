@@ -138,6 +138,7 @@ def train(
                 return run.go(state, train_step, _ahead(itertools.islice(stream, steps - start), prefetch), keys, max_skipped)
             except _NotFinite as failure:
                 state = None  # frees what is given up
+                checkpoints.wait()  # until what was on its way is there to go back to
                 if not callable(batches) or rewound == rewinds or not checkpoints.steps:
                     helped = f", and going back {rewound} times did not help" if rewound else ""
                     raise FloatingPointError(

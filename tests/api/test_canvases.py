@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.api.process import Plan, Told, Windows, decode, encode, process
+from ldm_jax.api.sampling import Guidance, Plan, Windows, decode, denoiser, encode
 from tests.tiny import model
 
 KEY = jax.random.key(4)
@@ -23,10 +23,11 @@ def test_windows_without_overlap_are_pictures_on_their_own(kind):
     halves = [{n: a[:, :, i : i + 4] if n == "concat" else a for n, a in cond.items()} for i in (0, 4)]
 
     def denoised(z, cond, windows):
-        plan = Plan(z.shape, None, 3, 3, None, windows)
+        spec = ldm.specification
+        plan = Plan(z.shape, spec.recipe(), 3, 3, windows)
         scale, null = (jnp.float32(3.0), ldm.null(ldm.params, 1)) if kind == "text" else (None, None)
-        denoise, _, levels = process(ldm, plan, ldm.params, Told(cond, null, scale))
-        return denoise(z, jax.tree.map(jnp.float32, levels[1])).x0
+        denoise = denoiser(spec, plan, ldm.params, Guidance(cond, null, scale))
+        return denoise(z, jax.tree.map(jnp.float32, plan.grid[1])).x0
 
     whole = denoised(z, cond, Windows(4, 4, False))
     parts = [denoised(z[:, :, i : i + 4], half, None) for i, half in zip((0, 4), halves)]
@@ -54,12 +55,13 @@ def test_tiles_of_the_first_stage():
     but for its norms."""
     ldm = model("none")
     image = np.tile(rng.uniform(-1, 1, (1, 1, 8, 3)).astype(np.float32), (1, 4, 40, 1))  # every tile is like the whole
-    plan = Plan((1, 2, 160, 4), None, 3, 3, None, Windows(4, 2, False))
-    z = encode(ldm, plan, ldm.params, image)
+    spec = ldm.specification
+    plan = Plan((1, 2, 160, 4), spec.recipe(), 3, 3, Windows(4, 2, False))
+    z = encode(spec, plan, ldm.params, image)
     whole = ldm.encode(ldm.params, image)
     assert z.shape == whole.shape == (1, 2, 160, 4)
     np.testing.assert_allclose(z[:, :, 16:30], whole[:, :, 16:30], atol=0.1)
-    assert decode(ldm, plan, ldm.params, z).shape == image.shape
+    assert decode(spec, plan, ldm.params, z).shape == image.shape
 
 
 def test_upscaling_takes_any_size():

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import ldm_jax
-from ldm_jax import build, modes
+from ldm_jax import build
+from ldm_jax.cli import sample
 from ldm_jax.retrieval.database import Database
 from tests.weights import cases
 
@@ -114,8 +115,8 @@ def seeing(channels: int):
     return change
 
 
-def drawn(parts: Parts, **asked) -> np.ndarray:
-    images = modes.draw(parts.ldm, modes.Asked(num=2, steps=2, **asked)).images
+def drawn(parts: Parts, **flags) -> np.ndarray:
+    images = sample.draw(parts.ldm, {"num": 2, "steps": 2, **flags}).images
     assert np.isfinite(images).all() and np.abs(images).max() <= 1 and images.std() > 0.01
     return images
 

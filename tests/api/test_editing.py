@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.conditioning import encoded
 from ldm_jax.training.metrics import to_uint8
 from tests.tiny import model
 
@@ -117,7 +116,7 @@ def test_an_inpainting_model_is_told_the_image_and_the_mask():
     drawn = np.where(MASK[..., None] > 0, ldm.sample(p, KEY, cond), IMAGE)
     close(out, drawn)
     inputs = ldm.condition.parse(list(zip(IMAGE, MASK)))
-    by_hand = ldm.condition.apply({}, encoded(ldm.conditioning, inputs, lambda x: ldm.encode(p, x)))
+    by_hand = ldm.condition.apply({}, ldm.condition.encoded(inputs, lambda x: ldm.encode(p, x)))
     close(cond["concat"], by_hand["concat"], 1e-5)
     # what was in the hole is not looked at
     close(ldm.inpaint(p, KEY, np.where(MASK[..., None] > 0, 0.3, IMAGE).astype(np.float32), MASK), out)

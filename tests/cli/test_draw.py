@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import modes
+from ldm_jax.cli import sample
+from ldm_jax.cli.sample import choose_mode, draw
+from ldm_jax.retrieval import query
 from ldm_jax.retrieval.database import Database
-from ldm_jax.cli.sample import Asked, choose, draw
 from ldm_jax.workdir import save_film, save_pictures
 from tests.tiny import model
 
 rng = np.random.default_rng(2)
 
 
-def asked(**fields):
-    return Asked(**{"prompt": ["a red circle"], "num": 1} | fields)
+def flags(**fields):
+    return {"prompt": ["a red circle"], "num": 1} | fields
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def files(tmp_path_factory):
     ],
 )
 def test_the_mode_follows_from_what_is_given(fields, mode):
-    assert choose(model("text"), asked(**fields)) == mode
+    assert choose_mode(model("text"), flags(**fields)) == mode
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_the_mode_follows_from_what_is_given(fields, mode):
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(kind, fields, message):
     with pytest.raises(ValueError) as error:
-        choose(model(kind), asked(**fields))
+        choose_mode(model(kind), flags(**fields))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -116,14 +117,14 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
         ({"prompt": ["a crimson circle"]}, "'crimson'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            draw(ldm, asked(**fields))
+            draw(ldm, flags(**fields))
     for fields, message in (
         ({"map": [str(files / "wrong.png")]}, "class 9 in 100.0% of its pixels"),
         ({"map": [str(files / "colours.png")]}, "one index a pixel"),
         ({"map": [str(files / "photo.png")], "palette": str(files / "palette.json")}, "none of the palette's 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            draw(model("semantic"), asked(prompt=[], **fields))
+            draw(model("semantic"), flags(prompt=[], **fields))
 
 
 def test_images_of_every_sort(tmp_path):
@@ -131,21 +132,21 @@ def test_images_of_every_sort(tmp_path):
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0] = (255, 0, 0, 255)
     Image.fromarray(rgba).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(modes.read_image(tmp_path / "alpha.png")[:, 0], [[1, -1, -1], [1, 1, 1]])
+    np.testing.assert_array_equal(sample.read_image(tmp_path / "alpha.png")[:, 0], [[1, -1, -1], [1, 1, 1]])
     Image.fromarray(np.uint16([[0, 65535]])).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(modes.read_image(tmp_path / "deep.png")[0], [[-1] * 3, [1] * 3])
+    np.testing.assert_array_equal(sample.read_image(tmp_path / "deep.png")[0], [[-1] * 3, [1] * 3])
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(np.zeros((2, 6, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
-    assert modes.read_image(tmp_path / "turned.png").shape == (6, 2, 3)
+    assert sample.read_image(tmp_path / "turned.png").shape == (6, 2, 3)
     Image.fromarray(rgba).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(modes.read_mask(tmp_path / "mask.png", (2, 2)), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(sample.read_mask(tmp_path / "mask.png", (2, 2)), [[0, 0], [1, 1]])
 
 
 @pytest.mark.parametrize("kind", ["text", "inpaint"])
 def test_known_pixels_survive_the_way_through_files(files, tmp_path, kind):
     fields = {"image": [str(files / "photo.png")], "mask": str(files / "mask.png"), "num": 2}
-    drawn = draw(model(kind), asked(**fields) if kind == "text" else asked(prompt=[], **fields))
+    drawn = draw(model(kind), flags(**fields) if kind == "text" else flags(prompt=[], **fields))
     save_pictures(tmp_path / "out", "grid", drawn.images, drawn.words, columns=drawn.columns, singly=True)
     photo, kept = np.asarray(Image.open(files / "photo.png")), np.asarray(Image.open(files / "mask.png")) == 0
     for name in ("0000.png", "0001.png"):
@@ -155,38 +156,38 @@ def test_known_pixels_survive_the_way_through_files(files, tmp_path, kind):
 
 
 def test_outpainting_from_files(files):
-    drawn = draw(model("text"), asked(image=[str(files / "photo.png")], outpaint=["0", "2", "3", "4"]))
+    drawn = draw(model("text"), flags(image=[str(files / "photo.png")], outpaint=["0", "2", "3", "4"]))
     assert drawn.images.shape == (1, 9, 16, 3)
     photo = np.asarray(Image.open(files / "photo.png"))
     assert np.array_equal(np.round((drawn.images[0, :7, 3:12] + 1) * 127.5).astype(np.uint8), photo)
 
 
 def test_films(files, tmp_path):
-    drawn = draw(model("text"), asked(prompt=["a red circle", "a blue star"], interpolate=4))
+    drawn = draw(model("text"), flags(prompt=["a red circle", "a blue star"], interpolate=4))
     assert drawn.images.shape == (4, 8, 8, 3) and drawn.film
     assert Image.open(save_film(tmp_path, drawn.images)).n_frames == 6  # there and back
-    one = draw(model("text"), asked(interpolate=4))  # two noises
+    one = draw(model("text"), flags(interpolate=4))  # two noises
     assert np.abs(one.images[0] - one.images[-1]).max() > 0.1
     even = Image.open(files / "photo.png").crop((0, 0, 8, 6))
     for i in (0, 1):
         even.rotate(180 * i).save(tmp_path / f"{i}.png")
-    pair = draw(model("text"), asked(image=[str(tmp_path / "0.png"), str(tmp_path / "1.png")], interpolate=3))
+    pair = draw(model("text"), flags(image=[str(tmp_path / "0.png"), str(tmp_path / "1.png")], interpolate=3))
     assert pair.images.shape == (3, 6, 8, 3)
 
 
 def test_other_conditions(files):
-    drawn = draw(model("semantic"), asked(prompt=[], map=[str(files / "map.png")], num=2))
+    drawn = draw(model("semantic"), flags(prompt=[], map=[str(files / "map.png")], num=2))
     assert drawn.images.shape == (2, 7, 10, 3)  # padded, and cut back
-    drawn = draw(model("layout"), asked(prompt=[], layout=[str(files / "layout.json")]))
+    drawn = draw(model("layout"), flags(prompt=[], layout=[str(files / "layout.json")]))
     assert drawn.images.shape == (1, 8, 8, 3)
     drawn = draw(
         model("semantic"),
-        asked(prompt=[], map=[str(files / "map.png")], source=str(files / "map.png"), image=[str(files / "map_sized.png")]),
+        flags(prompt=[], map=[str(files / "map.png")], source=str(files / "map.png"), image=[str(files / "map_sized.png")]),
     )
     assert drawn.images.shape == (1, 7, 10, 3)
-    drawn = draw(model("superres"), asked(prompt=[], upscale=str(files / "photo.png")))
+    drawn = draw(model("superres"), flags(prompt=[], upscale=str(files / "photo.png")))
     assert drawn.images.shape == (1, 28, 36, 3)
-    drawn = draw(model("class"), asked(prompt=[], label=["star", "1"], negative="circle", num=2))
+    drawn = draw(model("class"), flags(prompt=[], label=["star", "1"], negative="circle", num=2))
     assert drawn.images.shape == (4, 8, 8, 3) and drawn.words == ["star", "star", "1", "1"]
 
 
@@ -204,20 +205,20 @@ def test_neighbours_of_a_prompt_a_picture_or_a_class(files, tmp_path, monkeypatc
         def words(self, texts):
             return np.eye(5, 8, dtype=np.float32)[[1] * len(texts)]
 
-    monkeypatch.setattr(modes.retrieval, "_embedder", lambda path: Embedder())
+    monkeypatch.setattr(query, "_embedder", lambda path: Embedder())
     names, classes = tuple("abcde"), ("odd", "even")
     database = Database(names, np.eye(5, 8, dtype=np.float32), 5, np.arange(5, dtype=np.int32) % 2, classes, {"embedder": "x"})
     database.save(tmp_path / "base", np.zeros((5, 1), np.int32))
     how = {"prompt": [], "database": str(tmp_path / "base"), "num": 2}
-    by_text = draw(ldm, asked(**how | {"prompt": ["blue"]}))
-    by_picture = draw(ldm, asked(**how, like=[str(files / "photo.png")]))
-    by_class = draw(ldm, asked(**how, label=["even"], neighbours=3))
+    by_text = draw(ldm, flags(**how | {"prompt": ["blue"]}))
+    by_picture = draw(ldm, flags(**how, like=[str(files / "photo.png")]))
+    by_class = draw(ldm, flags(**how, label=["even"], neighbours=3))
     assert by_text.images.shape == by_picture.images.shape == by_class.images.shape == (2, 8, 8, 3)
     assert found[0].shape == (1, 6, 6, 3) and not np.array_equal(by_text.images, by_picture.images)
-    film = draw(ldm, asked(**how | {"prompt": ["blue", "red"]}, neighbours=3, interpolate=4))
+    film = draw(ldm, flags(**how | {"prompt": ["blue", "red"]}, neighbours=3, interpolate=4))
     assert film.images.shape == (4, 8, 8, 3)
     with pytest.raises(ValueError, match="k=6: the data base has 5 pictures"):
-        draw(ldm, asked(**how | {"prompt": ["blue"]}, neighbours=6))
+        draw(ldm, flags(**how | {"prompt": ["blue"]}, neighbours=6))
 
 
 def test_no_neighbour_is_the_same_for_any_number_of_them():
@@ -233,7 +234,7 @@ def test_no_neighbour_is_the_same_for_any_number_of_them():
 
 
 def test_usage_names_the_modes_and_their_flags():
-    text = modes.usage(model("text"))
+    text = sample.usage(model("text"))
     assert all(name in text for name in model("text").abilities) and '--prompt "..."' in text
-    assert modes.usage(model("superres")).split() == ["upscale", "--upscale", "SMALL.png"]
+    assert sample.usage(model("superres")).split() == ["upscale", "--upscale", "SMALL.png"]
     assert "can upscale" in model("superres").describe()

@@ -12,7 +12,7 @@ from PIL import Image
 import ldm_jax
 from tests.tiny import model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

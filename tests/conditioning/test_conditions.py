@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import build
-from ldm_jax.conditioning import encoded, space_to_depth
+from ldm_jax.conditioning import space_to_depth
 from ldm_jax.data import layout
 from tests import tiny
 
@@ -32,9 +32,9 @@ def halved(images):
     return jnp.concatenate([small, small[..., :1]], -1)
 
 
-def cond_of(conditioning, inputs):
-    params = conditioning.init(jax.random.key(0))
-    return jax.jit(lambda p, x: conditioning.apply(p, encoded(conditioning, x, halved)))(params, inputs)
+def cond_of(condition, inputs):
+    params = condition.init(jax.random.key(0))
+    return jax.jit(lambda p, x: condition.apply(p, condition.encoded(x, halved)))(params, inputs)
 
 
 # Super-resolution
@@ -43,15 +43,15 @@ def cond_of(conditioning, inputs):
 @pytest.mark.parametrize("scale, side, channels", [(2, 4, 3), (1, 8, 12), (4, 2, 3), (8, 1, 3)])
 def test_low_pictures_come_to_the_size_of_the_latents(scale, side, channels):
     """The first stage halves: x2 lies beside the latents as it is, larger pictures go into channels, smaller are enlarged."""
-    conditioning = make("superres", scale=scale)
+    condition = make("superres", scale=scale)
     low = photo(side, side)
-    cond = cond_of(conditioning, conditioning.parse([low, low]))
+    cond = cond_of(condition, condition.parse([low, low]))
     assert cond["concat"].shape == (2, 4, 4, channels)
-    assert conditioning.null.shape == (1, side, side, 3)
+    assert condition.null.shape == (1, side, side, 3)
     expected = space_to_depth(low[None], 2) if scale == 1 else jax.image.resize(low[None], (1, 4, 4, 3), "cubic")
     np.testing.assert_allclose(cond["concat"][0], expected[0], atol=1e-6)
     batch = {"low": np.stack([low, low])}
-    np.testing.assert_array_equal(conditioning.from_batch(batch), conditioning.parse([low, low]))
+    np.testing.assert_array_equal(condition.from_batch(batch), condition.parse([low, low]))
 
 
 def test_space_to_depth_keeps_every_pixel():
@@ -63,23 +63,22 @@ def test_space_to_depth_keeps_every_pixel():
 
 def test_scale_of_published_models_is_in_their_channels():
     for channels, scale in ((7, 2), (16, 1)):  # four latents and 3 n^2 of a picture n times their size
-        config = {**tiny.CONFIG, "conditioner": {"kind": "superres"}, "network": {"in_channels": channels}}
-        assert build.superres_scale(config) == scale
+        assert make("superres", network={"in_channels": channels}).scale == scale
 
 
 def test_noise_levels_are_added_and_told():
-    conditioning = make("superres", scale=2, noise_levels=100)
+    condition = make("superres", scale=2, noise_levels=100)
     low = photo(4, 4)
-    inputs = conditioning.parse([low, (low, 0), (low, 99)])
+    inputs = condition.parse([low, (low, 0), (low, 99)])
     assert inputs["level"].tolist() == [0, 0, 99]
     errors = np.abs(inputs["low"] - low).mean((1, 2, 3))
     assert errors[0] < 0.02 and errors[2] > 5 * errors[0]
-    cond = cond_of(conditioning, inputs)
+    cond = cond_of(condition, inputs)
     assert cond["label"].tolist() == [0, 0, 99] and cond["concat"].shape == (3, 4, 4, 3)
     batch = {"low": inputs["low"], "level": inputs["level"]}
-    jax.tree.map(np.testing.assert_array_equal, conditioning.from_batch(batch), inputs)
+    jax.tree.map(np.testing.assert_array_equal, condition.from_batch(batch), inputs)
     with pytest.raises(ValueError, match="0 to 99"):
-        conditioning.parse([(low, 100)])
+        condition.parse([(low, 100)])
     with pytest.raises(ValueError, match="without noise levels"):
         make("superres", scale=2).parse([(low, 3)])
 
@@ -108,21 +107,21 @@ def test_a_scale_that_the_first_stage_cannot_meet():
 
 
 def test_masked_latents_and_mask():
-    conditioning = make("inpaint")
+    condition = make("inpaint")
     image, mask = photo(SIDE, SIDE), np.zeros((SIDE, SIDE), np.float32)
     mask[:4, 2:5] = 1
-    inputs = conditioning.parse([(image, mask)])
+    inputs = condition.parse([(image, mask)])
     np.testing.assert_allclose(inputs["masked"][0][mask == 0], image[mask == 0], atol=1e-6)
     assert (inputs["masked"][0][mask == 1] == -1).all()  # as cut out of [0, 1]
     assert inputs["mask"].shape == (1, 4, 4, 1)
     np.testing.assert_array_equal(inputs["mask"][0, ..., 0], 2 * mask[::2, ::2] - 1)  # top left pixels, as PyTorch's nearest
     batch = {"image": image[None], "hole": mask[None, ..., None]}
-    jax.tree.map(np.testing.assert_allclose, conditioning.from_batch(batch), inputs)
-    cond = cond_of(conditioning, inputs)["concat"]
+    jax.tree.map(np.testing.assert_allclose, condition.from_batch(batch), inputs)
+    cond = cond_of(condition, inputs)["concat"]
     assert cond.shape == (1, 4, 4, 5)
     np.testing.assert_allclose(cond[..., :4], halved(inputs["masked"]), atol=1e-6)
     np.testing.assert_array_equal(cond[..., 4:], inputs["mask"])
-    jax.tree.map(np.testing.assert_array_equal, conditioning.parse([(image, mask[..., None] > 0)]), inputs)
+    jax.tree.map(np.testing.assert_array_equal, condition.parse([(image, mask[..., None] > 0)]), inputs)
 
 
 @pytest.mark.parametrize(
@@ -144,15 +143,15 @@ def test_masks_that_are_refused(value, message):
 
 
 def test_maps_are_one_hot_on_the_device():
-    conditioning = make("semantic", n_stages=1, in_channels=3, out_channels=None)
+    condition = make("semantic", n_stages=1, in_channels=3, out_channels=None)
     found = RNG.integers(0, 3, (SIDE, SIDE))
-    inputs = conditioning.parse([found, found - 1])
+    inputs = condition.parse([found, found - 1])
     assert inputs.dtype == np.int32
-    cond = cond_of(conditioning, inputs)["concat"]
+    cond = cond_of(condition, inputs)["concat"]
     expected = np.eye(3)[found].reshape(4, 2, 4, 2, 3).mean((1, 3))
     np.testing.assert_allclose(cond[0], expected, atol=1e-6)
-    assert not cond_of(conditioning, conditioning.null)["concat"].any()  # class -1 is none
-    np.testing.assert_array_equal(conditioning.from_batch({"label_map": inputs}), inputs)
+    assert not cond_of(condition, condition.null)["concat"].any()  # class -1 is none
+    np.testing.assert_array_equal(condition.from_batch({"label_map": inputs}), inputs)
 
 
 @pytest.mark.parametrize(
@@ -178,15 +177,15 @@ BOX = [0.0, 0.25, 0.5, 1.0]
 
 
 def test_layouts_are_tokens():
-    conditioning = make("layout", ("circle", "star"), **LAYOUT)
+    condition = make("layout", ("circle", "star"), **LAYOUT)
     code = layout.layout_code(8, 102)
-    tokens = conditioning.parse([[{"name": "star", "box": BOX}], []])
+    tokens = condition.parse([[{"name": "star", "box": BOX}], []])
     np.testing.assert_array_equal(tokens[0], layout.encode(code, [BOX], [1]))
-    np.testing.assert_array_equal(tokens[1:], conditioning.null)
-    assert conditioning.null.tolist() == [[101] * 6 + [0, 99]]
-    np.testing.assert_array_equal(conditioning.from_batch({"layout": tokens}), tokens)
-    assert cond_of(conditioning, tokens)["context"].shape == (2, 8, 8)
-    assert "circle, star" in conditioning.takes and "at most 2 objects" in conditioning.takes
+    np.testing.assert_array_equal(tokens[1:], condition.null)
+    assert condition.null.tolist() == [[101] * 6 + [0, 99]]
+    np.testing.assert_array_equal(condition.from_batch({"layout": tokens}), tokens)
+    assert cond_of(condition, tokens)["context"].shape == (2, 8, 8)
+    assert "circle, star" in condition.takes and "at most 2 objects" in condition.takes
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_layouts_are_tokens():
     [
         ([{"name": "star", "box": BOX}] * 3, "a layout of 3 objects: this model has tokens for 2"),
         ([{"name": "star", "box": [0, 0, 1.5, 1]}], "object 0: box"),
-        ([{"name": "stare", "box": BOX}], "Did you mean star"),
+        ([{"name": "stare", "box": BOX}], "Did you mean 'star'"),
         ([{"label": 2, "box": BOX}], "numbered 0 to 1"),
     ],
 )
@@ -207,14 +206,14 @@ def test_layouts_that_are_refused(value, message):
 
 
 def test_neighbours():
-    conditioning = make("retrieval", neighbours=3)
+    condition = make("retrieval", neighbours=3)
     vectors = RNG.normal(size=(2, 3, 8)).astype(np.float32)
-    np.testing.assert_array_equal(cond_of(conditioning, conditioning.parse(list(vectors)))["context"], vectors)
-    np.testing.assert_array_equal(conditioning.from_batch({"neighbours": vectors}), vectors)
-    assert conditioning.null.shape == (1, 3, 8)
+    np.testing.assert_array_equal(cond_of(condition, condition.parse(list(vectors)))["context"], vectors)
+    np.testing.assert_array_equal(condition.from_batch({"neighbours": vectors}), vectors)
+    assert condition.null.shape == (1, 3, 8)
     for value in (vectors[0, 0], vectors[0, :, :7], vectors[0, :0]):
         with pytest.raises(ValueError, match=r"this model takes \[k, 8\]"):
-            conditioning.parse([value])
+            condition.parse([value])
 
 
 # Empty conditions
@@ -223,25 +222,25 @@ def test_neighbours():
 @pytest.mark.parametrize("kind", ["superres", "inpaint", "semantic"])
 def test_empty_conditions_for_other_sizes_are_those_of_a_model_of_that_size(kind):
     fields = {"superres": {"scale": 4}, "semantic": {"n_stages": 1, "in_channels": 3}}.get(kind, {})
-    conditioning = make(kind, **fields)
-    found = conditioning.nulls(2, (16, 24))
+    condition = make(kind, **fields)
+    found = condition.nulls(2, (16, 24))
     large = build.make_condition({**tiny.CONFIG, "data": {"image_size": 16}, "conditioner": {"kind": kind, **fields}})
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:1, :, : y.shape[1]], y), found, large.null)
     assert all(x.shape[:1] + x.shape[2:3] == (2, x.shape[1] * 3 // 2) for x in jax.tree.leaves(found))
-    jax.tree.map(np.testing.assert_array_equal, conditioning.nulls(1), conditioning.null)
+    jax.tree.map(np.testing.assert_array_equal, condition.nulls(1), condition.null)
 
 
 def test_empty_tokens_have_no_size():
-    conditioning = make("layout", **LAYOUT)
-    assert conditioning.nulls(3, (16, 16)).shape == (3, 8)
+    condition = make("layout", **LAYOUT)
+    assert condition.nulls(3, (16, 16)).shape == (3, 8)
     assert make("retrieval", neighbours=2).nulls(3, (16, 16)).shape == (3, 2, 8)
 
 
 def test_only_named_inputs_are_encoded():
     calls = []
     inputs = make("inpaint").null
-    found = encoded(make("inpaint"), inputs, lambda x: calls.append(x.shape) or x[:, ::2, ::2])
+    found = make("inpaint").encoded(inputs, lambda x: calls.append(x.shape) or x[:, ::2, ::2])
     assert calls == [(1, 8, 8, 3)] and found["mask"] is inputs["mask"]
     tokens = np.zeros((1, 8), np.int32)
-    assert encoded(make("layout", **LAYOUT), tokens, lambda x: calls.append(x.shape)) is tokens
+    assert make("layout", **LAYOUT).encoded(tokens, lambda x: calls.append(x.shape)) is tokens
     assert len(calls) == 1

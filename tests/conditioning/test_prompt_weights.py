@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.api import prompts
+from ldm_jax.conditioning import prompt_weights as prompts
 from tests.tiny import model
 
 
@@ -14,20 +14,31 @@ def test_parts():
     assert prompts.parts("(red:2)") == [("red", 2.0)]
     assert prompts.parts("") == []
     assert prompts.parts("a (round) one: 3") == [("a (round) one: 3", 1.0)]
-    for prompt in ("((a:1.2) b:1.3)", "(a:-1)", "(a:1.2.3)"):
-        with pytest.raises(ValueError, match="not negative and not one inside another"):
-            prompts.parts(prompt)
+    with pytest.raises(ValueError, match="one weight inside another"):
+        prompts.parts("((a:1.2) b:1.3)")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(ratio 16:9) photo", "( :3 )", "kick-off 10:30)", "(a:-1)", "(a:1.2.3)", "(a:0)", "(a:7)", "smile :)"]
+)
+def test_what_is_no_weight_is_text(prompt):
+    assert prompts.parts(prompt) == [(prompt, 1.0)]
+
+
+def test_a_backslash_makes_a_parenthesis_plain():
+    assert prompts.parts(r"a \(red:1.4\) star") == [("a (red:1.4) star", 1.0)]
+    assert prompts.parts(r"a (blue \) :1.5) star") == [("a", 1), ("blue )", 1.5), ("star", 1)]
 
 
 def test_weights_are_of_tokens():
-    conditioning = model("text").conditioning
-    plain, weights = prompts.weighted(conditioning, ["a (red:1.5) circle", "(a blue:0.5) star", "a star"])
+    tokenize = model("text").condition.tokenize
+    plain, weights = prompts.weighted(["a (red:1.5) circle", "(a blue:0.5) star", "a star"], tokenize)
     assert plain == ["a red circle", "a blue star", "a star"]
     one = 1.0  # begin, three words, end, pad
     np.testing.assert_array_equal(
         weights, np.float32([[one, one, 1.5, one, one, one], [one, 0.5, 0.5, one, one, one], [one] * 6])
     )
-    assert prompts.weighted(conditioning, ["a star", "(red:1.0) star"])[1] is None
+    assert prompts.weighted(["a star", "(red:1.0) star"], tokenize)[1] is None
 
 
 def test_weighing_keeps_the_magnitude():

@@ -34,5 +34,5 @@ def test_rows_are_the_same_whichever_are_drawn_together():
 def test_choices_name_what_is_near():
     assert did_you_mean("ddmi", ("ddim", "heun")) == " Did you mean 'ddim'?"
     assert did_you_mean("zzz", ("ddim", "heun")) == ""
-    with pytest.raises(ValueError, match=r"config.sampler='heum' is not known. Did you mean 'heun'\? There are: 'ddim', 'heun'."):
+    with pytest.raises(ValueError, match=r"sampler='heum' is not known. Did you mean 'heun'\? There are: 'ddim', 'heun'."):
         choose({"ddim": 1, "heun": 2}, "heum", "config.sampler")

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from ldm_jax import probes
+from ldm_jax.cli.probes import main
 from ldm_jax.data.pipeline import InMemory
 from ldm_jax.data.source import Info
+from ldm_jax.probes import learning
+from ldm_jax.probes import probe as module
 
 SIZE, NAMES = 16, ("red", "green", "blue")
 SMALL = dict(steps=40, batch_size=16, widths=(8, 16))
@@ -30,8 +33,8 @@ def rows(count, seed, captions=True):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A judge of every kind, and where it is."""
-    folder = tmp_path_factory.mktemp("judges")
+    """A probe of every kind, and where it is."""
+    folder = tmp_path_factory.mktemp("probes")
     return {kind: (probes.train(kind, rows(48, 0), SIZE, folder / kind, **SMALL), folder / kind) for kind in probes.KINDS}
 
 
@@ -45,52 +48,52 @@ def test_judges_learn_what_is_there_to_see(trained, kind, name, least):
 
 @pytest.mark.parametrize("kind", probes.KINDS)
 def test_a_judge_comes_back_as_it_was(trained, kind):
-    judge, folder = trained[kind]
+    probe, folder = trained[kind]
     again = probes.load(folder)
     images = np.random.default_rng(0).uniform(-1, 1, (3, SIZE, SIZE, 3))
-    assert again.options == judge.options and again.class_names == NAMES
-    np.testing.assert_array_equal(again(images), judge(images))
+    assert again.options == probe.options and again.class_names == NAMES
+    np.testing.assert_array_equal(again(images), probe(images))
     if kind == "contrastive":
-        np.testing.assert_array_equal(again.words(["a red side"]), judge.words(["a red side"]))
+        np.testing.assert_array_equal(again.words(["a red side"]), probe.words(["a red side"]))
 
 
 def test_a_finished_judge_is_not_trained_again_and_another_is_refused(trained):
-    judge, folder = trained["classifier"]
+    probe, folder = trained["classifier"]
     again = probes.train("classifier", rows(48, 0), SIZE, folder, **SMALL)
-    jax.tree.map(np.testing.assert_array_equal, again.params, judge.params)
-    with pytest.raises(ValueError, match="another judge"):
+    jax.tree.map(np.testing.assert_array_equal, again.params, probe.params)
+    with pytest.raises(ValueError, match="another probe"):
         probes.train("segmenter", rows(48, 0), SIZE, folder, **SMALL)
 
 
 def test_judging_in_parts_is_judging_at_once(trained, monkeypatch):
-    judge, _ = trained["classifier"]
+    probe, _ = trained["classifier"]
     images = np.random.default_rng(0).uniform(-1, 1, (5, SIZE, SIZE, 3))
-    whole = judge(images)
-    monkeypatch.setattr(judges, "AT_ONCE", 2)
-    np.testing.assert_allclose(judge(images), whole, atol=1e-5)
+    whole = probe(images)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    np.testing.assert_allclose(probe(images), whole, atol=1e-5)
     np.testing.assert_allclose(whole.sum(-1), 1, rtol=1e-5)
-    head = judge.params["head"]
-    logits = judge.features(images) @ head["kernel"] + head["bias"]
+    head = probe.params["head"]
+    logits = probe.features(images) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(jax.nn.softmax(logits), whole, atol=1e-5)
     with pytest.raises(ValueError, match="classifier's"):
         trained["segmenter"][0].features(images)
 
 
 def test_pictures_of_another_size_are_brought_to_the_judges(trained):
-    judge, _ = trained["classifier"]
+    probe, _ = trained["classifier"]
     image = np.stack([rows(3, 2)[i]["image"] for i in range(3)]).astype(np.float32) / 127.5 - 1
     large = image.repeat(2, 1).repeat(2, 2)
-    assert judge(large).argmax(-1).tolist() == judge(image).argmax(-1).tolist() == [0, 1, 2]
+    assert probe(large).argmax(-1).tolist() == probe(image).argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_without_captions_a_judge_tells_pictures_apart(tmp_path):
-    judge = probes.train("contrastive", rows(48, 0, captions=False), SIZE, tmp_path, **SMALL)
-    vectors = judge(np.stack([rows(6, 3)[i]["image"] for i in range(6)]).astype(np.float32) / 127.5 - 1)
+    probe = probes.train("contrastive", rows(48, 0, captions=False), SIZE, tmp_path, **SMALL)
+    vectors = probe(np.stack([rows(6, 3)[i]["image"] for i in range(6)]).astype(np.float32) / 127.5 - 1)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
     products = vectors @ vectors.T - 2 * np.eye(6)
     assert (products.argmax(-1) % 3).tolist() == [0, 1, 2, 0, 1, 2]  # the nearest other picture has the same colour
     with pytest.raises(ValueError, match="knows no words"):
-        judge.words(["a red side"])
+        probe.words(["a red side"])
 
 
 def test_what_judges_need(tmp_path):
@@ -99,21 +102,21 @@ def test_what_judges_need(tmp_path):
         probes.train("classifier", bare, SIZE, tmp_path)
     with pytest.raises(ValueError, match="choose classifier"):
         probes.train("critic", bare, SIZE, tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no judge"):
+    with pytest.raises(FileNotFoundError, match="holds no probe"):
         probes.load(tmp_path)
 
 
 def test_varied_pictures_stay_filled_and_differ():
     image = np.linspace(0.5, 1, 16 * 16 * 3).reshape(1, 16, 16, 3).astype(np.float32).repeat(4, 0)
-    varied = np.asarray(jax.jit(probes.varied)(image, jax.random.key(0)))
+    varied = np.asarray(jax.jit(learning.varied)(image, jax.random.key(0)))
     assert varied.min() >= 0.5 - 1e-5 and varied.max() <= 1 + 1e-5
     assert len({round(float(v.mean()), 5) for v in varied}) == 4
-    still = jax.jit(lambda image: probes.varied(image, jax.random.key(0), zoom=0.0))(image)
+    still = jax.jit(lambda image: learning.varied(image, jax.random.key(0), zoom=0.0))(image)
     np.testing.assert_allclose(still, image, atol=1e-5)
-    recoloured = np.asarray(jax.jit(probes.recoloured)(image, jax.random.key(0)))
+    recoloured = np.asarray(jax.jit(learning.recoloured)(image, jax.random.key(0)))
     assert np.abs(recoloured).max() <= 1 and not np.allclose(recoloured, image, atol=0.01)
 
 
 def test_the_command(tmp_path, capsys):
-    assert probes.main(["train", "--kind", "classifier", "--data", str(tmp_path), "--out", str(tmp_path / "j")]) == 1
+    assert main(["train", "--kind", "classifier", "--data", str(tmp_path), "--out", str(tmp_path / "j")]) == 1
     assert "say at which --size" in capsys.readouterr().err

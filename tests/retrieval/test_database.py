@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from ldm_jax.data import neighbours
+from ldm_jax.retrieval import database as neighbours
 from ldm_jax.retrieval.database import Database, NeighboursOf, load_database, neighbours_of_rows, of_class, relative, search
 
 

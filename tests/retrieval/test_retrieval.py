@@ -12,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import ldm_jax
 from configs import retrieval_small
-from ldm_jax import build, experiment, retrieval
+from ldm_jax import build, experiment, models, retrieval, weights
+from ldm_jax.cli.retrieval import main
 from ldm_jax.data.folder import folder
+from ldm_jax.retrieval import query
 from ldm_jax.retrieval.database import NeighboursOf, load_database
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -86,29 +88,31 @@ def test_every_kind_of_query(database):
 
 
 def test_the_commands(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(retrieval, "load_embedder", lambda path: MeanColour())
-    retrieval._embedder.cache_clear()
+    for module in (retrieval, query):
+        monkeypatch.setattr(module, "load_embedder", lambda path: MeanColour())
+    query._embedder.cache_clear()
     out = str(tmp_path / "db")
     build = ["build", "--data", str(pictures), "--embedder", str(tmp_path / "judge"), "--out", out, "-k", "3"]
-    assert retrieval.main(build) == 0
+    assert main(build) == 0
     assert "18 pictures, vectors of 3 numbers" in capsys.readouterr().out
     assert load_database(out).names[0].startswith("train/")
-    assert retrieval.main(build) == 1
+    assert main(build) == 1
     assert "not empty" in capsys.readouterr().err
-    assert retrieval.main(["find", "--database", out, "--text", "red", "-k", "2"]) == 0
+    assert main(["find", "--database", out, "--text", "red", "-k", "2"]) == 0
     assert [line.split("/")[1] for line in capsys.readouterr().out.split()] == ["red"] * 2
     picture = str(pictures / "val" / "green" / "0.png")
-    assert retrieval.main(["find", "--database", out, "--image", picture, "-k", "1"]) == 0
+    assert main(["find", "--database", out, "--image", picture, "-k", "1"]) == 0
     assert "train/green/" in capsys.readouterr().out
-    retrieval._embedder.cache_clear()
+    query._embedder.cache_clear()
 
 
 def test_another_data_set_asks(pictures, tmp_path, monkeypatch):
     """Style swap in training: the data base is one folder, the pictures that ask are another's, with the same names inside."""
-    monkeypatch.setattr(retrieval, "load_embedder", lambda path: MeanColour())
+    for module in (retrieval, query):
+        monkeypatch.setattr(module, "load_embedder", lambda path: MeanColour())
     other = shutil.copytree(pictures, tmp_path / "other")
     out = str(tmp_path / "db")
-    assert retrieval.main(["build", "--data", str(pictures), "--embedder", "x", "--out", out, "--queries", str(other)]) == 0
+    assert main(["build", "--data", str(pictures), "--embedder", "x", "--out", out, "--queries", str(other)]) == 0
     made = load_database(out)
     assert made.members == 18 and len(made.names) == 24 + 24
     row = folder(other, "train")[0]
@@ -117,7 +121,7 @@ def test_another_data_set_asks(pictures, tmp_path, monkeypatch):
 
 
 def test_what_is_no_embedder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a judge"):
+    with pytest.raises(FileNotFoundError, match="neither a probe"):
         retrieval.load_embedder(tmp_path)
     (tmp_path / "judge.json").write_text('{"kind": "classifier"}')
     with pytest.raises(ValueError, match="is a classifier"):
@@ -144,10 +148,10 @@ def test_clip_towers_from_a_folder(clip_folder, fixtures_dir):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     mean, std = (
-        np.asarray(x, np.float32) for x in (retrieval.models.conditioners.clip.MEAN, retrieval.models.conditioners.clip.STD)
+        np.asarray(x, np.float32) for x in (models.conditioners.clip.MEAN, models.conditioners.clip.STD)
     )
     pictures = (image["pixel_values"].transpose(0, 2, 3, 1) * std + mean) * 2 - 1
-    look = jax.jit(lambda x: clip.image.apply({"params": clip.image_params}, retrieval.models.clip_normalize(x)).embeds)
+    look = jax.jit(lambda x: clip.image.apply({"params": clip.image_params}, models.clip_normalize(x)).embeds)
     np.testing.assert_allclose(look(pictures), image["image_embeds"], atol=2e-5 * np.abs(image["image_embeds"]).max())
     inside = np.abs(pictures).max((1, 2, 3)) <= 1  # values beyond [-1, 1] are no pictures, and are clipped
     np.testing.assert_allclose(clip(pictures)[inside], unit(image["image_embeds"])[inside], atol=2e-5)
@@ -158,10 +162,10 @@ def test_clip_towers_from_a_folder(clip_folder, fixtures_dir):
 
 @pytest.mark.parity
 def test_clip_text_tower_from_a_folder(clip_folder, fixtures_dir):
-    fields, params = retrieval.weights.read_clip(clip_folder)["text"]
+    fields, params = weights.read_clip(clip_folder)["text"]
     params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
     io = dict(np.load(fixtures_dir / "C4_clip_text_sd1" / "io.npz"))
-    embeds = jax.jit(lambda ids: retrieval.models.CLIPText(**fields).apply({"params": params}, ids).embeds)(io["ids"])
+    embeds = jax.jit(lambda ids: models.CLIPText(**fields).apply({"params": params}, ids).embeds)(io["ids"])
     np.testing.assert_allclose(embeds, io["text_embeds"], atol=2e-5 * np.abs(io["text_embeds"]).max())
 
 

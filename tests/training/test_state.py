@@ -76,6 +76,20 @@ def test_learning_rate_warms_up_from_above_zero_and_ends_at_zero():
     assert schedule(55) == pytest.approx(0.5)
     assert schedule(100) == pytest.approx(0.0, abs=1e-6)
     assert learning_rate_schedule(1.0, 100, 0, "linear")(25) == pytest.approx(0.75)
+    root = learning_rate_schedule(1.0, 100, 10, "inverse_sqrt")
+    assert root(10) == pytest.approx(1.0) and root(40) == pytest.approx(0.5)
+    wsd = learning_rate_schedule(1.0, 110, 10, "wsd")
+    assert [float(wsd(step)) for step in (10, 89, 90, 100, 110)] == pytest.approx([1, 1, 1, 0.5, 0])
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be positive and finite"):
+            make_optimizer("adamw", rate, 10)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_first_moments_in_half(name):
+    params = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+    state = make_optimizer(name, 1e-2, 10, mu_dtype="bfloat16").init(params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim} >= {"bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.models.init import initialize
-from ldm_jax.models.judges import Classifier, DualEncoder, Segmenter
+from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
 
 WIDTHS = (8, 16)
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 20, 28, 3), minval=-1)
