@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, models
-from ldm_jax.training.state import make_init, make_train_step
+from ldm_jax.experiment.first_stage import load_perceptual
 
 
 def configure(name: str, size: int, width: int, alternate: bool, remat: bool) -> dict:
@@ -33,10 +33,10 @@ def configure(name: str, size: int, width: int, alternate: bool, remat: bool) ->
 
 
 def make(*args):
-    training = build.make_first_stage_training(configure(*args))
-    init = make_init(training.init, training.optimizer, False)
-    step = jax.jit(make_train_step(training.gradients, training.optimizer), donate_argnums=0)
-    return init, step, training.constants
+    config = configure(*args)
+    program = build.make_first_stage_program(config)
+    constants = {"perceptual": load_perceptual(config["first_stage_loss"])} if program.constants else {}
+    return program.init_state, jax.jit(program.step, donate_argnums=0), lambda: constants
 
 
 def main():

@@ -1,11 +1,11 @@
 """Does a trained model obey its condition? Draws held-out conditions, and reads the pictures beside what drawing without the
 condition, or a simple method, gives.
 
-    python benchmarks/task_measures.py --workdir runs/flowers64 --judge runs/flowers_judge --picture docs/class.png
+    python benchmarks/task_measures.py --workdir runs/flowers64 --probe runs/flowers_probe --picture docs/class.png
 
 What is measured follows from the model's kind: classes by a classifier, label maps by a segmenter, captions of photos by a
-contrastive judge (`python -m ldm_jax.judges train`); captions, layouts and neighbours of `shapes` by its reader, which needs
-no judge; super-resolution and inpainting against the pictures themselves. Everything is a function of --seed.
+contrastive probe (`python -m ldm_jax.probes train`); captions, layouts and neighbours of `shapes` by its reader, which needs
+no probe; super-resolution and inpainting against the pictures themselves. Everything is a function of --seed.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ldm_jax.data.neighbours import Database, load_database, search
+from ldm_jax.retrieval.database import Database, load_database, search
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, evaluation, judges, models, retrieval
-from ldm_jax.conditioning import COLUMNS
+from ldm_jax import build, evaluation, probes, models, retrieval
+from ldm_jax.conditioning import KINDS
 from ldm_jax.data import degradation, label_maps, masks, shapes
 from ldm_jax.data.source import Spread
 from ldm_jax.data.transform import Transform
@@ -39,7 +39,7 @@ class Model:
         self.ldm = ldm_jax.load(workdir)
         self.config, self.kind = self.ldm.config, self.ldm.config["conditioner"]["kind"]
         self.count, self.seed, self.batch_size = count, seed, batch_size
-        columns = COLUMNS.get(self.kind, ("caption",) if self.config["data"]["source"] == "shapes" else ())
+        columns = KINDS[self.kind].columns or (("caption",) if self.config["data"]["source"] == "shapes" else ())
         self.source = build.make_source(self.config, "validation", columns)
         self.rows = Spread(self.source, count)
         transform = build.make_transform(self.config)
@@ -61,27 +61,27 @@ class Model:
         return np.concatenate(pictures)
 
 
-def classes(model: Model, judge: judges.Judge) -> Found:
+def classes(model: Model, probe: probes.Probe) -> Found:
     """How often a classifier, trained on the real pictures, finds the class that was asked for."""
-    n = judge.options["n_classes"]
+    n = probe.options["n_classes"]
     labels = np.arange(model.count) % n
     drawn, free = model.draw([int(label) for label in labels]), model.draw(None)
 
     def right(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return {"accuracy": float((judge(images).argmax(-1) == labels).mean())}
+        return {"accuracy": float((probe(images).argmax(-1) == labels).mean())}
 
-    real = judges.measure(judge, model.source)
+    real = probes.measure(probe, model.source)
     numbers = {"real": real, "drawn": right(drawn, labels), "drawn without the class": right(free, labels)}
     return numbers, list(drawn[: 8 * n].reshape(-1, n, *drawn.shape[1:]).swapaxes(0, 1).reshape(-1, *drawn.shape[1:])), 8
 
 
-def label_maps_of(model: Model, judge: judges.Judge) -> Found:
+def label_maps_of(model: Model, probe: probes.Probe) -> Found:
     """Agreement of a segmenter, trained on the real pairs, with the maps that were asked for."""
     maps = np.stack([example["label_map"] for example in model.examples])
-    drawn, n = model.draw(list(maps)), judge.options["n_classes"]
+    drawn, n = model.draw(list(maps)), probe.options["n_classes"]
 
     def agreement(images: np.ndarray, maps: np.ndarray) -> dict[str, float]:
-        confusion = evaluation.confusion_matrix(maps, judge(images), n)
+        confusion = evaluation.confusion_matrix(maps, probe(images), n)
         return {"mean_iou": evaluation.mean_iou(confusion), "pixel_accuracy": evaluation.pixel_accuracy(confusion)}
 
     other = np.roll(maps, len(maps) // 2, axis=0)
@@ -92,7 +92,7 @@ def label_maps_of(model: Model, judge: judges.Judge) -> Found:
     return numbers, _side_by_side(colours, drawn, model.images), 12
 
 
-def layouts(model: Model, judge: None) -> Found:
+def layouts(model: Model, probe: None) -> Found:
     """Boxes of `shapes` read back: found if their intersection over union is at least a half."""
     values = [
         [{"label": int(label), "box": [float(x) for x in box]} for box, label in zip(row["boxes"], row["box_labels"])]
@@ -123,7 +123,7 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def super_resolution(model: Model, judge: judges.Judge | None) -> Found:
+def super_resolution(model: Model, probe: probes.Probe | None) -> Found:
     """Nearness to the original, also of both shrunk (for bicubic models, to what was given); the share of fine detail; with
     a classifier, the Frechet distance of its features to those of the originals. Beside bicubic enlargement, what the first
     stage alone loses, the mean of four drawings, and drawings for other pictures."""
@@ -141,8 +141,8 @@ def super_resolution(model: Model, judge: judges.Judge | None) -> Found:
         found = nearness(images, model.images)
         found["psnr of the picture shrunk again"] = float(np.mean(psnr(again, shrunk)))
         found["fine detail"] = fine_detail(images) / fine_detail(model.images)
-        if judge is not None:
-            found["frechet distance"] = evaluation.frechet_distance(judge.features(images), judge.features(model.images))
+        if probe is not None:
+            found["frechet distance"] = evaluation.frechet_distance(probe.features(images), probe.features(model.images))
         numbers[name] = found
     return numbers, _side_by_side(bicubic, draws[0], model.images), 12
 
@@ -156,12 +156,12 @@ def fine_detail(images: np.ndarray) -> float:
 def reconstructed(model: Model) -> np.ndarray:
     ldm = model.ldm
     there_and_back = jax.jit(lambda params, x: jnp.clip(ldm.decode(params, ldm.encode(params, x)), -1, 1))
-    return judges.in_parts(lambda images: there_and_back(ldm.params, images), model.images)
+    return probes.in_parts(lambda images: there_and_back(ldm.params, images), model.images)
 
 
 def nearness(images: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     pairs = np.stack([images, truth], axis=1)
-    found = judges.in_parts(_nearness, pairs)
+    found = probes.in_parts(_nearness, pairs)
     return dict(zip(("psnr", "ssim", "distance of untrained VGG features"), (float(x) for x in found.mean(0))))
 
 
@@ -173,7 +173,7 @@ def _nearness(pairs: jax.Array) -> jax.Array:
     return jnp.stack([psnr(x, y), evaluation.ssim(x, y), network.apply({"params": params}, x, y)], axis=-1)
 
 
-def inpainting(model: Model, judge: judges.Judge | None) -> Found:
+def inpainting(model: Model, probe: probes.Probe | None) -> Found:
     """Known pixels must come back as they are; painted ones are compared with what was there, beside filling with the mean;
     with a classifier, also by the Frechet distance of its features."""
     rng = np.random.default_rng(model.seed)
@@ -191,8 +191,8 @@ def inpainting(model: Model, judge: judges.Judge | None) -> Found:
     def inside(images: np.ndarray) -> dict[str, float]:
         error = (holes * np.square(images - model.images)).sum((1, 2, 3)) / (3 * holes.sum((1, 2, 3)))
         found = {"psnr inside": float((10 * np.log10(4 / error)).mean()), **nearness(images, model.images)}
-        if judge is not None:
-            found["frechet distance"] = evaluation.frechet_distance(judge.features(images), judge.features(model.images))
+        if probe is not None:
+            found["frechet distance"] = evaluation.frechet_distance(probe.features(images), probe.features(model.images))
         return found
 
     numbers = {"drawn": inside(np.clip(drawn, -1, 1)), "filled with the mean": inside(filled)}
@@ -200,9 +200,9 @@ def inpainting(model: Model, judge: judges.Judge | None) -> Found:
     return numbers, _side_by_side(np.where(holes > 0, 0, model.images), drawn, model.images), 12
 
 
-def captions(model: Model, judge: judges.Judge | None) -> Found:
+def captions(model: Model, probe: probes.Probe | None) -> Found:
     """`shapes`: whether shape, colour and place are as told. Other pictures: how often, of all captions, the picture's own is
-    the nearest, and among the nearest ten, in the eyes of a contrastive judge."""
+    the nearest, and among the nearest ten, in the eyes of a contrastive probe."""
     if model.config["data"]["source"] == "shapes":
         numbers, pictures = {}, []
         for objects in (1, 2):
@@ -214,11 +214,11 @@ def captions(model: Model, judge: judges.Judge | None) -> Found:
                 pictures += list(images[:16]) if name == "drawn" else []
         return numbers, pictures, 8
     said = [row["caption"] if isinstance(row["caption"], str) else row["caption"][0] for row in _all(model.rows)]
-    tokens = np.stack([model.ldm.conditioning.tokenize(text) for text in said])
-    texts = judge.words(said)
+    tokens = np.stack([model.ldm.condition.tokenize(text) for text in said])
+    texts = probe.words(said)
 
     def recall(images: np.ndarray) -> dict[str, float]:
-        products = judge(images) @ texts.T
+        products = probe(images) @ texts.T
         rank = (products > np.diag(products)[:, None]).sum(1)
         return {"recall at 1": float((rank < 1).mean()), "recall at 10": float((rank < 10).mean())}
 
@@ -238,7 +238,7 @@ def _draw_tokens(model: Model, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def neighbours(model: Model, judge: None) -> Found:
+def neighbours(model: Model, probe: None) -> Found:
     """`shapes`: how often a drawn picture has a colour, a shape, or both, that one of its neighbours has; and the same with a
     data base of nothing but cold colours, asked with the same held-out pictures, which swaps the colours."""
     section = model.config["conditioner"]
@@ -309,7 +309,7 @@ def _side_by_side(*pictures: np.ndarray, count: int = 16) -> list[np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--judge", help="the folder of a judge, for classes, label maps and captions of photos")
+    parser.add_argument("--probe", help="the folder of a probe, for classes, label maps and captions of photos")
     parser.add_argument("--count", type=int, default=200, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=50)
@@ -319,8 +319,8 @@ def main() -> None:
     model = Model(chosen.workdir, chosen.count, chosen.seed, chosen.batch_size)
     if model.kind not in MEASURES:
         parser.error(f"{chosen.workdir} is of kind {model.kind!r}: there is no condition to obey")
-    numbers, pictures, columns = MEASURES[model.kind](model, judges.load(chosen.judge) if chosen.judge else None)
-    said = {name: getattr(chosen, name) for name in ("workdir", "judge", "count", "seed")} | {"kind": model.kind}
+    numbers, pictures, columns = MEASURES[model.kind](model, probes.load(chosen.probe) if chosen.probe else None)
+    said = {name: getattr(chosen, name) for name in ("workdir", "probe", "count", "seed")} | {"kind": model.kind}
     said |= {"sampling": dict(model.config["sampling"]), "numbers": numbers}
     for name, found in numbers.items():
         print(f"{name:34s}" + "  ".join(f"{what} {value:.4g}" for what, value in found.items()))

@@ -2,7 +2,7 @@
 model alone, on two CPU cores in five to twelve minutes; two minutes before that make the embedding and the data base.
 
     python train.py                                     # configs/shapes.py; its first stage is shared
-    python -m ldm_jax.judges train --kind contrastive --data runs/shapes --steps 500 --out runs/shapes_words
+    python -m ldm_jax.probes train --kind contrastive --data runs/shapes --steps 500 --out runs/shapes_words
     python -m ldm_jax.retrieval build --data runs/shapes --embedder runs/shapes_words --out runs/shapes_neighbours
     python train.py --config=configs/retrieval_small.py
 """

@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     config.first_stage_train.optimizer = "muon"  # "adamw" | "muon"
     config.first_stage_train.learning_rate = 4e-3
     config.first_stage_train.warmup_steps = 20
-    config.first_stage_train.decay = "cosine"  # after warm-up: "constant" | "linear" | "cosine" | "wsd", to zero at steps, | "inverse_sqrt"
+    config.first_stage_train.decay = "cosine"  # after warm-up: "constant", "linear", "cosine", "wsd" or "inverse_sqrt"
     config.first_stage_train.b1 = 0.9
     config.first_stage_train.b2 = 0.99
     config.first_stage_train.weight_decay = 0.0

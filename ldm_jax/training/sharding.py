@@ -114,13 +114,21 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def one(x: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return jax.jit(lambda x: x, out_shardings=sharding)(x)
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    leaves, structure = jax.tree.flatten(tree)
+    wanted = structure.flatten_up_to(shardings)
+    spread = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    moved = jax.jit(_same, out_shardings=[wanted[i] for i in spread])([leaves[i] for i in spread]) if spread else []
+    for i, x in enumerate(leaves):
+        if i in spread:
+            leaves[i] = moved[spread.index(i)]
+        else:
+            x = np.asarray(x)
+            leaves[i] = jax.make_array_from_callback(x.shape, wanted[i], lambda index, x=x: x[index])
+    return jax.tree.unflatten(structure, leaves)
 
-    return jax.tree.map(one, tree, shardings)
+
+def _same(arrays: list[jax.Array]) -> list[jax.Array]:
+    return arrays
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
