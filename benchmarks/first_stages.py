@@ -18,10 +18,9 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax import api, build, evaluation
-from ldm_jax.first_stage import latents
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
-from ldm_jax.first_stage import codebook, psnr
+from ldm_jax.first_stage import codebook, latents, psnr
 from ldm_jax.training.metrics import image_grid
 
 

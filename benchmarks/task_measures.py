@@ -17,16 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ldm_jax.retrieval.database import Database, load_database, search
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, evaluation, probes, models, retrieval
+from ldm_jax import build, evaluation, models, probes, retrieval
 from ldm_jax.conditioning import KINDS
 from ldm_jax.data import degradation, label_maps, masks, shapes
 from ldm_jax.data.source import Spread
 from ldm_jax.data.transform import Transform
 from ldm_jax.first_stage.losses import psnr
+from ldm_jax.retrieval.database import Database, load_database, search
 from ldm_jax.training.metrics import image_grid
 
 Found = tuple[dict[str, dict[str, float]], list[np.ndarray], int]  # numbers by what was looked at; pictures; columns of a grid

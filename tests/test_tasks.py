@@ -137,7 +137,7 @@ def test_a_users_condition_is_that_of_training(run):
     kind, config, workdir = run
     ldm = ldm_jax.load(workdir)
     source = build.make_source(config, "validation", ldm.condition.columns)
-    transform = build.make_transform(config, task=build.make_task(config))
+    transform = dataclasses.replace(build.make_transform(config, ldm.condition), tokenize=None)
     transform = dataclasses.replace(transform, max_boxes=2)
     examples = [transform(source[i]) for i in range(2)]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}

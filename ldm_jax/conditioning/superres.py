@@ -34,6 +34,9 @@ class SuperResolution(Condition):
     def __init__(self, section, setting):
         super().__init__(section, setting)
         self.levels = section.get("noise_levels", 0)
+        for side in setting.image_size:
+            if side % self.scale:
+                raise ValueError(f"config.conditioner.scale={self.scale} does not divide config.data.image_size={side}")
         self.down, self.up = max(setting.factor // self.scale, 1), max(self.scale // setting.factor, 1)
         if self.down * self.scale != self.up * setting.factor:
             raise ValueError(
@@ -94,12 +97,6 @@ class SuperResolution(Condition):
     def task(self):
         kind = check_choice(self.section["degradation"], degradation.KINDS, "config.conditioner.degradation")
         return functools.partial(degradation.low_resolution, scale=self.scale, kind=kind, noise_levels=self.levels)
-
-    def check(self) -> None:
-        super().check()
-        for side in self.setting.image_size:
-            if side % self.scale:
-                raise ValueError(f"config.conditioner.scale={self.scale} does not divide config.data.image_size={side}")
 
     def in_words(self, row: Mapping[str, Any], info: Any) -> str:
         return row["name"]
