@@ -86,6 +86,8 @@ class AttnBlock(nn.Module):
 
 
 class Middle(nn.Module):
+    """The blocks between encoder levels and latents: residual, attention, residual; [B, h, w, C] -> the same."""
+
     settings: Settings
 
     @nn.compact

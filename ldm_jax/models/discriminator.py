@@ -103,6 +103,7 @@ class ActNorm(nn.Module):
 
 
 def normalizing(statistics: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Shift and scale that bring activations to mean 0 and deviation 1, from one batch."""
     return -statistics["mean"], 1 / (jnp.sqrt(statistics["var"]) + 1e-6)
 
 

@@ -118,6 +118,8 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases: [B, L, D] -> the same."""
+
     num_heads: int
     attention: str
     dtype: Any
@@ -143,6 +145,8 @@ class Mlp(nn.Module):
 
 
 class FinalLayer(nn.Module):
+    """A norm modulated by the time and class, then a linear map to patches."""
+
     features: int
     dtype: Any
 
@@ -154,6 +158,8 @@ class FinalLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Patches as tokens: [B, H, W, C] -> [B, L, D]."""
+
     features: int
     patch_size: int
     dtype: Any
@@ -166,6 +172,8 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
+    """t [B] -> [B, D], through sinusoids and two linear layers."""
+
     features: int
     dtype: Any
 
@@ -178,6 +186,8 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
+    """A table of classes, the empty one last: int32 [B] -> [B, D]."""
+
     num_classes: int
     features: int
     dtype: Any
@@ -205,10 +215,12 @@ def modulation(c: jax.Array, parts: int, width: int, dtype: Any) -> list[jax.Arr
 
 
 def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any, eps: float = 1e-6) -> jax.Array:
+    """A layer norm without parameters, eps 1e-6."""
     return LayerNorm(eps, affine=False, dtype=dtype)(x) * (1 + scale) + shift
 
 
 def linear(features: int, dtype: Any, name: str, x: jax.Array) -> jax.Array:
+    """A linear layer with the initialisation of the reference."""
     rule = xavier_uniform(x.shape[-1], features)
     return Dense(features, kernel_init=rule, bias_init=ZEROS, dtype=dtype, name=name)(x)
 

@@ -76,6 +76,8 @@ class ConvNorm(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with stored statistics, eps 1e-3."""
+
     dtype: Any
 
     @nn.compact
@@ -101,6 +103,7 @@ def branches(dtype: Any) -> Callable[..., ConvNorm]:
 
 
 def max_pool(h: jax.Array) -> jax.Array:
+    """The largest of 3 x 3 pixels at a stride."""
     return nn.max_pool(h, (3, 3), (2, 2))
 
 
@@ -110,10 +113,13 @@ def mean_pool(h: jax.Array) -> jax.Array:
 
 
 def join(*parts: jax.Array) -> jax.Array:
+    """Branches one after the other along the channels."""
     return jnp.concatenate(parts, axis=-1)
 
 
 class MixedA(nn.Module):
+    """Inception block A, at 35 x 35."""
+
     pooled: int
     dtype: Any
 
@@ -128,6 +134,8 @@ class MixedA(nn.Module):
 
 
 class MixedB(nn.Module):
+    """Inception block B, from 35 x 35 to 17 x 17."""
+
     dtype: Any
 
     @nn.compact
@@ -140,6 +148,8 @@ class MixedB(nn.Module):
 
 
 class MixedC(nn.Module):
+    """Inception block C, at 17 x 17."""
+
     inner: int
     dtype: Any
 
@@ -156,6 +166,8 @@ class MixedC(nn.Module):
 
 
 class MixedD(nn.Module):
+    """Inception block D, from 17 x 17 to 8 x 8."""
+
     dtype: Any
 
     @nn.compact
@@ -168,6 +180,8 @@ class MixedD(nn.Module):
 
 
 class MixedE(nn.Module):
+    """Inception block E, at 8 x 8."""
+
     max_pooled: bool
     dtype: Any
 

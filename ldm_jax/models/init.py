@@ -53,10 +53,12 @@ ZEROS, ONES = Rule(), Rule(mean=1.0)
 
 
 def uniform(bound: float) -> Rule:
+    """Uniform within [-bound, bound]."""
     return Rule("uniform", bound)
 
 
 def normal(std: float, mean: float = 0.0) -> Rule:
+    """Normal with this deviation and mean."""
     return Rule("normal", std, mean)
 
 
@@ -66,6 +68,7 @@ def torch_default(fan_in: int) -> Rule:
 
 
 def xavier_uniform(fan_in: int, fan_out: int) -> Rule:
+    """Uniform with variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
 
 

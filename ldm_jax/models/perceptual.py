@@ -51,6 +51,8 @@ class LPIPS(nn.Module):
 
 
 class VGG16(nn.Module):
+    """Convolutions of VGG16 (Simonyan & Zisserman 2015): pictures -> features of its five stages."""
+
     widths: Sequence[int]
     dtype: Any
 
@@ -67,6 +69,8 @@ class VGG16(nn.Module):
 
 
 class LinearLayer(nn.Module):
+    """LPIPS's weight for each channel of a stage, without bias."""
+
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         return Dense(1, use_bias=False, kernel_init=ONES, name="model_1")(h)

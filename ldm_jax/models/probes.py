@@ -137,4 +137,5 @@ class Block(nn.Module):
 
 
 def unit(v: jax.Array) -> jax.Array:
+    """Vectors of length one, [..., D]."""
     return v / jnp.sqrt(jnp.square(v).sum(-1, keepdims=True) + 1e-12)

@@ -41,6 +41,8 @@ class TinyDecoder(nn.Module):
 
 
 class TinyBlock(nn.Module):
+    """Three convolutions with ReLU and a residual."""
+
     channels: int
     dtype: Any
 

@@ -130,6 +130,7 @@ def make_loss(kind: str, network: Any) -> Callable:
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Of logits [..., K] with target probabilities [..., K]: [...]."""
     return -(target * jax.nn.log_softmax(logits)).sum(-1)
 
 

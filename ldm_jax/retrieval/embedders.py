@@ -75,6 +75,7 @@ class Clip:
 
 
 def load_clip(path: Path) -> Clip:
+    """CLIP from a folder of transformers; without a text tower or its tokenizer it embeds pictures alone."""
     towers = {
         name: (fields, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params))
         for name, (fields, params) in weights.read_clip(path).items()

@@ -17,6 +17,7 @@ from ldm_jax.weights import files, naming
 
 
 def inspect(path: Path, config: Path | None, ema: bool) -> None:
+    """Prints what a checkpoint holds."""
     try:
         checkpoint = weights.read(path, ema=ema, config=config)
     except ValueError as error:
@@ -37,6 +38,7 @@ def inspect(path: Path, config: Path | None, ema: bool) -> None:
 
 
 def convert(source: Path, target: Path, form: str, config: Path | None, ema: bool) -> None:
+    """Reads a checkpoint and writes it in another format."""
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise ValueError(f"{target} exists; name a new one, or remove it first")
     checkpoint = weights.read(source, ema=ema, config=config)
@@ -79,6 +81,7 @@ def _table(rows: list[tuple], head: tuple[str, ...]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ldm_jax.weights", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("inspect", "convert"):

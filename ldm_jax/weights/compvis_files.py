@@ -34,6 +34,7 @@ _CLIP_PREFIXES = ("transformer.text_model.", "transformer.")  # of FrozenCLIPEmb
 
 
 def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, dict]:
+    """A CompVis checkpoint: its description and parameters. ValueError for what is missing or misshapen."""
     tensors = found_names.unwrapped(files.tensors(path, notes), ema, notes)
     kind = contents(tensors)
     config, where = _config(path, config, kind, tensors, notes)

@@ -237,4 +237,5 @@ def within(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
 
 
 def prefixed(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The rules with this before every name."""
     return {prefix + name: tensor for name, tensor in tensors.items()}

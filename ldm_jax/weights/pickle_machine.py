@@ -85,6 +85,7 @@ def _paired(items: list) -> dict:
 
 
 def pairs(*arguments: Any) -> dict:
+    """Keys and values in turn, as pairs."""
     if not arguments or not isinstance(arguments[0], list | tuple | dict):
         return {}
     pairs = arguments[0].items() if isinstance(arguments[0], dict) else arguments[0]

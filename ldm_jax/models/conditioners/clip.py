@@ -109,6 +109,7 @@ def clip_normalize(images: jax.Array) -> jax.Array:
 
 
 def encoder(tower: nn.Module, causal: bool) -> "Encoder":
+    """The transformer of a tower, layers one after the other: [B, L, D] -> hidden states."""
     return Encoder(
         tower.num_hidden_layers,
         tower.num_attention_heads,
@@ -123,12 +124,15 @@ def encoder(tower: nn.Module, causal: bool) -> "Encoder":
 
 
 def projection(tower: nn.Module, name: str, pooled: jax.Array) -> jax.Array | None:
+    """A linear map to the space that pictures and texts share, without bias."""
     if tower.projection_dim is None:
         return None
     return Dense(tower.projection_dim, use_bias=False, dtype=tower.dtype, name=name)(pooled)
 
 
 class TextEmbeddings(nn.Module):
+    """Token and position embeddings: int32 [B, L] -> [B, L, D]."""
+
     vocab_size: int
     length: int
     features: int
@@ -142,6 +146,8 @@ class TextEmbeddings(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
+    """Patches, a class token before them, positions: [B, H, W, 3] -> [B, 1 + N, D]."""
+
     grid: int
     patch_size: int
     features: int
@@ -192,6 +198,8 @@ class Encoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Norm, attention, norm, MLP, each with its residual: [B, L, D] -> the same."""
+
     heads: int
     intermediate_size: int
     hidden_act: str
@@ -209,6 +217,8 @@ class EncoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases: [B, L, D] -> the same."""
+
     heads: int
     causal: bool
     attention: str
@@ -226,6 +236,8 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with the tower's activation between them."""
+
     features: int
     hidden_act: str
     dtype: Any

@@ -92,6 +92,8 @@ class TokenTransformer(nn.Module):
 
 
 class PositionTable(nn.Module):
+    """A learned vector for each position: [L, D]."""
+
     max_seq_len: int
     features: int
     dtype: Any
@@ -122,6 +124,8 @@ class Layers(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     dtype: Any
 
     @nn.compact

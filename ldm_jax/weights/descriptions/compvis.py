@@ -85,6 +85,7 @@ def parse(config: Mapping[str, Any], where: str) -> dict[str, dict]:
 
 
 def network(config: Mapping[str, Any], where: str) -> dict:
+    """The U-Net's fields of a CompVis configuration."""
     fields = dict(config.get("params") or {})
     if _target(config, where).rsplit(".", 1)[-1] != "UNetModel":
         raise ValueError(f"{where}: unet_config.target {config['target']}: only UNetModel is known")
@@ -105,6 +106,7 @@ def network(config: Mapping[str, Any], where: str) -> dict:
 
 
 def first_stage(config: Mapping[str, Any], where: str) -> dict:
+    """The autoencoder's fields of a CompVis configuration."""
     target, params = _target(config, where), dict(config.get("params") or {})
     name = target.rsplit(".", 1)[-1]
     if name == "IdentityFirstStage":
@@ -130,6 +132,7 @@ def first_stage(config: Mapping[str, Any], where: str) -> dict:
 
 
 def conditioner(params: Mapping[str, Any], where: str) -> dict:
+    """The conditioner's fields of a CompVis configuration."""
     config = params.get("cond_stage_config", UNCONDITIONAL)
     key = params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
     if config == UNCONDITIONAL or config is None:
@@ -173,6 +176,7 @@ def conditioner(params: Mapping[str, Any], where: str) -> dict:
 
 
 def diffusion(params: Mapping[str, Any], where: str) -> dict:
+    """The process's fields of a CompVis configuration."""
     schedule, prediction = params.get("beta_schedule", "linear"), params.get("parameterization", "eps")
     if schedule not in SCHEDULES:
         raise ValueError(f"{where}: beta_schedule {schedule!r}: known are {', '.join(SCHEDULES)}")

@@ -78,6 +78,7 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
 
 
 def unet(config: Mapping[str, Any], where: str) -> dict:
+    """Our fields of a diffusers U-Net's config.json."""
     conditional = config["_class_name"] == "UNet2DConditionModel"
     _check(config, _UNET_FIXED, _UNET_READ, where)
     widths = [int(width) for width in config["block_out_channels"]]
@@ -184,6 +185,7 @@ def _block_types(down: list[str], up: list[str], known: tuple[str, ...], where: 
 
 
 def dit(config: Mapping[str, Any], where: str) -> dict:
+    """Our fields of a diffusers DiT's config.json."""
     fixed = {
         "activation_fn": ("gelu-approximate",),
         "norm_type": ("ada_norm_zero",),
@@ -217,6 +219,7 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
 
 
 def first_stage(config: Mapping[str, Any], where: str) -> dict:
+    """Our fields of a diffusers autoencoder's config.json."""
     kind = "kl" if config["_class_name"] == "AutoencoderKL" else "vq"
     fixed = {
         "act_fn": ("silu", "swish"),
@@ -279,6 +282,7 @@ CLIP_FIELDS = (
 
 
 def clip_text(config: Mapping[str, Any]) -> dict:
+    """Our fields of a transformers CLIP text encoder's config.json."""
     defaults = {"vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
     defaults |= {"num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
     result: dict[str, Any] = {"kind": "clip_text"}
@@ -291,6 +295,7 @@ def clip_text(config: Mapping[str, Any]) -> dict:
 
 
 def ldm_bert(config: Mapping[str, Any]) -> dict:
+    """Our fields of an LDMBert's config.json."""
     return {
         "kind": "text",
         "n_embed": config.get("d_model", 1280),

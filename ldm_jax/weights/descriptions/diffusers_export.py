@@ -21,6 +21,7 @@ def network(fields: Mapping[str, Any]) -> tuple[str, dict]:
 
 
 def unet(fields: Mapping[str, Any]) -> dict:
+    """A diffusers U-Net's config.json of our fields. ValueError for what it can't express."""
     widths = [round(fields["model_channels"] * multiplier) for multiplier in fields["channel_mult"]]
     levels = range(len(widths))
     attending = [2**level in tuple(fields["attention_resolutions"]) for level in levels]
@@ -118,6 +119,7 @@ def _classes(fields: Mapping[str, Any], transformer: bool) -> dict:
 
 
 def dit(fields: Mapping[str, Any]) -> dict:
+    """A diffusers DiT's config.json of our fields. ValueError for what it can't express."""
     if fields.get("shared_embedder", True) or fields.get("freq_shift", 0.0) != 1.0 or fields.get("mlp_ratio", 4.0) != 4.0:
         raise _unable("a DiT other than with shared_embedder False, freq_shift 1 and mlp_ratio 4")
     channels = fields["in_channels"]
@@ -174,6 +176,7 @@ def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[
 
 
 def clip_text(fields: Mapping[str, Any]) -> dict:
+    """A transformers CLIP text encoder's config.json of our fields."""
     projection = fields.get("projection_dim")
     return {
         "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
@@ -187,6 +190,7 @@ def clip_text(fields: Mapping[str, Any]) -> dict:
 
 
 def ldm_bert(fields: Mapping[str, Any]) -> dict:
+    """An LDMBert's config.json of our fields."""
     return {
         "architectures": ["LDMBertModel"],
         "model_type": "ldmbert",

@@ -11,6 +11,7 @@ from ldm_jax.weights.naming import Layout
 
 
 def resnet_block(name: str, other: str, into: int, out: int) -> Layout:
+    """Names of a residual block's tensors."""
     weights = norm(f"{name}.norm1", f"{other}.norm1", into)
     weights += conv(f"{name}.conv1", f"{other}.conv1", into, out)
     weights += norm(f"{name}.norm2", f"{other}.norm2", out)
@@ -21,6 +22,7 @@ def resnet_block(name: str, other: str, into: int, out: int) -> Layout:
 
 
 def attn_block(name: str, other: str, width: int) -> Layout:
+    """Names of an attention block's tensors."""
     weights = norm(f"{name}.norm", f"{other}.group_norm", width)
     for part in "qkv":
         weights += pointwise(f"{name}.{part}", f"{other}.to_{part}", width, width)
@@ -42,6 +44,7 @@ def _middle(stage: Mapping[str, Any], name: str, other: str, width: int) -> Layo
 
 
 def encoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
+    """Names of the encoder's tensors."""
     widths = [round(stage["ch"] * multiplier) for multiplier in stage["ch_mult"]]
     width = stage["ch"]
     weights = conv(f"{name}.conv_in", f"{other}.conv_in", stage["in_channels"], width)
@@ -61,6 +64,7 @@ def encoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
 
 
 def decoder(stage: Mapping[str, Any], name: str, other: str) -> Layout:
+    """Names of the decoder's tensors."""
     widths = [round(stage["ch"] * multiplier) for multiplier in stage["ch_mult"]]
     width = widths[-1]
     weights = conv(f"{name}.conv_in", f"{other}.conv_in", stage["z_channels"], width)

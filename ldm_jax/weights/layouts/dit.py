@@ -12,6 +12,7 @@ from ldm_jax.weights.naming import Layout, Weight
 
 
 def dit(fields: Mapping[str, Any]) -> Layout:
+    """Names of a DiT's tensors."""
     width, patch = fields["hidden_size"], fields["patch_size"]
     shared, inner = fields.get("shared_embedder", True), round(width * fields.get("mlp_ratio", 4.0))
     weights = conv("x_embedder.proj", "pos_embed.proj", fields["in_channels"], width, patch)

@@ -15,10 +15,12 @@ def pointwise(name: str, other: str, into: int, out: int, bias: bool = True) -> 
 
 
 def conv(name: str, other: str, into: int, out: int, size: int = 3, bias: bool = True) -> Layout:
+    """Names of a convolution's tensors."""
     return linear(name, other, into, out, bias, (size, size))
 
 
 def norm(name: str, other: str, width: int) -> Layout:
+    """Names of a norm's tensors."""
     return [
         Weight(f"{name}.weight", (width,), "scale", (f"{other}.weight",)),
         Weight(f"{name}.bias", (width,), "bias", (f"{other}.bias",)),
@@ -26,6 +28,7 @@ def norm(name: str, other: str, width: int) -> Layout:
 
 
 def table(name: str, other: str, rows: int, width: int) -> Layout:
+    """The name of an embedding table."""
     return [Weight(f"{name}.weight", (rows, width), "embedding", (f"{other}.weight",))]
 
 

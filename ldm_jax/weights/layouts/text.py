@@ -16,10 +16,12 @@ from ldm_jax.weights.stored import Stored
 
 
 def class_embedder(fields: Mapping[str, Any]) -> Layout:
+    """Names of a class table's tensors."""
     return table("embedding", "embedding", fields["n_classes"], fields["embed_dim"])
 
 
 def spatial_rescaler(fields: Mapping[str, Any]) -> Layout:
+    """Names of a rescaler's tensors."""
     if fields.get("out_channels") is None:
         return []
     into, out = fields["in_channels"], fields["out_channels"]
@@ -62,6 +64,7 @@ def _clip_encoder(fields: Mapping[str, Any], prefix: str) -> Layout:
 
 
 def clip_text(fields: Mapping[str, Any]) -> Layout:
+    """Names of CLIP's text tower."""
     width, prefix = fields["hidden_size"], "text_model."
     weights = table("embeddings.token_embedding", f"{prefix}embeddings.token_embedding", fields["vocab_size"], width)
     positions = fields["max_position_embeddings"]
@@ -74,6 +77,7 @@ def clip_text(fields: Mapping[str, Any]) -> Layout:
 
 
 def clip_vision(fields: Mapping[str, Any]) -> Layout:
+    """Names of CLIP's picture tower."""
     width, size, prefix = fields["hidden_size"], fields["patch_size"], "vision_model."
     weights = [
         Weight("embeddings.class_embedding", (width,), "raw", (f"{prefix}embeddings.class_embedding",)),

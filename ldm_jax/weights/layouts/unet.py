@@ -18,12 +18,14 @@ def per_level(network: Mapping[str, Any], field: str, level: int, default: Any =
 
 
 def heads_of(network: Mapping[str, Any], channels: int, level: int) -> int:
+    """How many heads attention of this width has."""
     if network.get("num_head_channels", -1) != -1:
         return channels // network["num_head_channels"]
     return per_level(network, "num_heads", level, -1)
 
 
 def res_block(name: str, other: str, into: int, out: int, emb: int, scale_shift: bool) -> Layout:
+    """Names of a residual block's tensors."""
     weights = norm(f"{name}.in_layers.0", f"{other}.norm1", into)
     weights += conv(f"{name}.in_layers.2", f"{other}.conv1", into, out)
     weights += linear(f"{name}.emb_layers.1", f"{other}.time_emb_proj", emb, out * (2 if scale_shift else 1))
@@ -35,6 +37,7 @@ def res_block(name: str, other: str, into: int, out: int, emb: int, scale_shift:
 
 
 def attention_block(name: str, other: str, width: int, heads: int) -> Layout:
+    """Names of a plain attention block's tensors."""
     weights = norm(f"{name}.norm", f"{other}.group_norm", width)
     weights += fused_qkv(f"{name}.qkv", other, width, heads)
     return weights + linear(f"{name}.proj_out", f"{other}.to_out.0", width, width, window=(1,))
@@ -43,6 +46,7 @@ def attention_block(name: str, other: str, width: int, heads: int) -> Layout:
 def spatial_transformer(
     name: str, other: str, width: int, depth: int, context: int, cross_only: bool, projections: Any = pointwise
 ) -> Layout:
+    """Names of a transformer's tensors."""
     weights = norm(f"{name}.norm", f"{other}.norm", width)
     weights += projections(f"{name}.proj_in", f"{other}.proj_in", width, width)
     for index in range(depth):
