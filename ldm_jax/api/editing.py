@@ -240,7 +240,7 @@ def _images(images: jax.Array, num: int) -> jax.Array:
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     if images.ndim < 3 or images.shape[-1] != 3 or len(images) != num or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images of shape {list(images.shape)}, {images.dtype.name}, for {num} conditions: they must be float "
+            f"images of shape {tuple(images.shape)}, {images.dtype.name}, for {num} conditions: they must be float "
             f"[{num}, H, W, 3] in [-1, 1]"
         )
     check_range(images, "images")
