@@ -99,8 +99,8 @@ def test_text_pipelines(fixtures_dir):
         eps = jax.jit(ldm.apply)(ldm.params, net["x"], jnp.asarray(net["t"]), with_context(net["encoder_hidden_states"]))
         cases.compare(f"{folder.name} eps", eps, net["out"], cases.limit(case, "unet."))
         encoded = jax.jit(ldm.encode)(ldm.params, jnp.asarray(vae["x"]))
-        cases.compare(f"{folder.name} encode", encoded, vae["mode"] * ldm.latent_scale, cases.limit(case, "vae."))
-        decoded = jax.jit(ldm.decode)(ldm.params, jnp.asarray(vae["z"] * ldm.latent_scale))
+        cases.compare(f"{folder.name} encode", encoded, vae["mode"] * ldm.specification.scale, cases.limit(case, "vae."))
+        decoded = jax.jit(ldm.decode)(ldm.params, jnp.asarray(vae["z"] * ldm.specification.scale))
         cases.compare(f"{folder.name} decode", decoded, vae["dec_z"], cases.limit(case, "vae."))
         used = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         name = next(entry["name"] for entry in case["schedulers"] if entry["scheduler"] == used)
@@ -118,7 +118,7 @@ def test_unconditional_pipelines(fixtures_dir):
         eps = jax.jit(ldm.apply)(ldm.params, jnp.asarray(io["unet.x"]), jnp.asarray(io["unet.t"]))
         cases.compare(f"{folder.name} eps", eps, io["unet.out"], cases.limit(case, "unet."))
         final = whole(ldm, build.make_recipe(ldm.config), case["steps"], io["latents"])
-        cases.compare(f"{folder.name} ddim", final / ldm.latent_scale, io["ddim.final_latents_unscaled"], LATENTS)
+        cases.compare(f"{folder.name} ddim", final / ldm.specification.scale, io["ddim.final_latents_unscaled"], LATENTS)
         image = np.clip(np.asarray(jax.jit(ldm.decode)(ldm.params, final)) / 2 + 0.5, 0, 1)
         cases.compare(f"{folder.name} ddim image", image, raw["ddim.image"], IMAGES)
 
@@ -164,7 +164,7 @@ def test_saved_and_loaded(fixtures_dir, tmp_path):
             ldm_jax.save(ldm, path, format=format)
             again = ldm_jax.load(path)
             same(again.params, ldm.params)
-            assert again.latent_scale == pytest.approx(ldm.latent_scale, rel=1e-7)
+            assert again.specification.scale == pytest.approx(ldm.specification.scale, rel=1e-7)
             grids = [build.make_recipe(model.config).grid(10) for model in (ldm, again)]
             assert all(np.allclose(getattr(grids[0], f), getattr(grids[1], f), rtol=1e-9) for f in ("t", "alpha", "sigma"))
             with pytest.raises(ValueError, match="exists already"):
