@@ -58,12 +58,11 @@ def equal(a, b):
 
 
 def damage(folder, step, item):
-    """Changes eight bytes in the middle of every data file: which of them are in use, Orbax decides."""
-    for path in (folder / str(step) / item).rglob("d/*"):
-        data = bytearray(path.read_bytes())
-        middle = slice(len(data) // 2, len(data) // 2 + 8)
-        data[middle] = bytes(byte ^ 0xA5 for byte in data[middle])
-        path.write_bytes(data)
+    """Zeroes eight bytes in the middle of the largest data file."""
+    path = max((folder / str(step) / item).rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 8] = bytes(8)
+    path.write_bytes(data)
 
 
 def test_keeps_the_newest_and_the_best(folder):
