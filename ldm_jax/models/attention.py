@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.models.partition import by_device, by_platform, current
+from ldm_jax.models.partition import by_device, current
 from ldm_jax.primitives.choices import check_choice
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "flash")
@@ -53,17 +53,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "a
         return on_cpu if chosen == "xla" and device.platform == "cpu" else kernels[chosen]
 
     partition = current()
-    if partition is not None:
-        return by_device(on(partition.mesh.devices.flat[0]), q, k, v)
+    device = partition and partition.device
+    if device is not None:
+        return by_device(on(device), q, k, v)
     if implementation not in ("auto", "xla"):
-        return on(jax.devices()[0])(q, k, v)
+        return by_device(on(jax.devices()[0]), q, k, v)
     branches = {} if on_cpu is kernels["xla"] else {"cpu": on_cpu}
     if implementation == "auto":
         if _is_long(q, k):
             branches["tpu"] = kernels["flash"]
         if _gpu() is not None and not _cudnn_obstacle(q, _gpu()):
             branches["cuda"] = kernels["cudnn"]
-    return by_platform(q, k, v, default=kernels["xla"], **branches) if branches else kernels["xla"](q, k, v)
+    if not branches:
+        return kernels["xla"](q, k, v)
+    return by_device(lambda q, k, v: jax.lax.platform_dependent(q, k, v, default=kernels["xla"], **branches), q, k, v)
 
 
 def choose(q: jax.Array, k: jax.Array, implementation: str = "auto", device: Any = None) -> str:

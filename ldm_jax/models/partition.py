@@ -1,6 +1,8 @@
 """Which devices a network is compiled for: their platform, and the axes over which its activations are split.
 
-Whoever compiles a network for a mesh says so inside the function that is traced:
+A program that is traced under `jax.set_mesh(mesh)`, with axes named data, fsdp and tensor, is compiled for that mesh: nothing
+more need be said, and the platform is the one that it is lowered for. Whoever has other names says so inside the function that
+is traced:
 
     def step(params, x, t, cond):
         with partitioned(mesh):
@@ -8,12 +10,12 @@ Whoever compiles a network for a mesh says so inside the function that is traced
 
     jax.jit(step, in_shardings=...)
 
-Then `constrain` keeps activations on the batch axes, so that XLA gathers a layer's weights instead of splitting the layer;
-kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed, which may
+Either way `constrain` keeps activations on the batch axes, so that XLA gathers a layer's weights instead of splitting the
+layer; kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed, which may
 not be the platform of the process (a TPU's program compiled on a CPU). The context must be entered inside the traced
 function: `jit` does not know of it, and would reuse what it traced outside.
 
-Without the context nothing is constrained, and the platform is chosen when the program is lowered.
+Without either nothing is constrained, and the platform is chosen when the program is lowered.
 """
 
 import contextlib
@@ -32,14 +34,19 @@ from jax.sharding import PartitionSpec as P
 class Partition:
     """A mesh, those of its axes that split the batch, and the one that splits attention heads (None: none does)."""
 
-    mesh: Mesh
+    mesh: Mesh | jax.sharding.AbstractMesh
     batch_axes: tuple[str, ...]
     heads_axis: str | None
 
     @property
-    def platform(self) -> str:
-        """ "cpu", "gpu" or "tpu"."""
-        return self.mesh.devices.flat[0].platform
+    def device(self) -> Any:
+        """One of the mesh's devices; None where the mesh is the ambient one, which doesn't tell them."""
+        return self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else None
+
+    @property
+    def platform(self) -> str | None:
+        """ "cpu", "gpu" or "tpu"; None where it is known only when the program is lowered."""
+        return self.device and self.device.platform
 
     def batch(self, size: int) -> tuple[str, ...]:
         """The batch axes that divide a batch of `size`, as many from the left as do; the others see it whole."""
@@ -56,6 +63,7 @@ class Partition:
         return self.heads_axis if self.heads_axis and count % self.mesh.shape[self.heads_axis] == 0 else None
 
 
+AMBIENT = ("data", "fsdp", "tensor")
 _partition: contextvars.ContextVar[Partition | None] = contextvars.ContextVar("partition", default=None)
 
 
@@ -82,11 +90,14 @@ def partitioned(
 
 
 def current() -> Partition | None:
-    """The partition that holds here: that of the context, less the axes of an enclosing `jax.shard_map`."""
-    partition = _partition.get()
+    """The partition that holds here: that of the context, or of the ambient mesh, less the axes of an enclosing
+    `jax.shard_map`."""
+    partition, ambient = _partition.get(), jax.sharding.get_abstract_mesh()
     if partition is None:
-        return None
-    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+        if not {*AMBIENT} <= {*ambient.axis_names} or ambient.size == 1:
+            return None
+        partition = Partition(ambient, AMBIENT[:2], AMBIENT[2])
+    manual = set(ambient.manual_axes)
     if not manual:
         return partition
     axes = tuple(axis for axis in partition.batch_axes if axis not in manual)
@@ -106,7 +117,8 @@ def constrain(x: jax.Array) -> jax.Array:
     partition = current()
     if not splits(partition):
         return x
-    if jax.sharding.get_abstract_mesh().manual_axes:  # there a constraint may not name the concrete mesh
+    # inside a shard_map a constraint may not name the concrete mesh; of the ambient one it needn't
+    if partition.device is None or jax.sharding.get_abstract_mesh().manual_axes:
         return jax.lax.with_sharding_constraint(x, P(partition.batch(x.shape[0]) or None))
     return jax.lax.with_sharding_constraint(x, NamedSharding(partition.mesh, P(partition.batch(x.shape[0]) or None)))
 
@@ -119,7 +131,7 @@ def by_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array
     B, _, heads, _ = arrays[0].shape
     spec = P(partition.batch(B) or None, None, partition.heads(heads), None)
     inside = jax.sharding.get_abstract_mesh().manual_axes
-    mesh = {} if inside else {"mesh": partition.mesh}
+    mesh = {} if inside or partition.device is None else {"mesh": partition.mesh}
     # Kernels state no varying axes, so shard_map can't check them.
     return jax.shard_map(kernel, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False, **mesh)(*arrays)
 
@@ -130,7 +142,7 @@ def by_platform(*arrays: jax.Array, default: Callable[..., Any], **platforms: Ca
     `platforms` are among cpu, cuda and tpu, as `jax.lax.platform_dependent` calls them.
     """
     partition = current()
-    if partition is None:
+    platform = partition and partition.platform
+    if platform is None:
         return jax.lax.platform_dependent(*arrays, default=default, **platforms)
-    platform = partition.platform
     return platforms.get("cuda" if platform == "gpu" else platform, default)(*arrays)
