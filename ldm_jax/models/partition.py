@@ -11,8 +11,8 @@ is traced:
     jax.jit(step, in_shardings=...)
 
 Either way `constrain` keeps activations on the batch axes, so that XLA gathers a layer's weights instead of splitting the
-layer; kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed, which may
-not be the platform of the process (a TPU's program compiled on a CPU). The context must be entered inside the traced
+layer; kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed,
+which may not be the platform of the process (a TPU's program compiled on a CPU). The context must be entered inside the traced
 function: `jit` does not know of it, and would reuse what it traced outside.
 
 Without either nothing is constrained, and the platform is chosen when the program is lowered.
