@@ -57,7 +57,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "a
     if device is not None:
         return by_device(on(device), q, k, v)
     if implementation not in ("auto", "xla"):
-        return by_device(on(jax.devices()[0]), q, k, v)
+        # under an ambient mesh the program may be for devices that aren't here: its compiler says what they can't do
+        return by_device(on(jax.devices()[0]) if partition is None else kernels[implementation], q, k, v)
     branches = {} if on_cpu is kernels["xla"] else {"cpu": on_cpu}
     if implementation == "auto":
         if _is_long(q, k):
