@@ -1,7 +1,16 @@
-"""What all tests share: eight virtual CPU devices, and where reference outputs and real images are."""
+"""What all tests share: eight virtual CPU devices, quick compilation, and where reference outputs and real images are."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+# Most of the tests' time is compilation: LLVM optimizes little, and all processes of a run share what they compiled.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

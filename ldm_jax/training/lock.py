@@ -3,7 +3,7 @@
     FOLDER/training.lock    {"process", "host", "since", "started"}
 
 It is made at once or not at all (a hard link of a finished file), touched every HEARTBEAT seconds, and removed at the end, also
-after an error. A lock is passed over when its process is dead: on this host by the process table, where the process's start
+after an error. While one process looks and takes, others on its host wait (`flock` of the folder, which ends with a process). A lock is passed over when its process is dead: on this host by the process table, where the process's start
 time tells it from a later one of the same number; on another host when it was not touched for STALE seconds.
 """
 
@@ -17,6 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
 
 NAME = "training.lock"
 HEARTBEAT, STALE = 30.0, 300.0
@@ -57,20 +62,36 @@ def _take(path: Path, mine: dict) -> None:
     temporary = path.with_name(f".{NAME}.{mine['host']}.{mine['process']}.{threading.get_ident()}")
     temporary.write_text(json.dumps(mine), encoding="utf-8")
     try:
-        for _ in range(10):
-            with contextlib.suppress(FileExistsError):
-                _place(temporary, path)
-                return
-            owner = _read(path)
-            if owner is not None and _is_alive(owner, path):
-                raise ValueError(
-                    f"{path.parent} is in use by process {owner['process']} on {owner['host']} since {owner['since']}; wait "
-                    "for it to end, or choose another working directory"
-                )
-            _remove_stale(path, owner)
+        with _alone(path.parent):
+            for _ in range(10):
+                with contextlib.suppress(FileExistsError):
+                    _place(temporary, path)
+                    return
+                owner = _read(path)
+                if owner is not None and _is_alive(owner, path):
+                    raise ValueError(
+                        f"{path.parent} is in use by process {owner['process']} on {owner['host']} since {owner['since']}; "
+                        "wait for it to end, or choose another working directory"
+                    )
+                _remove_stale(path, owner)
         raise ValueError(f"{path.parent} is being taken by several processes at once; start one of them again")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One thread of this host at a time, where the file system can lock a folder; elsewhere `_remove_stale` sees to the rest."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _place(made: Path, path: Path) -> None:

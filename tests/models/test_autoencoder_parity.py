@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import latents
+from ldm_jax.first_stage import latents
 from ldm_jax.models import Autoencoder, nearest_code
 
 from .reference import Case, assert_close, cases, to_params
