@@ -3,8 +3,9 @@
     FOLDER/training.lock    {"process", "host", "since", "started"}
 
 It is made at once or not at all (a hard link of a finished file), touched every HEARTBEAT seconds, and removed at the end, also
-after an error. While one process looks and takes, others on its host wait (`flock` of the folder, which ends with a process). A lock is passed over when its process is dead: on this host by the process table, where the process's start
-time tells it from a later one of the same number; on another host when it was not touched for STALE seconds.
+after an error. While one process looks and takes, others on its host wait (`flock` of the folder, which ends with a process).
+A lock is passed over when its process is dead: on this host by the process table, where the process's start time tells it from
+a later one of the same number; on another host when it was not touched for STALE seconds.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ def _take(path: Path, mine: dict) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One thread of this host at a time, where the file system can lock a folder; elsewhere `_remove_stale` sees to the rest."""
+    """One thread of this host at a time, where the file system can lock a folder; `_remove_stale` sees to the rest."""
     if fcntl is None:
         yield
         return
