@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage
+from ldm_jax.primitives.console import as_typed, print_anything
 
 DEFINE = {
     "text": flags.DEFINE_string,
@@ -31,9 +32,10 @@ def main(_):
     import ldm_jax
     from ldm_jax.workdir import make_samples_folder, save_film, save_pictures, use_compilation_cache
 
+    print_anything()
     use_compilation_cache()
     flag = flags.FLAGS
-    given = {name: flag[name].value for name in all_flags()}
+    given = {name: as_typed(flag[name].value) for name in all_flags()}
     try:
         ldm = ldm_jax.load(flag.workdir, which=int(flag.which) if flag.which.isdigit() else flag.which)
         print(ldm.describe(), flush=True)

@@ -5,6 +5,7 @@ when all is trained, 75 when it was stopped and can go on, 1 when it can't work.
 """
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ def main(_):
     # Imported here, so that --help and a typo in a flag answer at once.
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     from ldm_jax import experiment
+    from ldm_jax.primitives.console import print_anything
     from ldm_jax.training import distributed
     from ldm_jax.training.loop import Interrupted
     from ldm_jax.workdir import use_compilation_cache
 
+    print_anything()
     use_compilation_cache()
     config = CONFIG.value.to_dict()
     workdir = Path(WORKDIR.value or f"runs/{config['name']}")
@@ -49,11 +52,15 @@ def main(_):
 
 def without_repetition(arguments: list[str]) -> list[str]:
     """The command line with the last of a field's values alone: ml_collections would join those of a tuple."""
-    last = {}
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config.") and "=" in argument:
-            last[argument.split("=")[0]] = place
-    return [a for i, a in enumerate(arguments) if last.get(a.split("=")[0], i) == i or "=" not in a]
+    joined = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--?config\.[\w.]+", joined[-1]) and not re.match(r"--?[a-z]", argument):
+            joined[-1] += f"={argument}"  # --config.FIELD VALUE
+        else:
+            joined.append(argument)
+    fields = [re.match(r"--?(config\.[\w.]+)", argument) for argument in joined]
+    last = {field[1]: place for place, field in enumerate(fields) if field}
+    return [argument for i, argument in enumerate(joined) if not fields[i] or last[fields[i][1]] == i]
 
 
 if __name__ == "__main__":

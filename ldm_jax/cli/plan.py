@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.primitives.console import print_anything
+
 GIB = 2**30
 
 
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], help="a field: diffusion_train.accumulate=4; repeatable")
     parser.add_argument("--price", type=float, default=0.0, help="of a chip for an hour, for the cost")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each plan")
+    print_anything()
     chosen = parser.parse_args(arguments)
     # before jax: the host's own platform is the CPU, and libtpu must not look for a TPU here
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

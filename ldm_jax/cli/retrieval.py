@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm_jax import build, retrieval
 from ldm_jax.cli.data import data_of
+from ldm_jax.primitives.console import print_anything
 
 
 def _build_command(chosen: argparse.Namespace) -> None:
@@ -49,6 +50,7 @@ def _find_command(chosen: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Builds a data base or finds neighbours; returns the exit status."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m ldm_jax.retrieval", description="Data bases of pictures, and neighbours in them."
     )

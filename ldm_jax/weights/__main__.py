@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from ldm_jax import weights
+from ldm_jax.primitives.console import print_anything
 from ldm_jax.weights import files, naming
 
 
@@ -82,6 +83,7 @@ def _table(rows: list[tuple], head: tuple[str, ...]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m ldm_jax.weights", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("inspect", "convert"):

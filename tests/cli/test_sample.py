@@ -45,3 +45,13 @@ def test_without_anything_it_says_what_the_model_can_do(folder):
     assert done.returncode == 1
     assert "inpaint" in done.stdout and "--image PHOTO.png --mask MASK.png" in done.stdout
     assert done.stderr.strip().endswith("takes a prompt of at most 4 words or word pieces: give --prompt")
+
+
+def test_other_locales_draw_and_write_what_was_typed(fixtures_dir, tmp_path):
+    """A prompt with letters that the locale lacks, as on Windows with an old code page."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "sample.py"), "--workdir", str(fixtures_dir / "E5_stable_diffusion")]
+    command += ["--prompt", "caf\u00e9 \u2615", "--num", "1", "--steps", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run([os.fsencode(part) for part in command], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "grid.txt").read_bytes().decode("utf-8") == "caf\u00e9 \u2615\n"

@@ -1,0 +1,262 @@
+"""What people do with the commands: repeat a flag, give odd numbers, damage a file, run from elsewhere. Nothing is compiled."""
+
+import importlib.util
+import json
+import math
+import os
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from PIL import Image
+
+import ldm_jax
+from ldm_jax import build, experiment
+from ldm_jax.api.load import resolve
+from ldm_jax.build.check import check_numbers
+from ldm_jax.data.tokenizer import caption_texts
+from ldm_jax.experiment import stage
+from ldm_jax.primitives.arrays import key_of
+from ldm_jax.primitives.files import read_json
+from ldm_jax.training import lock
+from ldm_jax.workdir import check_workdir, make_samples_folder, open_workdir, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def config_of(name="shapes", **overrides):
+    config = module(ROOT / "configs" / f"{name}.py").get_config()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
+    return build.with_lists(config.to_dict())
+
+
+# Numbers that can't be meant, by the field's whole name
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("diffusion_train.batch_size", 0),
+        ("first_stage_train.batch_size", -8),
+        ("diffusion_train.ema_decay", 1.5),
+        ("diffusion_train.ema_decay", -0.5),
+        ("first_stage_train.ema_decay", 1.0),
+        ("conditioner.null_probability", 1.5),
+        ("conditioner.null_probability", -0.1),
+        ("first_stage_loss.kl_weight", -1.0),
+        ("diffusion_train.learning_rate", math.nan),
+        ("diffusion_train.learning_rate", math.inf),
+        ("diffusion_train.learning_rate", 0.0),
+        ("network.dropout", 2.0),
+        ("first_stage.dropout", -0.1),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("latents.scale", -0.5),
+        ("latents.scale_batches", 0),
+        ("diffusion_train.accumulate", 0),
+        ("diffusion_train.clip_norm", -1.0),
+        ("diffusion_train.warmup_steps", 10**6),
+        ("sampling.steps", 0),
+        ("sampling.guidance_scale", math.nan),
+        ("checkpoint.keep", 0),
+        ("checkpoint.every", -1),
+        ("log.images_every", -1),
+        ("evaluation.batch_size", 0),
+        ("diffusion.offset_noise", -0.1),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_by_name(name, value):
+    config = config_of()
+    *path, last = name.split(".")
+    section = config
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(ValueError, match=rf"config\.{name}=.*: must be"):
+        build.check(config)
+
+
+@pytest.mark.parametrize("name", ["log.every", "log.images_every", "log.validation_every", "checkpoint.every"])
+def test_zero_is_off(name):
+    section, field = name.split(".")
+    config = config_of()
+    config[section][field] = 0
+    check_numbers(config)
+
+
+@pytest.mark.parametrize("dtype, words", [("float16", "loss scaling"), ("float8", "config.dtype")])
+def test_precisions_without_what_they_need_are_refused(dtype, words):
+    with pytest.raises(ValueError, match=words):
+        build.check(config_of(dtype=dtype))
+
+
+# Seeds
+
+
+def test_seeds_of_64_bits_differ():
+    seeds = (0, 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1)
+    drawn = {tuple(np.asarray(jax.random.key_data(key_of(seed))).tolist()) for seed in seeds}
+    assert len(drawn) == len(seeds)
+    assert jax.random.key_data(key_of(7)).tolist() == jax.random.key_data(jax.random.key(7)).tolist()
+    for seed in (-1, 2**64, 1.5, "1"):
+        with pytest.raises(ValueError, match="must be a whole number from 0 to"):
+            key_of(seed)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "given, left",
+    [
+        (["--config.a=(1,)", "--config.b=2", "--config.a=(1,2)"], ["--config.b=2", "--config.a=(1,2)"]),
+        (["--config.a", "(1,)", "-config.a=(1,2)"], ["-config.a=(1,2)"]),
+        (["--config.a", "-1", "--config.a", "-2"], ["--config.a=-2"]),
+        (["--config.flip", "--config.a=1"], ["--config.flip", "--config.a=1"]),
+        (["--config.flip", "--config.flip=False"], ["--config.flip=False"]),
+        (["--config=x.py", "--workdir", "w", "--workdir=v"], ["--config=x.py", "--workdir", "w", "--workdir=v"]),
+    ],
+)
+def test_the_last_of_a_repeated_field_is_meant(given, left):
+    absl_flags.FLAGS.unparse_flags()
+    assert train_module().without_repetition(["train.py", *given]) == ["train.py", *left]
+
+
+def train_module():
+    """train.py, whose flags are defined once a process."""
+    if not hasattr(train_module, "made"):
+        train_module.made = module(ROOT / "train.py")
+    return train_module.made
+
+
+# Working directories
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_done(tmp_path):
+    workdir = tmp_path / "runs" / "x"
+    config = config_of(data__path=str(tmp_path / "data"), data__examples=(32, 32))
+    with lock.hold(workdir), pytest.raises(ValueError, match=f"runs/x is in use by process {os.getpid()} on"):
+        experiment.run(config, workdir)
+    assert os.listdir(workdir) == []
+
+
+def test_stages_and_places_may_differ_between_runs_and_a_longer_one_goes_on(tmp_path):
+    config = config_of(diffusion_train__decay="constant")
+    open_workdir(config, tmp_path)
+    free = {"stages": ("diffusion",), "log": config["log"] | {"every": 1}, "mesh": {"data": 2, "fsdp": 4, "tensor": 1}}
+    check_workdir(config | free, tmp_path)
+    longer = config["diffusion_train"] | {"steps": config["diffusion_train"]["steps"] + 1}
+    check_workdir(config | {"diffusion_train": longer}, tmp_path)
+    with pytest.raises(ValueError, match="diffusion_train.learning_rate: .* there, 1.0 now"):
+        check_workdir(config | {"diffusion_train": longer | {"learning_rate": 1.0}}, tmp_path)
+    config = config_of(diffusion_train__decay="cosine")
+    open_workdir(config, tmp_path / "cosine")
+    longer = config["diffusion_train"] | {"steps": config["diffusion_train"]["steps"] + 1}
+    with pytest.raises(ValueError, match="start_from="):
+        check_workdir(config | {"diffusion_train": longer}, tmp_path / "cosine")
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeroed", "bit", "list"])
+def test_damaged_small_files_are_named_with_the_way_out(tmp_path, damage):
+    open_workdir(config_of(), tmp_path)
+    for name in ("config.json", "versions.json"):
+        path = tmp_path / name
+        data = path.read_bytes()
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 1
+        damaged = {
+            "empty": b"",
+            "half": data[: len(data) // 2],
+            "zeroed": bytes(len(data)),
+            "bit": bytes(flipped),
+            "list": b"[]",
+        }
+        path.write_bytes(damaged[damage])
+        if name == "config.json":
+            with pytest.raises(ValueError, match=f"{path}.*[Rr]estore it"):
+                check_workdir(config_of(), tmp_path)
+            with pytest.raises(ValueError, match=f"{path}.*[Rr]estore it"):
+                ldm_jax.load(tmp_path)
+            path.write_bytes(data)
+    open_workdir(config_of(), tmp_path)  # the record is set aside and begun again
+    assert read_json(tmp_path / "versions.json")["runs"][-1]["jax"] == jax.__version__
+    assert (tmp_path / "versions.damaged").is_file() or damage == "list"
+
+
+def test_paths_of_a_config_are_kept_absolute(tmp_path, monkeypatch):
+    (tmp_path / "A" / "runs" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "A")
+    open_workdir(config_of(first_stage__path="runs/other"), Path("runs/x"))
+    stored = json.loads((tmp_path / "A" / "runs" / "x" / "config.json").read_text())
+    assert stored["first_stage"]["path"] == str(tmp_path / "A" / "runs" / "other")
+    monkeypatch.chdir(tmp_path)
+    check_workdir(config_of(first_stage__path="A/runs/other"), Path("A/runs/x"))
+
+
+def test_a_path_written_relative_by_an_earlier_version_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "A" / "runs" / "other").mkdir(parents=True)
+    workdir = tmp_path / "A" / "runs" / "x"
+    workdir.mkdir()
+    monkeypatch.chdir("/")
+    assert resolve("runs/other", workdir, "config.first_stage.path").samefile(tmp_path / "A" / "runs" / "other")
+    with pytest.raises(FileNotFoundError, match="config.first_stage.path='runs/gone' does not exist"):
+        resolve("runs/gone", workdir, "config.first_stage.path")
+
+
+# Where pictures go
+
+
+def test_a_place_for_pictures_is_made_before_anything_is_drawn(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "m.ckpt"
+    checkpoint.write_bytes(b"")
+    assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0000"
+    assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0001"
+    assert make_samples_folder(tmp_path, str(tmp_path / "out")).is_dir()
+    (tmp_path / "out" / "grid.png").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="choose another --out"):
+        make_samples_folder(tmp_path, str(tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    Path("sealed").mkdir()
+    Path("sealed", "samples").write_bytes(b"")  # nothing can be made there
+    assert make_samples_folder(Path("sealed").absolute(), None) == Path("samples/0002")
+
+
+def test_printed_commands_can_be_pasted(tmp_path):
+    workdir = tmp_path / "my runs (1)"
+    (workdir / "diffusion" / "checkpoints").mkdir(parents=True)
+    line = next(line for line in summary(workdir).splitlines() if "draw more" in line)
+    assert shlex.split(line)[-1] == str(workdir)
+
+
+# Captions
+
+
+def test_what_captions_lose_is_said_at_the_start(tmp_path, capsys):
+    rows = tmp_path / "photos"
+    rows.mkdir()
+    with open(rows / "metadata.jsonl", "w", encoding="utf-8") as file:
+        for i in range(40):
+            Image.fromarray(np.full((32, 32, 3), 6 * i, np.uint8)).save(rows / f"{i}.png")
+            text = "a very long caption of very many words indeed and then some more" if i < 3 else f"word{i} circle"
+            file.write(json.dumps({"file_name": f"{i}.png", "caption": text}) + "\n")
+    config = config_of(
+        data__source="folder", data__path=str(rows), conditioner__max_seq_len=6, conditioner__vocab_size=12,
+        diffusion_train__batch_size=8, first_stage_train__batch_size=8,
+        data__train_split="train[:90%]", data__validation_split="train[90%:]",
+    )  # fmt: skip
+    with stage.Experiment(config, tmp_path / "run") as made:
+        captions = [text.split() for text in caption_texts(made.sources["train"])]
+    long = sum(len(words) > 4 for words in captions)  # two of the six tokens are its ends
+    said = capsys.readouterr().out
+    assert f"data: {long} of {len(captions)} captions are longer than 6 tokens and are cut, " in said
+    assert "words became [UNK]" in said
