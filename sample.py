@@ -22,6 +22,7 @@ DEFINE = {
 }
 flags.DEFINE_string("workdir", "runs/shapes", "A working directory of train.py, or a checkpoint (folder or file).")
 flags.DEFINE_string("which", "last", "Of a working directory's checkpoints: last, best (lowest validation loss), or a step.")
+flags.DEFINE_float("ema_width", None, "Of a training with diffusion_train.post_hoc: the average's relative width, up to 0.28.")
 flags.DEFINE_string("out", None, "Where to: a new folder; default WORKDIR/samples/N, or samples/N beside a checkpoint file.")
 for name, (of_type, default, text) in all_flags().items():
     DEFINE[of_type](name, default, text)
@@ -37,7 +38,8 @@ def main(_):
     flag = flags.FLAGS
     given = {name: as_typed(flag[name].value) for name in all_flags()}
     try:
-        ldm = ldm_jax.load(flag.workdir, which=int(flag.which) if flag.which.isdigit() else flag.which)
+        which = int(flag.which) if flag.which.isdigit() else flag.which
+        ldm = ldm_jax.load(flag.workdir, which=which, ema_width=flag.ema_width)
         print(ldm.describe(), flush=True)
         try:
             choose_mode(ldm, given)

@@ -174,6 +174,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.clip_norm = 1.0
     config.diffusion_train.mu_dtype = "float32"
     config.diffusion_train.ema_decay = 0.99
+    config.diffusion_train.post_hoc = ()  # (0.05, 0.1): averages from which load(ema_width=) makes any other; (): none
     config.diffusion_train.accumulate = 1  # as above
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
 
@@ -198,6 +199,7 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 300
+    config.checkpoint.snapshots = 0  # steps between snapshots of diffusion_train.post_hoc, which are all kept
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint
     return config

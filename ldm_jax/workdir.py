@@ -32,7 +32,7 @@ FREE_FIELDS = ("stages", "data.workers", "data.in_memory", *PATHS)
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
-    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32"},
+    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": []},
     "latents": {"standardise": False},
     "diffusion": {"offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0},
 }

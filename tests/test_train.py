@@ -21,7 +21,7 @@ import ldm_jax
 from ldm_jax import experiment
 from ldm_jax.api import drawing
 from ldm_jax.training import sharding
-from ldm_jax.training.checkpoint import load_averaged
+from ldm_jax.training.checkpoint import load_averaged, load_part
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -46,6 +46,7 @@ TINY = {
     "diffusion_train.steps": 20,
     "diffusion_train.warmup_steps": 2,
     "diffusion_train.optimizer": "adamw",
+    "diffusion_train.post_hoc": "(0.05,0.1)",
     "sampling.steps": 3,
     "evaluation.prompts": 4,
     "evaluation.batch_size": 4,
@@ -54,6 +55,7 @@ TINY = {
     "log.validation_images": 8,
     "log.images_every": 20,
     "checkpoint.every": 6,
+    "checkpoint.snapshots": 5,
 }
 
 
@@ -263,6 +265,19 @@ def test_sample_refuses_in_one_line(trained, environment, flags, message):
 @pytest.fixture(scope="module")
 def ldm(trained):
     return ldm_jax.load(trained[0])
+
+
+def test_an_average_of_another_width_is_chosen_after_training(ldm, trained):
+    def network(model):
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(model.params["network"])])
+
+    raw = load_part(trained[0] / "diffusion" / "checkpoints", "params")["network"]
+    raw = np.concatenate([np.ravel(x) for x in jax.tree.leaves(raw)])
+    narrow, wide = (network(ldm_jax.load(trained[0], ema_width=width)) for width in (0.05, 0.2))
+    # an average over the last few of 20 updates is nearer to the last one
+    assert 0 < np.linalg.norm(narrow - raw) < np.linalg.norm(wide - raw)
+    with pytest.raises(ValueError, match=r"lies in \(0, 0.28\]"):
+        ldm_jax.load(trained[0], ema_width=0.5)
 
 
 def test_samples_are_a_function_of_key_and_condition(ldm):

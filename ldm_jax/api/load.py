@@ -17,7 +17,7 @@ from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.files import read_json
-from ldm_jax.training.checkpoint import load_averaged
+from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
 HUB = "hf:"
@@ -30,6 +30,7 @@ def load(
     ema: bool = True,
     config: str | Path | None = None,
     dtype: Any = None,
+    ema_width: float | None = None,
 ) -> LatentDiffusion:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
     CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`); or "hf:owner/name", a repository of such a
@@ -39,6 +40,8 @@ def load(
       which: of a working directory's checkpoints: "last", "best" (the lowest validation loss), or a step.
       ema: for a CompVis file that holds both, whether to take the averaged weights.
       dtype: of the parameters, and of the networks' arithmetic; default float32, and what the config says.
+      ema_width: of a working directory whose training kept averages for it (config.diffusion_train.post_hoc): the average of
+        this relative width, in (0, 0.28], instead of the one of config.diffusion_train.ema_decay (Karras et al. 2024).
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
@@ -46,7 +49,9 @@ def load(
     """
     path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
     if is_workdir(path):
-        return load_workdir(path, which, dtype)
+        return load_workdir(path, which, dtype, ema_width)
+    if ema_width is not None:
+        raise ValueError(f"ema_width={ema_width}: {path} holds one average; working directories may hold more")
     if which != "last":
         raise ValueError(f"which={which!r}: {path} is one checkpoint, not a working directory with several")
     return LatentDiffusion(*pretrained.load(path, ema=ema, config=config, dtype=dtype))
@@ -98,7 +103,9 @@ def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> N
     pretrained.save(path, format, ldm.config, ldm.params, float(spec.scale), float(spec.shift), spec.condition)
 
 
-def load_workdir(workdir: Path, which: str | int = "last", dtype: Any = None) -> LatentDiffusion:
+def load_workdir(
+    workdir: Path, which: str | int = "last", dtype: Any = None, ema_width: float | None = None
+) -> LatentDiffusion:
     """The averaged weights of a working directory, with the scale, tokenizer and class names saved beside them."""
     config = read_json(workdir / "config.json", f"Restore it, or train in another working directory than {workdir}.")
     checkpoints = workdir / "diffusion" / "checkpoints"
@@ -107,6 +114,9 @@ def load_workdir(workdir: Path, which: str | int = "last", dtype: Any = None) ->
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
     params = {"conditioner": load_conditioner(config, dtype), **load_averaged(checkpoints, which)}
+    if ema_width is not None:
+        widths = config["diffusion_train"].get("post_hoc", ())
+        params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
     if config["conditioner"]["kind"] == "text":

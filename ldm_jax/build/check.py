@@ -134,7 +134,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1},
     "log": {"every": _WHOLE, "images_every": _WHOLE, "validation_every": _WHOLE, "validation_images": _AT_LEAST_1,
             "watchdog_seconds": _AT_LEAST_0},
-    "checkpoint": {"every": _WHOLE, "keep": _AT_LEAST_1, "rewinds": _WHOLE},
+    "checkpoint": {"every": _WHOLE, "keep": _AT_LEAST_1, "rewinds": _WHOLE, "snapshots": _WHOLE},
 }  # fmt: skip
 
 
@@ -158,6 +158,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
+    if config.get("diffusion_train", {}).get("post_hoc") and not config["checkpoint"].get("snapshots", 0):
+        raise ValueError("config.checkpoint.snapshots=0: must be at least 1 where config.diffusion_train.post_hoc is set")
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

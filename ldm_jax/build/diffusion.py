@@ -120,6 +120,7 @@ def make_diffusion_program(
         batch=batch_shapes(config, condition, section["batch_size"], cached),
         constants=constants,
         ema_decay=section["ema_decay"],
+        post_hoc=tuple(section.get("post_hoc", ())),
         accumulate=section.get("accumulate", 1),
         loss=loss_fn,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,10 @@ from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.checkpoint import Checkpoints
-from ldm_jax.training.loop import Hook, train
+from ldm_jax.training.loop import Hook, Report, train
 from ldm_jax.training.metrics import Log
 from ldm_jax.training.program import Program
+from ldm_jax.training.state import TrainState
 from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
@@ -121,7 +123,7 @@ class Experiment:
         shapes = program.shapes
         shardings = sharding.state_shardings(self.mesh, shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints:
+        with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints, contextlib.ExitStack() as opened:
             if checkpoints.steps and checkpoints.steps[-1] >= steps and checkpoints.verify() is None:
                 self.say(f"{name}: already trained, {checkpoints.steps[-1]} steps")
                 return
@@ -139,6 +141,10 @@ class Experiment:
             if start:
                 self.say(f"{name}: going on from step {start}")
             step = sharding.compile_step(self.mesh, program.step, shapes, constants)
+            hooks = make_hooks()
+            if program.post_hoc:
+                snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
+                hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
             with Log(folder, name, steps, start) as record:
                 train(
                     state,
@@ -151,8 +157,14 @@ class Experiment:
                     checkpoints=checkpoints,
                     log_every=log["every"],
                     checkpoint_every=keep["every"],
-                    hooks=make_hooks(),
+                    hooks=hooks,
                     rewinds=keep.get("rewinds", 3),
                     watchdog_seconds=log.get("watchdog_seconds", 0.0),
                     profile=tuple(log.get("profile", (0, 0))),
                 )
+
+
+def take_snapshot(snapshots: Checkpoints, state: TrainState) -> Report:
+    """Keeps the averages of `state.post_hoc` as they are now."""
+    snapshots.save(int(state.step), TrainState(state.step, {}, {}, {}, state.skipped, state.post_hoc))
+    return Report()

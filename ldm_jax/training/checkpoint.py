@@ -34,6 +34,7 @@ from ldm_jax.training.checkpoint_reader import (
     first_line,
     load_averaged,
     load_part,
+    load_post_hoc,
     quiet,
     read,
     recorded_in,
@@ -42,7 +43,7 @@ from ldm_jax.training.checkpoint_reader import (
 )
 from ldm_jax.training.state import TrainState
 
-__all__ = ["Checkpoints", "best_in", "checksums", "load_averaged", "load_part", "steps_in", "verify"]
+__all__ = ["Checkpoints", "best_in", "checksums", "load_averaged", "load_part", "load_post_hoc", "steps_in", "verify"]
 PyTree = Any
 RETRIES = 4  # of a save that failed, a second after the first, then two, four, eight
 
@@ -50,10 +51,10 @@ RETRIES = 4  # of a save that failed, a second after the first, then two, four, 
 class Checkpoints:
     """The checkpoints of one stage under `folder`, for the process (or all the processes) that trains it. Keeps the newest
     `keep` and the one with the lowest `score`. Opening it removes what a killed process left half-written, so there must be
-    one at a time (`lock.hold`). Use as a context manager. ValueError for keep < 1."""
+    one at a time (`lock.hold`). Use as a context manager. keep=None keeps all. ValueError for keep < 1."""
 
-    def __init__(self, folder: str | Path, keep: int = 2):
-        if keep < 1:
+    def __init__(self, folder: str | Path, keep: int | None = 2):
+        if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: at least the newest checkpoint is kept")
         # Orbax reports each of its own phases at warning level, and an unclosed event loop when a load fails.
         logging.getLogger("absl").setLevel(logging.ERROR)
@@ -170,7 +171,7 @@ class Checkpoints:
             raise self._failed(step, error) from None
         if jax.process_index() == 0:
             steps, best = steps_in(self.folder), best_in(self.folder)
-            kept = {*steps[-self.keep :], *([best[0]] if best else [])}
+            kept = {*(steps if self.keep is None else steps[-self.keep :]), *([best[0]] if best else [])}
             for old in set(steps) - kept:
                 _remove(self.folder / str(old))
         if self._saved % 8 == 0:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.training import sharding
+from ldm_jax.training.ema import reconstruct
 
 PyTree = Any
 ITEMS = ("params", "ema", "opt_state", "post_hoc")
@@ -136,6 +137,27 @@ def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh:
             intact = [older for older in steps_in(folder) if older < step and not _is_damaged(folder / str(older), part)]
             older = f"Intact older ones: {intact}; which={intact[-1]} loads one." if intact else "No older one is intact."
             raise ValueError(f"checkpoint {folder / str(step)} is damaged: {damage}. {older}") from None
+
+
+def load_post_hoc(folder: str | Path, widths: Sequence[float], width: float, which: str | int = "last") -> PyTree:
+    """The average of any relative `width` in (0, 0.28], from all snapshots of the averages of `widths` under `folder`, read one
+    after the other. `which`: "last", or the step at which it is to end. Errors as `load_part`, and ValueError for a width or a
+    step out of range."""
+    steps = steps_in(folder)
+    if not steps or not widths:
+        raise FileNotFoundError(f"{folder} holds no snapshots; they are taken where config.diffusion_train.post_hoc is set")
+    if which == "best":
+        raise ValueError("which='best' means a checkpoint; an average of another width ends at 'last' or at a step")
+    end = steps[-1] if which == "last" else which
+    snapshots = (part for step in steps for part in _in_order(load_part(folder, "post_hoc", step), len(widths)))
+    places = [(step, each) for step in steps for each in widths]
+    return reconstruct(snapshots, [step for step, _ in places], [each for _, each in places], end, width)
+
+
+def _in_order(parts: Mapping[str, PyTree], count: int) -> list[PyTree]:
+    if len(parts) != count:
+        raise ValueError(f"a snapshot holds {len(parts)} averages; the config names {count}")
+    return [parts[str(i)] for i in range(count)]
 
 
 def verify(folder: str | Path, step: int | None = None) -> str | None:

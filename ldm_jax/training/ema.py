@@ -10,7 +10,7 @@ averages are kept while training, and snapshots of them; the average of any othe
 snapshots, whose coefficients are the least-squares fit of the profiles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -80,11 +80,11 @@ def coefficients(steps: Sequence[int], widths: Sequence[float], step: int, width
     return found / found.sum()
 
 
-def reconstruct(snapshots: Sequence[PyTree], steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> PyTree:
+def reconstruct(snapshots: Iterable[PyTree], steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> PyTree:
     """The average of any `width` in (0, 0.28] at `step`, from snapshots of power-function averages taken at `steps` with
     `widths`. Summed in float32, returned in the snapshots' types."""
-    weights = coefficients(steps, widths, step, width)
-    total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), snapshots[0])
-    for weight, snapshot in zip(weights, snapshots):
-        total = jax.tree.map(lambda a, x, weight=weight: a + jnp.float32(weight) * x, total, snapshot)
-    return jax.tree.map(lambda a, x: a.astype(x.dtype), total, snapshots[0])
+    total = None
+    for weight, snapshot in zip(coefficients(steps, widths, step, width), snapshots, strict=True):
+        part = jax.tree.map(lambda x, weight=weight: jnp.float32(weight) * x, snapshot)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    return jax.tree.map(lambda a, x: a.astype(x.dtype), total, snapshot)

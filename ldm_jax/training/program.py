@@ -23,6 +23,7 @@ class Program:
     batch          shapes and types of one update's whole batch, leading axis first
     constants      shapes and types of what is not trained, a dict of parts that `gradients` find among their params
     ema_decay      of the average, 0 for none; not_averaged: parts that no average is kept of
+    post_hoc       relative widths of the averages that `ema.reconstruct` makes others from
     accumulate     in how many parts a batch is looked at
     """
 
@@ -33,12 +34,14 @@ class Program:
     constants: PyTree = dataclasses.field(default_factory=dict)
     ema_decay: float = 0.0
     not_averaged: tuple[str, ...] = ()
+    post_hoc: tuple[float, ...] = ()
     accumulate: int = 1
     loss: LossFn | None = None
 
     def state_of(self, params: PyTree) -> TrainState:
         """The state at step 0 with these parameters."""
-        return make_init(lambda params: params, self.optimizer, self.ema_decay > 0, self.not_averaged)(params)
+        keep = self.ema_decay > 0, self.not_averaged, self.post_hoc
+        return make_init(lambda params: params, self.optimizer, *keep)(params)
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state at step 0 with random parameters."""
@@ -51,4 +54,5 @@ class Program:
 
     def step(self, state: TrainState, batch: PyTree, key: jax.Array, constants: PyTree) -> tuple[TrainState, dict]:
         """One update: (state, metrics)."""
-        return make_train_step(self.gradients, self.optimizer, self.ema_decay, self.accumulate)(state, batch, key, constants)
+        advance = make_train_step(self.gradients, self.optimizer, self.ema_decay, self.accumulate, self.post_hoc)
+        return advance(state, batch, key, constants)
