@@ -18,7 +18,7 @@ import numpy as np
 
 from ldm_jax.api import LatentDiffusion
 from ldm_jax.conditioning import KINDS, Condition
-from ldm_jax.data.decode import decode_rgb
+from ldm_jax.data.decode import decode_mask, decode_rgb
 from ldm_jax.diffusion.editing import last_steps
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
@@ -27,7 +27,7 @@ Flags = Mapping[str, Any]
 # Flags beside those of conditions: type, default, help.
 OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "image": ("texts", [], "A picture to start from. Alone: drawn anew at --strength."),
-    "mask": ("text", None, "White where --image is to be painted anew; the rest stays, bit for bit."),
+    "mask": ("text", None, "White, or strokes on a clear layer, where --image is painted anew; the rest stays, bit for bit."),
     "outpaint": ("list", None, "Pixels to add around --image: TOP,BOTTOM,LEFT,RIGHT, or one number."),
     "source": ("text", None, "What --image shows, in the words of the condition: edits it through its noise."),
     "strength": ("number", None, "How much of --image may change, in (0, 1]."),
@@ -269,14 +269,14 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """float32 [H, W], 1 where the file is white (or transparent). ValueError if it isn't as large as the picture, or paints
+    """float32 [H, W], 1 where the mask is drawn (see `decode_mask`). ValueError if it isn't as large as the picture, or paints
     nothing."""
-    mask = (decode_rgb(path, str(path)).mean(-1) >= 127.5).astype(np.float32)
+    mask = decode_mask(path, str(path))
     if mask.shape != size:
         there, wanted = (f"{w} x {h}" for h, w in (mask.shape, size))
         raise ValueError(f"{path} is {there} pixels and the picture {wanted}: they must be of one size")
     if not mask.any():
-        raise ValueError(f"{path} is black all over: white is what to paint")
+        raise ValueError(f"{path} is black, or clear, all over: white is what to paint")
     return mask
 
 

@@ -106,7 +106,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
         ({"image": photo * 2}, "--image 2 times"),
         ({"image": photo, "strength": 1.5}, r"in \(0, 1\]; got 1.5"),
         ({"image": photo, "mask": str(files / "map.png")}, "map.png is 10 x 7 pixels and the picture 9 x 7"),
-        ({"image": photo, "mask": str(files / "black.png")}, "black all over"),
+        ({"image": photo, "mask": str(files / "black.png")}, "black, or clear, all over"),
         ({"image": photo, "outpaint": ["1", "2"]}, "TOP,BOTTOM,LEFT,RIGHT"),
         ({"image": photo, "outpaint": ["0"]}, "pixels to add"),
         ({"image": photo, "interpolate": 3}, "between 1 pictures"),
@@ -128,7 +128,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
 
 
 def test_images_of_every_sort(tmp_path):
-    """Transparency lies on white, 16 bits become 8, EXIF turns."""
+    """Transparency lies on white, and a stroke on a clear layer is a mask; 16 bits become 8, EXIF turns."""
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0] = (255, 0, 0, 255)
     Image.fromarray(rgba).save(tmp_path / "alpha.png")
@@ -140,7 +140,7 @@ def test_images_of_every_sort(tmp_path):
     Image.fromarray(np.zeros((2, 6, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
     assert sample.read_image(tmp_path / "turned.png").shape == (6, 2, 3)
     Image.fromarray(rgba).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(sample.read_mask(tmp_path / "mask.png", (2, 2)), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(sample.read_mask(tmp_path / "mask.png", (2, 2)), [[1, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("kind", ["text", "inpaint"])
