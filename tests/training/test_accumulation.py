@@ -44,9 +44,9 @@ def run(accumulate, mesh=None, steps=3, batches=batch_of):
     return jax.device_get(state), history
 
 
-def near(a, b):
+def near(a, b, atol=1e-6):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=atol)
 
 
 def test_four_times_eight_is_thirty_two():
@@ -64,7 +64,8 @@ def test_four_times_eight_is_thirty_two():
 def test_on_eight_devices_too(shape):
     whole, _ = run(1)
     parts, _ = run(4, sharding.make_mesh(*shape))
-    near((whole.params, whole.ema), (parts.params, parts.ema))
+    # Adam divides by a gradient's own size: where that is small, the rounding of other sums counts most
+    near((whole.params, whole.ema), (parts.params, parts.ema), atol=5e-6)
 
 
 def test_no_row_changes_its_device():
