@@ -19,7 +19,6 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax import experiment
-from ldm_jax.api import drawing
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged, load_part
 
@@ -278,75 +277,6 @@ def test_an_average_of_another_width_is_chosen_after_training(ldm, trained):
     assert 0 < np.linalg.norm(narrow - raw) < np.linalg.norm(wide - raw)
     with pytest.raises(ValueError, match=r"lies in \(0, 0.28\]"):
         ldm_jax.load(trained[0], ema_width=0.5)
-
-
-def test_samples_are_a_function_of_key_and_condition(ldm):
-    cond = ldm.embed(ldm.params, ["a red circle", "a blue star"])
-    draw = lambda key, cond, **options: ldm.sample(ldm.params, key, cond, **options)  # noqa: E731
-    images = draw(jax.random.key(0), cond)
-    assert images.shape == (2, 32, 32, 3) and images.dtype == np.float32
-    assert np.abs(images).max() <= 1
-    np.testing.assert_array_equal(images, draw(jax.random.key(0), cond))
-    assert not np.array_equal(images, draw(jax.random.key(1), cond))
-    np.testing.assert_allclose(images, jax.jit(draw)(jax.random.key(0), cond), atol=1e-5)
-    first = draw(jax.random.key(0), jax.tree.map(lambda x: x[:1], cond))
-    np.testing.assert_allclose(images[:1], first, atol=1e-4)  # neighbours in the batch don't matter
-
-
-def test_what_it_cannot_draw_is_refused(ldm):
-    cond = ldm.embed(ldm.params, ["a red circle"])
-    key = jax.random.key(0)
-    for attempt, message in (
-        (lambda: ldm.embed(ldm.params, ["a crimson circle"]), "'crimson'"),
-        (lambda: ldm.embed(ldm.params, [" ".join(["a red circle and"] * 20)]), "more than the"),
-        (lambda: ldm.sample(ldm.params, key), "takes a prompt"),
-        (lambda: ldm.sample(ldm.params, key, cond, sampler="dimm"), "ddim"),
-        (lambda: ldm.sample(ldm.params, key, cond, steps=0), "step"),
-        (lambda: ldm.sample(ldm.params, key, cond, size=(30, 32)), "multiples of 4"),
-        (lambda: ldm.sample(ldm.params, key, cond, guidance_scale=np.ones(3)), "one entry per sample"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            attempt()
-
-
-def test_scale_seed_and_prompt_do_not_recompile(ldm):
-    count = []
-    for seed, words, scale in ((0, "a red circle", 2.0), (1, "a blue star", 3.0), (2, "a green ring", 7.5)):
-        ldm.sample(ldm.params, jax.random.key(seed), ldm.embed(ldm.params, [words]), guidance_scale=scale)
-        count.append(drawing._sample._cache_size())
-    assert len(set(count)) == 1
-
-
-def test_guidance_scale_may_differ_per_picture_and_one_is_off(ldm):
-    cond = ldm.embed(ldm.params, ["a red circle"] * 2)
-    key = jax.random.key(3)
-    large = 3000.0  # the condition hardly matters yet to a network trained for 20 steps
-    both = ldm.sample(ldm.params, key, cond, guidance_scale=np.array([1.0, large]))
-    off = ldm.sample(ldm.params, key, cond, guidance_scale=1.0)
-    np.testing.assert_allclose(both[0], off[0], atol=1e-4)
-    np.testing.assert_allclose(both[1], ldm.sample(ldm.params, key, cond, guidance_scale=large)[1], atol=1e-4)
-    assert np.abs(both[1] - off[1]).max() > 1e-3
-
-
-def test_gradients_flow_through_the_whole_sampler(ldm):
-    cond = ldm.embed(ldm.params, ["a red circle"])
-    grads = jax.jit(jax.grad(lambda p: ldm.sample(p, jax.random.key(0), cond).mean()))(ldm.params)
-    norms = {name: float(sum((x**2).sum() for x in jax.tree.leaves(grads[name]))) for name in ("network", "first_stage")}
-    assert all(np.isfinite(n) and n > 0 for n in norms.values()), norms
-
-
-def test_encode_decode_and_apply(ldm):
-    x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    z = ldm.encode(ldm.params, x)
-    assert z.shape == (2, 8, 8, 4)
-    assert not np.array_equal(z, ldm.encode(ldm.params, x, jax.random.key(0)))  # a draw from the posterior
-    assert ldm.decode(ldm.params, z).shape == x.shape
-    cond = ldm.embed(ldm.params, ["a red circle", ""])
-    assert ldm.apply(ldm.params, z, np.zeros(2, np.float32), cond).shape == z.shape
-    np.testing.assert_allclose(cond["context"][1], ldm.null(ldm.params, 1)["context"][0], atol=1e-5)
-    assert 0.5 < float(ldm.schedule(0.5).alpha) < 0.9
-    with pytest.raises(ValueError, match="multiples of 4"):
-        ldm.encode(ldm.params, x[:, :30])
 
 
 @pytest.mark.slow

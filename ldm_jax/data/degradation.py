@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from ldm_jax.primitives.choices import check_choice
 
@@ -156,8 +156,10 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         origin = before - after  # an even kernel's middle is the one before its half
         once = ndimage.correlate1d(image, down, 0, mode="reflect", origin=origin)
         return ndimage.correlate1d(once, across, 1, mode="reflect", origin=origin)
+    from scipy.signal import fftconvolve  # here, because importing it takes a second
+
     padded = np.pad(image, ((before, after), (before, after), (0, 0)), "symmetric")
-    return signal.fftconvolve(padded, kernel[::-1, ::-1, None], "valid", axes=(0, 1)).astype(np.float32)
+    return fftconvolve(padded, kernel[::-1, ::-1, None], "valid", axes=(0, 1)).astype(np.float32)
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ in no synchronisation.
 import contextlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ldm_jax.training.ema import reconstruct
 
 PyTree = Any
 ITEMS = ("params", "ema", "opt_state", "post_hoc")
+NESTED = {"params", "ema", "post_hoc", "counters"}  # dicts of dicts; optax's state is made of other things too
 
 
 def _words(x: jax.Array) -> jax.Array:
@@ -36,20 +38,17 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
-    def one(x):
-        words = _words(x).reshape(-1)
-        # An integer sum is exact in any order, so it is the same on any number of devices. The odd factor tells order.
-        position = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761) | jnp.uint32(1)
-        return jnp.sum(words * position, dtype=jnp.uint32)
-
-    return [one(x) for x in leaves]
+def _checksum(x: jax.Array) -> jax.Array:
+    words = _words(x).reshape(-1)
+    # An integer sum is exact in any order, so it is the same on any number of devices. The odd factor tells order.
+    position = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761) | jnp.uint32(1)
+    return jnp.sum(words * position, dtype=jnp.uint32)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
     """A 32-bit checksum per array, by path; independent of sharding."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    values = jax.device_get(_checksums(list(leaves)))
+    values = jax.device_get([_checksum(x) for x in leaves])
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(v) for path, v in zip(paths, values)}
 
 
@@ -166,9 +165,7 @@ def verify(folder: str | Path, step: int | None = None) -> str | None:
     folder = Path(folder).absolute()
     path = folder / str(_choose(folder, "last" if step is None else step))
     try:
-        recorded, _ = recorded_in(path)
-        for item in sorted({name.split("/")[0] for name in recorded}):
-            _load_part(path, item, None)
+        _load_items(path, None)
     except Damaged as damage:
         return str(damage)
     return None
@@ -193,25 +190,53 @@ def _choose(folder: Path, which: str | int) -> int:
 def _load_part(path: Path, part: str, mesh: Mesh | None) -> PyTree:
     if part not in (*ITEMS, "averaged", "counters"):
         raise ValueError(f"part={part!r}: must be one of averaged, {', '.join(ITEMS)}")
+    recorded, _ = recorded_in(path)
+    items = {name.split("/")[0] for name in recorded}
+    item = ("ema" if "ema" in items else "params") if part == "averaged" else part
+    if item not in items:
+        raise ValueError(f"checkpoint {path} has no {item}; it has {', '.join(sorted(items))}")
+    return _load_items(path, mesh, item)[item]
+
+
+def _load_items(path: Path, mesh: Mesh | None, only: str = "") -> dict[str, PyTree]:
+    """All items of a checkpoint, or one. Raises Damaged."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
     with quiet(), ocp.Context(multiprocessing_options=alone) if alone else contextlib.nullcontext():
-        recorded, _ = recorded_in(path)
-        items = {name.split("/")[0] for name in recorded}
-        item = ("ema" if "ema" in items else "params") if part == "averaged" else part
-        if item not in items:
-            raise ValueError(f"checkpoint {path} has no {item}; it has {', '.join(sorted(items))}")
-        try:
-            shapes = ocp.checkpointables_metadata(path).metadata[item]
-        except Exception as error:
-            raise Damaged(f"its description can't be read ({first_line(error)})") from None
+        recorded, arrays = recorded_in(path)
+        items = {only} if only else {name.split("/")[0] for name in recorded}
+        if items <= NESTED:
+            shapes = {item: _nested(arrays, item) for item in items}
+        else:
+            try:  # which takes Orbax seconds
+                described = ocp.checkpointables_metadata(path).metadata
+                shapes = {item: described[item] for item in items}
+            except Exception as error:
+                raise Damaged(f"its description can't be read ({first_line(error)})") from None
         if mesh is None:
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             shardings = jax.tree.map(lambda x: here, shapes)
         else:
             shardings = sharding.state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        return read(path, {item: target}, recorded)[item]
+        return read(path, target, recorded)
+
+
+def _nested(arrays: Mapping[str, str], item: str) -> PyTree:
+    """The nested dicts of `describe`'s lines that belong to an item. Raises Damaged for lines of something else."""
+    tree: dict[str, Any] = {}
+    for name, words in arrays.items():
+        first, *keys = name.split("/")
+        if first != item:
+            continue
+        found = re.fullmatch(r"(\w+)\[([\d, ]*)\]", words)
+        if not found:
+            raise Damaged(f"its description can't be read ({name}: {words})")
+        place = tree
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = jax.ShapeDtypeStruct([int(n) for n in found[2].split(",") if n], jnp.dtype(found[1]))
+    return tree
 
 
 def _is_damaged(path: Path, part: str) -> bool:
@@ -225,9 +250,11 @@ def _is_damaged(path: Path, part: str) -> bool:
 def recorded_in(path: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Checksums and descriptions of a checkpoint's arrays, by path. Raises Damaged."""
     try:
-        meta = ocp.checkpointables_metadata(path).custom_metadata
+        meta = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
+        if not all((path / item).is_dir() for item in {name.split("/")[0] for name in meta["checksums"]}):
+            raise ValueError("an item is missing")
         return meta["checksums"], meta["arrays"]
-    except Exception as error:  # Orbax raises whatever its layers raise; any of it means: not readable
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"its description can't be read ({first_line(error)})") from None
 
 
