@@ -14,7 +14,7 @@ import contextvars
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -98,9 +98,23 @@ def count(params: Any) -> int:
 
 
 def _describe(module: nn.Module, inputs: tuple, kwargs: dict) -> dict:
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *inputs: inputs, *inputs))
+    asked = module, structure, tuple((x.shape, x.dtype) for x in leaves), tuple(sorted(kwargs.items()))
+    try:
+        hash(asked)
+    except TypeError:  # an option that is an array
+        return _trace(*asked)
+    return _described(*asked)
+
+
+def _trace(module: nn.Module, structure: Any, leaves: tuple, kwargs: tuple) -> dict:
+    inputs = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     with _description():
-        variables = jax.eval_shape(lambda *a: module.init(jax.random.key(0), *a, **kwargs), *inputs)
+        variables = jax.eval_shape(lambda *a: module.init(jax.random.key(0), *a, **dict(kwargs)), *inputs)
     return variables.get("params", {})
+
+
+_described = lru_cache(maxsize=64)(_trace)  # a network is asked for its shapes a dozen times before the first step
 
 
 @contextlib.contextmanager

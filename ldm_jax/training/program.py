@@ -1,6 +1,7 @@
 """What one stage trains, as functions and shapes: enough to compile its step for any mesh, without data or files."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Program:
         """The state at step 0 with random parameters."""
         return self.state_of(self.init(key))
 
-    @property
+    @functools.cached_property
     def shapes(self) -> TrainState:
         """Shapes and types of the state."""
         return jax.eval_shape(self.init_state, jax.random.key(0))
