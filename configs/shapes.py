@@ -155,7 +155,7 @@ def get_config() -> ConfigDict:
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
     config.diffusion.weighting = "simple"
-    config.diffusion.time_sampling = "low_discrepancy"
+    config.diffusion.time_sampling = "low_discrepancy"  # one of diffusion.TIMES, or "importance": by past losses
     config.diffusion.offset_noise = 0.0  # of N(0, 1) per image and channel, added to the noise
     config.diffusion.input_perturbation = 0.0  # of N(0, 1), added to the noise that the network sees
     config.diffusion.learned_variance = False  # the network has twice the channels; needs elbo_weight

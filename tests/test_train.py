@@ -53,8 +53,8 @@ TINY = {
     "log.validation_every": 10,
     "log.validation_images": 8,
     "log.images_every": 20,
-    "checkpoint.every": 6,
-    "checkpoint.snapshots": 5,
+    "checkpoint.every": 10,
+    "checkpoint.snapshots": 10,
 }
 
 
@@ -129,7 +129,7 @@ def test_kill_and_resume_is_bit_exact_in_both_stages(trained, environment, tmp_p
             command(workdir), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 500
-        while not list((workdir / stage / "checkpoints").glob("6/commit_success.txt")):
+        while not list((workdir / stage / "checkpoints").glob("10/commit_success.txt")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -16,6 +16,7 @@ from ldm_jax.api import pretrained
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
+from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.primitives.files import read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
@@ -114,6 +115,7 @@ def load_workdir(
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
     params = {"conditioner": load_conditioner(config, dtype), **load_averaged(checkpoints, which)}
+    params.pop(HISTORY, None)  # of training
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)

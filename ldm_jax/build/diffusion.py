@@ -12,6 +12,7 @@ from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
 from ldm_jax.primitives.choices import choose, construct
+from ldm_jax.training.optimizer import passing_by
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import from_loss
 
@@ -106,23 +107,32 @@ def make_diffusion_program(
     loss_fn = second_stage.make_loss(
         network, stage, condition, make_objective(config), null_probability=config["conditioner"].get("null_probability", 0.0)
     )
+    by_history = config["diffusion"]["time_sampling"] == "importance"
+    if by_history and section.get("accumulate", 1) > 1:
+        raise ValueError("config.diffusion.time_sampling='importance' looks at whole batches: set diffusion_train.accumulate=1")
+    history = {diffusion.times.HISTORY: diffusion.times.loss_history()._asdict()} if by_history else {}
 
     def init(key: jax.Array) -> PyTree:
         network_key, condition_key = jax.random.split(key)
-        params = {"network": models.initialize(network, network_key, *inputs)}
+        params = {"network": models.initialize(network, network_key, *inputs)} | history
         return params if frozen else params | {"conditioner": condition.init(condition_key)}
 
-    constants = frozen_shapes(config, stage, condition)
+    constants, optimizer = frozen_shapes(config, stage, condition), make_stage_optimizer(section)
+    gradient = from_loss(second_stage.scalars(loss_fn), tuple(constants))
+    if by_history:
+        gradient = second_stage.recording(loss_fn, make_schedule(config), tuple(constants))
+        optimizer = passing_by(optimizer, history)
     return Program(
         init=init,
-        gradients=[from_loss(loss_fn, tuple(constants))],
-        optimizer=make_stage_optimizer(section),
+        gradients=[gradient],
+        optimizer=optimizer,
+        not_averaged=tuple(history),
         batch=batch_shapes(config, condition, section["batch_size"], cached),
         constants=constants,
         ema_decay=section["ema_decay"],
         post_hoc=tuple(section.get("post_hoc", ())),
         accumulate=section.get("accumulate", 1),
-        loss=loss_fn,
+        loss=second_stage.scalars(loss_fn),
     )
 
 

@@ -57,6 +57,9 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
     return times
 
 
+HISTORY = "history"  # the part of the training's parameters that holds one
+
+
 class History(NamedTuple):
     """The last losses of every bin of u: `losses` [bins, kept], and how many each has seen, `counts` [bins]."""
 

@@ -92,6 +92,8 @@ def make_validation(experiment: Experiment, constants: PyTree):
 
     def validate(state: TrainState) -> Report:
         params, losses = {**sharding.replicate(mesh, constants), **state.averaged}, []
+        for name in program.not_averaged:  # an empty history of losses: all times count alike at every validation
+            params[name] = jax.tree.map(jnp.zeros_like, params[name])
         for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
             found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
             with jax.set_mesh(mesh):
@@ -105,7 +107,7 @@ def make_validation(experiment: Experiment, constants: PyTree):
 def pretrained(path: str, params: PyTree) -> PyTree:
     """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`."""
     loaded = api.load(path).params
-    found = {name: loaded[name] for name in params}
+    found = {name: loaded.get(name, part) for name, part in params.items()}
     there, here = (
         {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (found, params)

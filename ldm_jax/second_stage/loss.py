@@ -8,6 +8,7 @@ With probability `null_probability` an example's condition is replaced by the em
 conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 
 from ldm_jax.conditioning import Condition
 from ldm_jax.diffusion.objectives import Objective, Problem
+from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.times import HISTORY, History, record_losses
 from ldm_jax.first_stage import FirstStage, draw
 from ldm_jax.first_stage.latents import scale_latents
 from ldm_jax.primitives.arrays import row_keys
-from ldm_jax.training.state import Step
+from ldm_jax.training.state import GradFn, Gradient, LossFn, Step, from_loss
 
 PyTree = Any
 
@@ -44,13 +47,14 @@ def make_loss(
     *,
     null_probability: float,
 ):
-    """`loss_fn(params, batch, key, step: Step) -> (loss, metrics)`.
+    """`loss_fn(params, batch, key, step: Step) -> (loss, metrics)`; metrics of single rows are among them, see `scalars`.
 
     Args:
       network: the Linen module, called (x, t, cond).
       objective: such as `diffusion.make_objective` makes.
 
     `params` has the parts "network", "conditioner", "first_stage" and "latents": {"scale", "shift"}, numbers or [C].
+    Where the objective's times are "importance", also HISTORY, a `diffusion.times.History` as a dict.
     `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and
     the condition's "inputs", pictures as pictures.
     """
@@ -77,8 +81,33 @@ def make_loss(
             second = {} if s is None else {"s": s}
             return network.apply({"params": params["network"]}, x, t, cond, train=True, rngs=rngs, **second)
 
-        problem = Problem(apply, params, {**params, **step.ema}, step.number)
-        loss, metrics = objective(problem, x0, objective_key, step.rows, step.batch_size)
-        return loss, {name: value for name, value in metrics.items() if value.ndim == 0}
+        history = History(**params[HISTORY]) if HISTORY in params else None
+        problem = Problem(apply, params, {**params, **step.ema}, step.number, history=history)
+        return objective(problem, x0, objective_key, step.rows, step.batch_size)
 
     return loss_fn
+
+
+def scalars(loss_fn: LossFn) -> LossFn:
+    """The same loss, with those of its metrics that are one number."""
+
+    def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
+        loss, metrics = loss_fn(params, batch, key, step)
+        return loss, {name: value for name, value in metrics.items() if value.ndim == 0}
+
+    return of
+
+
+def recording(loss_fn: LossFn, schedule: Schedule, constants: Collection[str]) -> GradFn:
+    """The gradient of a loss of `make_loss` whose times are importance-sampled (Nichol & Dhariwal 2021): every row's loss
+    enters the part HISTORY of the parameters, which is set rather than descended."""
+    gradient = from_loss(loss_fn, (*constants, HISTORY))
+
+    def grad_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Step) -> Gradient:
+        found = gradient(params, batch, key, step)
+        losses, log_snr = found.metrics["loss_per_sample"], found.metrics["log_snr"]
+        history = record_losses(History(**params[HISTORY]), schedule, log_snr, losses)
+        metrics = {name: value for name, value in found.metrics.items() if value.ndim == 0}
+        return found._replace(metrics=metrics, assigned={HISTORY: history._asdict()})
+
+    return grad_fn

@@ -103,6 +103,18 @@ def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.Gra
     return optax.GradientTransformation(init, update)
 
 
+def passing_by(optimizer: optax.GradientTransformation, parts: Collection[str]) -> optax.GradientTransformation:
+    """The optimizer, for parameters some parts of which are set rather than descended, and have no gradient."""
+
+    def rest(params):
+        return {name: part for name, part in params.items() if name not in parts}
+
+    def update(grads, state, params=None):
+        return optimizer.update(grads, state, rest(params))
+
+    return optax.GradientTransformation(lambda params: optimizer.init(rest(params)), update)
+
+
 def trained_only(optimizer: optax.GradientTransformation, frozen: Collection[str]) -> optax.GradientTransformation:
     """The optimizer, for all but the subtrees `frozen` of the parameters' top level."""
 

@@ -96,6 +96,7 @@ def test_second_stage_loss_reads_posteriors_scales_and_conditions():
         return output.mean(), {"loss": output.mean(), "averaged": averaged.mean(), "each": output}
 
     loss_fn = second_stage.make_loss(Gain(), first_stage.FirstStage(), Table(), objective, null_probability=0.0)
+    loss_fn = second_stage.scalars(loss_fn)
     params = {"network": 2.0, "conditioner": jnp.asarray([0.0, 3.0, 5.0]), "first_stage": {}}
     params["latents"] = {"scale": 0.5, "shift": 1.0}
     step = Step(jnp.int32(7), {"network": 3.0}, jnp.asarray([4, 5]), 6)
