@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.first_stage_train.clip_norm = 0.0
 
     config.latents.scale = 1.0
+    config.latents.standardise = False
     config.latents.cache = False
 
     config.network = unet()

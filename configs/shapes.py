@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     config.latents = ConfigDict()
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
     config.latents.shift = 0.0
-    config.latents.standardise = False  # every channel to mean 0 and deviation 1, instead of one scale and shift
+    config.latents.standardise = True  # every channel to mean 0 and deviation 1, instead of one scale and shift
     config.latents.scale_batches = 64
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 

@@ -15,7 +15,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax import build, diffusion
-from ldm_jax.api import pretrained
+from ldm_jax.api import Specification, pretrained
 from ldm_jax.data import checkpoint_tokenizers
 from tests.tiny import model as tiny_model
 from tests.weights import cases
@@ -216,6 +216,20 @@ def test_our_models_as_diffusers_folders(tiny, tmp_path):
     assert (again.specification.scale, again.specification.shift) == (0.5, 0.25)
     assert np.array_equal(again.condition.parse(["a blue circle"]), tiny.condition.parse(["a blue circle"]))
     assert (again.config["diffusion"]["schedule"], again.config["diffusion"]["prediction"]) == ("cosine", "v")
+
+
+def test_latents_standardised_by_channel_are_written_as_the_first_stages_own(tiny, tmp_path):
+    """The scales of a channel go into the layers around the latents: the same pictures, other latents."""
+    scale, shift = [0.3, 1.7, 2.5, 0.8], [1.0, -0.5, 0.0, 4.0]
+    ours = ldm_jax.LatentDiffusion(Specification(tiny.config, tiny.condition, scale, shift), tiny.params)
+    ldm_jax.save(ours, tmp_path / "exported")
+    again = ldm_jax.load(tmp_path / "exported")
+    assert (again.specification.scale, again.specification.shift) == (1.0, 0.0)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    for key in (None, jax.random.key(1)):  # the posterior's mean, and a draw
+        np.testing.assert_allclose(again.encode(again.params, images, key), ours.encode(ours.params, images, key), atol=1e-4)
+    z = np.random.default_rng(1).standard_normal((2, 4, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(again.decode(again.params, z), ours.decode(ours.params, z), atol=1e-4)
 
 
 def test_save_refuses(tiny, tmp_path):

@@ -17,6 +17,7 @@ from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
+from ldm_jax.first_stage.latents import fold_scale
 from ldm_jax.primitives.files import read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
@@ -94,14 +95,18 @@ def fetch(name: str) -> Path:
 
 def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> None:
     """Writes a model for other programs: a diffusers pipeline folder, or (`format="compvis"`) a .ckpt with its YAML beside
-    it. `load` takes both back. The tokenizer is copied; how many steps to sample with is not kept.
+    it. `load` takes both back. The tokenizer is copied; how many steps to sample with is not kept. Latents that are
+    standardised by channel become those of the first stage itself, whose outermost linear layers take the scales.
 
     Raises ValueError if there is something at `path`, or the format can't express the model.
     """
-    spec = ldm.specification
-    if spec.scale.ndim or spec.shift.ndim:
-        raise ValueError("latents of this model are standardised by channel, for which these formats have no place")
-    pretrained.save(path, format, ldm.config, ldm.params, float(spec.scale), float(spec.shift), spec.condition)
+    spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
+    if scale.ndim or shift.ndim:
+        if ldm.config["first_stage"]["kind"] != "kl":
+            raise ValueError("latents of this model are standardised by channel: only KL first stages can be written so")
+        params = params | {"first_stage": fold_scale(params["first_stage"], scale, shift)}
+        scale, shift = 1.0, 0.0
+    pretrained.save(path, format, ldm.config, params, float(scale), float(shift), spec.condition)
 
 
 def load_workdir(

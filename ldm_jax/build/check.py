@@ -158,6 +158,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
+    latents = config.get("latents", {})
+    if latents.get("standardise") and (latents.get("scale") or latents.get("shift")):
+        raise ValueError("config.latents.scale and shift are one for all channels: set latents.standardise=False beside them")
     if config.get("diffusion_train", {}).get("post_hoc") and not config["checkpoint"].get("snapshots", 0):
         raise ValueError("config.checkpoint.snapshots=0: must be at least 1 where config.diffusion_train.post_hoc is set")
 

@@ -10,6 +10,7 @@ may be vectors, one number a channel ("standardised" latents).
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 
 from ldm_jax.primitives.arrays import row_normal
 
+PyTree = Any
 LOGVAR_RANGE = (-30.0, 20.0)  # the reference's clamp
 
 
@@ -58,6 +60,27 @@ def scale_latents(z: jax.Array, scale: float | jax.Array, shift: float | jax.Arr
 def unscale_latents(z: jax.Array, scale: float | jax.Array, shift: float | jax.Array = 0.0) -> jax.Array:
     """The inverse of `scale_latents`."""
     return z / scale + shift
+
+
+def fold_scale(params: PyTree, scale: jax.Array, shift: jax.Array) -> PyTree:
+    """A KL first stage whose raw latents are the scaled ones of `params`, for formats that have one scale: [C] scale and shift
+    go into the linear layers around the latents. The same function, but where the log-variance is clamped.
+
+    ValueError without such layers.
+    """
+    try:
+        into, out = params["quant_conv"], params["post_quant_conv"]
+    except KeyError:
+        raise ValueError("this first stage has no linear layers around its latents that could take the scale") from None
+    channels = into["kernel"].shape[-1] // 2
+    scale, shift = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), (channels,)) for x in (scale, shift))
+    factor = jnp.concatenate([scale, jnp.ones_like(scale)])
+    bias = jnp.concatenate([(into["bias"][:channels] - shift) * scale, into["bias"][channels:] + 2 * jnp.log(scale)])
+    return {
+        **params,
+        "quant_conv": {"kernel": into["kernel"] * factor, "bias": bias},
+        "post_quant_conv": {"kernel": out["kernel"] / scale[:, None], "bias": out["bias"] + shift @ out["kernel"]},
+    }
 
 
 @dataclasses.dataclass(frozen=True)
