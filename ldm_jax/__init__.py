@@ -9,6 +9,10 @@ __version__ = "0.1.0"
 __all__ = ["LatentDiffusion", "load", "save"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     # Imported when first used: the rooms below can be used alone, and reading weights needs no jax.
     if name in __all__:

@@ -124,12 +124,20 @@ def test_seeds_of_64_bits_differ():
         (["--config.a", "-1", "--config.a", "-2"], ["--config.a=-2"]),
         (["--config.flip", "--config.a=1"], ["--config.flip", "--config.a=1"]),
         (["--config.flip", "--config.flip=False"], ["--config.flip=False"]),
-        (["--config=x.py", "--workdir", "w", "--workdir=v"], ["--config=x.py", "--workdir", "w", "--workdir=v"]),
+        (["--config", __file__, "--workdir", "w", "--workdir=v"], [f"--config={__file__}", "--workdir", "w", "--workdir=v"]),
+        (["--config=flowers64"], [f"--config={ROOT / 'configs' / 'flowers64.py'}"]),
+        (["--config", "shapes", "--config.seed=1"], [f"--config={ROOT / 'configs' / 'shapes.py'}", "--config.seed=1"]),
     ],
 )
 def test_the_last_of_a_repeated_field_is_meant(given, left):
     absl_flags.FLAGS.unparse_flags()
-    assert train_module().without_repetition(["train.py", *given]) == ["train.py", *left]
+    assert train_module().tidy(["train.py", *given]) == ["train.py", *left]
+
+
+def test_a_config_that_is_not_there_is_named_with_what_is_near():
+    absl_flags.FLAGS.unparse_flags()
+    with pytest.raises(SystemExit, match="--config=shaeps: there is no such file, nor .* Did you mean 'shapes'"):
+        train_module().tidy(["train.py", "--config=shaeps"])
 
 
 def train_module():
