@@ -112,7 +112,10 @@ def compile_training(
     axes = mesh_of(mesh or config.get("mesh", {}), chips_of(topology) if topology else 1)
     shards, parts = axes["data"] * axes["fsdp"], section.get("accumulate", 1)
     if section["batch_size"] % (shards * parts):
-        raise ValueError(f"batch_size={section['batch_size']}: must be a multiple of {shards} chips x {parts} parts")
+        raise ValueError(
+            f"config.{stage}_train.batch_size={section['batch_size']}: must be a multiple of {shards} chips x {parts} parts; "
+            f"--batch-size={-(-section['batch_size'] // (shards * parts)) * shards * parts} is the next one"
+        )
     shapes = program.shapes
     plan = Plan(
         f"{config['name']}, {stage}",
