@@ -206,20 +206,24 @@ def _load_items(path: Path, mesh: Mesh | None, only: str = "") -> dict[str, PyTr
         recorded, arrays = recorded_in(path)
         items = {only} if only else {name.split("/")[0] for name in recorded}
         if items <= NESTED:
-            shapes = {item: _nested(arrays, item) for item in items}
-        else:
-            try:  # which takes Orbax seconds
-                described = ocp.checkpointables_metadata(path).metadata
-                shapes = {item: described[item] for item in items}
-            except Exception as error:
-                raise Damaged(f"its description can't be read ({first_line(error)})") from None
-        if mesh is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda x: here, shapes)
-        else:
-            shardings = sharding.state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        return read(path, target, recorded)
+            with contextlib.suppress(Damaged):  # or it has empty parts, which only Orbax's own description names
+                return read(path, _placed({item: _nested(arrays, item) for item in items}, mesh), recorded)
+        try:  # which takes Orbax seconds
+            described = ocp.checkpointables_metadata(path).metadata
+            shapes = {item: described[item] for item in items}
+        except Exception as error:
+            raise Damaged(f"its description can't be read ({first_line(error)})") from None
+        return read(path, _placed(shapes, mesh), recorded)
+
+
+def _placed(shapes: PyTree, mesh: Mesh | None) -> PyTree:
+    """ShapeDtypeStructs on the default device, or as the sharding rules split them."""
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda x: here, shapes)
+    else:
+        shardings = sharding.state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _nested(arrays: Mapping[str, str], item: str) -> PyTree:

@@ -296,3 +296,15 @@ def test_checkpoints_of_the_version_before_still_load(tmp_path):
     assert equal(load_averaged(tmp_path / "checkpoints", "best"), state_at(3).ema)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert equal(checkpoints.restore(target_on(ONE)), state_at(3))
+
+
+def test_parts_without_arrays_are_read_back(tmp_path):
+    """A condition without parameters is an empty dict."""
+    init = make_init(lambda key: {**init_params(key), "conditioner": {}}, OPTIMIZER, ema=True)
+    state = sharding.init_sharded(ONE, init, 0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, state)
+    for part in ("params", "averaged"):
+        read = load_part(tmp_path / "checkpoints", part)
+        assert equal(read["net"], state.params["net"])
+    assert verify(tmp_path / "checkpoints") is None
