@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ldm_jax.primitives.files import read_json, write_json, write_text
+from ldm_jax.primitives.files import leftovers, read_json, write_json, write_text
 from ldm_jax.training import lock
 from ldm_jax.training.metrics import image_grid, to_uint8
 
@@ -52,7 +52,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
     path = workdir / "config.json"
     if not path.is_file():
-        if workdir.is_dir() and any(entry.name != lock.NAME for entry in workdir.iterdir()):
+        ours = {path.name for path in leftovers(workdir)}  # killed before anything was written
+        if workdir.is_dir() and any(entry.name not in ours and lock.NAME not in entry.name for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return
     found = read_json(path, f"Restore it, or remove {workdir} and train again.")
@@ -93,8 +94,11 @@ def with_defaults(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json, paths in it absolute, and appends to versions.json what runs now."""
+    """Writes config.json, paths in it absolute, and appends to versions.json what runs now. The caller holds the directory
+    (`lock.hold`): what killed processes left half-written goes."""
     workdir.mkdir(parents=True, exist_ok=True)
+    for path in leftovers(workdir):
+        path.unlink(missing_ok=True)
     path = workdir / "config.json"
     stored = absolute(config)
     if not path.is_file() or read_json(path) != stored:

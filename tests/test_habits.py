@@ -174,6 +174,19 @@ def test_stages_and_places_may_differ_between_runs_and_a_longer_one_goes_on(tmp_
         check_workdir(config | {"diffusion_train": longer}, tmp_path / "cosine")
 
 
+def test_a_directory_of_a_training_killed_before_it_wrote_anything_is_taken(tmp_path):
+    (tmp_path / ".config.json.4242.tmp").write_text("{")
+    (tmp_path / f".{lock.NAME}.host.4242.1").write_text("")
+    check_workdir(config_of(), tmp_path)
+    open_workdir(config_of(), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f".{lock.NAME}.host.4242.1", "config.json", "versions.json"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tmp").write_text("important")
+    (tmp_path / "other" / ".latents.json.17.tmp").write_text("")
+    open_workdir(config_of(), tmp_path)
+    assert os.listdir(tmp_path / "other") == ["thesis.tmp"]
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "zeroed", "bit", "list"])
 def test_damaged_small_files_are_named_with_the_way_out(tmp_path, damage):
     open_workdir(config_of(), tmp_path)

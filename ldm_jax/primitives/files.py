@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def leftovers(folder: str | Path) -> list[Path]:
+    """The temporary files in a folder, and in the folders in it, that a killed `write_text` left."""
+    folder = Path(folder)
+    return [path for pattern in (".*.tmp", "*/.*.tmp") for path in folder.glob(pattern) if TEMPORARY.fullmatch(path.name)]
 
 
 def write_text(path: str | Path, text: str) -> None:
