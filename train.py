@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.console import print_anything
 
 HERE = Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "shapes.py"), "The experiment.", lock_config=True)
@@ -26,17 +27,16 @@ INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
 def main(_):
+    print_anything()
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     print(f"{CONFIG.value.name}: {', '.join(CONFIG.value.stages)}, in {workdir}", flush=True)
     # Imported here, so that --help and a typo in a flag answer at once.
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     from ldm_jax import experiment
-    from ldm_jax.primitives.console import print_anything
     from ldm_jax.training import distributed
     from ldm_jax.training.loop import Interrupted
     from ldm_jax.workdir import use_compilation_cache
 
-    print_anything()
     use_compilation_cache()
     config = CONFIG.value.to_dict()
     try:

@@ -52,8 +52,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
     path = workdir / "config.json"
     if not path.is_file():
-        ours = {path.name for path in leftovers(workdir)}  # killed before anything was written
-        if workdir.is_dir() and any(entry.name not in ours and lock.NAME not in entry.name for entry in workdir.iterdir()):
+        ours = lock.NAME, f".{lock.NAME}.", ".config.json."  # of a training killed before anything was written
+        if workdir.is_dir() and not all(entry.name.startswith(ours) for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return
     found = read_json(path, f"Restore it, or remove {workdir} and train again.")

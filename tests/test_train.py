@@ -275,6 +275,8 @@ def test_an_average_of_another_width_is_chosen_after_training(ldm, trained):
     narrow, wide = (network(ldm_jax.load(trained[0], ema_width=width)) for width in (0.05, 0.2))
     # an average over the last few of 20 updates is nearer to the last one
     assert 0 < np.linalg.norm(narrow - raw) < np.linalg.norm(wide - raw)
+    earlier = network(ldm_jax.load(trained[0], which=15, ema_width=0.2))  # where there is no checkpoint
+    assert not np.array_equal(earlier, wide)
     with pytest.raises(ValueError, match=r"lies in \(0, 0.28\]"):
         ldm_jax.load(trained[0], ema_width=0.5)
 

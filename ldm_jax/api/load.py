@@ -119,7 +119,9 @@ def load_workdir(
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
-    params = {"conditioner": load_conditioner(config, dtype), **load_averaged(checkpoints, which)}
+    # snapshots of the averages are of other steps than checkpoints
+    kept = load_averaged(checkpoints, which if ema_width is None else "last")
+    params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())

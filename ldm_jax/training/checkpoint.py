@@ -38,6 +38,7 @@ from ldm_jax.training.checkpoint_reader import (
     quiet,
     read,
     recorded_in,
+    sealed,
     steps_in,
     verify,
 )
@@ -155,7 +156,7 @@ class Checkpoints:
         }
         self._saved += 1
         try:
-            response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=meta)
+            response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=sealed(meta))
         except Exception as error:
             self._pending = concurrent.futures.Future()
             self._pending.set_exception(self._failed(step, error))

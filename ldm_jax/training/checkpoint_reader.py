@@ -7,6 +7,7 @@ in no synchronisation.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from ldm_jax.primitives.files import SEAL
 from ldm_jax.training import sharding
 from ldm_jax.training.ema import reconstruct
 
@@ -237,9 +239,12 @@ def _nested(arrays: Mapping[str, str], item: str) -> PyTree:
         if not found:
             raise Damaged(f"its description can't be read ({name}: {words})")
         place = tree
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-        place[keys[-1]] = jax.ShapeDtypeStruct([int(n) for n in found[2].split(",") if n], jnp.dtype(found[1]))
+        try:
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = jax.ShapeDtypeStruct([int(n) for n in found[2].split(",") if n], jnp.dtype(found[1]))
+        except (TypeError, ValueError, AttributeError):
+            raise Damaged(f"its description can't be read ({name}: {words})") from None
     return tree
 
 
@@ -251,14 +256,22 @@ def _is_damaged(path: Path, part: str) -> bool:
     return False
 
 
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded beside the arrays, with its own checksum."""
+    bare = {name: value for name, value in meta.items() if name != SEAL}
+    return {**bare, SEAL: hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
+
+
 def recorded_in(path: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Checksums and descriptions of a checkpoint's arrays, by path. Raises Damaged."""
     try:
         meta = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
+        if SEAL in meta and meta != sealed(meta):  # versions before this one wrote none
+            raise ValueError("its contents changed on disk")
         if not all((path / item).is_dir() for item in {name.split("/")[0] for name in meta["checksums"]}):
             raise ValueError("an item is missing")
         return meta["checksums"], meta["arrays"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"its description can't be read ({first_line(error)})") from None
 
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged, verify
+from ldm_jax.training.checkpoint_reader import Damaged, recorded_in
 from tests.training.test_checkpoint import ONE, equal, state_at, target_on
 
 
@@ -84,6 +85,24 @@ def test_every_file(whole, tmp_path, damage):
     print(f"{damage.__name__}: {found} of {len(names)} found; no number depends on {', '.join(harmless)}")
     # what holds numbers, or says which they are, is found
     assert not [name for name in harmless if "/d/" in name and "ocdbt.process" not in name or "CHECKPOINT_METADATA" in name]
+
+
+def test_any_bit_of_what_is_recorded_beside_the_arrays(whole, tmp_path):
+    """Their names, types, shapes, checksums and score."""
+    path = tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+    shutil.copytree(whole, tmp_path / "checkpoints")
+    data, rng, found = path.read_bytes(), random.Random(1), 0
+    assert verify(tmp_path / "checkpoints") is None
+    start = data.index(b"custom_metadata")
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[rng.randrange(start + 18, len(data) - 2)] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            recorded_in(path.parent)
+        except Damaged:
+            found += 1
+    assert found >= 298  # a blank between two entries means nothing
 
 
 @pytest.mark.slow
