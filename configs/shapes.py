@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices over which parameters and optimizer state are split
     config.mesh.tensor = 1  # devices over which the products of attention and feed-forward layers are split
 
+    config.compiler = "recommended"  # a TPU's compiler gets options that were seen to help | "default"
+
     config.data = ConfigDict()
     config.data.source = "shapes"  # "shapes" | "folder" | "tfds"
     config.data.name = "shapes"  # the TFDS data set

@@ -28,7 +28,7 @@ PATHS = (
     "conditioner.tokenizer", "conditioner.database", "data.path", "data.palette", "evaluation.inception_path",
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path",
 )  # fmt: skip
-FREE_FIELDS = ("stages", "data.workers", "data.in_memory", *PATHS)
+FREE_FIELDS = ("compiler", "stages", "data.workers", "data.in_memory", *PATHS)
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax import first_stage, models
-from ldm_jax.build.options import compute_dtype, image_size, make_stage_optimizer, without
+from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.first_stage import FirstStage, FirstStageProgram, LatentTerms, LossWeights, Parts
 from ldm_jax.primitives.choices import check_choice, construct
 from ldm_jax.training.optimizer import by_part, make_optimizer, trained_only
@@ -102,6 +102,7 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
         ema_decay=train["ema_decay"],
         not_averaged=first_stage.NOT_AVERAGED,
         accumulate=train.get("accumulate", 1),
+        compiler=compiler(config),
         prepare=parts.prepare(weights, terms),
         distance=parts.distance if weights.perceptual else None,
     )

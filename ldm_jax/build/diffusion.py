@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ldm_jax import diffusion, models, second_stage
 from ldm_jax.build.autoencoder import make_first_stage
 from ldm_jax.build.condition import make_condition
-from ldm_jax.build.options import compute_dtype, image_size, make_stage_optimizer, without
+from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
 from ldm_jax.primitives.choices import choose, construct
 from ldm_jax.training.optimizer import passing_by
@@ -132,6 +132,7 @@ def make_diffusion_program(
         ema_decay=section["ema_decay"],
         post_hoc=tuple(section.get("post_hoc", ())),
         accumulate=section.get("accumulate", 1),
+        compiler=compiler(config),
         loss=second_stage.scalars(loss_fn),
     )
 

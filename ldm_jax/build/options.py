@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.primitives.choices import choose
+from ldm_jax.primitives.choices import check_choice, choose
 from ldm_jax.training.optimizer import make_optimizer
+from ldm_jax.training.program import COMPILERS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -22,6 +23,12 @@ def compute_dtype(config: Mapping[str, Any]) -> Any:
     if config.get("dtype") == "float16":
         raise ValueError("config.dtype='float16': small gradients vanish in it without loss scaling; choose 'bfloat16'")
     return choose(DTYPES, config["dtype"], "config.dtype") if "dtype" in config else jnp.float32
+
+
+def compiler(config: Mapping[str, Any]) -> str:
+    """config.compiler: whose options a training step is compiled with."""
+    check_choice(config.get("compiler", COMPILERS[0]), COMPILERS, "config.compiler")
+    return config.get("compiler", COMPILERS[0])
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ class Experiment:
                 return
             if start:
                 self.say(f"{name}: going on from step {start}")
-            step = sharding.compile_step(self.mesh, program.step, shapes, constants)
+            step = program.compile(self.mesh, constants)
             hooks = make_hooks()
             if program.post_hoc:
                 snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))

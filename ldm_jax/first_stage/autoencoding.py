@@ -1,6 +1,7 @@
 """An autoencoder as functions: pictures to raw latents and back."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from ldm_jax import models
 from ldm_jax.first_stage import latents
 
 PyTree = Any
+# Pixels whose activations a decoder may hold: eight pictures at 512. A TPU's compiler makes fewer than eight rows at once by
+# cutting images into strips: four pictures at 512 move 57 GB, one by one 23.
+AT_ONCE = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,15 @@ class FirstStage:
         return {"latents" if self.module.quantizes else "moments": out}
 
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
-        """Raw latents -> images, not clipped; VQ models quantize first."""
-        return z if self.module is None else self.module.apply({"params": params}, z, method="decode")
+        """Raw latents -> images, not clipped; VQ models quantize first. Every device decodes AT_ONCE pixels at a time."""
+        if self.module is None:
+            return z
+
+        def decoded(params: PyTree, z: jax.Array) -> jax.Array:
+            return self.module.apply({"params": params}, z, method="decode")
+
+        rows = max(AT_ONCE // math.prod(side * self.factor for side in z.shape[1:-1]), 1)
+        return models.in_parts(decoded, params, z, rows, tpu_least=8)
 
     def latent_shape(self, *size: int) -> tuple[int, ...]:
         """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple."""

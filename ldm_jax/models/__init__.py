@@ -16,7 +16,7 @@ from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import nearest, sinusoidal_embedding
-from ldm_jax.models.partition import constrain, partitioned
+from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.tiny import TinyDecoder
@@ -50,6 +50,7 @@ __all__ = [
     "last_layer",
     "nearest",
     "nearest_code",
+    "in_parts",
     "partitioned",
     "shapes",
     "sinusoidal_embedding",

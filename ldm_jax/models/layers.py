@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.init import ONES, ZEROS, Rule, normal, torch_default
-from ldm_jax.models.partition import by_platform
+from ldm_jax.models.partition import by_platform, gathered
 from ldm_jax.primitives.arrays import block_mean
 from ldm_jax.primitives.choices import check_choice
 
@@ -42,7 +42,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), (fan_in, self.features))
-        y = linear_map(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = linear_map(x.astype(self.dtype), gathered(kernel, (*self.path, "kernel"), self.dtype))
         if self.use_bias:
             bias = self.param("bias", self.bias_init or torch_default(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
@@ -78,7 +78,8 @@ class Conv(nn.Module):
         size = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
         shape = (*size, x.shape[-1], self.features)
         fan_in = math.prod(shape[:-1])
-        kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), shape)
+        kernel = gathered(kernel, (*self.path, "kernel"), self.dtype)
         x = x.astype(self.dtype)
         if self.upsample:
             y = upsampled_convolution(x, kernel)
@@ -100,7 +101,8 @@ def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The same function in three forms: the plain two steps; on a CPU, `by_phases`; on a TPU, `by_zeros`.
     """
-    return by_platform(x, kernel, cpu=by_phases, tpu=by_zeros, default=in_two_steps)
+    small = x.shape[0] * 4 * x.shape[1] * x.shape[2] < 16 * kernel.shape[-1]
+    return by_platform(x, kernel, cpu=by_phases, tpu=in_two_steps if small else by_zeros, default=in_two_steps)
 
 
 def in_two_steps(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -10,10 +10,11 @@ is traced:
 
     jax.jit(step, in_shardings=...)
 
-Either way `constrain` keeps activations on the batch axes, so that XLA gathers a layer's weights instead of splitting the
-layer; kernels run under `jax.shard_map`, each device on its own part; and what is best on the mesh's platform is computed,
-which may not be the platform of the process (a TPU's program compiled on a CPU). The context must be entered inside the traced
-function: `jit` does not know of it, and would reuse what it traced outside.
+Either way `constrain` keeps activations on the batch axes, and `gathered` makes a layer's kernel whole where it is used, in the
+type that is computed in, so that XLA doesn't split the layer instead; attention kernels run under `jax.shard_map`, each device
+on its own part; and what is best on the mesh's platform is computed, which may not be the platform of the process (a TPU's
+program compiled on a CPU). The context must be entered inside the traced function: `jit` does not know of it, and would reuse
+what it traced outside.
 
 Without either nothing is constrained, and the platform is chosen when the program is lowered.
 """
@@ -28,6 +29,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from ldm_jax.primitives import placement
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,6 @@ class Partition:
         return self.heads_axis if self.heads_axis and count % self.mesh.shape[self.heads_axis] == 0 else None
 
 
-AMBIENT = ("data", "fsdp", "tensor")
 _partition: contextvars.ContextVar[Partition | None] = contextvars.ContextVar("partition", default=None)
 
 
@@ -94,9 +96,9 @@ def current() -> Partition | None:
     `jax.shard_map`."""
     partition, ambient = _partition.get(), jax.sharding.get_abstract_mesh()
     if partition is None:
-        if not {*AMBIENT} <= {*ambient.axis_names} or ambient.size == 1:
+        if not {*placement.AXES} <= {*ambient.axis_names} or ambient.size == 1:
             return None
-        partition = Partition(ambient, AMBIENT[:2], AMBIENT[2])
+        partition = Partition(ambient, placement.AXES[:2], placement.AXES[2])
     manual = set(ambient.manual_axes)
     if not manual:
         return partition
@@ -123,6 +125,30 @@ def constrain(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(partition.mesh, P(partition.batch(x.shape[0]) or None)))
 
 
+def gathered(x: jax.Array, path: Sequence[str], dtype: Any) -> jax.Array:
+    """A parameter in `dtype`, whole along `fsdp` for the layer that uses it: what crosses between devices is `dtype`, and its
+    gradient goes back to where the parameter is held. Where nothing is split by `placement.spec`, a cast."""
+    partition = current()
+    mesh = partition and partition.mesh
+    if not splits(partition) or not {*placement.AXES} <= {*mesh.axis_names} or jax.sharding.get_abstract_mesh().manual_axes:
+        return x.astype(dtype)
+    held = placement.spec(mesh, "/".join(path), x.shape)
+    if "fsdp" not in held:
+        return x.astype(dtype)
+    whole = P(*(None if axis == "fsdp" else axis for axis in held))
+    if partition.device is not None:
+        held, whole = NamedSharding(mesh, held), NamedSharding(mesh, whole)
+
+    def to(sharding: Any) -> Callable[[Any, jax.Array], jax.Array]:
+        return lambda _, x: jax.lax.with_sharding_constraint(x, sharding)
+
+    # The barrier keeps XLA from gathering first and casting afterwards. A gradient is asked for whole, then where it is held:
+    # one product and a reduce-scatter. Asked for in pieces at once, a TPU's compiler makes it in a loop that reads all of its
+    # factors for every piece.
+    here = jax.lax.optimization_barrier(to(held)(None, x.astype(dtype)))
+    return jax.custom_derivatives.linear_call(to(whole), lambda _, g: to(held)(_, to(whole)(_, g)), (), here)
+
+
 def by_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """`kernel` of arrays [B, L, heads, D] that gives another such array, by every device for its own rows and heads."""
     partition = current()
@@ -136,7 +162,41 @@ def by_device(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array
     return jax.shard_map(kernel, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False, **mesh)(*arrays)
 
 
-def by_platform(*arrays: jax.Array, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
+def in_parts(
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array, rows: int, tpu_least: int = 1
+) -> jax.Array:
+    """`function(params, x)`, a function of every row of x [B, ...] by itself, of at most `rows` rows at a time on every device,
+    one part after the other: the memory of one part. A TPU takes rows one by one where a part would have fewer than
+    `tpu_least`."""
+    partition = current()
+    axes = partition.batch(len(x)) if splits(partition) else ()
+    here = len(x) // math.prod(partition.mesh.shape[axis] for axis in axes) if axes else len(x)
+    size = next(size for size in range(min(here, max(rows, 1)), 0, -1) if here % size == 0)
+    tpu_size = size if size >= tpu_least else 1
+    if size == tpu_size == here:
+        return function(params, x)
+
+    def parted(size: int) -> Callable[[Any, jax.Array], jax.Array]:
+        def run(params: Any, x: jax.Array) -> jax.Array:
+            if size == len(x):
+                return function(params, x)
+            y = jax.lax.map(lambda part: function(params, part), x.reshape(-1, size, *x.shape[1:]))
+            return y.reshape(-1, *y.shape[2:])
+
+        return run
+
+    def local(params: Any, x: jax.Array) -> jax.Array:
+        if size == tpu_size:
+            return parted(size)(params, x)
+        return by_platform(params, x, default=parted(size), tpu=parted(tpu_size))
+
+    if not axes:
+        return local(params, x)
+    mesh = {} if jax.sharding.get_abstract_mesh().manual_axes or partition.device is None else {"mesh": partition.mesh}
+    return jax.shard_map(local, in_specs=(P(), P(axes)), out_specs=P(axes), check_vma=False, **mesh)(params, x)
+
+
+def by_platform(*arrays: Any, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
     """The function of the platform that is compiled for, `default` where it has none, applied to the arrays.
 
     `platforms` are among cpu, cuda and tpu, as `jax.lax.platform_dependent` calls them.

@@ -12,6 +12,7 @@ import jax
 from ldm_jax import api, build, models
 from ldm_jax.api import drawing
 from ldm_jax.plan.topology import Chip, chip_of, chips_of, devices_of, has_compiler
+from ldm_jax.primitives import placement
 from ldm_jax.training import sharding
 from ldm_jax.training.program import Program
 
@@ -20,7 +21,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "al
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 _SHAPE = re.compile(r"(pred|bf16|[fsu]\d+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(")
-_FUSED_SCATTER = re.compile(r"^\s*%?all-reduce-scatter[\w.-]* = ", re.MULTILINE)
+_FUSED_SCATTER = re.compile(r"^%all-reduce-scatter[\w.-]* \(.*?\) -> (.*) {$")  # how a TPU's compiler writes a reduce-scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def held(mesh: Mapping[str, int], tree: PyTree) -> float:
     axes, total = SimpleNamespace(shape=mesh), 0.0
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-        split = [] if key else sharding.spec(axes, jax.tree_util.keystr(path, simple=True, separator="/"), x.shape)
+        split = [] if key else placement.spec(axes, jax.tree_util.keystr(path, simple=True, separator="/"), x.shape)
         parts = math.prod(mesh[axis] for axis in split if axis)
         total += math.prod(x.shape) * (8 if key else x.dtype.itemsize) / parts
     return total
@@ -89,7 +90,7 @@ def held(mesh: Mapping[str, int], tree: PyTree) -> float:
 
 def mesh_of(axes: Mapping[str, int], chips: int) -> dict[str, int]:
     """{axis: size} of all axes, -1 being the rest. ValueError unless they make up the chips."""
-    sizes = {axis: axes.get(axis, -1 if axis == "data" else 1) for axis in sharding.AXES}
+    sizes = {axis: axes.get(axis, -1 if axis == "data" else 1) for axis in placement.AXES}
     rest = chips // math.prod(size for size in sizes.values() if size > 0)
     sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != chips:
@@ -136,9 +137,8 @@ def compile_training(
 
 def lower(program: Program, mesh: Any) -> Any:
     """The step of a program, lowered for a mesh, of shapes alone."""
-    step = sharding.compile_step(mesh, program.step, program.shapes, program.constants)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.lower(program.shapes, program.batch, key)
+    return program.compile(mesh, program.constants).lower(program.shapes, program.batch, key)
 
 
 def compile_sampling(config: Mapping[str, Any], topology: str | None, batch_size: int) -> Plan:
@@ -150,7 +150,7 @@ def compile_sampling(config: Mapping[str, Any], topology: str | None, batch_size
     params = jax.eval_shape(lambda key: {"first_stage": stage.init(key), **init(key)}, jax.random.key(0))
     _, _, cond = build.example_inputs(config)
     cond = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), cond)
-    axes = dict.fromkeys(sharding.AXES, 1)
+    axes = dict.fromkeys(placement.AXES, 1)
     name = f"{config['name']}, {config['sampling']['steps']} steps of {config['sampling']['sampler']}"
     plan = Plan(name, topology, 1, axes, batch_size, models.count(params), held(axes, params), 0.0, 0.0, 1)
     if topology is None or not has_compiler(topology):
@@ -189,17 +189,30 @@ def read(plan: Plan, compiled: Any) -> Plan:
 def collectives(program: str) -> dict[str, tuple[int, float]]:
     """{kind: (how many, bytes that one chip receives)} of a compiled program's text; one that stands in a loop counts once."""
     found: dict[str, tuple[int, float]] = {}
+    scattered = None  # the result of the fusion that holds the line, where that is a reduce-scatter
     for line in program.splitlines():
+        if not line.startswith(" "):
+            fusion = _FUSED_SCATTER.search(line)
+            scattered = fusion and fusion[1]
         match = _COLLECTIVE.search(line)
         if match is None:
             continue
         kind = next(kind for kind in KINDS if f" {kind}(" in line or f" {kind}-start(" in line)
-        shapes = [(WIDTHS.get(kind_, 4), dims) for kind_, dims in _SHAPE.findall(match[1])]
-        sizes = [width * math.prod(int(d) for d in dims.split(",") if d) for width, dims in shapes]
+        if scattered and kind == "all-reduce":
+            kind, sizes = "reduce-scatter", _sizes(scattered)
+        else:
+            sizes = _sizes(match[1])
         size = max(sizes, default=0) if f"{kind}-start(" in line else sum(sizes)
         count, total = found.get(kind, (0, 0.0))
         found[kind] = count + 1, total + size
     return found
+
+
+def _sizes(shapes: str) -> list[int]:
+    """The bytes of each of the arrays that a program's text gives as "(bf16[8,16]{1,0}, f32[])"."""
+    return [
+        WIDTHS.get(kind, 4) * math.prod(int(d) for d in dims.split(",") if d) for kind, dims in _SHAPE.findall(shapes)
+    ]
 
 
 def with_batch(config: dict[str, Any], stage: str, batch_size: int | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh:
     "averaged" (ema, or params where no average is kept).
 
     `which`: "last", "best" (the lowest score) or a step. Arrays are read onto the default device, or, with a mesh, split as
-    `sharding.spec` says. Nothing on disk is changed, and a training may go on beside it.
+    `placement.spec` says. Nothing on disk is changed, and a training may go on beside it.
 
     Raises:
       FileNotFoundError: nothing there.

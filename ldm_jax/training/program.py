@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import optax
 
+from ldm_jax.training import sharding
 from ldm_jax.training.state import GradFn, LossFn, TrainState, make_init, make_train_step
 
 PyTree = Any
+COMPILERS = ("recommended", "default")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class Program:
 
     init           key -> params, random
     gradients      what learns from a batch, see `state.make_train_step`
+    compiler       "recommended": with `sharding.compiler_options`; "default": without
     loss           the function that they are gradients of, where there is one
     optimizer      optax's
     batch          shapes and types of one update's whole batch, leading axis first
@@ -37,6 +40,7 @@ class Program:
     not_averaged: tuple[str, ...] = ()
     post_hoc: tuple[float, ...] = ()
     accumulate: int = 1
+    compiler: str = "recommended"
     loss: LossFn | None = None
 
     def state_of(self, params: PyTree) -> TrainState:
@@ -57,3 +61,10 @@ class Program:
         """One update: (state, metrics)."""
         advance = make_train_step(self.gradients, self.optimizer, self.ema_decay, self.accumulate, self.post_hoc)
         return advance(state, batch, key, constants)
+
+    def compile(self, mesh: Any, constants: PyTree) -> sharding.CompiledStep:
+        """The step over a mesh. `constants`: arrays, or their shapes if it is only lowered."""
+        rows = jax.tree.leaves(self.batch)[0].shape[0]
+        here = rows // (mesh.shape["data"] * mesh.shape["fsdp"] * self.accumulate)
+        options = sharding.compiler_options(mesh, here) if self.compiler == "recommended" else {}
+        return sharding.compile_step(mesh, self.step, self.shapes, constants, options)
