@@ -3,14 +3,12 @@
 What is drawn follows from what is given; docs/editing.md shows every mode. Without anything, it says what the model can do.
 """
 
-import os
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage
-from ldm_jax.primitives.console import as_typed, print_anything
+from ldm_jax.primitives.console import as_typed, ends_in_one_line, print_anything
 
 DEFINE = {
     "text": flags.DEFINE_string,
@@ -30,31 +28,32 @@ for name, (of_type, default, text) in all_flags().items():
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
+    print_anything()
+    with ends_in_one_line():
+        draw_pictures()
+
+
+def draw_pictures():
+    """What the flags ask for."""
     import ldm_jax
     from ldm_jax.workdir import make_samples_folder, save_film, save_pictures, use_compilation_cache
 
-    print_anything()
     use_compilation_cache()
     flag = flags.FLAGS
     given = {name: as_typed(flag[name].value) for name in all_flags()}
+    which = int(flag.which) if flag.which.isdigit() else flag.which
+    ldm = ldm_jax.load(flag.workdir, which=which, ema_width=flag.ema_width)
+    print(ldm.describe(), flush=True)
     try:
-        which = int(flag.which) if flag.which.isdigit() else flag.which
-        ldm = ldm_jax.load(flag.workdir, which=which, ema_width=flag.ema_width)
-        print(ldm.describe(), flush=True)
-        try:
-            choose_mode(ldm, given)
-        except ValueError:
-            print(usage(ldm))
-            raise
-        folder = make_samples_folder(Path(flag.workdir), flag.out)
-        drawn = draw(ldm, given)
-        grid = save_pictures(folder, "grid", drawn.images, drawn.words, columns=drawn.columns, singly=True)
-        if drawn.film:
-            print(f"film: {save_film(folder, drawn.images)}")
-    except (ValueError, OSError) as error:
-        if os.environ.get("LDM_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        choose_mode(ldm, given)
+    except ValueError:
+        print(usage(ldm))
+        raise
+    folder = make_samples_folder(Path(flag.workdir), flag.out)
+    drawn = draw(ldm, given)
+    grid = save_pictures(folder, "grid", drawn.images, drawn.words, columns=drawn.columns, singly=True)
+    if drawn.film:
+        print(f"film: {save_film(folder, drawn.images)}")
     print(f"{len(drawn.images)} pictures in {folder}; all together: {grid}")
 
 

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ldm_jax.primitives.choices import did_you_mean
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import print_anything, stop_on_sigterm
 
 HERE = Path(__file__).resolve().parent
 CONFIG = config_flags.DEFINE_config_file("config", str(HERE / "configs" / "shapes.py"), "The experiment.", lock_config=True)
@@ -28,8 +28,23 @@ INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
 def main(_):
     print_anything()
+    stop_on_sigterm()
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     print(f"{CONFIG.value.name}: {', '.join(CONFIG.value.stages)}, in {workdir}", flush=True)
+    try:
+        train(workdir)
+    except KeyboardInterrupt as interruption:
+        said = str(interruption) or "stopped; what was saved before is there"
+        print(f"{said}. To go on: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("LDM_TRACEBACK"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def train(workdir: Path):
+    """The run. KeyboardInterrupt when it was stopped."""
     # Imported here, so that --help and a typo in a flag answer at once.
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     from ldm_jax import experiment
@@ -44,14 +59,8 @@ def main(_):
         if found != "1 process":
             print(found, flush=True)
         experiment.run(config, workdir)
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        said = str(interruption) or "stopped; what was saved before is there"
-        print(f"{said}. To go on: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("LDM_TRACEBACK"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Interrupted as interruption:
+        raise KeyboardInterrupt(str(interruption)) from None
 
 
 def tidy(arguments: list[str]) -> list[str]:

@@ -1,8 +1,13 @@
-"""Text in and out of the command line, whatever the locale."""
+"""The command line: text in and out of it whatever the locale, and how a command ends."""
 
+import contextlib
 import os
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+STOPPED = 130  # as shells say it of Ctrl-C
 
 
 def print_anything() -> None:
@@ -20,3 +25,31 @@ def as_typed(value: Any) -> Any:
     if not isinstance(value, str) or value.isascii() or os.path.exists(value):
         return value
     return os.fsencode(value).decode("utf-8", "replace")
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM is Ctrl-C from now on: a KeyboardInterrupt in the main thread. Who handles either himself, still does."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, stop)
+
+
+@contextlib.contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """A command: what can't work ends in one line on standard error and status 1, Ctrl-C and SIGTERM in one and STOPPED. With
+    LDM_TRACEBACK set, a traceback."""
+    stop_on_sigterm()
+    try:
+        yield
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        if os.environ.get("LDM_TRACEBACK"):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            print("stopped", file=sys.stderr)
+            sys.exit(STOPPED)
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -3,6 +3,8 @@
 import sys
 
 from ldm_jax.cli.retrieval import main
+from ldm_jax.primitives.console import ends_in_one_line
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ends_in_one_line():
+        sys.exit(main())

@@ -11,6 +11,7 @@ a later one of the same number; on another host when it was not touched for STAL
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -67,6 +68,7 @@ def _take(path: Path, mine: dict) -> None:
             for _ in range(10):
                 with contextlib.suppress(FileExistsError):
                     _place(temporary, path)
+                    _clear(path.parent)
                     return
                 owner = _read(path)
                 if owner is not None and _is_alive(owner, path):
@@ -117,6 +119,26 @@ def _remove_stale(path: Path, owner: dict | None) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _clear(folder: Path) -> None:
+    """Away with what processes of this host were killed beside, half way into the lock or out of it."""
+    host = re.escape(socket.gethostname())
+    left = re.compile(rf"\.{re.escape(NAME)}\.{host}\.(\d+)\.\d+|{re.escape(NAME)}\.(\d+)\.\d+\.stale")
+    for path in folder.iterdir():
+        match = left.fullmatch(path.name)
+        if match and not _runs(int(match[1] or match[2])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def _read(path: Path) -> dict | None:
     """Whose lock it is; None if there is none, or none that can be read."""
     try:
@@ -132,12 +154,8 @@ def _is_alive(owner: dict, path: Path) -> bool:
             return time.time() - path.stat().st_mtime < STALE
         except FileNotFoundError:
             return False
-    try:
-        os.kill(owner["process"], 0)
-    except ProcessLookupError:
+    if not isinstance(owner["process"], int) or not _runs(owner["process"]):
         return False
-    except (OSError, TypeError, OverflowError):
-        return isinstance(owner["process"], int)  # someone else's process
     started = _started(owner["process"])
     return owner["started"] is None or started is None or started == owner["started"]
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from ldm_jax import weights
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import ends_in_one_line, print_anything
 from ldm_jax.weights import files, naming
 
 
@@ -109,4 +109,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ends_in_one_line():
+        sys.exit(main())

@@ -111,3 +111,14 @@ def test_of_many_at_once_one_wins(tmp_path):
     leave.set()
     for thread in threads:
         thread.join()
+
+
+def test_what_the_killed_left_half_way_goes_and_nothing_else(tmp_path):
+    dead, alive = dead_process(), os.getpid()
+    left = [f".{lock.NAME}.{HERE}.{dead}.1", f"{lock.NAME}.{dead}.7.stale"]
+    kept = [f".{lock.NAME}.{host}.1" for host in (f"{HERE}.{alive}", f"elsewhere.{dead}", f"{HERE}.x")] + [f"{lock.NAME}.mine"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("{")
+    with lock.hold(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {lock.NAME, *kept}
+    assert {path.name for path in tmp_path.iterdir()} == {*kept}
