@@ -1,5 +1,7 @@
 """What people do with the commands: repeat a flag, give odd numbers, damage a file, run from elsewhere. Nothing is compiled."""
 
+import copy
+import functools
 import importlib.util
 import json
 import math
@@ -84,6 +86,51 @@ def test_numbers_that_cannot_be_meant_are_refused_by_name(name, value):
     section[last] = value
     with pytest.raises(ValueError, match=rf"config\.{name}=.*: must be"):
         build.check(config)
+
+
+# Names, paths and texts that may be anything as far as `check` can see, and what switches
+FREE = {
+    "name", "data.name", "data.path", "data.palette", "data.train_split", "data.validation_split", "first_stage.path",
+    "conditioner.tokenizer", "first_stage_train.start_from", "diffusion_train.start_from", "sampling.guidance_scale",
+    "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path", "latents.shift",
+}  # fmt: skip
+
+
+def fields_of(config, section=""):
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from fields_of(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}", value
+
+
+def test_nonsense_in_any_field_is_refused_by_its_name():
+    """A text that is no name, a negative number, one that is none: no field of the default is too obscure to be looked at."""
+    config, left = config_of(), []
+    for name, value in fields_of(config):
+        if name in FREE or name.endswith("_column") or isinstance(value, bool):
+            continue
+        first = value[0] if isinstance(value, list) and value else value
+        wrong = ["nonsense"] if isinstance(first, str) else [-7, math.nan]
+        for each in wrong if value != [] else []:
+            damaged = copy.deepcopy(config)
+            *section, field = name.split(".")
+            place = functools.reduce(dict.__getitem__, section, damaged)
+            place[field] = [each] if isinstance(value, list) else each
+            try:
+                build.check(damaged)
+                left.append(f"{name}={each} was taken")
+            except ValueError as error:
+                if name not in str(error) or "\n" in str(error):
+                    left.append(f"{name}={each}: {error}")
+    assert not left, "\n".join(left)
+
+
+def test_a_start_that_is_not_there_is_refused_before_anything_is_trained(tmp_path):
+    for name in ("first_stage", "diffusion"):
+        with pytest.raises(ValueError, match=f"config.{name}_train.start_from='.*nowhere': there is no such"):
+            experiment.run(config_of(**{f"{name}_train__start_from": str(tmp_path / "nowhere")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["log.every", "log.images_every", "log.validation_every", "checkpoint.every"])

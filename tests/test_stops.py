@@ -27,7 +27,7 @@ MOMENTS = [
 
 def stopped(arguments, environment, line, wait, number):  # noqa: F811
     """The status and standard error of a run that got a signal so long after it had printed the line."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored (`nohup ... &`), children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under `nohup ... &`, and by children then
     process = subprocess.Popen(
         arguments, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )

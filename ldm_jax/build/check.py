@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import models
+from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.choices import check_choice
+from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
 
 STAGES = ("first_stage", "latents", "diffusion", "evaluation")
@@ -118,24 +119,67 @@ _FIRST_STAGE_LOSS = dict.fromkeys(
     ),
     _AT_LEAST_0,
 )  # fmt: skip
+_HEADS = ("a whole number of at least 1, or -1", lambda v: v == -1 or (v >= 1 and v == int(v)))
+_SIZES = dict.fromkeys(
+    (
+        "in_channels", "out_channels", "out_ch", "ch", "ch_mult", "resolution", "attn_resolutions", "z_channels", "embed_dim",
+        "norm_num_groups", "model_channels", "channel_mult", "attention_resolutions", "num_res_blocks", "context_dim",
+        "hidden_size", "depth", "patch_size", "input_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "max_seq_len", "vocab_size", "heads", "dim_head", "neighbours", "n_classes", "scale",
+        "num_classes",
+    ),
+    _AT_LEAST_1,
+)  # fmt: skip
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
-    "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE},
-    "first_stage": {"dropout": _BELOW_1, "ch": _AT_LEAST_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE},
-    "first_stage_loss": _FIRST_STAGE_LOSS | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1},
+    "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
+             "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
+             "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
+    "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
+    "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
+    "first_stage_loss": _FIRST_STAGE_LOSS
+    | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
-    "latents": {"scale": _AT_LEAST_0, "scale_batches": _AT_LEAST_1},
-    "network": {"dropout": _BELOW_1, "model_channels": _AT_LEAST_1},
-    "conditioner": {"null_probability": _SHARE, "n_classes": _AT_LEAST_1, "noise_levels": _WHOLE, "scale": _AT_LEAST_1},
+    "network": _SIZES
+    | {"dropout": _BELOW_1, "num_heads": _HEADS, "num_head_channels": _HEADS, "transformer_depth": _WHOLE,
+       "mlp_ratio": _POSITIVE},
+    "conditioner": _SIZES
+    | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
+       "multiplier": _POSITIVE, "mask_area": _SHARE},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
                   "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
     "diffusion_train": _TRAIN,
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1},
     "log": {"every": _WHOLE, "images_every": _WHOLE, "validation_every": _WHOLE, "validation_images": _AT_LEAST_1,
-            "watchdog_seconds": _AT_LEAST_0},
+            "watchdog_seconds": _AT_LEAST_0, "profile": _WHOLE},
+    "latents": {"scale": _AT_LEAST_0, "scale_batches": _AT_LEAST_1, "shift": ("a number", lambda v: True)},
     "checkpoint": {"every": _WHOLE, "keep": _AT_LEAST_1, "rewinds": _WHOLE, "snapshots": _WHOLE},
 }  # fmt: skip
+
+
+# (section, field) -> the names that it may be.
+CHOICES = {
+    ("data", "source"): ("shapes", "folder", "tfds"),
+    ("data", "crop"): ("center", "random"),
+    ("data", "on_error"): ("raise", "skip"),
+    ("first_stage", "attn_type"): ("vanilla", "none"),
+    ("first_stage_loss", "disc_loss"): ("hinge", "vanilla"),
+    ("first_stage_loss", "pixel"): ("l1", "l2"),
+    ("first_stage_loss", "reduction"): ("sum", "mean"),
+    ("diffusion", "schedule"): tuple(diffusion.SCHEDULES),
+    ("diffusion", "prediction"): tuple(diffusion.PREDICTIONS),
+    ("diffusion", "loss"): ("l1", "l2", "huber"),
+    ("diffusion", "weighting"): tuple(diffusion.WEIGHTINGS),
+    ("diffusion", "time_sampling"): (*diffusion.TIMES, "importance"),
+    ("sampling", "sampler"): tuple(diffusion.SAMPLERS),
+    ("sampling", "grid"): tuple(diffusion.GRIDS),
+    **{
+        (section, name): names
+        for section in ("first_stage_train", "diffusion_train")
+        for name, names in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("mu_dtype", ("float32", "bfloat16")))
+    },
+}
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
@@ -147,6 +191,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             for number in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
                     raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
+    for (section, name), names in CHOICES.items():
+        if name in config.get(section, {}):
+            check_choice(config[section][name], names, f"config.{section}.{name}")
     for section in ("first_stage_train", "diffusion_train"):
         train = config.get(section, {})
         if train.get("warmup_steps", 0) > train.get("steps", math.inf):

@@ -39,8 +39,18 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     began = time.monotonic()
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     build.check(config)
+    check_start(config, Path(workdir))
     with Experiment(config, Path(workdir)) as experiment:
         for name in config["stages"]:
             STAGES[name](experiment)
     condition = experiment.condition
     experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")
+
+
+def check_start(config: Mapping[str, Any], workdir: Path) -> None:
+    """ValueError if a stage that has not begun is to start from a model that isn't there, before an earlier one is trained."""
+    for stage in ("first_stage", "diffusion"):
+        path = config[f"{stage}_train"]["start_from"]
+        begun = (workdir / stage / "checkpoints").exists()
+        if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
+            raise ValueError(f"config.{stage}_train.start_from={path!r}: there is no such file or folder")
