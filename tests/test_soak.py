@@ -1,4 +1,4 @@
-"""A training that saves, judges and draws all the time, for as long as it is told: what it holds does not grow."""
+"""A training that saves, judges and draws for as long as it is told: what it holds grows by no more than is known."""
 
 import os
 import signal
@@ -11,6 +11,9 @@ import pytest
 
 from tests.test_train import ROOT, command, environment  # noqa: F401
 
+# What a save of this model costs for good, in MB: tensorstore 0.1.86 keeps what its `KvStore.Spec.to_json` and
+# `experimental_collect_matching_metrics` return, and Orbax calls both for every array. 0.3 was seen; more would be ours.
+KEPT = 0.4
 MINUTES = float(os.environ.get("LDM_SOAK_MINUTES", "3"))
 BUSY = {
     "first_stage_train.steps": 2,
@@ -54,6 +57,6 @@ def test_handles_threads_and_memory_are_flat(environment, tmp_path):  # noqa: F8
     medians = np.array([np.median(part, axis=0) for part in parts])
     print(f"{MINUTES:g} minutes, {step} steps, {step // 10} saves; handles, threads, MB by fifths:", medians.round().tolist())
     assert np.ptp(medians[:, 0]) <= 10 and np.ptp(medians[:, 1]) <= 6
-    assert medians[-1, 2] < medians[0, 2] * 1.05 + 20
+    assert medians[-1, 2] < medians[0, 2] + 20 + KEPT * step / BUSY["checkpoint.every"]
     kept = [path for path in (workdir / "diffusion/checkpoints").iterdir() if path.name.isdigit()]
     assert len(kept) <= 3

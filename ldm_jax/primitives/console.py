@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -28,15 +29,27 @@ def as_typed(value: Any) -> Any:
 
 
 def stop_on_sigterm() -> None:
-    """SIGTERM is Ctrl-C from now on: a KeyboardInterrupt in the main thread. Who handles either himself, still does."""
+    """SIGTERM is Ctrl-C from now on: a KeyboardInterrupt in the main thread. Who handles either himself, still does.
+
+    Where Python can't raise (in a destructor, in a callback of the garbage collector) it drops the exception; it is then raised
+    again a moment later.
+    """
 
     def stop(number: int, frame: Any) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt
 
+    def dropped(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return shown(unraisable)
+        signal.signal(signal.SIGTERM, stop)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    shown = sys.unraisablehook
     with contextlib.suppress(ValueError):  # not the main thread
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, stop)
+            sys.unraisablehook = dropped
 
 
 @contextlib.contextmanager

@@ -224,6 +224,9 @@ class _Run:
                 raise Interrupted(step)
             if due or save:
                 self.window.resume()
+        # A signal that came after the last look at it. Several processes see it at the next stage's first step, together.
+        if jax.process_count() == 1 and self.asked_to_stop(step):
+            raise Interrupted(step)
         return state
 
     def _look(self, step: int, state: TrainState, due: Sequence[Hook]) -> float | None:

@@ -275,3 +275,13 @@ def test_lines_wait_for_a_disk_that_fails(tmp_path):
         (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
         log.scalars(4, {"a": 4.0})
     assert [line["a"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_signal_in_the_last_pictures_is_not_lost(tmp_path):
+    def draw(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Report()
+
+    with pytest.raises(Interrupted, match="stopped at step 10"):
+        run(tmp_path, numbers, hooks=[Hook(10, draw)])
+    assert steps_in(tmp_path / "checkpoints")[-1] == 10

@@ -1,5 +1,7 @@
 """The step: against an AdamW written out, skipping, the average's warm-up, and the same numbers on one device and on eight."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +161,10 @@ def test_a_mesh_that_does_not_fit_is_refused(data, fsdp):
 def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do():
     with pytest.raises(ValueError, match="batch_size=12 does not divide over 8 devices; nearest that do: 8 and 16"):
         sharding.check_batch_size(12, sharding.make_mesh())
+
+
+@pytest.mark.parametrize("platform, rows, told", [("tpu", 4, True), ("tpu", 2, True), ("tpu", 1, False), ("cpu", 4, False)])
+def test_a_tpus_compiler_is_told_not_to_cut_a_few_images_into_strips(platform, rows, told):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    options = sharding.compiler_options(mesh, rows)
+    assert bool(options) == told and not any(options.values())

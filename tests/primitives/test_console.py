@@ -1,0 +1,40 @@
+"""How a command ends."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import gc, os, signal, sys, time
+from ldm_jax.primitives.console import ends_in_one_line
+number = getattr(signal, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def collect(phase, info):
+    if phase == "start":
+        os.kill(os.getpid(), number)
+        for _ in range(1000): pass  # the handler runs here, where nothing can be raised
+with ends_in_one_line():
+    if sys.argv[2] == "error": raise ValueError("what was wrong")
+    if sys.argv[2] == "collecting":
+        gc.callbacks.append(collect); gc.collect(); gc.callbacks.clear()
+    else:
+        os.kill(os.getpid(), number)
+    time.sleep(20)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    "signal, where, status, said",
+    [
+        ("SIGTERM", "plainly", 130, "stopped\n"),
+        ("SIGINT", "plainly", 130, "stopped\n"),
+        ("SIGTERM", "collecting", 130, "stopped\n"),
+        ("SIGINT", "collecting", 130, "stopped\n"),
+        ("SIGINT", "error", 1, "ValueError: what was wrong\n"),
+    ],
+)
+def test_a_command_ends_in_one_line(signal, where, status, said):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, signal, where], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
