@@ -17,7 +17,7 @@ from ldm_jax.plan import program
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
     "--set=network.model_channels=32",
-    "--set=network.channel_mult=1,1",
+    "--set=network.channel_mult=1",
     "--set=network.num_res_blocks=1",
     "--set=first_stage.ch=8",
     "--set=conditioner.n_layer=1",
