@@ -4,29 +4,30 @@ Statistics of features are float64 and numpy's, whatever device the features cam
 jax functions that may be compiled into a validation step.
 """
 
-from ldm_jax.evaluation.frechet import Moments, frechet_distance, frechet_from_moments, merge, moments, moments_of
+from ldm_jax.evaluation.features import FeatureSet, feature_set, join, load_features
+from ldm_jax.evaluation.frechet import (
+    Moments,
+    frechet_distance,
+    frechet_from_moments,
+    frechet_of_gaussians,
+    merge,
+    moments,
+    moments_of,
+)
 from ldm_jax.evaluation.inception_score import inception_score
+from ldm_jax.evaluation.intervals import Interval, bootstrap, frechet_at_infinity
 from ldm_jax.evaluation.kernel import kernel_distance, kernel_distance_of_subsets
 from ldm_jax.evaluation.manifold import Overlap, precision_recall
+from ldm_jax.evaluation.memorisation import Memorisation, memorisation, nearest
+from ldm_jax.evaluation.pictures import as_uint8, odd_in, uneven_classes
 from ldm_jax.evaluation.segmentation import confusion_matrix, mean_iou, pixel_accuracy
 from ldm_jax.evaluation.spectrum import power_spectrum
-from ldm_jax.evaluation.ssim import ssim
+from ldm_jax.evaluation.ssim import ms_ssim, ssim
 
 __all__ = [
-    "Moments",
-    "Overlap",
-    "confusion_matrix",
-    "frechet_distance",
-    "frechet_from_moments",
-    "inception_score",
-    "kernel_distance",
-    "kernel_distance_of_subsets",
-    "mean_iou",
-    "merge",
-    "moments",
-    "moments_of",
-    "pixel_accuracy",
-    "power_spectrum",
-    "precision_recall",
-    "ssim",
-]
+    "FeatureSet", "Interval", "Memorisation", "Moments", "Overlap", "as_uint8", "bootstrap", "confusion_matrix", "feature_set",
+    "frechet_at_infinity", "frechet_distance", "frechet_from_moments", "frechet_of_gaussians", "inception_score", "join",
+    "kernel_distance", "kernel_distance_of_subsets", "load_features", "mean_iou", "memorisation", "merge", "moments",
+    "moments_of", "ms_ssim", "nearest", "odd_in", "pixel_accuracy", "power_spectrum", "precision_recall", "ssim",
+    "uneven_classes",
+]  # fmt: skip

@@ -32,7 +32,7 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> Overlap
     reach_real, reach_drawn = neighbour_distances(real, k), neighbour_distances(drawn, k)
     inside, held, recalled = [], np.zeros(len(real), bool), np.zeros(len(real), bool)
     density = 0
-    for rows, squares in _chunks(drawn, real):
+    for rows, squares in chunks(drawn, real):
         inside.append((squares <= reach_real).any(1))
         density += np.count_nonzero(squares < reach_real)
         held |= (squares < reach_real).any(0)
@@ -44,15 +44,17 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> Overlap
 def neighbour_distances(x: np.ndarray, k: int) -> np.ndarray:
     """The squared distance of every row to its k-th nearest other row, [N]."""
     found = []
-    for rows, squares in _chunks(x, x):
+    for rows, squares in chunks(x, x):
         squares[np.arange(len(squares)), np.arange(rows.start, rows.start + len(squares))] = np.inf
         found.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
     return np.concatenate(found)
 
 
-def _chunks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances of some rows of x at a time to all of y."""
+def chunks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Squared distances [chunk, M] of some rows of x [N, D] at a time, float64, to all of y [M, D]; which rows, first."""
+    y = np.asarray(y, np.float64)
     lengths = np.square(y).sum(1)
     for start in range(0, len(x), CHUNK):
-        rows = slice(start, start + CHUNK)
-        yield rows, np.maximum(np.square(x[rows]).sum(1)[:, None] + lengths - 2 * x[rows] @ y.T, 0)
+        rows = slice(start, min(start + CHUNK, len(x)))
+        part = np.asarray(x[rows], np.float64)
+        yield rows, np.maximum(np.square(part).sum(1)[:, None] + lengths - 2 * part @ y.T, 0)

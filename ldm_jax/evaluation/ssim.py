@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.primitives.arrays import block_mean
+
 WIDTH, DEVIATION = 11, 1.5
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # how much each counts, from fine to coarse
 
 
 def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -23,13 +26,43 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     if x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < WIDTH:
         raise ValueError(f"ssim takes pairs [B, *spatial, C] with sides of at least {WIDTH}, not {x.shape} and {y.shape}")
+    return _parts(x, y)[0].mean(-1)
+
+
+def ms_ssim(x: jax.Array, y: jax.Array, scales: int = len(SCALES)) -> jax.Array:
+    """The similarity [B] of x and y [B, *spatial, C] at several scales (Wang, Simoncelli & Bovik 2003): the product of the
+    contrast and structure terms at each, every one half as large as the one before, and of the whole at the last, to the powers
+    `SCALES`. Of fewer scales, which other tables' values can't be compared with, the powers are brought to the same sum.
+
+    Raises:
+      ValueError: shapes that differ, or too small: the shortest side is at least 11 * 2^(scales - 1), 176 for five.
+    """
+    least = WIDTH * 2 ** (scales - 1)
+    if not 1 <= scales <= len(SCALES) or x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < least:
+        raise ValueError(
+            f"ms_ssim at {scales} scales takes pairs [B, *spatial, C] with sides of at least {least}, not {x.shape} and "
+            f"{y.shape}: give larger pictures or fewer scales (1 to {len(SCALES)})"
+        )
+    powers = np.float32(SCALES[:scales]) / np.float32(sum(SCALES[:scales])) * np.float32(sum(SCALES))
+    found = jnp.ones((x.shape[0], x.shape[-1]), jnp.float32)
+    for scale, power in enumerate(powers):
+        whole, structure = _parts(x, y)
+        found *= jnp.maximum(whole if scale == scales - 1 else structure, 0) ** power
+        x, y = block_mean(x), block_mean(y)
+    return found.mean(-1)
+
+
+def _parts(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The similarity and, alone, its terms of contrast and structure, [B, C] each."""
     x, y = (picture.astype(jnp.float32) / 2 for picture in (x, y))  # [0, 1] less 1/2, where squares cancel less
     mx, my = window(x), window(y)
     vx, vy, vxy = window(x * x) - mx * mx, window(y * y) - my * my, window(x * y) - mx * my
     mx, my = mx + 0.5, my + 0.5
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return similarity.mean(tuple(range(1, x.ndim)))
+    structure = (2 * vxy + c2) / (vx + vy + c2)
+    similarity = (2 * mx * my + c1) / (mx * mx + my * my + c1) * structure
+    axes = tuple(range(1, x.ndim - 1))
+    return similarity.mean(axes), structure.mean(axes)
 
 
 def window(x: jax.Array) -> jax.Array:
