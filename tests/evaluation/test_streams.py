@@ -237,4 +237,4 @@ def test_pictures_that_can_not_be_measured_and_odd_ones():
     said = evaluation.odd_in(found * 0)
     assert [word in text for word, text in zip(("of one colour", "grey", "the same"), said)] == [True] * 3
     assert evaluation.uneven_classes([0, 1, 0, 1], [1, 0]) == []
-    assert "class a is 66.7% of what is drawn and 25.0% there" in evaluation.uneven_classes([0, 1, 0], [0, 1, 1, 1], "ab")[0]
+    assert "class c is 0.0% of what is drawn and 50.0% there" in evaluation.uneven_classes([0, 1, 0], [0, 1, 2, 2], "abc")[0]
