@@ -32,7 +32,8 @@ def sample(
     """Draws images [B, *size, 3] in [-1, 1]: start noise, the whole trajectory and the decoder in one compiled program.
 
     Args:
-      key: a typed key. Image i depends on (key, i) alone, not on its neighbours in the batch.
+      key: a typed key. Image i depends on (key, i) alone, not on its neighbours in the batch. Or one a picture, [B]: those of
+        `fold_in(key, i)` draw what `key` draws, in any batches.
       cond: from `embed`, one a picture; None where there is no condition, then `num` says how many.
       size: in pixels, (height, width) of pictures; default that of a condition which is a picture, or the training size.
       noise: unit noise [B, *space, C] to start from instead of the key's, as `noise` and `invert` give it.

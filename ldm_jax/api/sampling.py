@@ -209,9 +209,13 @@ def run(
 
 
 def keys_of(key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """One key a picture for its start noise, one for its steps: picture i depends on (key, i), not on its neighbours."""
+    """One key a picture for its start noise, one for its steps: picture i depends on (key, i), not on its neighbours. `key`:
+    one for all, or [num], one a picture."""
     key = typed_key(key)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num))
+    if key.ndim and len(key) != num:
+        raise ValueError(f"{len(key)} keys for {num} pictures: give one for all, or one a picture")
+    own = key if key.ndim else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
+    keys = jax.vmap(jax.random.split)(own)
     return keys[:, 0], keys[:, 1]
 
 

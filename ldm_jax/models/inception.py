@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.models.init import ONES, ZEROS, torch_default
 from ldm_jax.models.layers import Conv, Dense, bilinear
 
 SIZE = 299
+SPATIAL = 7  # channels of the 17 x 17 map that the spatial distance compares
+RESIZE = ("legacy", "tensorflow", "clean", "none")
 
 
 class InceptionFeatures(NamedTuple):
@@ -25,17 +28,19 @@ class InceptionFeatures(NamedTuple):
     features: jax.Array  # [B, 2048], what FID compares
     logits: jax.Array  # [B, 1008]
     logits_unbiased: jax.Array  # without the bias, as the original inception score has it
+    spatial: jax.Array  # [B, 2023], what sFID compares: 7 channels of Mixed_6d (Nash et al. 2021), of 299 x 299 pixels
 
 
 class InceptionV3(nn.Module):
-    """Images [B, H, W, 3] in [-1, 1] of any size -> InceptionFeatures; resized to 299 x 299 without antialiasing."""
+    """Images [B, H, W, 3] in [-1, 1] of any size -> InceptionFeatures; brought to 299 x 299 by `resize`, one of `RESIZE`."""
 
     dtype: Any = jnp.float32
+    resize: str = "legacy"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> InceptionFeatures:
         conv = branches(self.dtype)
-        h = bilinear(images, SIZE, SIZE)
+        h = sized(images, self.resize)
         h = conv("Conv2d_1a_3x3", 32, 3, strides=2)(h)
         h = conv("Conv2d_2a_3x3", 32, 3, padding="VALID")(h)
         block0 = max_pool(conv("Conv2d_2b_3x3", 64, 3)(h))
@@ -48,13 +53,41 @@ class InceptionV3(nn.Module):
         h = MixedC(128, self.dtype, name="Mixed_6b")(h)
         h = MixedC(160, self.dtype, name="Mixed_6c")(h)
         h = MixedC(160, self.dtype, name="Mixed_6d")(h)
+        spatial = h[..., :SPATIAL].astype(jnp.float32).reshape(len(h), -1)
         block2 = MixedC(192, self.dtype, name="Mixed_6e")(h)
         h = MixedD(self.dtype, name="Mixed_7a")(block2)
         h = MixedE(False, self.dtype, name="Mixed_7b")(h)
         h = MixedE(True, self.dtype, name="Mixed_7c")(h)
         features = h.astype(jnp.float32).mean((1, 2))
         unbiased, logits = Head(1008, name="fc")(features)
-        return InceptionFeatures((block0, block1, block2, features[:, None, None]), features, logits, unbiased)
+        return InceptionFeatures((block0, block1, block2, features[:, None, None]), features, logits, unbiased, spatial)
+
+
+def sized(images: jax.Array, resize: str) -> jax.Array:
+    """Images [B, H, W, 3] in [-1, 1] as the network takes them, by the way of one of the programs that published distances
+    come from:
+
+    legacy      mseitzer/pytorch-fid: bilinear between pixels' middles, without antialiasing
+    tensorflow  the original network in TensorFlow, as the evaluator of guided-diffusion (ADM) runs it: bilinear between
+                pixels' corners, without antialiasing, and 8-bit values v as (v - 128) / 128
+    clean       clean-fid (Parmar et al. 2022): bicubic with antialiasing, as Pillow does it, and the same values
+    none        as they are; sFID is then of another size
+    """
+    if resize == "legacy":
+        return bilinear(images, SIZE, SIZE)
+    if resize == "none":
+        return images
+    values = (images + 1) * 127.5
+    if resize == "clean":
+        values = jnp.clip(jax.image.resize(values, (len(images), SIZE, SIZE, 3), "cubic", antialias=True), 0, 255)
+    else:
+        for axis in (1, 2):
+            place = np.arange(SIZE) * (images.shape[axis] / SIZE)
+            low = place.astype(np.int32)
+            weight = jnp.float32(place - low).reshape([SIZE if a == axis else 1 for a in range(4)])
+            high = np.minimum(low + 1, images.shape[axis] - 1)
+            values = jnp.take(values, low, axis) * (1 - weight) + jnp.take(values, high, axis) * weight
+    return (values - 128) / 128
 
 
 class ConvNorm(nn.Module):

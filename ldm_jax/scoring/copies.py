@@ -1,0 +1,76 @@
+"""Samples beside the training pictures that are nearest to them, in pixels and in features, and whether they are copies."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm_jax import build, evaluation
+from ldm_jax.data.source import Spread
+from ldm_jax.evaluation import FeatureSet
+from ldm_jax.primitives.arrays import block_mean
+from ldm_jax.scoring.features import Features
+from ldm_jax.scoring.looking import of_source
+from ldm_jax.scoring.reference import Reference, labelled_source
+from ldm_jax.training import sharding
+
+SIDE = 32  # pixels are compared at about this many a side, as means of blocks
+
+
+class Copies(NamedTuple):
+    """`values`: "memorisation/pixels/closer" and the like; `rows` uint8 [n, 3, H, W, 3]: a sample, the training picture nearest
+    in pixels, the one nearest in features; the samples nearest to a training picture come first."""
+
+    values: dict[str, float]
+    rows: np.ndarray
+
+
+class Neighbours:
+    """The real pictures that samples are compared with: all of the training and the validation set, at most `count` each."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        features: Features,
+        train: Reference,
+        held_out: Reference,
+        mesh: Any,
+        count: int = 50_000,
+    ):
+        if train.features is None or held_out.features is None:
+            raise ValueError("nearest neighbours need the real pictures' features; files of statistics alone have none")
+        self.features, self.train, self.held_out = features, train, held_out
+        self.transform = build.make_transform(config)
+        sources = [Spread(labelled_source(config, split), count) for split in ("train", "validation")]
+        self.source = sources[0]
+        self.pixels = [self._pixels(source, mesh) for source in sources]
+
+    def _pixels(self, source: Any, mesh: Any) -> np.ndarray:
+        parts = []
+        for batch in of_source(source, self.transform, 256, mesh):
+            images = np.asarray(sharding.replicate(mesh, batch.images))
+            parts.append(pixels_of(evaluation.as_uint8(images[batch.rows >= 0])))
+        return np.concatenate(parts)
+
+    def of(self, images: np.ndarray, features: FeatureSet, shown: int = 8) -> Copies:
+        """How near samples are to training pictures: uint8 `images` [n, H, W, 3], the first of the samples whose `features` are
+        given (all of those count)."""
+        in_pixels = evaluation.memorisation(pixels_of(images), *self.pixels)
+        in_features = evaluation.memorisation(features.features, self.train.features.features, self.held_out.features.features)
+        values = {}
+        for name, found in (("pixels", in_pixels), (self.features.kind, in_features)):
+            values |= {f"memorisation/{name}/closer": found.closer, f"memorisation/{name}/copies": found.copies}
+        nearest_first = np.argsort(in_features.distances[: len(images), 0], kind="stable")[:shown]
+        rows = []
+        for i in nearest_first:
+            numbers = in_pixels.neighbours[i, 0], self.train.features.rows[in_features.neighbours[i, 0]]
+            rows.append([images[i], *(self.transform.view(self.source[int(number)])["image"] for number in numbers)])
+        return Copies(values, np.stack([np.stack(row) for row in rows]))
+
+
+def pixels_of(images: np.ndarray) -> np.ndarray:
+    """float32 [N, D]: uint8 pictures [N, H, W, 3] as means of blocks, about `SIDE` a side, in [0, 1]."""
+    n = max(1, min(images.shape[1:3]) // SIDE)
+    small = block_mean(images, n) if n > 1 else images
+    return (np.asarray(small, np.float32) / 255).reshape(len(images), -1)
+

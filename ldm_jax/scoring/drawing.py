@@ -1,0 +1,90 @@
+"""Pictures of a model, numbered, drawn over the devices for conditions of its data.
+
+Picture i depends on the seed and i alone, not on the batches, the devices or an interruption.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax import api, build
+from ldm_jax.api import drawing
+from ldm_jax.data.transform import other_columns
+from ldm_jax.primitives.arrays import key_of, row_keys
+from ldm_jax.scoring.looking import Pictures, full_batch
+from ldm_jax.training import sharding
+
+PyTree = Any
+
+
+class Conditions:
+    """What pictures 0 to num - 1 are drawn for: the conditions of a source's rows, spread evenly over it, or all of them time
+    and again where there are fewer. So classes have the source's own balance."""
+
+    def __init__(self, config: Mapping[str, Any], condition: Any, source: Any, num: int):
+        self.condition, self.source, self.num = condition, source, num
+        self.transform = build.make_transform(config, condition)
+        # labels and captions need no pixels
+        self.plain = self.transform.task is None and set(condition.columns) <= {"label", "caption"}
+
+    def row(self, number: int) -> int:
+        """The source's row for picture `number`."""
+        count = len(self.source)
+        return number * count // self.num if self.num <= count else number % count
+
+    def inputs(self, numbers: np.ndarray) -> PyTree:
+        """The conditioner's inputs for these pictures; None for a model without a condition."""
+        if self.condition.kind == "none":
+            return None
+        rows = [self.source[self.row(int(i))] for i in numbers]
+        if self.plain:
+            examples = [other_columns(row, self.transform.tokenize, 0, None) for row in rows]
+        else:
+            examples = [self.transform(row) for row in rows]
+        return self.condition.from_batch({name: np.stack([e[name] for e in examples]) for name in examples[0]})
+
+    def labels(self) -> np.ndarray | None:
+        """int64 [num], the classes; None where the model is not told them."""
+        if "label" not in self.condition.columns:
+            return None
+        of_rows = np.int64([self.source[i]["label"] for i in range(len(self.source))])
+        return of_rows[[self.row(i) for i in range(self.num)]]
+
+    def words(self, numbers: np.ndarray) -> list[str]:
+        """The conditions of these pictures in words."""
+        return [self.condition.in_words(self.source[self.row(int(i))], self.source.info) for i in numbers]
+
+
+class Drawer:
+    """Draws with a model's parameters, replicated over the mesh. `options`: those of `sample` (sampler, steps, grid,
+    guidance_scale)."""
+
+    def __init__(self, spec: api.Specification, params: PyTree, conditions: Conditions, mesh: Any, seed: int = 0):
+        self.spec, self.params, self.conditions, self.mesh = spec, params, conditions, mesh
+        self.key = key_of(seed)
+
+    def __call__(self, numbers: np.ndarray, options: Mapping[str, Any]) -> jax.Array:
+        """Pictures [B, H, W, 3] over the devices, for numbers int64 [B]; below 0 the last one again."""
+        numbers = np.where(numbers < 0, self.conditions.num - 1, numbers)
+        mine = numbers[sharding.local_rows(self.mesh, len(numbers))]
+        with jax.set_mesh(self.mesh):
+            inputs = self.conditions.inputs(mine)
+            cond = None
+            if inputs is not None:
+                placed = jax.tree.map(lambda x: sharding.to_device(self.mesh, np.asarray(x)), inputs)
+                cond = self.spec.embed(self.params, placed)
+            keys = _row_keys(self.key, sharding.to_device(self.mesh, mine.astype(np.int32)))
+            return drawing.sample(self.spec, self.params, keys, cond, num=len(numbers), **options)
+
+    def batches(self, numbers: np.ndarray, batch_size: int, options: Mapping[str, Any]) -> Iterator[Pictures]:
+        """All pictures of these numbers, a batch at a time."""
+        batch_size = full_batch(batch_size, self.mesh)
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            rows = np.concatenate([part, np.full(batch_size - len(part), -1)])
+            yield Pictures(rows, self(rows, options))
+
+
+_row_keys = jax.jit(row_keys)

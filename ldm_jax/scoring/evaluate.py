@@ -1,0 +1,251 @@
+"""From a model, or from two sets of pictures, to results.json, results.md and report.html: everything in its order.
+
+    evaluate(ldm, Request(num=1000, guidance_scales=(1.0, 2.0)), out, config=config, folder=workdir / "evaluation")
+    compare("samples/", "photos/", Request(features="inception:FILE"), out)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import api, build, evaluation, models, weights
+from ldm_jax.primitives.choices import check_choice
+from ldm_jax.primitives.files import write_json
+from ldm_jax.scoring import features as feature_networks
+from ldm_jax.scoring import reference as references
+from ldm_jax.scoring import report
+from ldm_jax.scoring.copies import Neighbours
+from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.looking import look, of_array, read_pictures
+from ldm_jax.scoring.measures import measure
+from ldm_jax.scoring.reconstructions import measure_reconstructions
+from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep
+from ldm_jax.training import distributed, sharding
+from ldm_jax.workdir import versions
+
+SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be measured, and how.
+
+    num                  pictures of every setting
+    samplers, steps, guidance_scales
+                         every combination is a setting; empty: the config's own
+    features, resize     see `scoring.features.load`
+    reference            "train", "validation", or a file of statistics
+    reference_num        real pictures at most
+    conditions           "train" or "validation": whose conditions are drawn
+    memorisation         also compare with the nearest training pictures
+    reconstructions      also measure the first stage
+    pictures             write every picture
+    resamples            of the bootstrap; 0: no intervals
+    size                 of pictures that are compared: folders are brought to it, arrays must have it; 0: as they are
+    """
+
+    num: int = 50_000
+    samplers: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    guidance_scales: tuple[float, ...] = ()
+    features: str = "auto"
+    resize: str = "legacy"
+    reference: str = "train"
+    reference_num: int = 50_000
+    conditions: str = "validation"
+    batch_size: int = 64
+    seed: int = 0
+    resamples: int = 10
+    memorisation: bool = False
+    reconstructions: bool = False
+    pictures: bool = False
+    size: int = 0
+
+    def check(self) -> None:
+        """ValueError for numbers that can't be meant."""
+        for name, least in (("num", 2), ("reference_num", 2), ("batch_size", 1), ("seed", 0), ("resamples", 0), ("size", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+        check_choice(self.conditions, SPLITS, "conditions")
+        for value in self.guidance_scales:
+            if not np.isfinite(value):
+                raise ValueError(f"guidance_scale={value}: must be finite")
+        if any(count < 1 for count in self.steps):
+            raise ValueError(f"steps={min(self.steps)}: at least 1")
+
+
+def evaluate(
+    ldm: api.LatentDiffusion,
+    request: Request,
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    folder: Path,
+    model: Mapping[str, Any],
+    mesh: Any = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures a model; returns what OUT/results.json holds (in the first process).
+
+    Args:
+      config: of the data: references, conditions and probes are made of config.data.
+      folder: where references and probes are kept, for other evaluations too.
+      model: what says which model it is, for the record: path, step.
+    """
+    request.check()
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    settings = settings_of(ldm.config, request.samplers, request.steps, request.guidance_scales)
+    for setting in settings:
+        ldm.specification.recipe(setting.sampler).grid(setting.steps)  # a wrong name is said before anything is made
+    if request.reference not in SPLITS and (request.memorisation or not Path(request.reference).is_file()):
+        references.read(request.reference)
+        raise ValueError(f"reference={request.reference!r}: memorisation needs the real pictures; 'train' or 'validation'")
+    source = build.make_source(config, request.conditions, ldm.condition.columns)
+    distributed.on_first("evaluation", lambda: out.mkdir(parents=True, exist_ok=True))
+    network = feature_networks.load(request.features, config, folder, request.resize)
+    size = tuple(ldm.specification.image_size)
+
+    def of_split(split: str) -> references.Reference:
+        with progress(request.reference_num, f"looking at {split} pictures") as done:
+            return references.of_data(config, split, network, mesh, folder=folder, count=request.reference_num,
+                                      batch_size=request.batch_size, report=done)  # fmt: skip
+
+    if request.reference in SPLITS:
+        reference = of_split(request.reference)
+    else:
+        reference = references.read(request.reference, network, size)
+    params = sharding.replicate(mesh, ldm.params)
+    conditions = Conditions(ldm.config, ldm.condition, source, request.num)
+    drawer = Drawer(ldm.specification, params, conditions, mesh, request.seed)
+    identity = {**model, "weights": feature_networks.digest(ldm.params), "seed": request.seed,
+                "conditions": f"{source.info.name} {request.conditions}, {len(source)} rows"}  # fmt: skip
+    about = {"identity": identity, "pictures": {"size": list(size), "quantised": "8 bits, rounded to the nearest"},
+             "versions": versions(), "config": dict(ldm.config)}  # fmt: skip
+    rows: dict[str, np.ndarray] = {}
+    neighbours = None
+    if request.memorisation:
+        neighbours = Neighbours(config, network, of_split("train"), of_split("validation"), mesh, request.reference_num)
+
+    def more(setting: Setting, drawn: Drawn) -> dict[str, Any]:
+        if neighbours is None:
+            return {}
+        found = neighbours.of(drawn.shown, drawn.features)
+        rows[f"Sample, nearest training picture in pixels, nearest in features: {setting.name}"] = found.rows
+        return {"values": found.values}
+
+    keep = min(request.num, 1000) if request.memorisation else min(request.num, 64)
+    results = sweep(drawer, network, reference, settings, request.num, out=out, about=about, batch_size=request.batch_size,
+                    resamples=request.resamples, keep=keep, pictures=request.pictures, more=more, say=say)  # fmt: skip
+    if request.reconstructions:
+        held_out = references.labelled_source(config, "validation")
+        values, pairs = measure_reconstructions(ldm.specification, params, held_out, network, mesh, request.batch_size,
+                                                distance=lpips(config))  # fmt: skip
+        results["reconstructions"] = {"pictures": len(held_out), "values": values}
+        rows["Held-out pictures and their reconstructions"] = pairs
+        say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    distributed.on_first("report", lambda: finish(out, results, rows, f"Evaluation of {ldm.config['name']}"))
+    return results
+
+
+def finish(out: Path, results: Mapping[str, Any], rows: Mapping[str, np.ndarray], title: str) -> None:
+    """Writes results.json and what people read."""
+    write_json(out / "results.json", results)
+    report.write(out, results, rows, title)
+
+
+def lpips(config: Mapping[str, Any]) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """The perceptual distance of config.first_stage_loss.perceptual_path's weights; None where no file is named."""
+    section = config.get("first_stage_loss", {})
+    path = section.get("perceptual_path", "")
+    if not path or path == "random":
+        return None
+    params = weights.read_lpips(path, section["perceptual_linear_path"] or None)
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
+    net = models.LPIPS(tuple(section["perceptual_widths"]))
+    return lambda x, y: net.apply({"params": params}, x, y)
+
+
+def compare(
+    samples: str | Path,
+    real: str | Path,
+    request: Request,
+    out: Path,
+    *,
+    mesh: Any = None,
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures a folder or an array of pictures against another one, or against a file of statistics; returns what
+    OUT/results.json holds.
+
+    Args:
+      config: of the data that a probe is trained on, where the features are one that isn't there yet.
+    """
+    request.check()
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    images, labels = read_pictures(samples, request.size)
+    size = images.shape[1:3]
+    network = feature_networks.load(request.features, config, out, request.resize, request.size or max(size))
+    run = network.on(mesh)
+
+    def seen(pictures: np.ndarray, what: str) -> evaluation.FeatureSet:
+        with progress(len(pictures), f"looking at {what}") as done:
+            return look(run, of_array(pictures, request.batch_size, mesh), done)
+
+    if _holds_statistics(real):
+        reference = references.read(real, network, size)
+    else:
+        pictures, real_labels = read_pictures(real, request.size)
+        evaluation.as_uint8(pictures, str(real), size)
+        about = {"data": str(real), "count": len(pictures), "size": list(size), "features": dict(network.about)}
+        reference = references.of_features(seen(pictures, str(real)), about, real_labels)
+        notes = tuple(evaluation.odd_in(pictures[:1024], f"pictures of {real}"))
+        reference = dataclasses.replace(reference, notes=notes)
+    found = seen(images, str(samples))
+    measured = measure(found, reference, network, resamples=request.resamples, labels=labels)
+    result = {
+        "setting": Path(samples).name, "num": len(images), "values": measured.values,
+        "intervals": {name: list(each) for name, each in measured.intervals.items()},
+        "notes": [*evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes],
+    }  # fmt: skip
+    results = {
+        "identity": {"samples": str(samples), "reference": str(real)},
+        "pictures": {"size": list(size), "resized": request.size or "as they are", "quantised": "8 bits"},
+        "features": {"kind": network.kind, **network.about}, "reference": dict(reference.about), "versions": versions(),
+        "results": [result],
+    }  # fmt: skip
+    rows = {"The pictures": images[:64, None], **({"The reference": pictures[:64, None]} if reference.features else {})}
+
+    def write() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        finish(out, results, rows, f"{samples} against {real}")
+
+    distributed.on_first("report", write)
+    return results
+
+
+def _holds_statistics(path: str | Path) -> bool:
+    """Whether a file holds means and covariances: then they are taken, also where ADM's pictures lie beside them."""
+    path = Path(path)
+    if not path.is_file() or path.suffix != ".npz":
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {"mu", "sigma"} <= set(found.files)
+    except Exception:  # said by whoever reads it
+        return False
+
+
+def in_words(results: Mapping[str, Any]) -> str:
+    """A line a setting: its measures."""
+    lines = []
+    for result in results["results"]:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
+        lines.append(f"{result['setting']}: {values}")
+    return "\n".join(lines)
+

@@ -1,0 +1,214 @@
+"""What looks at pictures for distances: a network, its file and how pictures are brought to it, by one text.
+
+    inception:FILE       InceptionV3 of the Frechet inception distance, from pytorch-fid's file; measures have its names
+    clip:FOLDER          CLIP's image tower, from a folder of transformers
+    classifier[:PROBE]   a small classifier, trained on the real training pictures; PROBE: one that is there already
+    contrastive[:PROBE]  the same without labels: it learns to tell every picture from the others
+    auto                 inception where config.evaluation.inception_path names it, else classifier where the data have labels,
+                         else contrastive
+
+Numbers of different networks, files or ways to resize can't be compared, so `about` says all three, and names of measures begin
+with the network's: only Inception's are called FID.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build, models, probes, weights
+from ldm_jax.models.inception import RESIZE
+from ldm_jax.primitives.arrays import unit
+from ldm_jax.primitives.choices import check_choice, choose
+from ldm_jax.retrieval import load_clip
+from ldm_jax.training import distributed, sharding
+from ldm_jax.training.checkpoint import checksums
+
+PyTree = Any
+NAMES = {
+    "frechet": "frechet_distance", "infinity": "frechet_distance_infinity", "spatial": "spatial_frechet_distance",
+    "kernel": "kernel_distance", "score": "score",
+}  # fmt: skip
+INCEPTION = {"frechet": "fid", "infinity": "fid_infinity", "spatial": "sfid", "kernel": "kid", "score": "inception_score"}
+FETCH = {
+    "inception": "fetch https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth (95 MB) and name it, inception:FILE",
+    "clip": "fetch the repository openai/clip-vit-large-patch14 of the Hugging Face hub into a folder (config.json and "
+    "model.safetensors) and name it, clip:FOLDER",
+}
+PROBE_STEPS = 400
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """`run(params, images)`: float32 [B, H, W, 3] in [-1, 1] -> "features" [B, D], and "logits" and "spatial" if the network
+    has them; pure. `about`: what must be equal for numbers to be comparable. `least`: the shortest side that it takes."""
+
+    kind: str
+    about: Mapping[str, Any]
+    params: PyTree
+    run: Callable[[PyTree, jax.Array], dict[str, jax.Array]]
+    least: int = 1
+
+    def name(self, measure: str) -> str:
+        """The full name of a measure: "frechet" -> "inception/fid", "classifier/frechet_distance"."""
+        table = INCEPTION if self.kind == "inception" else NAMES
+        return f"{self.kind}/{table.get(measure, measure)}"
+
+    def on(self, mesh: Any) -> Callable[[jax.Array], dict[str, np.ndarray]]:
+        """Pictures over the devices of `mesh`, uint8 or float in [-1, 1], rounded to 8 bits -> the outputs of all of them, in
+        every process."""
+        params = sharding.replicate(mesh, self.params)
+
+        def look(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+            if images.dtype != jnp.uint8:
+                images = jnp.round((jnp.clip(images.astype(jnp.float32), -1, 1) + 1) * 127.5)
+            return self.run(params, images.astype(jnp.float32) / 127.5 - 1)
+
+        compiled = jax.jit(look, out_shardings=sharding.replicated(mesh))
+
+        def run(images: jax.Array) -> dict[str, np.ndarray]:
+            if min(images.shape[1:3]) < self.least:
+                raise ValueError(
+                    f"{self.kind} without resizing looks at pictures of at least {self.least} pixels, not "
+                    f"{images.shape[2]} x {images.shape[1]}: choose another --resize"
+                )
+            with jax.set_mesh(mesh):
+                return jax.device_get(compiled(params, images))
+
+        return run
+
+
+def load(
+    text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None, resize: str = "legacy", size: int = 0
+) -> Features:
+    """The network that `text` names (see above).
+
+    Args:
+      config: of the data that a probe is trained on, where it is to be trained (config.data, config.evaluation).
+      folder: where a probe that is trained here is kept.
+      resize: how pictures are brought to Inception's size, one of `models.inception.RESIZE`.
+      size: the side of a probe trained here; default config.data.image_size.
+
+    Raises:
+      ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels.
+    """
+    kind, _, path = text.partition(":")
+    check_choice(resize, RESIZE, "resize")
+    if kind == "auto":
+        kind, path = choose_kind(config)
+    make = choose({"inception": _inception, "clip": _clip, "classifier": _probe, "contrastive": _probe}, kind, "features")
+    if kind in FETCH and not (path and Path(path).exists()):
+        raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}; {FETCH[kind]}")
+    if kind in FETCH:
+        return make(Path(path), resize)
+    return make(kind, path, config, folder, size)
+
+
+def choose_kind(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What "auto" means for the data of a config, and its file."""
+    if config is None:
+        raise ValueError("features='auto' needs a working directory, whose data say what can be trained; name a network")
+    if path := config.get("evaluation", {}).get("inception_path", ""):
+        return "inception", path
+    return ("classifier" if labelled(config) else "contrastive"), ""
+
+
+def labelled(config: Mapping[str, Any]) -> bool:
+    """Whether the training pictures have labels."""
+    try:
+        build.make_source(config, "train", ("label",))
+    except ValueError:
+        return False
+    return True
+
+
+def digest(params: PyTree) -> str:
+    """Equal for equal parameters: SHA-256 of the checksums of all arrays."""
+    found = sorted(checksums({"params": params}).items())
+    return hashlib.sha256(repr([(name, int(value)) for name, value in found]).encode()).hexdigest()[:16]
+
+
+def _on_device(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
+
+
+def _inception(path: Path, resize: str) -> Features:
+    net, params = models.InceptionV3(resize=resize), _on_device(weights.read_inception(path))
+
+    def run(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        found = net.apply({"params": params}, images)
+        seen = {"features": found.features, "logits": found.logits_unbiased}
+        return seen if resize == "none" else seen | {"spatial": found.spatial}
+
+    about = {"network": "InceptionV3 (2015-12-05)", "file": path.name, "weights": digest(params), "resize": resize}
+    return Features("inception", about, params, run, least=75 if resize == "none" else 1)
+
+
+def _clip(path: Path, resize: str) -> Features:
+    clip = load_clip(path)
+    size = clip.size
+
+    def run(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        images = jnp.clip(jax.image.resize(images, (len(images), *size, 3), "cubic"), -1, 1)
+        return {"features": unit(clip.image.apply({"params": params}, models.clip_normalize(images)).embeds)}
+
+    about = {"network": "CLIP's image tower", "file": path.name, "weights": digest(clip.image_params), "resize": "bicubic"}
+    return Features("clip", about, clip.image_params, run)
+
+
+def _probe(kind: str, path: str, config: Mapping[str, Any] | None, folder: Path | None, size: int) -> Features:
+    if path:
+        probe = probes.load(path)
+        if probe.kind != kind:
+            raise ValueError(f"features='{kind}:{path}': {path} is a {probe.kind}")
+    else:
+        probe = _trained(kind, config, folder, size)
+    network = probe.network
+
+    def run(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        if images.shape[1:3] != tuple(probe.size):
+            images = jax.image.resize(images, (len(images), *probe.size, 3), "bilinear")
+        if kind == "contrastive":
+            return {"features": network.apply({"params": params}, images, method="image")}
+        seen = network.apply({"params": params}, images, method="features")
+        return {"features": seen, "logits": network.apply({"params": params}, images)}
+
+    measured = {name: round(value, 4) for name, value in probe.measured.items()}
+    about = {"network": f"{kind} trained on the real pictures", "weights": digest(probe.params), "resize": "bilinear",
+             "size": list(probe.size), **({"measured": measured} if measured else {})}  # fmt: skip
+    return Features(kind, about, probe.params, run)
+
+
+def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, size: int) -> probes.Probe:
+    """The probe in `folder`, trained there now unless it is finished: by the first process, and read by all."""
+    if config is None or folder is None:
+        raise ValueError(f"features={kind!r} is trained on a working directory's pictures; without one, name a probe, "
+                         f"{kind}:PROBE (python -m ldm_jax.probes train --kind {kind} --data FOLDER --out PROBE)")  # fmt: skip
+    place, section = folder / kind, config["data"]
+    size = size or max(build.image_size(config))
+
+    def train() -> None:
+        if probes.is_probe(place) and probes.described(place)["measured"]:
+            return
+        if jax.process_count() > 1:
+            raise ValueError(f"{place} holds no trained {kind} yet: start one process alone once, which trains it")
+        if kind == "classifier" and not labelled(config):
+            raise ValueError(
+                f"features='classifier': {section['path'] or section['source']} has no labels to learn; choose "
+                "'contrastive', which needs none, or 'inception:FILE'"
+            )
+        columns = ("label",) if kind == "classifier" else ()
+        sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
+        steps = config.get("evaluation", {}).get("probe_steps", PROBE_STEPS)
+        made = probes.train(kind, sources[0], size, place, flip=section.get("flip", False), steps=steps)
+        measured = probes.measure(made, sources[1]) or {"steps": float(steps)}
+        probes.write(dataclasses.replace(made, measured=measured), place)
+
+    distributed.on_first(f"training a {kind}", train)
+    return probes.load(place)

@@ -1,0 +1,118 @@
+"""Pictures in batches over the devices, numbered, from wherever they are; and their features.
+
+A batch always has as many rows, so that a network is compiled once; rows beyond the last picture are copies of it, numbered -1.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax import evaluation
+from ldm_jax.data.folder import folder
+from ldm_jax.data.pipeline import eval_batches
+from ldm_jax.data.transform import Transform
+from ldm_jax.training import distributed, sharding
+
+
+class Pictures(NamedTuple):
+    """`rows` int64 [B], numbers or -1; `images` [B, H, W, 3] over the devices, uint8 or float in [-1, 1]."""
+
+    rows: np.ndarray
+    images: jax.Array
+
+
+def full_batch(batch_size: int, mesh: Any) -> int:
+    """`batch_size`, or the next multiple of the devices that batches are split over."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // shards) * shards
+
+
+def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_error: str = "raise") -> Iterator[Pictures]:
+    """Every row of a source, through the training's transform without randomness: centre crop, no flip."""
+    batch_size = full_batch(batch_size, mesh)
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}
+    for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
+        mask = distributed.gathered(batch["mask"])
+        rows = np.where(mask, np.arange(i * batch_size, (i + 1) * batch_size), -1)
+        yield Pictures(rows, sharding.to_device(mesh, batch["image"]))
+
+
+def of_array(images: np.ndarray, batch_size: int, mesh: Any) -> Iterator[Pictures]:
+    """Every picture of uint8 [N, H, W, 3], which every process has."""
+    batch_size = full_batch(batch_size, mesh)
+    own = sharding.local_rows(mesh, batch_size)
+    for start in range(0, len(images), batch_size):
+        rows = np.arange(start, start + batch_size)
+        part = images[np.minimum(rows, len(images) - 1)[own]]
+        yield Pictures(np.where(rows < len(images), rows, -1), sharding.to_device(mesh, part))
+
+
+def look(
+    run: Callable[[jax.Array], dict[str, np.ndarray]],
+    batches: Iterable[Pictures],
+    report: Callable[[int], None] = lambda count: None,
+) -> evaluation.FeatureSet:
+    """The features of all pictures. `run`: of `Features.on`; `report(count)`: after every batch."""
+    return evaluation.join(features_of(run, batch, report) for batch in batches)
+
+
+def features_of(
+    run: Callable[[jax.Array], dict[str, np.ndarray]], batch: Pictures, report: Callable[[int], None] = lambda count: None
+) -> evaluation.FeatureSet:
+    """The features of one batch."""
+    kept = batch.rows >= 0
+    found = {name: value[kept] for name, value in run(batch.images).items()}
+    report(int(kept.sum()))
+    return evaluation.feature_set(batch.rows[kept], found)
+
+
+def read_pictures(path: str | Path, size: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 pictures [N, H, W, 3] and their labels int64 [N] (or None), of a folder of images, or an array: .npy, or .npz with
+    "arr_0" (and labels "arr_1"), as guided-diffusion writes them.
+
+    Args:
+      size: pictures of a folder are brought to it as for training: the shorter side, then the middle. 0: they stay as they are.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: pictures of several sizes, and no `size`; arrays that are no pictures.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _of_folder(path, size)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no folder of pictures, and no .npy or .npz file of them")
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = {name: found[name] for name in found.files} if hasattr(found, "files") else {"arr_0": found}
+    except Exception as error:  # numpy raises zipfile's, zlib's and its own on damaged files
+        raise ValueError(f"{path} can't be read as an array of pictures: {error}") from None
+    if "arr_0" not in arrays:
+        raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}, and no pictures under 'arr_0'")
+    images = evaluation.as_uint8(arrays["arr_0"], str(path), (size, size) if size else None)
+    labels = arrays.get("arr_1")
+    if labels is not None and labels.shape != (len(images),):
+        raise ValueError(f"{path}: labels of shape {labels.shape} for {len(images)} pictures")
+    return images, None if labels is None else labels.astype(np.int64)
+
+
+def _of_folder(path: Path, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    source = folder(path)
+    if size:
+        transform = Transform(size)
+        images = [transform.view(source[i])["image"] for i in range(len(source))]
+    else:
+        as_is = Transform(1, short_side=-1)
+        images = [as_is.fit(source[i])["image"] for i in range(len(source))]
+        first = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+        if first is not None:
+            there, here = (f"{image.shape[1]} x {image.shape[0]}" for image in (images[first], images[0]))
+            raise ValueError(
+                f"{path}: {source[first]['name']} is {there} pixels and the first picture {here}; say with --size to which "
+                "side all are brought (the shorter side is resized, bicubic, then the middle is cut out)"
+            )
+    labels = np.int64([source[i]["label"] for i in range(len(source))]) if "label" in source.info.columns else None
+    return np.stack(images), labels

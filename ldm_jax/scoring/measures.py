@@ -1,0 +1,149 @@
+"""The numbers of a set of pictures against a reference, by names that say by which network, with intervals and warnings.
+
+All are float64, and functions of the features alone: whoever has the features has the numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm_jax import evaluation
+from ldm_jax.evaluation import FeatureSet
+from ldm_jax.scoring.features import Features
+from ldm_jax.scoring.reference import Reference
+
+MOST = 10_000  # pictures of either set for precision and recall, whose time grows with their product
+SUBSETS, SUBSET = 100, 1000  # of the kernel distance
+HIGHER = ("precision", "recall", "density", "coverage", "score", "inception_score", "psnr", "ssim", "ms_ssim", "accuracy")
+
+
+class Measured(NamedTuple):
+    """`values`: name -> number; `intervals`: name -> (standard error, low, high), 95 %; `notes`: sentences of warning."""
+
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float, float]]
+    notes: list[str]
+
+
+def is_better_higher(name: str) -> bool:
+    """Whether more of a measure is better; distances and losses are better lower."""
+    return name.rsplit("/", 1)[-1] in HIGHER
+
+
+def measure(
+    drawn: FeatureSet,
+    reference: Reference,
+    features: Features,
+    *,
+    resamples: int = 10,
+    infinity: bool = True,
+    labels: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Measured:
+    """Everything that these features allow.
+
+    Args:
+      resamples: of the Frechet distance's bootstrap; below 2: no interval.
+      infinity: also the distance of infinitely many pictures.
+      labels: int [N], the classes that pictures were drawn for: how balanced they are is compared, and how often the network
+        that looked at them (a classifier) finds the same.
+
+    Raises:
+      ValueError: fewer than 2 pictures, or features of another network than the reference's.
+    """
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float, float]] = {}
+    count, dim = drawn.features.shape
+    if count < 2:
+        raise ValueError(f"{count} picture has no distribution to measure: draw at least 2")
+    notes = [*reference.notes, *warnings(count, dim, reference)]
+    mean, covariance = reference.gaussian
+
+    def frechet(rows: np.ndarray) -> float:
+        some = evaluation.moments(drawn.features[rows])
+        return evaluation.frechet_of_gaussians(some.mean, some.covariance, mean, covariance)
+
+    name = features.name("frechet")
+    if resamples >= 2:
+        found = evaluation.bootstrap(frechet, count, resamples, seed)
+        values[name], intervals[name] = found.value, found[1:]
+    else:
+        values[name] = frechet(np.arange(count))
+    if infinity and count >= 16:
+        values[features.name("infinity")] = evaluation.frechet_at_infinity(drawn.features, mean, covariance, seed=seed)
+    if drawn.spatial is not None and reference.spatial is not None:
+        spatial = drawn.spatial.mean, drawn.spatial.covariance
+        values[features.name("spatial")] = evaluation.frechet_of_gaussians(*spatial, *reference.spatial)
+    if reference.features is not None:
+        _of_sets(drawn, reference.features, features, values, intervals, seed)
+    if drawn.logits is not None:
+        splits = 10 if count >= 100 else 1
+        score, deviation = evaluation.inception_score(drawn.logits, splits)
+        name = features.name("score")
+        values[name] = score
+        if splits > 1:
+            error = deviation / np.sqrt(splits)
+            intervals[name] = (error, score - 1.96 * error, score + 1.96 * error)
+    if labels is not None and reference.labels is not None:
+        notes += evaluation.uneven_classes(labels, reference.labels, class_names)
+    if labels is not None and features.kind == "classifier" and drawn.logits is not None:
+        values[features.name("accuracy")] = float((drawn.logits.argmax(1) == np.asarray(labels)).mean())
+    broken = [name for name, value in values.items() if not np.isfinite(value)]
+    if broken:
+        raise ValueError(f"{broken[0]} is not finite: the features or the reference are broken")
+    return Measured(values, intervals, notes)
+
+
+def _of_sets(
+    drawn: FeatureSet,
+    real: FeatureSet,
+    features: Features,
+    values: dict[str, float],
+    intervals: dict[str, tuple[float, float, float]],
+    seed: int,
+) -> None:
+    """What needs the real pictures' features themselves: kernel distance, precision, recall, density and coverage."""
+    size = min(SUBSET, len(drawn), len(real))
+    name = features.name("kernel")
+    kernel, deviation = evaluation.kernel_distance_of_subsets(drawn.features, real.features, SUBSETS, size, seed)
+    error = deviation / np.sqrt(SUBSETS)
+    values[name], intervals[name] = kernel, (error, kernel - 1.96 * error, kernel + 1.96 * error)
+    # equally many of both: precision and recall depend on it
+    most = min(MOST, len(drawn), len(real))
+    if most > 5:
+        rng = np.random.default_rng(seed)
+        some = [x if len(x) == most else x[rng.permutation(len(x))[:most]] for x in (real.features, drawn.features)]
+        overlap = evaluation.precision_recall(*some, k=3)._asdict() | {
+            name: value for name, value in evaluation.precision_recall(*some, k=5)._asdict().items()
+            if name in ("density", "coverage")
+        }  # fmt: skip
+        values |= {features.name(name): float(value) for name, value in overlap.items()}
+
+
+def warnings(count: int, dim: int, reference: Reference) -> list[str]:
+    """Sentences where there are too few pictures for what is measured."""
+    notes = []
+    if count < dim:
+        notes.append(
+            f"{count} pictures for features of {dim} numbers: their covariance is singular and the Frechet distance far too "
+            "large; compare it with distances of as many pictures only, or look at the kernel distance, which has no bias"
+        )
+    elif count < 10_000:
+        notes.append(f"{count} pictures: Frechet distances of so few are too large; compare only with those of as many")
+    real = reference.about.get("count")
+    if real is not None and real < dim:
+        notes.append(f"the reference has {real} pictures for features of {dim} numbers: distances to it are too large")
+    return notes
+
+
+def as_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """A Markdown table; numbers with four digits."""
+
+    def cell(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
