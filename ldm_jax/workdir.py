@@ -135,12 +135,20 @@ def versions() -> dict[str, str]:
     )
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "git": git.stdout.strip() or "unknown",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def command_line() -> str:
+    """What was typed; of `python -m ldm_jax.ROOM`, that."""
+    first = Path(sys.argv[0])
+    if first.name == "__main__.py" and first.parent.parent == Path(__file__).parent:
+        return shlex.join(["python", "-m", f"ldm_jax.{first.parent.name}", *sys.argv[1:]])
+    return shlex.join(sys.argv)
 
 
 def summary(workdir: Path, condition: Any = None) -> str:

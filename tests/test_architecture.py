@@ -42,7 +42,10 @@ FILES = {
         "workdir",
     },
     "plan": {"api", "build", "models", "training"},
-    "cli": {"api", "build", "conditioning", "data", "diffusion", "plan", "probes", "retrieval", "scoring"},
+    # of training: how processes find one another, and which checkpoints there are
+    "cli": {
+        "api", "build", "conditioning", "data", "diffusion", "plan", "probes", "retrieval", "scoring", "training", "workdir",
+    },
 }
 # python -m ldm_jax.ROOM: a command, which belongs to `cli`.
 COMMAND = "__main__.py"

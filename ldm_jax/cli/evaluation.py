@@ -18,9 +18,9 @@ import jax
 
 from ldm_jax import api, build, scoring
 from ldm_jax.cli.data import data_of
-from ldm_jax.models.inception import RESIZE
 from ldm_jax.primitives.console import print_anything
 from ldm_jax.scoring.evaluate import SPLITS, Request
+from ldm_jax.scoring.features import RESIZE
 from ldm_jax.training import distributed
 from ldm_jax.training.checkpoint import best_in, steps_in
 from ldm_jax.workdir import use_compilation_cache

@@ -135,7 +135,7 @@ def evaluate(
         if neighbours is None:
             return {}
         found = neighbours.of(drawn.shown, drawn.features)
-        rows[f"Sample, nearest training picture in pixels, nearest in features: {setting.name}"] = found.rows
+        report.save_rows(out / f"{setting.name}.neighbours.png", found.rows)
         return {"values": found.values}
 
     keep = min(request.num, 1000) if request.memorisation else min(request.num, 64)

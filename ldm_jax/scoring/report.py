@@ -23,6 +23,7 @@ STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;paddin
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:right}
 th{background:#f4f4f4}img{max-width:100%;image-rendering:pixelated;border:1px solid #ddd}pre{background:#f4f4f4;
 padding:1em;overflow-x:auto;font-size:12px}.note{background:#fff6d6;padding:.3em .7em;margin:.3em 0}"""
+FEW = 6  # settings that are columns
 SHORT = {"guidance_scale": "guidance"}
 
 
@@ -32,7 +33,8 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def rows_of(results: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a setting, numbers with their intervals (plus or minus 1.96 standard errors), and the columns."""
+    """A row a setting, numbers with their intervals (plus or minus 1.96 standard errors), and the columns; of few settings a
+    row a measure."""
     fields = [name for name in ("setting", "sampler", "steps", "guidance_scale") if any(name in r for r in results)]
     fields = [name for name in fields if name != "setting" or "sampler" not in fields]
     names = columns_of(results)
@@ -44,6 +46,10 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
             error = result.get("intervals", {}).get(name)
             row[name] = value if error is None or value is None else f"{value:.4g} ± {1.96 * error[0]:.2g}"
         rows.append(row)
+    if len(results) <= FEW:
+        labels = [result["setting"] for result in results]
+        turned = [{"measure": name} | {s: row[name] for s, row in zip(labels, rows)} for name in names]
+        return turned, ["measure", *labels]
     return rows, [*(SHORT.get(name, name) for name in fields), *names]
 
 
@@ -111,11 +117,12 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
         grid = out / f"{result['setting']}.png"
         if grid.is_file():
             body.append(f"<h2>Samples: {escape(result['setting'])}</h2>{_image(grid.read_bytes(), result['setting'])}")
+        beside = out / f"{result['setting']}.neighbours.png"
+        if beside.is_file():
+            said = "Sample, training picture nearest in pixels, nearest in features"
+            body.append(f"<h3>{said}</h3>{_image(beside.read_bytes(), said)}")
     for heading, rows_of_pictures in (pictures or {}).items():
-        count, across, *shape = rows_of_pictures.shape
-        flat = rows_of_pictures.reshape(count * across, *shape).astype(np.float32) / 127.5 - 1
-        grid = image_grid(flat, columns=across * max(1, 12 // across))
-        body.append(f"<h2>{escape(heading)}</h2>{_image(_png(grid), heading)}")
+        body.append(f"<h2>{escape(heading)}</h2>{_image(_png(grid_of(rows_of_pictures)), heading)}")
     body.append(f"<h2>To repeat it</h2><pre>{escape(found['versions']['command'])}</pre>")
     body.append(f"<pre>{escape(json.dumps(about, indent=2, ensure_ascii=False))}</pre>")
     if "config" in found:
@@ -126,6 +133,18 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
     )
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def grid_of(rows: np.ndarray) -> np.ndarray:
+    """One picture of uint8 [n, k, H, W, 3], the k of a row side by side, up to twelve pictures across."""
+    count, across, *shape = rows.shape
+    flat = rows.reshape(count * across, *shape).astype(np.float32) / 127.5 - 1
+    return image_grid(flat, columns=across * max(1, 12 // across))
+
+
+def save_rows(path: Path, rows: np.ndarray) -> None:
+    """`grid_of` as a PNG."""
+    path.write_bytes(_png(grid_of(rows)))
 
 
 def _html_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -1,0 +1,358 @@
+"""From models, folders and arrays to numbers: how pictures are batched, split or interrupted changes none of them."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import evaluation, scoring
+from ldm_jax.cli.evaluation import main
+from ldm_jax.data.transform import Transform
+from ldm_jax.primitives.files import read_json
+from ldm_jax.scoring import curves, looking, sweep
+from ldm_jax.scoring import features as networks
+from ldm_jax.scoring import reference as references
+from ldm_jax.scoring.copies import Neighbours
+from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.features import Features
+from ldm_jax.training import sharding
+from tests import tiny
+
+NAMES = tiny.CLASSES
+
+
+def linear(kind="classifier", seed=0, dim=6):
+    """Features that are products with fixed numbers; nothing to train."""
+    weights = np.random.default_rng(seed).normal(size=(8 * 8 * 3, dim)).astype(np.float32) / 14
+
+    def run(params, images):
+        seen = images.reshape(len(images), -1) @ params
+        return {"features": seen, "logits": seen[:, :3]}
+
+    return Features(kind, {"network": "linear", "weights": str(seed), "resize": "none"}, jnp.asarray(weights), run)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of small photos in class folders, and the config of a model of them."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(NAMES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (10, 12, 3)) + 60 * np.eye(3, dtype=int)[label]
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    config = {**tiny.model("class").config, "evaluation": {"inception_path": ""}}
+    config["data"] = {
+        "source": "folder", "path": str(root), "image_size": 8, "train_split": "train", "validation_split": "validation",
+        "crop": "center", "flip": False, "on_error": "raise", "short_side": 0,
+    }  # fmt: skip
+    return root, config
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    ldm = tiny.model("class")
+    ldm.config["data"] = data[1]["data"]  # the transform of conditions reads it
+    yield ldm
+    tiny.model.cache_clear()
+
+
+def drawer(model, config, mesh, num, seed=0):
+    source = references.labelled_source(config, "validation")
+    params = sharding.replicate(mesh, model.params)
+    return Drawer(model.specification, params, Conditions(config, model.condition, source, num), mesh, seed)
+
+
+SETTING = sweep.Setting("ddim", 2, 2.0)
+
+
+def test_devices_batches_and_interruptions_change_nothing(data, model, tmp_path, monkeypatch):
+    """20 pictures on 8 devices, and on one in other batches, stopped on the way and gone on with."""
+    config, features = data[1], linear()
+    meshes = sharding.make_mesh(), sharding.make_mesh(devices=jax.devices()[:1])
+    whole = sweep.draw(drawer(model, config, meshes[0], 20), features, SETTING, 20, out=tmp_path / "a", identity={"x": 1},
+                       batch_size=8)  # fmt: skip
+    assert whole.features.rows.tolist() == list(range(20)) and whole.shown.shape == (20, 8, 8, 3)
+
+    monkeypatch.setattr(sweep, "PART", 6)
+    single, other = drawer(model, config, meshes[1], 20), tmp_path / "b"
+    seen, original = [], sweep.features_of
+
+    def stops(run, batch, report):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(batch.rows)
+        return original(run, batch, report)
+
+    monkeypatch.setattr(sweep, "features_of", stops)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.draw(single, features, SETTING, 20, out=other, identity={"x": 1}, batch_size=4)
+    assert sum(len(evaluation.load_features(path)) for path in other.glob("*[0-9].npz")) == 12
+    monkeypatch.setattr(sweep, "features_of", original)
+    rest = sweep.draw(single, features, SETTING, 20, out=other, identity={"x": 1}, batch_size=4)
+    assert np.concatenate(seen).tolist() == list(range(12))
+    np.testing.assert_array_equal(rest.features.rows, whole.features.rows)
+    np.testing.assert_allclose(rest.features.features, whole.features.features, atol=0.05)  # of 8 bits, rounding may differ
+    assert (rest.shown == whole.shown).mean() > 0.999
+    with pytest.raises(ValueError, match="another evaluation.*x: 1 there, 2 now"):
+        sweep.draw(single, features, SETTING, 20, out=other, identity={"x": 2}, batch_size=4)
+
+
+def test_a_picture_is_what_sample_draws_with_its_key(data, model):
+    """Keys one a picture: picture 5 of a batch is picture 5 of any other, and of `sample`."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    draws = drawer(model, data[1], mesh, 20)
+    options = {"sampler": "ddim", "steps": 2, "guidance_scale": 2.0}
+    numbers = np.array([5, 3, 19, -1])
+    found = np.asarray(draws(numbers, options))
+    labels = draws.conditions.labels()[numbers]
+    cond = model.embed(model.params, labels.astype(np.int32))
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(0), i) for i in (5, 3, 19, 19)])
+    np.testing.assert_allclose(found, model.sample(model.params, keys, cond, **options), atol=1e-4)
+    np.testing.assert_allclose(found[2], found[3], atol=1e-4)
+    with pytest.raises(ValueError, match="4 keys for 2 pictures"):
+        model.sample(model.params, keys, model.embed(model.params, labels[:2].astype(np.int32)), **options)
+
+
+def test_conditions_have_the_balance_of_their_source(data, model):
+    source = references.labelled_source(data[1], "validation")
+    for num in (6, 12, 36):
+        labels = Conditions(data[1], model.condition, source, num).labels()
+        assert np.bincount(labels).tolist() == [num // 3] * 3
+    conditions = Conditions(data[1], model.condition, source, 6)
+    assert conditions.words(np.array([0, 5])) == [NAMES[0], NAMES[2]]
+    np.testing.assert_array_equal(conditions.inputs(np.arange(6)), conditions.labels())
+
+
+def test_references_go_the_way_of_training_and_are_kept(data, tmp_path):
+    root, config = data
+    features, mesh = linear(), sharding.make_mesh()
+    found = scoring.of_data(config, "train", features, mesh, folder=tmp_path, batch_size=8)
+    transform, source = Transform(8), references.labelled_source(config, "train")
+    images = np.stack([transform(source[i])["image"] for i in range(24)])
+    expected = images.reshape(24, -1) @ np.asarray(features.params)
+    np.testing.assert_allclose(found.features.features, expected, atol=1e-5)
+    np.testing.assert_allclose(found.gaussian[1], np.cov(expected.T), atol=1e-5)
+    assert found.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert {name: found.about[name] for name in ("count", "size", "split", "crop")} == {
+        "count": 24, "size": [8, 8], "split": "train", "crop": "center"
+    }  # fmt: skip
+    (path,) = tmp_path.glob("*.npz")
+
+    def fails(params, images):
+        raise AssertionError("looked at again")
+
+    blind = Features("classifier", features.about, features.params, fails)
+    kept = scoring.of_data(config, "train", blind, mesh, folder=tmp_path)
+    np.testing.assert_array_equal(kept.features.features, found.features.features)
+    changed = next((root / "train" / NAMES[0]).glob("*.png"))
+    before = changed.read_bytes()
+    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(changed)
+    again = scoring.of_data(config, "train", features, mesh, folder=tmp_path, batch_size=8)
+    changed.write_bytes(before)
+    assert np.abs(again.features.features - found.features.features).max() > 0.01
+
+    assert scoring.read(path, features, (8, 8)).about["data"] == str(root)
+    with pytest.raises(ValueError, match="weights '0' of the features, here it is '1'"):
+        scoring.read(path, linear(seed=1))
+    with pytest.raises(ValueError, match=r"made of pictures of \[8, 8\] pixels, here they are \[16, 16\]"):
+        scoring.read(path, features, (16, 16))
+
+
+def test_statistics_of_the_world(tmp_path):
+    """ADM's, pytorch-fid's and clean-fid's files; Inception's only, of its 2048 numbers, and with a warning."""
+    inception = Features("inception", {"network": "InceptionV3"}, {}, lambda params, images: {})
+    mean, covariance = np.zeros(2048), np.eye(2048, dtype=np.float32)
+    np.savez(tmp_path / "fid.npz", mu=mean, sigma=covariance)
+    found = scoring.read(tmp_path / "fid.npz", inception)
+    assert found.spatial is None and found.features is None and "pytorch-fid" in found.notes[0]
+    np.savez(tmp_path / "adm.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu=mean, sigma=covariance,
+             mu_s=np.ones(2023, np.float32), sigma_s=np.eye(2023, dtype=np.float32))  # fmt: skip
+    found = scoring.read(tmp_path / "adm.npz", inception)
+    assert found.spatial[0].shape == (2023,) and found.gaussian[1].dtype == np.float64 and "tensorflow" in found.notes[0]
+    with pytest.raises(ValueError, match="Inception's statistics"):
+        scoring.read(tmp_path / "fid.npz", linear())
+    np.savez(tmp_path / "small.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(ValueError, match="features of 64 numbers; Inception's are 2048"):
+        scoring.read(tmp_path / "small.npz", inception)
+    np.savez(tmp_path / "other.npz", mean=np.zeros(64))
+    with pytest.raises(ValueError, match="holds mean: statistics are named 'mu' and 'sigma'"):
+        scoring.read(tmp_path / "other.npz")
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(4), sigma=np.eye(5))
+    with pytest.raises(ValueError, match="don't fit"):
+        scoring.read(tmp_path / "wrong.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(ValueError, match=r"broken.npz can't be read as statistics"):
+        scoring.read(tmp_path / "broken.npz")
+    with pytest.raises(FileNotFoundError, match="openaipublic"):
+        scoring.read(tmp_path / "none.npz")
+
+
+def test_measures_have_the_network_s_name_and_say_what_is_odd():
+    rng = np.random.default_rng(0)
+    outputs = {"features": rng.normal(size=(40, 6)), "logits": rng.normal(size=(40, 3)), "spatial": rng.normal(size=(40, 5))}
+    found = evaluation.feature_set(np.arange(40), outputs)
+    about = {"count": 40}
+    itself = references.of_features(found, about, np.zeros(40))
+    for features, names in (
+        (linear("inception"), {"fid", "fid_infinity", "sfid", "kid", "inception_score"}),
+        (linear("classifier"), {"frechet_distance", "frechet_distance_infinity", "spatial_frechet_distance", "kernel_distance",
+                                "score"}),
+    ):  # fmt: skip
+        measured = scoring.measure(found, itself, features, labels=[0] * 20 + [1] * 20)
+        kind = features.kind
+        assert {f"{kind}/{name}" for name in names} <= set(measured.values)
+        assert {f"{kind}/{name}" for name in ("precision", "recall", "density", "coverage")} <= set(measured.values)
+        assert ("classifier/accuracy" in measured.values) == (kind == "classifier")
+        first = next(iter(measured.values))
+        assert abs(measured.values[first]) < 1e-9  # of a set with itself
+        error, low, high = measured.intervals[first]
+        assert error > 0 and low < measured.values[first] < high
+        assert any("compare only with those of as many" in note for note in measured.notes)
+        assert any("class 0 is 50.0%" in note or "class 1" in note for note in measured.notes)
+    few = evaluation.feature_set(np.arange(4), {name: value[:4] for name, value in outputs.items()})
+    assert any("4 pictures for features of 6 numbers" in note for note in scoring.measure(few, itself, linear()).notes)
+    one = evaluation.feature_set([0], {"features": outputs["features"][:1]})
+    with pytest.raises(ValueError, match="at least 2"):
+        scoring.measure(one, itself, linear())
+
+
+def test_a_copying_model_is_found_out(data, tmp_path):
+    config, features, mesh = data[1], linear(), sharding.make_mesh()
+    parts = [scoring.of_data(config, split, features, mesh, folder=tmp_path, batch_size=8) for split in ("train", "validation")]
+    neighbours = Neighbours(config, features, *parts, mesh)
+    transform, source = Transform(8), references.labelled_source(config, "train")
+    copied = np.stack([transform.view(source[i])["image"] for i in range(0, 24, 3)])
+    seen = evaluation.feature_set(np.arange(8), {"features": parts[0].features.features[::3]})
+    found = neighbours.of(copied, seen, shown=4)
+    assert set(found.values.values()) == {1.0} and len(found.values) == 4
+    for sample, in_pixels, in_features in found.rows:
+        np.testing.assert_array_equal(sample, in_pixels)
+        np.testing.assert_array_equal(sample, in_features)
+
+
+def test_what_can_not_be_loaded_says_what_to_fetch(data, tmp_path):
+    config = data[1]
+    with pytest.raises(FileNotFoundError, match=r"no such file; fetch https://github.com/mseitzer/pytorch-fid"):
+        networks.load(f"inception:{tmp_path / 'none.pth'}")
+    with pytest.raises(FileNotFoundError, match="a file is needed; fetch the repository openai/clip"):
+        networks.load("clip")
+    with pytest.raises(ValueError, match=r"features='inceptoin' is not known. Did you mean 'inception'"):
+        networks.load("inceptoin:x")
+    with pytest.raises(ValueError, match="resize='clea' is not known"):
+        networks.load("inception:x", resize="clea")
+    with pytest.raises(ValueError, match="without one, name a probe"):
+        networks.load("classifier")
+    assert networks.choose_kind(config) == ("classifier", "")
+    assert networks.choose_kind(config | {"evaluation": {"inception_path": "x.pth"}}) == ("inception", "x.pth")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(bare / "1.png")
+    unlabelled = {**config, "data": config["data"] | {"path": str(bare)}}
+    assert networks.choose_kind(unlabelled) == ("contrastive", "")
+    with pytest.raises(ValueError, match="has no labels to learn; choose 'contrastive'"):
+        networks.load("classifier", unlabelled, tmp_path)
+
+
+def test_folders_and_arrays_of_pictures(data, tmp_path):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (5, 9, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.arange(5))
+    np.save(tmp_path / "b.npy", images.astype(np.float32) / 127.5 - 1)
+    found, labels = looking.read_pictures(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found, images)
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(looking.read_pictures(tmp_path / "b.npy")[0], images)
+    found, labels = looking.read_pictures(data[0], size=8)
+    assert found.shape == (24, 8, 8, 3) and np.bincount(labels).tolist() == [8, 8, 8]
+    assert looking.read_pictures(data[0])[0].shape == (24, 10, 12, 3)
+    with pytest.raises(ValueError, match="are 8 x 9 pixels and should be 8 x 8"):
+        looking.read_pictures(tmp_path / "a.npz", size=8)
+    with pytest.raises(FileNotFoundError, match="no folder of pictures"):
+        looking.read_pictures(tmp_path / "none")
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for i, size in enumerate(((8, 8), (8, 9))):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(odd / f"{i}.png")
+    with pytest.raises(ValueError, match=r"1.png is 9 x 8 pixels and the first picture 8 x 8; say with --size"):
+        looking.read_pictures(odd)
+    mesh = sharding.make_mesh()
+    seen = looking.look(linear().on(mesh), looking.of_array(images[:, :8], 4, mesh))
+    expected = (images[:, :8].astype(np.float32) / 127.5 - 1).reshape(5, -1) @ np.asarray(linear().params)
+    np.testing.assert_allclose(seen.features, expected, atol=1e-5)
+
+
+@pytest.fixture
+def with_linear(monkeypatch):
+    monkeypatch.setattr(networks, "load", lambda *_, **__: linear())
+
+
+def test_a_sweep_ends_in_tables_curves_and_a_page_and_is_not_drawn_twice(data, model, tmp_path, with_linear, monkeypatch):
+    config, out = data[1], tmp_path / "out"
+    request = scoring.Request(num=16, samplers=("ddim",), steps=(2,), guidance_scales=(2.0, 3.0), batch_size=8, resamples=2,
+                              memorisation=True)  # fmt: skip
+    said = []
+    options = {"config": config, "folder": tmp_path, "model": {"model": "tiny"}, "say": said.append}
+    results = scoring.evaluate(model, request, out, **options)
+    assert [result["setting"] for result in results["results"]] == ["ddim-2-g2", "ddim-2-g3"]
+    stored = read_json(out / "results.json")
+    assert stored["results"] == json.loads(json.dumps(results["results"]))
+    for result in stored["results"]:
+        assert all(np.isfinite(value) for value in result["values"].values()) and result["num"] == 16
+    assert {"identity", "features", "reference", "versions", "pictures", "config"} <= stored.keys()
+    page, table = (out / "report.html").read_text(), (out / "results.md").read_text()
+    assert page.count("data:image/png;base64,") == 4 and page.count("<svg") == 3  # samples, neighbours; three curves
+    assert not re.search(r'(src|href)="(?!data:)', page) and "classifier/frechet_distance" in page
+    assert "| classifier/frechet_distance |" in table and "±" in table
+    assert len(list(out.glob("*.svg"))) == 3 and not (out / "parts").exists()
+
+    monkeypatch.setattr(sweep, "draw", lambda *_, **__: pytest.fail("drawn again"))
+    again = scoring.evaluate(model, request, out, **options)
+    assert again["results"] == stored["results"] and said[-1] == "ddim-2-g3: measured before"
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
+    with pytest.raises(ValueError, match="sampler='ddmi'"):
+        scoring.evaluate(model, scoring.Request(num=4, samplers=("ddmi",)), out, **options)
+    with pytest.raises(FileNotFoundError, match="no such file of statistics"):
+        scoring.evaluate(model, scoring.Request(num=4, reference="trian"), out, **options)
+
+
+def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):
+    root, _ = data
+    rng = np.random.default_rng(2)
+    noise = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", arr_0=noise)
+    found = {}
+    for name, samples in (("same", root), ("noise", tmp_path / "noise.npz")):
+        out = tmp_path / name
+        flags = ["--samples", str(samples), "--reference", str(root), "--size", "8", "--features", "x", "--out", str(out)]
+        assert main([*flags, "--resamples", "0", "--batch_size", "8"]) == 0
+        found[name] = read_json(out / "results.json")["results"][0]["values"]["classifier/frechet_distance"]
+    assert abs(found["same"]) < 1e-6 and found["noise"] > 0.1
+    assert "note: 24 pictures: Frechet" in capsys.readouterr().out
+    for flags, said in (
+        (["--samples", str(root)], "without --reference"),
+        (["--samples", str(root), "--reference", str(root), "--steps", "3"], "--steps is of drawing"),
+        (["--samples", str(root), "--reference", str(root), "--guidance_scale", "1;2"], "separated by commas"),
+        (["--workdir", str(root), "--num", "1"], "num=1: at least 2"),
+        (["--workdir", str(root), "--guidance_scale", "nan"], "must be finite"),
+        (["--workdir", str(root / "none")], "does not exist"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said):
+            main(flags)
+
+
+def test_curves_go_through_their_points():
+    svg = curves.chart({"a": [(0, 1), (1, 3)], "b": [(0.5, 2)]}, "steps", "distance <", "title")
+    assert svg.count("<circle") == 3 and "distance &lt;" in svg and ">b</text>" in svg
+    places = [tuple(map(float, place)) for place in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    np.testing.assert_allclose(places[2], np.mean(places[:2], 0), atol=0.1)  # (0.5, 2) lies between (0, 1) and (1, 3)
+    assert curves.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and curves.ticks(-3, 17) == [0, 5, 10, 15]
+    curves.chart({"one": [(1, 1)]}, "x", "y")
+    with pytest.raises(ValueError, match="no point"):
+        curves.chart({}, "x", "y")
