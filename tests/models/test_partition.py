@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.models import Autoencoder, DiT, UNet, initialize
+from ldm_jax.models import Autoencoder, DiT, TransformerEmbedder, UNet, initialize
 from ldm_jax.models.layers import Conv, Dense
 from ldm_jax.models.partition import current, in_parts
 from ldm_jax.primitives import placement
@@ -98,6 +98,22 @@ def test_a_kernel_is_gathered_in_the_type_that_is_computed_in(layer):
     asked = [line for line in lowered.splitlines() if "sharding_constraint" in line and f"tensor<{size}x" in line]
     assert asked and all(f"{size}xbf16" in line for line in asked)
     np.testing.assert_allclose(tangent, jax.jvp(loss, (params, x), (params, x))[1], rtol=2e-2)
+
+
+def test_a_table_that_is_split_does_not_split_the_layers_after_it():
+    """What is looked up goes back to the batch's rows before the first layer, and so after every layer."""
+    mesh = jax.make_mesh((1, 8, 1), placement.AXES, axis_types=(AxisType.Auto,) * 3)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 4096, (16, 7)), jnp.int32)
+    net = TransformerEmbedder(n_embed=64, n_layer=3, vocab_size=4096, max_seq_len=7, heads=2, dim_head=8)
+    params = initialize(net, jax.random.key(0), tokens)
+    with jax.set_mesh(mesh):
+        placed = held(mesh, params)
+        assert "fsdp" in placed["transformer"]["token_emb"]["embedding"].sharding.spec
+        where = jax.tree.map(lambda x: x.sharding, placed)
+        rows = NamedSharding(mesh, placement.ROWS)
+        lowered = jax.jit(lambda p, x: net.apply({"params": p}, x), in_shardings=(where, rows)).lower(placed, tokens).as_text()
+    asked = [line for line in lowered.splitlines() if "sharding_constraint" in line and "tensor<16x7x64xf32>" in line]
+    assert len(asked) == 1 + 3 and all('[{"data", "fsdp"}, {}, {}]' in line for line in asked), asked
 
 
 @pytest.mark.parametrize("axes", [None, (8, 1, 1), (2, 2, 2)])

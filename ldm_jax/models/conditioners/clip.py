@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ldm_jax.models.attention import attention
 from ldm_jax.models.init import normal
 from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, gelu
+from ldm_jax.models.partition import constrain
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "gelu": gelu}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -181,7 +182,7 @@ class Encoder(nn.Module):
     def __call__(self, h: jax.Array) -> tuple[jax.Array, ...]:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: use one of {', '.join(ACTIVATIONS)}")
-        states = [h]
+        states = [constrain(h)]
         for i in range(self.layers):
             layer = EncoderLayer(
                 self.heads,
@@ -193,7 +194,7 @@ class Encoder(nn.Module):
                 self.dtype,
                 name=f"layers_{i}",
             )
-            states.append(layer(states[-1]))
+            states.append(constrain(layer(states[-1])))
         return tuple(states)
 
 

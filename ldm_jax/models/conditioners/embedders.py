@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ldm_jax.models.init import normal
 from ldm_jax.models.layers import Dense, Embed, LayerNorm, gelu, sinusoidal_embedding
+from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import CrossAttention
 
 
@@ -23,7 +24,7 @@ class ClassEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, labels: jax.Array) -> jax.Array:
-        return Embed(self.n_classes, self.embed_dim, dtype=self.dtype, name="embedding")(labels)[:, None]
+        return constrain(Embed(self.n_classes, self.embed_dim, dtype=self.dtype, name="embedding")(labels)[:, None])
 
 
 class TransformerEmbedder(nn.Module):
@@ -115,11 +116,12 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
+        h = constrain(h)  # a table that is split over devices would hand its split on to every layer
         for i in range(0, 2 * self.n_layer, 2):
             x = LayerNorm(dtype=self.dtype, name=f"layers_{i}_0")(h)
             h = h + CrossAttention(self.heads, self.dim_head, "to_out", self.attention, self.dtype, name=f"layers_{i}_1")(x)
             x = LayerNorm(dtype=self.dtype, name=f"layers_{i + 1}_0")(h)
-            h = h + MLP(self.dtype, name=f"layers_{i + 1}_1")(x)
+            h = constrain(h + MLP(self.dtype, name=f"layers_{i + 1}_1")(x))
         return h
 
 
