@@ -23,4 +23,6 @@ def get_config() -> ConfigDict:
     config.conditioner.n_classes = 11  # ten, and the empty one
     config.network.context_dim = config.conditioner.embed_dim
     config.sampling.guidance_scale = 2.0
+
+    config.evaluation.num = 500
     return config

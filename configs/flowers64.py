@@ -40,4 +40,6 @@ def get_config() -> ConfigDict:
 
     config.sampling.guidance_scale = 2.0
     config.sampling.steps = 30
+
+    config.evaluation.num = 500
     return config

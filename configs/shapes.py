@@ -189,7 +189,10 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back
     config.evaluation.batch_size = 16  # pictures drawn at once, in training and evaluation
-    config.evaluation.inception_path = ""  # Inception's weights, for the reconstruction FID of first stages; "": none
+    config.evaluation.num = 0  # pictures whose distance from the training pictures is measured after training; 0: none
+    config.evaluation.features = "auto"  # what looks at them: Inception where its weights are named, else a probe trained here
+    config.evaluation.probe_steps = 400  # training steps of that probe
+    config.evaluation.inception_path = ""  # Inception's weights, for FID; "": none
 
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below

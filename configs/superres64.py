@@ -32,4 +32,5 @@ def get_config() -> ConfigDict:
     config.network.use_spatial_transformer = False
     config.network.context_dim = None
     config.sampling.guidance_scale = 1.0
+    config.evaluation.num = 0
     return config

@@ -1,6 +1,8 @@
 """The other configs on real images, a few steps each: the same program, other data and conditions."""
 
 import importlib.util
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -29,6 +31,7 @@ SMALL = {
     "sampling.steps": 2,
     "log.validation_images": 8,
     "evaluation.batch_size": 8,
+    "evaluation.num": 0,
 }
 
 
@@ -44,27 +47,40 @@ def config_of(name, **overrides):
 @pytest.fixture
 def few(tmp_path, data_dir):
     """Sixteen flowers to train and eight to validate on, in class folders."""
+    folder = tmp_path / "flowers"
     for split, count in (("train", 16), ("val", 8)):
         files = sorted((data_dir / "flowers5_128" / split).glob("*/*.jpg"))
         for path in files[:: len(files) // count][:count]:
-            (tmp_path / split / path.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, tmp_path / split / path.parent.name)
-    return tmp_path
+            (folder / split / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / split / path.parent.name)
+    return folder
 
 
 @pytest.mark.slow
 def test_flowers_by_class(few, tmp_path, capsys):
     workdir = tmp_path / "run"
-    experiment.run(config_of("flowers64", **{"data.path": str(few)}), workdir)
+    experiment.run(config_of("flowers64", **{"data.path": str(few), "evaluation.num": 8, "evaluation.probe_steps": 2}), workdir)
     assert "Results:" in capsys.readouterr().out
+    measured = json.loads((workdir / "evaluation" / "0000" / "results.json").read_text())
+    assert 0 < measured["classifier/frechet_distance"] < math.inf
+    assert (workdir / "evaluation" / "step_2" / "report.html").is_file()
     ldm = ldm_jax.load(workdir)
     cond = ldm.embed(ldm.params, ["tulips", 0])
     images = ldm.sample(ldm.params, jax.random.key(0), cond)
     assert images.shape == (2, 64, 64, 3) and np.isfinite(images).all()
-    with pytest.raises(ValueError, match="Did you mean tulips"):
+    with pytest.raises(ValueError, match="Did you mean .tulips"):
         ldm.embed(ldm.params, ["tulip"])
     with pytest.raises(ValueError, match="numbered 0 to 4"):
         ldm.embed(ldm.params, [5])
+
+
+def test_what_is_to_look_at_pictures_is_there_before_training(few, tmp_path):
+    wrong = {"inception:nowhere.pth": "fetch https", "clasifier": "Did you mean .classifier", "clip": "a file is needed"}
+    for features, said in wrong.items():
+        config = config_of("flowers64", **{"data.path": str(few), "evaluation.num": 8, "evaluation.features": features})
+        with pytest.raises((ValueError, FileNotFoundError), match=f"config.evaluation: .*{said}"):
+            experiment.run(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

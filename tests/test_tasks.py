@@ -86,7 +86,10 @@ def trained_config(shared, kind, **overrides):
     return config_of(name, shared / "data", **{**smaller, "first_stage.path": path, **overrides}).to_dict()
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(
+    scope="module",
+    params=[kind if kind in ("superres", "inpaint") else pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS],
+)
 def run(request, shared):
     config = trained_config(shared, request.param)
     config["stages"] = ("latents", "diffusion", "evaluation")

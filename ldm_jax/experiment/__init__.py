@@ -23,6 +23,7 @@ from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import summary
 
@@ -48,9 +49,17 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
 
 
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:
-    """ValueError if a stage that has not begun is to start from a model that isn't there, before an earlier one is trained."""
+    """ValueError for what a later stage needs and isn't there, before an earlier one is trained: the model that a stage which
+    has not begun is to start from, the network that looks at pictures in the evaluation."""
     for stage in ("first_stage", "diffusion"):
         path = config[f"{stage}_train"]["start_from"]
         begun = (workdir / stage / "checkpoints").exists()
         if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
             raise ValueError(f"config.{stage}_train.start_from={path!r}: there is no such file or folder")
+    measured = config["evaluation"]
+    if "evaluation" in config["stages"] and measured.get("num", 0):
+        try:
+            check_features(measured["features"], build.with_lists(config), workdir / "evaluation")
+        except (ValueError, FileNotFoundError) as error:
+            said = str(error).rstrip(".")
+            raise type(error)(f"config.evaluation: {said}; config.evaluation.num=0 measures nothing") from None

@@ -1,4 +1,4 @@
-"""The stage that draws held-out conditions, and measures what can be measured of the pictures."""
+"""The stage that draws held-out conditions, and measures how good the pictures are."""
 
 import os
 import shutil
@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax import api, build
+from ldm_jax import api, build, scoring
 from ldm_jax.data import shapes
 from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
+from ldm_jax.training.checkpoint import steps_in
 from ldm_jax.workdir import free_folder, save_pictures
 
 PyTree = Any
 
 
 def evaluate(experiment: Experiment) -> None:
-    """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for."""
+    """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for; with
+    config.evaluation.num, their distance from the data."""
     config, mesh = experiment.config, experiment.mesh
     ldm = api.load_workdir(experiment.workdir)
     params = sharding.replicate(mesh, ldm.params)
@@ -31,7 +33,24 @@ def evaluate(experiment: Experiment) -> None:
             measured, drawn, words = check_shapes(experiment, ldm.specification, params, objects)
             results |= measured
             found[f"{objects}_objects"] = (drawn, 0, words)
+    if config["evaluation"].get("num", 0):
+        results |= distances(experiment, ldm)
     distributed.on_first("evaluation", lambda: save(experiment, found, results))
+
+
+def distances(experiment: Experiment, ldm: api.LatentDiffusion) -> dict[str, float]:
+    """What `python -m ldm_jax.evaluation` measures of config.evaluation.num pictures, in WORKDIR/evaluation/step_STEP."""
+    config, place = experiment.config, experiment.workdir / "evaluation"
+    section, step = config["evaluation"], steps_in(experiment.workdir / "diffusion" / "checkpoints")[-1]
+    request = scoring.Request(
+        num=section["num"], features=section["features"], batch_size=section["batch_size"], seed=config["seed"]
+    )
+    model = {"model": str(experiment.workdir.absolute()), "which": "last", "step": step}
+    out = place / f"step_{step}"
+    found = scoring.evaluate(ldm, request, out, config=config, folder=place, model=model, mesh=experiment.mesh,
+                             say=lambda text: experiment.say(f"evaluation: {text}"))  # fmt: skip
+    experiment.say(f"evaluation: more in {out}: results.md, report.html")
+    return dict(found["results"][0]["values"]) if found["results"] else {}
 
 
 def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float]) -> None:

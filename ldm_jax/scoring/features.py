@@ -24,7 +24,7 @@ import numpy as np
 from ldm_jax import build, models, probes, weights
 from ldm_jax.models.inception import RESIZE
 from ldm_jax.primitives.arrays import unit
-from ldm_jax.primitives.choices import check_choice, choose
+from ldm_jax.primitives.choices import check_choice
 from ldm_jax.retrieval import load_clip
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.checkpoint import checksums
@@ -41,6 +41,7 @@ FETCH = {
     "clip": "fetch the repository openai/clip-vit-large-patch14 of the Hugging Face hub into a folder (config.json and "
     "model.safetensors) and name it, clip:FOLDER",
 }
+PROBES = ("classifier", "contrastive")
 PROBE_STEPS = 400
 
 
@@ -98,16 +99,29 @@ def load(
     Raises:
       ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels.
     """
-    kind, _, path = text.partition(":")
     check_choice(resize, RESIZE, "resize")
-    if kind == "auto":
-        kind, path = choose_kind(config)
-    make = choose({"inception": _inception, "clip": _clip, "classifier": _probe, "contrastive": _probe}, kind, "features")
-    if kind in FETCH and not (path and Path(path).exists()):
-        raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}; {FETCH[kind]}")
+    kind, path = check(text, config, folder)
     if kind in FETCH:
-        return make(Path(path), resize)
-    return make(kind, path, config, folder, size)
+        return (_inception if kind == "inception" else _clip)(Path(path), resize)
+    return _probe(kind, path, config, folder, size)
+
+
+def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None) -> tuple[str, str]:
+    """(kind, path) of what `text` names, before anything is read or trained; arguments and errors as of `load`."""
+    kind, _, path = text.partition(":")
+    if check_choice(kind, (*FETCH, *PROBES, "auto"), "features") == "auto":
+        kind, path = choose_kind(config)
+    if path and not Path(path).exists() or kind in FETCH and not path:
+        fetch = f"; {FETCH[kind]}" if kind in FETCH else ""
+        raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}{fetch}")
+    if kind in PROBES and not path and jax.process_count() > 1 and not (folder and _is_trained(folder / kind)):
+        raise ValueError(f"{folder and folder / kind} holds no trained {kind} yet: one process alone trains it "
+                         "(python -m ldm_jax.probes train), or name a network's file")  # fmt: skip
+    return kind, path
+
+
+def _is_trained(place: Path) -> bool:
+    return probes.is_probe(place) and bool(probes.described(place)["measured"])
 
 
 def choose_kind(config: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -194,10 +208,8 @@ def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, s
     size = size or max(build.image_size(config))
 
     def train() -> None:
-        if probes.is_probe(place) and probes.described(place)["measured"]:
+        if _is_trained(place):
             return
-        if jax.process_count() > 1:
-            raise ValueError(f"{place} holds no trained {kind} yet: start one process alone once, which trains it")
         if kind == "classifier" and not labelled(config):
             raise ValueError(
                 f"features='classifier': {section['path'] or section['source']} has no labels to learn; choose "
