@@ -2,7 +2,8 @@
 
 Hidden and system folders and files are passed by at every depth: names that begin with a dot (".ipynb_checkpoints", "._1.jpg"),
 and the litter of archivers, network drives and operating systems ("__MACOSX", "@eaDir", "Thumbs.db"). Links to folders are
-followed, but no folder is read twice, and none that holds the root. What looks like an image and is not read is counted.
+followed, but no folder is read twice, and none that holds the root. Working directories of trainings are passed by: what a
+model drew must not become what it learns. What looks like an image and is not read is counted.
 """
 
 import mimetypes
@@ -48,6 +49,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
+def _is_workdir(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.json", "versions.json"))
+
+
 def find_images(root: Path) -> Found:
     """All images below `root`. ValueError for a folder that may not be read."""
     images: dict[str, list[str]] = {}
@@ -69,6 +74,8 @@ def find_images(root: Path) -> Found:
                     left_out["hidden or system folders"] += 1
                 elif _suffix(entry.name) in suffixes():
                     left_out["hidden files"] += 1
+            elif entry.is_dir() and _is_workdir(root / inside):
+                left_out["working directories of trainings"] += 1
             elif entry.is_dir():
                 (links if entry.is_symlink() else subfolders).append(inside)
             elif not entry.is_file():

@@ -187,6 +187,7 @@ def compare(
       config: of the data that a probe is trained on, where the features are one that isn't there yet.
     """
     request.check()
+    feature_networks.check(request.features, config, out)
     mesh = sharding.make_mesh() if mesh is None else mesh
     images, labels = read_pictures(samples, request.size)
     size = images.shape[1:3]

@@ -241,6 +241,21 @@ def test_hidden_and_system_folders_are_passed_by(tmp_path, below):
     assert "3 images, 2 classes (cat, dog); left out: 7 hidden or system folders" in describe(source)
 
 
+@pytest.mark.parametrize("kept", [["1.png", "2.png"], ["cat/1.png", "dog/2.png"], ["train/cat/1.png", "train/dog/2.png"]])
+@pytest.mark.parametrize("run", ["run", "runs/a", "run/inner/again"])
+def test_what_a_training_drew_is_not_learnt_from(tmp_path, kept, run):
+    """A working directory inside the folder of pictures: the second start sees what the first one saw."""
+    for name in kept:
+        picture(tmp_path / name)
+    before = names_of(folder(tmp_path))
+    picture(tmp_path / run / "diffusion" / "images" / "samples_0000600.png")
+    for name in ("config.json", "versions.json"):
+        (tmp_path / run / name).write_text("{}")
+    source = folder(tmp_path)
+    assert names_of(source) == before == kept
+    assert dict(source.info.left_out)["working directories of trainings"] == 1
+
+
 def test_a_hidden_root_is_no_obstacle(tmp_path):
     picture(tmp_path / ".cache/1.png")
     assert len(folder(tmp_path / ".cache")) == 1

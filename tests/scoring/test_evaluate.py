@@ -330,8 +330,8 @@ def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):
     found = {}
     for name, samples in (("same", root), ("noise", tmp_path / "noise.npz")):
         out = tmp_path / name
-        flags = ["--samples", str(samples), "--reference", str(root), "--size", "8", "--features", "x", "--out", str(out)]
-        assert main([*flags, "--resamples", "0", "--batch_size", "8"]) == 0
+        flags = ["--samples", str(samples), "--reference", str(root), "--size", "8", "--out", str(out)]
+        assert main([*flags, "--features", "classifier", "--resamples", "0", "--batch_size", "8"]) == 0
         found[name] = read_json(out / "results.json")["results"][0]["values"]["classifier/frechet_distance"]
     assert abs(found["same"]) < 1e-6 and found["noise"] > 0.1
     assert "note: 24 pictures: Frechet" in capsys.readouterr().out
@@ -339,6 +339,7 @@ def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):
         (["--samples", str(root)], "without --reference"),
         (["--samples", str(root), "--reference", str(root), "--steps", "3"], "--steps is of drawing"),
         (["--samples", str(root), "--reference", str(root), "--guidance_scale", "1;2"], "separated by commas"),
+        (["--samples", str(root / "none"), "--reference", str(root), "--features", "clasifier"], "Did you mean .classifier"),
         (["--workdir", str(root), "--num", "1"], "num=1: at least 2"),
         (["--workdir", str(root), "--guidance_scale", "nan"], "must be finite"),
         (["--workdir", str(root / "none")], "does not exist"),
