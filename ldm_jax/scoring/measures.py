@@ -15,7 +15,6 @@ from ldm_jax.scoring.reference import Reference
 
 MOST = 10_000  # pictures of either set for precision and recall, whose time grows with their product
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance
-HIGHER = ("precision", "recall", "density", "coverage", "score", "inception_score", "psnr", "ssim", "ms_ssim", "accuracy")
 
 
 class Measured(NamedTuple):
@@ -24,11 +23,6 @@ class Measured(NamedTuple):
     values: dict[str, float]
     intervals: dict[str, tuple[float, float, float]]
     notes: list[str]
-
-
-def is_better_higher(name: str) -> bool:
-    """Whether more of a measure is better; distances and losses are better lower."""
-    return name.rsplit("/", 1)[-1] in HIGHER
 
 
 def measure(
