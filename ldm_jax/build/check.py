@@ -18,6 +18,7 @@ from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
 
 STAGES = ("first_stage", "latents", "diffusion", "evaluation")
+FEATURES = ("inception", "clip", "classifier", "contrastive", "auto")  # what looks at pictures, as in "inception:FILE"
 
 
 def make_program(config: Mapping[str, Any], stage: str, condition: Condition | None = None) -> Program:
@@ -56,6 +57,7 @@ def check(config: Mapping[str, Any]) -> None:
     stage = make_first_stage(config)
     size = config["data"]["image_size"]
     stage.latent_shape(*((size, size) if isinstance(size, int) else size))
+    check_choice(config["evaluation"].get("features", "auto").partition(":")[0], FEATURES, "config.evaluation.features")
     inception = config["evaluation"].get("inception_path", "")
     if inception and not Path(inception).exists():
         raise ValueError(

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, models, probes, weights
+from ldm_jax.build.check import FEATURES
 from ldm_jax.models.inception import RESIZE
 from ldm_jax.primitives.arrays import unit
 from ldm_jax.primitives.choices import check_choice
@@ -109,7 +110,7 @@ def load(
 def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None) -> tuple[str, str]:
     """(kind, path) of what `text` names, before anything is read or trained; arguments and errors as of `load`."""
     kind, _, path = text.partition(":")
-    if check_choice(kind, (*FETCH, *PROBES, "auto"), "features") == "auto":
+    if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
     if path and not Path(path).exists() or kind in FETCH and not path:
         fetch = f"; {FETCH[kind]}" if kind in FETCH else ""
