@@ -8,13 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.primitives.files import leftovers, read_json, write_json, write_text
 from ldm_jax.training import lock
@@ -171,11 +172,20 @@ def summary(workdir: Path, condition: Any = None) -> str:
 
 
 def save_pictures(
-    folder: Path, name: str, images: np.ndarray, words: list[str], columns: int = 0, singly: bool = False
+    folder: Path,
+    name: str,
+    images: np.ndarray,
+    words: list[str],
+    columns: int = 0,
+    singly: bool = False,
+    texts: Sequence[Mapping[str, str]] = (),
 ) -> Path:
-    """One grid as PNG, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides.
+    """One grid as PNG, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides, with
+    the text chunks {keyword: text} of `texts`, one mapping a picture.
 
-    Raises FileExistsError rather than overwrite a picture."""
+    Raises FileExistsError rather than overwrite a picture, ValueError for texts of another number of pictures."""
+    if texts and (len(texts) != len(images) or not singly):
+        raise ValueError(f"texts of {len(texts)} pictures for {len(images)}: give one mapping a picture, with singly=True")
     folder.mkdir(parents=True, exist_ok=True)
     grid = folder / f"{name}.png"
     files = {grid: image_grid(images, columns)}
@@ -183,10 +193,19 @@ def save_pictures(
         files |= {folder / f"{i:04d}.png": picture for i, picture in enumerate(to_uint8(images))}
     if taken := [path for path in files if path.exists()]:
         raise FileExistsError(f"{taken[0]} exists; choose another folder")
+    chunks = {folder / f"{i:04d}.png": png_info(text) for i, text in enumerate(texts)}
     for path, picture in files.items():
-        Image.fromarray(picture).save(path)
+        Image.fromarray(picture).save(path, pnginfo=chunks.get(path))
     write_text(grid.with_suffix(".txt"), "\n".join(words) + "\n")
     return grid
+
+
+def png_info(texts: Mapping[str, str]) -> PngInfo:
+    """Text chunks of a PNG, {keyword: text}: tEXt for ASCII, iTXt in UTF-8 for all else."""
+    info = PngInfo()
+    for keyword, text in texts.items():
+        (info.add_text if text.isascii() else info.add_itxt)(keyword, text)
+    return info
 
 
 def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:

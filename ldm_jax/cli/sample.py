@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from ldm_jax.api import LatentDiffusion
+from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
 from ldm_jax.data.decode import decode_mask, decode_rgb
 from ldm_jax.diffusion.editing import last_steps
@@ -39,11 +40,12 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "interpolate": ("integer", None, "Frames between conditions, noises or two pictures."),
     "num": ("integer", 4, "How many pictures for each condition."),
     "seed": ("integer", 0, "The same seed draws the same pictures."),
+    "index": ("integer", None, "Of the pictures that the other flags draw, this one alone, from 0."),
     "sampler": ("text", None, "ddim, ddpm, dpmpp_2m, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
 }
-ALWAYS = ("num", "seed", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
+ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
 EMPTY = {"texts": [], "switch": False}
 
 
@@ -156,14 +158,36 @@ def _check_numbers(flags: Flags) -> None:
             raise ValueError(f"--{name}={flags[name]}: must be at least {least}")
     if flags["variations"] is not None and not 0 <= flags["variations"] <= 1:
         raise ValueError(f"--variations={flags['variations']}: must lie in [0, 1]")
+    if flags["index"] is not None and not 0 <= flags["index"] < 2**31:
+        raise ValueError(f"--index={flags['index']}: must be a whole number from 0 to 2**31 - 1")
     if flags["strength"] is not None:
         last_steps(flags["strength"], 1)
     key_of(flags["seed"])
 
 
+def alone(ldm: LatentDiffusion, flags: Flags, index: int) -> dict[str, Any]:
+    """The flags that draw picture `index` of those that `flags` draw, and nothing else: with its own condition. Frames of a
+    film are drawn together and keep all conditions. ValueError if there are fewer pictures."""
+    flags = with_defaults(flags) | {"index": index}
+    if flags["interpolate"] is not None:
+        if index >= flags["interpolate"]:
+            raise ValueError(f"--index={index}: the film has {flags['interpolate']} frames, from 0")
+        return flags
+    told = telling_flag(ldm.condition, flags)
+    said = [] if told is None or isinstance(flags[told], str) else flags[told]
+    if len(said) > 1:
+        if index >= len(said) * flags["num"]:
+            raise ValueError(f"--index={index}: {len(said)} conditions, --num={flags['num']} pictures each, from 0")
+        flags[told] = [said[index // flags["num"]]]
+    return flags | {"num": 1}
+
+
 def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
-    """What the flags say. ValueError or FileNotFoundError for what can't be read or done."""
+    """What the flags say; with an index, that picture alone, as it is among the others up to rounding. ValueError or
+    FileNotFoundError for what can't be read or done."""
     name, flags = choose_mode(ldm, flags), with_defaults(flags)
+    index = flags["index"]
+    flags = flags if index is None else alone(ldm, flags, index)
     options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
     if flags["tiled"]:
         options["tile"] = max(ldm.specification.image_size)
@@ -171,19 +195,28 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         options["strength"] = flags["strength"]
     if flags["size"]:
         options["size"] = _size(flags["size"])
-    p, key, num = ldm.params, key_of(flags["seed"]), flags["num"]
+    p, num = ldm.params, flags["num"]
+    first = key = key_of(flags["seed"])
+    if index is not None and name != "interpolate":
+        key = jax.random.fold_in(key, index)[None]  # one a picture: see `LatentDiffusion.sample`
     if name == "upscale":
         low = np.repeat(read_image(flags["upscale"])[None], num, 0)
         return Drawn(np.asarray(ldm.upscale(p, key, low, **options)), [flags["upscale"]] * num, num)
     values, words = _conditions(ldm, flags)
     if name == "interpolate":
-        return _film(ldm, flags, key, values, words, options)
+        film = _film(ldm, flags, key, values, words, options)
+        return film if index is None else Drawn(film.images[index : index + 1], film.words, 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
     if name in ("sample", "panorama", "variation"):
+        beside = int(name == "variation" and index is not None)  # all take the noise of the first, which is drawn with it
         if name == "variation":
             options["amount"] = flags["variations"]
+        if beside:
+            key, values = jax.numpy.stack([jax.random.fold_in(first, 0), key[0]]), values * 2
         cond = _embedded(ldm, flags, values, options)
-        images = getattr(ldm, name)(p, key, cond, num=len(words), **options)
+        if beside:
+            options["noise"] = ldm.noise(key[:1], 1, options.pop("size", None) or canvas(ldm.specification, cond))
+        images = getattr(ldm, name)(p, key, cond, num=len(words) + beside, **options)[beside:]
         if ldm.condition.kind == "semantic":
             images = images[:, : values[0].shape[0], : values[0].shape[1]]
         return Drawn(np.asarray(images), words, num)
@@ -196,7 +229,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         images = ldm.inpaint(p, key, image, np.repeat(mask[None], len(words), 0), cond, **options)
     elif name == "edit":
         cond = _embedded(ldm, flags, values, options)
-        source, _ = _conditions(ldm, flags | {_flag(ldm.condition, flags): [flags["source"]]})
+        source, _ = _conditions(ldm, flags | {telling_flag(ldm.condition, flags): [flags["source"]]})
         images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options), **options)
     else:
         images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options), **options)
@@ -231,13 +264,13 @@ def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray
 
 def _conditions(ldm: LatentDiffusion, flags: Flags) -> tuple[list[Any], list[str]]:
     """What `ldm.embed` takes and its description, an entry a condition; values are empty where there is nothing to embed."""
-    if _flag(ldm.condition, flags) is None:
+    if telling_flag(ldm.condition, flags) is None:
         return [], [" ".join(filter(None, (*flags["image"], flags["mask"])))]
     return ldm.condition.read(flags)
 
 
-def _flag(condition: Condition, flags: Flags) -> str | None:
-    """The one that tells the condition."""
+def telling_flag(condition: Condition, flags: Flags) -> str | None:
+    """The one that tells the condition; None where none does."""
     return next((flag for flag in condition.flags if flags[flag]), None)
 
 
