@@ -119,6 +119,7 @@ def load_workdir(
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
+    stage_dtype = None if dtype is None else build.first_stage_dtype(config)
     # snapshots of the averages are of other steps than checkpoints
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     params = {"conditioner": load_conditioner(config, dtype), **kept}
@@ -126,7 +127,7 @@ def load_workdir(
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
-    params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=dtype), **as_dtype(params, dtype)}
+    params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
