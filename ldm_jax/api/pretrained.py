@@ -22,9 +22,11 @@ PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
 TEXT = ("text", "clip_text", "sdxl")
 
 
-def load(path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None) -> tuple[Specification, PyTree]:
+def load(
+    path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None, prediction: str | None = None
+) -> tuple[Specification, PyTree]:
     """A whole model: its specification and parameters, float32 or `dtype`."""
-    checkpoint = weights.read(path, ema=ema, config=config)
+    checkpoint = weights.read(path, ema=ema, config=config, prediction=prediction)
     description = checkpoint.description
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
         raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
