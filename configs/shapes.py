@@ -204,6 +204,10 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 300
+    config.diffusion_train.lora = ConfigDict()
+    config.diffusion_train.lora.rank = 0  # above 0: `start_from` stays as it is, and a low-rank change of it is learnt
+    config.diffusion_train.lora.alpha = 0.0  # the change is multiplied by alpha / rank; 0: by 1
+    config.diffusion_train.lora.targets = ("to_q", "to_k", "to_v", "to_out_0")  # layers that are changed
     config.checkpoint.snapshots = 0  # steps between snapshots of diffusion_train.post_hoc, which are all kept
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint

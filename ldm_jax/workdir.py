@@ -30,10 +30,11 @@ PATHS = (
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path",
 )  # fmt: skip
 FREE_FIELDS = ("compiler", "stages", "data.workers", "data.in_memory", *PATHS)
+NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
-    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": []},
+    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
     "latents": {"standardise": False},
     "diffusion": {"offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0},
 }

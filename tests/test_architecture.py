@@ -35,7 +35,7 @@ FILES = {
         "weights", "workdir",
     },
     "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
-    "api": {"build", "conditioning", "data", "diffusion", "first_stage", "training", "weights"},
+    "api": {"build", "conditioning", "data", "diffusion", "first_stage", "models", "training", "weights"},
     "workdir": {"training"},
     "experiment": {
         "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "scoring", "training", "weights",

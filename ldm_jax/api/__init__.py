@@ -1,11 +1,13 @@
-"""What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`."""
+"""What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`, `apply_lora`."""
 
 from ldm_jax.api.load import (
+    adapted,
     fetch,
     load,
     load_condition,
     load_conditioner,
     load_first_stage,
+    load_lora,
     load_scale,
     load_workdir,
     resolve,
@@ -13,8 +15,9 @@ from ldm_jax.api.load import (
 )
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
+from ldm_jax.models import apply_lora
 
 __all__ = [
-    "LatentDiffusion", "Specification", "fetch", "load", "load_condition", "load_conditioner", "load_first_stage",
-    "load_scale", "load_workdir", "resolve", "save",
+    "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition", "load_conditioner",
+    "load_first_stage", "load_lora", "load_scale", "load_workdir", "resolve", "save",
 ]  # fmt: skip

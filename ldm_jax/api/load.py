@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, weights
+from ldm_jax import build, models, weights
 from ldm_jax.api import pretrained
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
@@ -129,6 +129,8 @@ def load_workdir(
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
+    if "lora" in params:
+        params = adapted(config, base_of(config, workdir, dtype) | params)
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
@@ -137,6 +139,34 @@ def load_workdir(
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
     return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)
+
+
+def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:
+    """Network and conditioner of the model that a working directory adapts."""
+    path = config["diffusion_train"]["start_from"]
+    path = path if path.startswith(HUB) else resolve(path, workdir, "config.diffusion_train.start_from")
+    params = load(path, dtype=dtype).params
+    return {name: params[name] for name in ("network", "conditioner")}
+
+
+def adapted(config: Mapping[str, Any], params: PyTree) -> PyTree:
+    """Parameters with the part "lora" of a training merged into their network; others as they are."""
+    if "lora" not in params:
+        return params
+    network = models.apply_lora(params["network"], params["lora"], build.make_lora(config)["scale"])
+    return {name: part for name, part in params.items() if name != "lora"} | {"network": network}
+
+
+def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
+    """The factors that a working directory with config.diffusion_train.lora has learnt, averaged, for `apply_lora` with scale 1
+    and for `LatentDiffusion.save_lora`: {"network": ...}. `which` as for `load`. ValueError if it learnt none."""
+    workdir = existing(workdir)
+    config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
+    lora = build.make_lora(config)
+    if lora is None:
+        raise ValueError(f"{workdir}: config.diffusion_train.lora.rank is 0: it adapts no model")
+    factors = load_averaged(workdir / "diffusion" / "checkpoints", which)["lora"]
+    return {"network": models.scale_lora(factors, lora["scale"])}
 
 
 def load_scale(workdir: Path) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,15 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
     return diffusion.make_objective(make_schedule(config), section["prediction"], weighting_options=weighting, **options)
 
 
+def make_lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the network is adapted by config.diffusion_train.lora: {"rank", "targets", "scale"}; None where all of it is trained.
+    """
+    section = config["diffusion_train"].get("lora", {})
+    if not (rank := section.get("rank", 0)):
+        return None
+    return {"rank": rank, "targets": tuple(section["targets"]), "scale": (section["alpha"] or rank) / rank}
+
+
 def make_diffusion_program(
     config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None
 ) -> Program:
@@ -103,10 +113,12 @@ def make_diffusion_program(
     section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
     condition = condition or make_condition(config)
     inputs = example_inputs(config)
-    frozen = condition.frozen
+    lora = make_lora(config)
     loss_fn = second_stage.make_loss(
         network, stage, condition, make_objective(config), null_probability=config["conditioner"].get("null_probability", 0.0)
     )
+    if lora:
+        loss_fn = second_stage.adapted(loss_fn, functools.partial(models.apply_lora, scale=lora["scale"]))
     by_history = config["diffusion"]["time_sampling"] == "importance"
     if by_history and section.get("accumulate", 1) > 1:
         raise ValueError("config.diffusion.time_sampling='importance' looks at whole batches: set diffusion_train.accumulate=1")
@@ -114,8 +126,11 @@ def make_diffusion_program(
 
     def init(key: jax.Array) -> PyTree:
         network_key, condition_key = jax.random.split(key)
+        if lora:
+            shapes = models.shapes(network, *inputs)
+            return {"lora": models.init_lora(network_key, shapes, lora["rank"], lora["targets"])} | history
         params = {"network": models.initialize(network, network_key, *inputs)} | history
-        return params if frozen else params | {"conditioner": condition.init(condition_key)}
+        return params if condition.frozen else params | {"conditioner": condition.init(condition_key)}
 
     constants, optimizer = frozen_shapes(config, stage, condition), make_stage_optimizer(section)
     gradient = from_loss(second_stage.scalars(loss_fn), tuple(constants))
@@ -139,15 +154,19 @@ def make_diffusion_program(
 
 def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -> PyTree:
     """Shapes of what the diffusion model's training does not change: the first stage and, where it is pretrained, the
-    conditioner, in the arithmetic's type; scale and shift of the latents, [C]."""
+    conditioner, and where it is adapted, the network, in the arithmetic's type; scale and shift of the latents, [C]."""
     key, dtype = jax.random.key(0), compute_dtype(config)
 
     def shapes(init: Any, dtype: Any) -> PyTree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), jax.eval_shape(init, key))
 
     parts = {"first_stage": shapes(stage.init, first_stage_dtype(config))}
-    if condition.frozen:
+    adapts = make_lora(config) is not None
+    if condition.frozen or adapts:
         parts["conditioner"] = shapes(condition.init, dtype)
+    if adapts:
+        network, inputs = make_network(config), example_inputs(config)
+        parts["network"] = shapes(lambda key: models.initialize(network, key, *inputs), dtype)
     channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)
     return parts | {"latents": {"scale": channel, "shift": channel}}
 

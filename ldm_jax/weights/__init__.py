@@ -3,6 +3,8 @@
 from ldm_jax.weights.compvis_files import write as write_compvis
 from ldm_jax.weights.diffusers_writer import write as write_diffusers
 from ldm_jax.weights.features import read_clip, read_discriminator, read_inception, read_lpips, read_tiny_decoder
+from ldm_jax.weights.lora_files import read as read_lora
+from ldm_jax.weights.lora_files import write as write_lora
 from ldm_jax.weights.read import Checkpoint, read, write_params
 from ldm_jax.weights.stored import Stored
 
@@ -13,9 +15,11 @@ __all__ = [
     "read_clip",
     "read_discriminator",
     "read_inception",
+    "read_lora",
     "read_lpips",
     "read_tiny_decoder",
     "write_compvis",
     "write_diffusers",
+    "write_lora",
     "write_params",
 ]
