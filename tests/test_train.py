@@ -308,13 +308,10 @@ def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
 def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
     """The model that it starts from stays as it is, and only the change is trained, kept and averaged."""
     base = ldm_jax.load(trained[0])
-    scale = json.loads((trained[0] / "latents.json").read_text())["scale"]
     adapting = {
         "diffusion_train.start_from": str(trained[0]),
         "first_stage.path": str(trained[0]),
         "conditioner.tokenizer": str(trained[0] / "tokenizer.json"),
-        "latents.scale": scale,
-        "latents.standardise": False,
         "diffusion_train.lora.rank": 2,
         "diffusion_train.lora.alpha": 4.0,
         "diffusion_train.steps": 6,
@@ -326,8 +323,8 @@ def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
     with pytest.raises(ValueError, match="lora.rank adapts a model: name it in config.diffusion_train.start_from"):
         experiment.run(tiny_config(**adapting | {"diffusion_train.start_from": ""}), tmp_path / "none")
-    with pytest.raises(ValueError, match="set config.latents.scale and shift to these"):
-        experiment.run(tiny_config(**adapting | {"latents.scale": 2 * scale}), tmp_path / "other")
+    with pytest.raises(ValueError, match="leave config.latents.scale at 0"):
+        experiment.run(tiny_config(**adapting | {"latents.scale": 9.0, "latents.standardise": False}), tmp_path / "other")
     experiment.run(tiny_config(**adapting), tmp_path / "lora")
     checkpoints = tmp_path / "lora" / "diffusion" / "checkpoints"
     for part in ("params", "ema"):

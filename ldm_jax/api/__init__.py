@@ -12,6 +12,7 @@ from ldm_jax.api.load import (
     load_workdir,
     resolve,
     save,
+    scale_of,
 )
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
@@ -19,5 +20,5 @@ from ldm_jax.models import apply_lora
 
 __all__ = [
     "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition", "load_conditioner",
-    "load_first_stage", "load_lora", "load_scale", "load_workdir", "resolve", "save",
+    "load_first_stage", "load_lora", "load_scale", "load_workdir", "resolve", "save", "scale_of",
 ]  # fmt: skip

@@ -178,6 +178,15 @@ def load_scale(workdir: Path) -> tuple[Any, Any]:
     return found["scale"], found["shift"]
 
 
+def scale_of(path: str | Path) -> tuple[Any, Any]:
+    """Scale and shift of the latents of a model, of anything that `load` reads, without its weights."""
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
+    if is_workdir(path):
+        return load_scale(path)
+    latents = weights.read(path).description.get("latents", {})
+    return latents.get("scale", 1.0), latents.get("shift", 0.0)
+
+
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
     the field."""

@@ -117,7 +117,7 @@ def pretrained(path: str, params: PyTree, dtype: Any = None, latents: tuple[Any,
     ):
         raise ValueError(
             f"config.latents: scale {latents[0]} and shift {latents[1]}, where the model that is adapted ({path}) has "
-            f"{spec.scale} and {spec.shift}: set config.latents.scale and shift to these"
+            f"{spec.scale} and {spec.shift}: leave config.latents.scale at 0"
         )
     found = {name: loaded.get(name, part) for name, part in params.items()}
     there, here = (

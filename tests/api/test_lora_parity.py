@@ -44,7 +44,8 @@ def with_adapters(pipe, folder):
     own.save_lora_weights(
         folder / "lora", unet_lora_layers=tensors["unet"], text_encoder_lora_layers=tensors["text_encoder"],
         text_encoder_2_lora_layers=tensors["text_encoder_2"],
-        unet_lora_adapter_metadata=layers["unet"].to_dict(), text_encoder_lora_adapter_metadata=layers["text_encoder"].to_dict(),
+        unet_lora_adapter_metadata=layers["unet"].to_dict(),
+        text_encoder_lora_adapter_metadata=layers["text_encoder"].to_dict(),
         text_encoder_2_lora_adapter_metadata=layers["text_encoder_2"].to_dict(),
     )  # fmt: skip
     return own
