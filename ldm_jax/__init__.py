@@ -6,7 +6,7 @@
 """
 
 __version__ = "0.1.0"
-__all__ = ["LatentDiffusion", "load", "save"]
+__all__ = ["Autoencoder", "LatentDiffusion", "load", "save"]
 
 
 def __dir__() -> list[str]:

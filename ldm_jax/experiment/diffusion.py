@@ -106,7 +106,7 @@ def make_validation(experiment: Experiment, constants: PyTree):
 
 def pretrained(path: str, params: PyTree) -> PyTree:
     """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`."""
-    loaded = api.load(path).params
+    loaded = api.load_whole(path).params
     found = {name: loaded.get(name, part) for name, part in params.items()}
     there, here = (
         {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
