@@ -37,7 +37,7 @@ def main(_):
 
 def draw_pictures():
     """What the flags ask for."""
-    import ldm_jax
+    from ldm_jax import api
     from ldm_jax.cli.records import records, repeated, told
     from ldm_jax.workdir import make_samples_folder, save_film, save_pictures, use_compilation_cache
 
@@ -45,7 +45,7 @@ def draw_pictures():
     flag = flags.FLAGS
     given = {name: as_typed(flag[name].value) for name in all_flags()}
     which = int(flag.which) if flag.which.isdigit() else flag.which
-    ldm = ldm_jax.load(flag.workdir, which=which, ema_width=flag.ema_width)
+    ldm = api.load_whole(flag.workdir, which=which, ema_width=flag.ema_width)
     print(ldm.describe(), flush=True)
     if flag.like_png:
         present = [name for name in given if flag[name].present]

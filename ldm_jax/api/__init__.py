@@ -1,5 +1,6 @@
 """What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`, `apply_lora`."""
 
+from ldm_jax.api.autoencoder import Autoencoder
 from ldm_jax.api.load import (
     adapted,
     fetch,
@@ -9,6 +10,7 @@ from ldm_jax.api.load import (
     load_first_stage,
     load_lora,
     load_scale,
+    load_whole,
     load_workdir,
     resolve,
     save,
@@ -19,6 +21,7 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.models import apply_lora
 
 __all__ = [
-    "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition", "load_conditioner",
-    "load_first_stage", "load_lora", "load_scale", "load_workdir", "resolve", "save", "scale_of",
+    "Autoencoder", "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition",
+    "load_conditioner", "load_first_stage", "load_lora", "load_scale", "load_whole", "load_workdir", "resolve", "save",
+    "scale_of",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
-from ldm_jax.primitives.choices import choose, construct
+from ldm_jax.primitives.choices import check_choice, choose, construct
 from ldm_jax.training.optimizer import passing_by
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import from_loss
@@ -44,10 +44,17 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
-    samplers do."""
+    samplers do.
+
+    `sampler`: another one, by name or ready made. A model that came with a scheduler of diffusers gets that of this name with
+    its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
+    "dpmpp_2m_karras", "LCMScheduler".
+    """
+    if sampler is not None:
+        return _with_sampler(config, sampler)
     if "scheduler" in config:
         from ldm_jax.weights import schedulers
 
@@ -57,6 +64,21 @@ def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
         make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
         end=section.get("end", "clean"),
     )  # fmt: skip
+
+
+def _with_sampler(config: Mapping[str, Any], sampler: Any) -> diffusion.Recipe:
+    if isinstance(sampler, str):
+        from ldm_jax.weights import scheduler_names
+
+        check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
+        of = config.get("scheduler")
+        if of is None and sampler not in diffusion.SAMPLERS:
+            of = scheduler_names.of_process(config["diffusion"])
+        if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
+            return found
+        if sampler not in diffusion.SAMPLERS:
+            raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
+    return make_recipe(config).with_sampler(sampler)
 
 
 def make_network(config: Mapping[str, Any]) -> Any:

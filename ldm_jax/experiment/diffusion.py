@@ -110,7 +110,7 @@ def make_validation(experiment: Experiment, constants: PyTree):
 def pretrained(path: str, params: PyTree, dtype: Any = None, latents: tuple[Any, Any] | None = None) -> PyTree:
     """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`, and
     with latents of this scale and shift where they are given: a network that is only adapted knows no others."""
-    ldm = api.load(path, dtype=dtype)
+    ldm = api.load_whole(path, dtype=dtype)
     loaded, spec = ldm.params, ldm.specification
     if latents is not None and not all(
         np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)

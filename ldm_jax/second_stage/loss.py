@@ -29,8 +29,8 @@ PyTree = Any
 def drop_condition(
     inputs: PyTree, null_inputs: PyTree, probability: float, key: jax.Array, rows: jax.Array | None = None
 ) -> PyTree:
-    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...]) with the given probability.
-    `rows`: the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
+    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...] or [B, ...]) with the given
+    probability. `rows`: the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
     leaves = jax.tree.leaves(inputs)
     if not leaves or probability == 0:
         return inputs
@@ -72,7 +72,7 @@ def make_loss(
 
         inputs = condition.encoded(batch["inputs"], to_latents)
         if null_probability:
-            null = condition.encoded(condition.null, to_latents)
+            null = condition.dropped(inputs, condition.encoded(condition.null, to_latents))
             inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
         cond = condition.apply(params["conditioner"], inputs)
         rngs = {"dropout": jax.random.fold_in(dropout_key, step.rows[0])}

@@ -174,6 +174,25 @@ def test_the_refiner(tmp_path, drawing, monkeypatch):
             assert_close(ours, 2 * pipe(PROMPTS, aesthetic_score=score, **how).images - 1)
 
 
+@pytest.mark.parametrize("refiner", [False, True], ids=["base", "refiner"])
+def test_what_is_saved_diffusers_draws_with(tmp_path, refiner):
+    torch.manual_seed(4)
+    xl.pipeline(tmp_path / "theirs", refiner=refiner)
+    ldm = ldm_jax.load(tmp_path / "theirs")
+    ldm_jax.save(ldm, tmp_path / "ours")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    pipe.set_progress_bar_config(disable=True)
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else diffusers.StableDiffusionXLPipeline
+    assert type(pipe) is kind
+    again = ldm_jax.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, again.params, ldm.params)
+    noise, cond = ldm.noise(KEY, 2), ldm.embed(ldm.params, PROMPTS)
+    np.testing.assert_array_equal(again.embed(again.params, PROMPTS)["vector"], cond["vector"])
+    if not refiner:
+        ours = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=3)
+        assert_close(ours, theirs(pipe, noise, num_inference_steps=3, guidance_scale=5.0))
+
+
 def single_file(folder, path):
     """The pipeline in `folder` as one file under the names of its authors' code (CompVis's U-Net and autoencoder, transformers'
     and OpenCLIP's text encoders), in half precision."""
