@@ -7,6 +7,7 @@ import diffusers
 import torch
 import transformers
 
+torch.set_num_threads(1)  # more wait for one another on a machine that has other work
 SIDE = 32  # pixels
 PIECES = ("a", "b", "c", "d", "e", "h", "i", "l", "o", "r", "s", "t", "u")
 BLOCKS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
