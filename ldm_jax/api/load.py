@@ -35,6 +35,7 @@ def load(
     dtype: Any = None,
     ema_width: float | None = None,
     prediction: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> LatentDiffusion | Autoencoder:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
     CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, XL and
@@ -49,6 +50,7 @@ def load(
       ema_width: of a working directory whose training kept averages for it (config.diffusion_train.post_hoc): the average of
         this relative width, in (0, 0.28], instead of the one of config.diffusion_train.ema_decay (Karras et al. 2024).
       prediction: "eps" or "v", of a single file of Stable Diffusion 2, whose weights don't say it.
+      tokenizer: a folder with the files of one (or a tokenizer.json), for a checkpoint that has none beside it.
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
@@ -57,14 +59,16 @@ def load(
     half = dtype is not None and np.dtype(dtype).itemsize == 2
     path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else existing(path)
     if is_workdir(path):
-        if prediction is not None:
-            raise ValueError(f"prediction={prediction!r}: {path} is a working directory, whose config says it; leave it out")
+        for name, value in (("prediction", prediction), ("tokenizer", tokenizer)):
+            if value is not None:
+                raise ValueError(f"{name}={str(value)!r}: {path} is a working directory, which has its own; leave it out")
         return load_workdir(path, which, dtype, ema_width)
     if ema_width is not None:
         raise ValueError(f"ema_width={ema_width}: {path} holds one average; working directories may hold more")
     if which != "last":
         raise ValueError(f"which={which!r}: {path} is one checkpoint, not a working directory with several")
-    specification, params = pretrained.load(path, ema=ema, config=config, dtype=dtype, prediction=prediction)
+    known = {"config": config, "prediction": prediction, "tokenizer_path": tokenizer}
+    specification, params = pretrained.load(path, ema=ema, dtype=dtype, **known)
     return (Autoencoder if specification.condition is None else LatentDiffusion)(specification, params)
 
 

@@ -24,7 +24,13 @@ TEXT = ("text", "clip_text", "sdxl")
 
 
 def load(
-    path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None, prediction: str | None = None
+    path: Path,
+    *,
+    ema: bool,
+    config: str | Path | None,
+    dtype: Any = None,
+    prediction: str | None = None,
+    tokenizer_path: str | Path | None = None,
 ) -> tuple[Specification, PyTree]:
     """A whole model: its specification and parameters, float32 or `dtype`. Of a first stage alone the same, its specification
     without a condition."""
@@ -35,8 +41,13 @@ def load(
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
         raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
     complete = completed(description, path.stem)
-    tokenizer = None
-    if (text := text_section(complete["conditioner"])) is not None:
+    tokenizer, text = None, text_section(complete["conditioner"])
+    if tokenizer_path is not None:
+        if text is None or not checkpoint_tokenizers.found_in(tokenizer_path):
+            why = "this model reads no text" if text is None else "there is no tokenizer"
+            raise ValueError(f"tokenizer={str(tokenizer_path)!r}: {why}")
+        text["tokenizer"] = str(tokenizer_path) if "towers" not in text else [str(tokenizer_path)] * len(text["towers"])
+    if text is not None:
         tokenizer = find_tokenizer(path, text)
     if dtype is not None:
         complete["dtype"] = np.dtype(dtype).name

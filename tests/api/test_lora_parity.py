@@ -39,7 +39,7 @@ def with_adapters(pipe, folder):
     tensors = {}
     for name, config in layers.items():
         model = getattr(own, name)
-        model.add_adapter(config)
+        peft.inject_adapter_in_model(config, model)
         tensors[name] = peft.get_peft_model_state_dict(model)
     own.save_lora_weights(
         folder / "lora", unet_lora_layers=tensors["unet"], text_encoder_lora_layers=tensors["text_encoder"],
@@ -73,14 +73,20 @@ def test_a_lora_of_diffusers(base, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), half, again)
 
 
-def test_ours_is_loaded_by_diffusers(base, tmp_path):
+@pytest.mark.parametrize("parts", [("network",), ("network", "conditioner")], ids=["network", "with text encoders"])
+def test_ours_is_loaded_by_diffusers(base, tmp_path, parts):
     pipe, ldm = base
     with_adapters(pipe, tmp_path)
-    lora = ldm.read_lora(tmp_path / "lora")
+    lora = {name: part for name, part in ldm.read_lora(tmp_path / "lora").items() if name in parts}
     ldm.save_lora(lora, tmp_path / "ours")
     other = type(pipe).from_pretrained(pipe_folder(pipe, tmp_path))
     other.set_progress_bar_config(disable=True)
-    other.load_lora_weights(tmp_path / "ours")
+    try:
+        other.load_lora_weights(tmp_path / "ours")
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"this transformers loads no adapter of a text encoder: {error}")
     noise = ldm.noise(KEY, 2)
     styled = ldm.with_lora(lora)
     ours = styled.sample(styled.params, KEY, styled.embed(styled.params, PROMPTS), noise=noise, steps=3)
