@@ -151,10 +151,11 @@ def load_workdir(
     stage_dtype = None if dtype is None else build.first_stage_dtype(config)
     # snapshots of the averages are of other steps than checkpoints
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
-    params = {"conditioner": load_conditioner(config, dtype), **kept}
+    if "lora" in kept:
+        params = adapted(config, kept | base_of(config, workdir, dtype))
+    else:
+        params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
-    if "lora" in params:
-        params = adapted(config, base_of(config, workdir, dtype) | params)
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
