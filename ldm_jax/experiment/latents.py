@@ -29,8 +29,8 @@ def measure_latents(experiment: Experiment) -> None:
         there = api.scale_of(config["diffusion_train"]["start_from"])
         if not np.allclose(there[0], section["scale"], rtol=1e-3) or not np.allclose(there[1], section["shift"], atol=1e-6):
             raise ValueError(
-                f"config.latents.scale={section['scale']}, shift={section['shift']}: the model that is adapted has {there[0]} and "
-                f"{there[1]}; leave config.latents.scale at 0"
+                f"config.latents.scale={section['scale']}, shift={section['shift']}: the model that is adapted has {there[0]} "
+                f"and {there[1]}; leave config.latents.scale at 0"
             )
     known = distributed.agreed(path.is_file())
     if known:
