@@ -44,8 +44,9 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
+    "lora": ("texts", [], "A LoRA file or folder to draw with, FILE or FILE:0.8 for a part of it; may be repeated."),
 }
-ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
+ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale", "lora")  # have a meaning in every mode
 EMPTY = {"texts": [], "switch": False}
 
 
@@ -186,6 +187,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     """What the flags say; with an index, that picture alone, as it is among the others up to rounding. ValueError or
     FileNotFoundError for what can't be read or done."""
     name, flags = choose_mode(ldm, flags), with_defaults(flags)
+    ldm = with_loras(ldm, flags["lora"])
     index = flags["index"]
     flags = flags if index is None else alone(ldm, flags, index)
     options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
@@ -236,8 +238,19 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     return Drawn(np.asarray(images[:, :height, :width]), words, num)
 
 
+def with_loras(ldm: LatentDiffusion, said: Sequence[str]) -> LatentDiffusion:
+    """The model with every FILE or FILE:SCALE of --lora merged. ValueError for what is no LoRA of this model."""
+    for text in said:
+        path, _, scale = text.rpartition(":")
+        weighted = path and re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", scale)
+        ldm = ldm.with_lora(path if weighted else text, float(scale) if weighted else 1.0)
+    return ldm
+
+
 def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any]) -> Any:
     """cond, or None; puts the negative one into `options`. Label maps are padded to what the first stage takes."""
+    if ldm.condition.told_sizes and options.get("size") and "target_size" in ldm.condition.time_ids:
+        values = [{"prompt": value, "target_size": options["size"]} for value in values]
     if flags["negative"] is not None:
         options["negative"] = ldm.embed(ldm.params, [flags["negative"]] * (flags["interpolate"] or len(values)))
     if ldm.condition.kind == "semantic":

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ldm_jax.cli import sample
 from ldm_jax.cli.sample import choose_mode, draw
+from ldm_jax.models import init_lora
 from ldm_jax.retrieval import query
 from ldm_jax.retrieval.database import Database
 from ldm_jax.workdir import save_film, save_pictures
@@ -238,3 +239,16 @@ def test_usage_names_the_modes_and_their_flags():
     assert all(name in text for name in model("text").abilities) and '--prompt "..."' in text
     assert sample.usage(model("superres")).split() == ["upscale", "--upscale", "SMALL.png"]
     assert "can upscale" in model("superres").describe()
+
+
+def test_a_lora_is_drawn_with(tmp_path):
+    """FILE or FILE:SCALE, several; the model itself stays as it is."""
+    ldm, path = model("text"), tmp_path / "style.safetensors"
+    lora = jax.tree.map(lambda x: x + 0.5, {"network": init_lora(jax.random.key(0), ldm.params["network"], 2)})
+    ldm.save_lora(lora, path)
+    merged, wanted = sample.with_loras(ldm, [f"{path}:0.5", str(path)]), ldm.with_lora(lora, 1.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged.params, wanted.params)
+    plain, styled = (draw(ldm, flags(lora=said)).images for said in ([], [str(path)]))
+    assert np.abs(plain - styled).max() > 1e-3
+    with pytest.raises(ValueError, match="nowhere.safetensors does not exist"):
+        draw(ldm, flags(lora=["nowhere.safetensors:2"]))
