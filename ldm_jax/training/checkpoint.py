@@ -114,11 +114,18 @@ class Checkpoints:
             self._again_at = time.monotonic() + 2.0**self._failures
         return failed and time.monotonic() >= self._again_at
 
-    def save(self, step: int, state: TrainState, score: float | None = None, wait: bool = False):
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        score: float | None = None,
+        wait: bool = False,
+        judged: Mapping[str, Any] | None = None,
+    ):
         """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left.
 
-        `score`: what this very state was judged to be worth, lower is better. With `wait` it returns when all is on disk. A
-        save that fails leaves the older checkpoints as they are. One process repeats it: with `wait` the same state, else the
+        `score`: what this very state was judged to be worth, lower is better; `judged`: by whom (see `Judge.record`). With
+        `wait` it returns when all is on disk. A save that fails leaves the older checkpoints as they are. One process repeats it: with `wait` the same state, else the
         state of the next call (see `retry_due`), RETRIES times in a row, waiting twice as long each time.
 
         Raises:
@@ -128,7 +135,7 @@ class Checkpoints:
         while True:
             if step in self.steps:
                 return
-            self._start(step, state, score)
+            self._start(step, state, score, judged)
             if wait:
                 self._take_note()
             if not wait or self._failures == 0:
@@ -147,12 +154,13 @@ class Checkpoints:
             warnings.warn(f"{error} Trying again.", stacklevel=3)
         self._again_at = 0.0
 
-    def _start(self, step: int, state: TrainState, score: float | None):
+    def _start(self, step: int, state: TrainState, score: float | None, judged: Mapping[str, Any] | None):
         parts = _parts(state)
         meta = {
             "checksums": checksums(parts),
             "arrays": describe(parts),
             "score": float(score) if score is not None and np.isfinite(score) else None,
+            "judged": dict(judged or {}),
         }
         self._saved += 1
         try:
