@@ -114,6 +114,8 @@ def get_config() -> ConfigDict:
     config.first_stage_train.ema_decay = 0.0  # 0: no EMA
     config.first_stage_train.accumulate = 1  # in how many parts a batch is looked at, for less memory
     config.first_stage_train.start_from = ""  # weights to go on from: a workdir or a checkpoint; "": random ones
+    config.first_stage_train.best = "validation/psnr"  # the number by which the best checkpoint is kept
+    config.first_stage_train.patience = 0  # looks in a row without a better one, after which the stage ends; 0: all steps
     config.first_stage_train.frozen = ()  # ("encoder", "quant_conv") trains the decoder alone, as Stable Diffusion's ft-EMA
 
     config.latents = ConfigDict()
@@ -180,6 +182,9 @@ def get_config() -> ConfigDict:
     config.diffusion_train.accumulate = 1  # as above
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
 
+    config.diffusion_train.best = "validation/loss"  # as above; or a number of an evaluator
+    config.diffusion_train.patience = 0
+
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"
     config.sampling.steps = 20
@@ -193,6 +198,11 @@ def get_config() -> ConfigDict:
     config.evaluation.features = "auto"  # what looks at them: Inception where its weights are named, else a probe trained here
     config.evaluation.probe_steps = 400  # training steps of that probe
     config.evaluation.inception_path = ""  # Inception's weights, for FID; "": none
+    config.evaluation.which = "last"  # whose pictures: the "last" checkpoint's, or those of the "best"
+    # What looks at the diffusion model while it trains, by name; others may be added. ldm_jax/experiment/evaluators has all.
+    config.evaluation.evaluators = ConfigDict()
+    config.evaluation.evaluators.distance = ConfigDict({"type": "distance", "every": 0, "num": 256, "features": "", "steps": 0})
+    config.evaluation.evaluators.prompts = ConfigDict({"type": "prompts", "every": 0, "num": 120})
 
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below

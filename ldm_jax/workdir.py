@@ -29,7 +29,10 @@ PATHS = (
     "conditioner.tokenizer", "conditioner.database", "data.path", "data.palette", "evaluation.inception_path",
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path",
 )  # fmt: skip
-FREE_FIELDS = ("compiler", "stages", "data.workers", "data.in_memory", *PATHS)
+FREE_FIELDS = (
+    "compiler", "stages", "data.workers", "data.in_memory", "first_stage_train.best", "first_stage_train.patience",
+    "diffusion_train.best", "diffusion_train.patience", *PATHS,
+)  # fmt: skip
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},

@@ -104,7 +104,7 @@ def fields_of(config, section=""):
             yield f"{section}{name}", value
 
 
-def test_nonsense_in_any_field_is_refused_by_its_name():
+def test_nonsense_in_any_field_is_refused_by_its_name(tmp_path):
     """A text that is no name, a negative number, one that is none: no field of the default is too obscure to be looked at."""
     config, left = config_of(), []
     for name, value in fields_of(config):
@@ -118,7 +118,7 @@ def test_nonsense_in_any_field_is_refused_by_its_name():
             place = functools.reduce(dict.__getitem__, section, damaged)
             place[field] = [each] if isinstance(value, list) else each
             try:
-                build.check(damaged)
+                experiment.check(damaged, tmp_path)
                 left.append(f"{name}={each} was taken")
             except ValueError as error:
                 if name not in str(error) or "\n" in str(error):

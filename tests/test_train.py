@@ -20,7 +20,7 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import experiment
 from ldm_jax.training import sharding
-from ldm_jax.training.checkpoint import load_averaged, load_part
+from ldm_jax.training.checkpoint import best_in, load_averaged, load_part
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -49,6 +49,9 @@ TINY = {
     "sampling.steps": 3,
     "evaluation.prompts": 4,
     "evaluation.batch_size": 4,
+    "evaluation.evaluators.prompts.every": 10,
+    "evaluation.evaluators.prompts.num": 4,
+    "diffusion_train.best": "prompts/shape",
     "log.every": 5,
     "log.validation_every": 10,
     "log.validation_images": 8,
@@ -106,6 +109,11 @@ def test_one_command_leaves_everything_a_user_expects(trained):
     assert list((workdir / "diffusion").glob("events*"))
     assert set(losses(workdir, "diffusion")) == {5, 10, 15, 20}
     assert "evaluation: 4 held-out prompts with 1 object: shape" in said
+    lines = [json.loads(line) for line in (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line["prompts/shape"] for line in lines if "prompts/shape" in line}
+    assert set(judged) == {10, 20}
+    step, score = best_in(workdir / "diffusion" / "checkpoints")
+    assert -score == judged[step] == max(judged.values())
     assert f"--workdir {workdir}" in said  # the closing lines say how to go on
     assert json.loads((workdir / "versions.json").read_text())["runs"][0]["jax"] == jax.__version__
 

@@ -18,7 +18,8 @@ from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
 
 STAGES = ("first_stage", "latents", "diffusion", "evaluation")
-FEATURES = ("inception", "clip", "classifier", "contrastive", "auto")  # what looks at pictures, as in "inception:FILE"
+# what looks at pictures, as in "inception:FILE"
+FEATURES = ("inception", "clip", "dinov2", "classifier", "contrastive", "auto")
 
 
 def make_program(config: Mapping[str, Any], stage: str, condition: Condition | None = None) -> Program:
@@ -113,6 +114,7 @@ _BELOW_1 = ("at least 0 and below 1", lambda v: 0 <= v < 1)
 _TRAIN = {
     "steps": _AT_LEAST_1, "batch_size": _AT_LEAST_1, "learning_rate": _POSITIVE, "warmup_steps": _WHOLE, "b1": _BELOW_1,
     "b2": _BELOW_1, "weight_decay": _AT_LEAST_0, "clip_norm": _AT_LEAST_0, "ema_decay": _BELOW_1, "accumulate": _AT_LEAST_1,
+    "patience": _WHOLE,
 }  # fmt: skip
 _FIRST_STAGE_LOSS = dict.fromkeys(
     (
@@ -175,6 +177,7 @@ CHOICES = {
     ("diffusion", "loss"): ("l1", "l2", "huber"),
     ("diffusion", "weighting"): tuple(diffusion.WEIGHTINGS),
     ("diffusion", "time_sampling"): (*diffusion.TIMES, "importance"),
+    ("evaluation", "which"): ("last", "best"),
     ("sampling", "sampler"): tuple(diffusion.SAMPLERS),
     ("sampling", "grid"): tuple(diffusion.GRIDS),
     **{

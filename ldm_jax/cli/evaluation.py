@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     files = "a file of statistics (ours, ADM's, pytorch-fid's, clean-fid's)"
     made.add_argument("--reference", default=None, help=f"{' or '.join(SPLITS)} of the data (default {own.reference}), or "
                       f"{files}; with --samples also a folder or an array")  # fmt: skip
-    made.add_argument("--features", default=own.features, help="inception:FILE, clip:FOLDER, classifier[:PROBE], "
+    made.add_argument("--features", default=own.features, help="inception:FILE, clip:FOLDER, dinov2:FILE, classifier[:PROBE], "
                       "contrastive[:PROBE] or auto")  # fmt: skip
     made.add_argument("--resize", choices=RESIZE, default=own.resize, help="how pictures are brought to Inception's size")
     made.add_argument("--num", type=int, default=own.num, help=f"pictures of every setting (default {own.num})")

@@ -1,6 +1,5 @@
 """The stage that trains the diffusion model."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,16 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build
-from ldm_jax.data.pipeline import eval_batches, in_memory
-from ldm_jax.data.source import Spread
+from ldm_jax.data.pipeline import in_memory
+from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.latents import open_cache
-from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
-from ldm_jax.training.loop import Hook, Report
-from ldm_jax.training.metrics import image_grid
-from ldm_jax.training.program import Program
-from ldm_jax.training.state import Step, TrainState
+from ldm_jax.training.loop import Hook
 
 PyTree = Any
 
@@ -58,50 +53,12 @@ def train_diffusion(experiment: Experiment) -> None:
         return map(to_batch, experiment.batches(source, transform, section["batch_size"], start))
 
     def make_hooks() -> list[Hook]:
-        validate = make_validation(experiment, constants)
-        shown = held_out(experiment, 16)
-
-        def show(state: TrainState) -> Report:
-            params = {**{name: part for name, part in constants.items() if name != "latents"}, **state.averaged}
-            params = sharding.replicate(experiment.mesh, params)
-            images = draw(spec, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], experiment.mesh)
-            return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
-
-        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
+        return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
         return pretrained(section["start_from"], params) if section["start_from"] else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)
-
-
-def make_validation(experiment: Experiment, constants: PyTree):
-    """The hook that takes the loss of held-out images, with the same noise and times at every validation: only the weights
-    differ. Every process loads its share of them."""
-    config, condition, mesh = experiment.config, experiment.condition, experiment.mesh
-    batch_size = config["diffusion_train"]["batch_size"]
-    program: Program = build.make_diffusion_program(config, condition, cached=False)
-    transform = build.make_transform(config, condition)
-    source = Spread(experiment.sources["validation"], config["log"]["validation_images"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def loss_of(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
-        step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(batch_size, dtype=jnp.int32), batch_size)
-        return program.loss(params, batch, key, step)[1]["loss_simple"]
-
-    def validate(state: TrainState) -> Report:
-        params, losses = {**sharding.replicate(mesh, constants), **state.averaged}, []
-        for name in program.not_averaged:  # an empty history of losses: all times count alike at every validation
-            params[name] = jax.tree.map(jnp.zeros_like, params[name])
-        for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
-            found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
-            with jax.set_mesh(mesh):
-                losses.append(loss_of(params, sharding.to_device(mesh, found), jax.random.key(i)))
-        loss = float(np.mean(jax.device_get(losses)))  # the host waits once, not for every batch
-        return Report({"validation/loss": loss}, score=loss)
-
-    return validate
 
 
 def pretrained(path: str, params: PyTree) -> PyTree:

@@ -19,6 +19,7 @@ from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Report, train
 from ldm_jax.training.metrics import Log
 from ldm_jax.training.program import Program
@@ -27,6 +28,7 @@ from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
 STAGES = ("first_stage", "diffusion")
+BEST = {"first_stage": "validation/psnr", "diffusion": "validation/loss"}  # what judges, unless the config says
 
 
 class Experiment:
@@ -123,9 +125,18 @@ class Experiment:
         shapes = program.shapes
         shardings = sharding.state_shardings(self.mesh, shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        judge = Judge(section.get("best", BEST[name]), section.get("patience", 0))
         with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints, contextlib.ExitStack() as opened:
-            if checkpoints.steps and checkpoints.steps[-1] >= steps and checkpoints.verify() is None:
-                self.say(f"{name}: already trained, {checkpoints.steps[-1]} steps")
+
+            def is_over(step: int) -> bool:
+                judge.recall(checkpoints.folder, step)
+                why = f"{step} steps" if step >= steps else judge.in_words(step) if judge.tired else ""
+                if why:
+                    self.say(f"{name}: already trained, {why}")
+                return bool(why)
+
+            newest = checkpoints.steps[-1:]
+            if newest and checkpoints.verify() is None and is_over(newest[0]):
                 return
             state = checkpoints.restore(target)
             if state is None:
@@ -135,8 +146,7 @@ class Experiment:
                     params = sharding.place(prepare(state.params), shardings.params)
                     state = jax.jit(program.state_of, out_shardings=shardings)(params)
             start = int(state.step)
-            if start >= steps:
-                self.say(f"{name}: already trained, {start} steps")
+            if start and is_over(start):
                 return
             if start:
                 self.say(f"{name}: going on from step {start}")
@@ -158,6 +168,7 @@ class Experiment:
                     log_every=log["every"],
                     checkpoint_every=keep["every"],
                     hooks=hooks,
+                    judge=judge,
                     rewinds=keep.get("rewinds", 3),
                     watchdog_seconds=log.get("watchdog_seconds", 0.0),
                     profile=tuple(log.get("profile", (0, 0))),

@@ -11,6 +11,7 @@ from ldm_jax.models.conditioners import (
     clip_normalize,
     text_time_vector,
 )
+from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
@@ -23,6 +24,7 @@ from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
 __all__ = [
+    "DINOv2",
     "DIT_SIZES",
     "Autoencoder",
     "CLIPText",
@@ -50,6 +52,7 @@ __all__ = [
     "last_layer",
     "nearest",
     "nearest_code",
+    "imagenet_normalize",
     "in_parts",
     "partitioned",
     "shapes",

@@ -125,8 +125,9 @@ class Checkpoints:
         """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left.
 
         `score`: what this very state was judged to be worth, lower is better; `judged`: by whom (see `Judge.record`). With
-        `wait` it returns when all is on disk. A save that fails leaves the older checkpoints as they are. One process repeats it: with `wait` the same state, else the
-        state of the next call (see `retry_due`), RETRIES times in a row, waiting twice as long each time.
+        `wait` it returns when all is on disk. A save that fails leaves the older checkpoints as they are. One process repeats
+        it: with `wait` the same state, else the state of the next call (see `retry_due`), RETRIES times in a row, waiting twice
+        as long each time.
 
         Raises:
           OSError: it failed so often; says why.
