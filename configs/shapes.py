@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
     config.first_stage_loss.reduction = "sum"  # over an image's numbers (KL models of the paper) | "mean" (VQ models)
+    config.first_stage_loss.log_variance = 0.0  # of the decoder's output; the likelihood's, in pixels and LPIPS
     config.first_stage_loss.kl_weight = 1e-4
     config.first_stage_loss.perceptual_weight = 0.0  # of LPIPS; 0: none
     config.first_stage_loss.perceptual_path = ""  # VGG16 of torchvision, or a CompVis first stage; "random": untrained
@@ -81,6 +82,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.disc_weight = 0.0  # of the adversarial term; 0: no discriminator
     config.first_stage_loss.disc_adaptive = True  # relative to the gradient of the other terms at the last convolution
     config.first_stage_loss.disc_start = 0  # the step from which it counts
+    config.first_stage_loss.disc_factor = 1.0  # of both sides' adversarial losses from then on
     config.first_stage_loss.disc_loss = "hinge"  # "hinge" | "vanilla"
     config.first_stage_loss.disc_ndf = 64
     config.first_stage_loss.disc_layers = 3

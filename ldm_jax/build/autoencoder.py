@@ -35,8 +35,9 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
 def make_loss_weights(section: Mapping[str, Any]) -> LossWeights:
     """What counts for how much in pictures, of config.first_stage_loss."""
     names = ("pixel", "reduction", "perceptual_weight", "disc_weight", "disc_adaptive", "disc_start", "disc_loss", "r1_weight")
+    later = {"factor": section.get("disc_factor", 1.0), "log_variance": section.get("log_variance", 0.0)}  # in newer configs
     try:
-        return LossWeights(*(section[name] for name in (*names, "lecam_weight")))
+        return LossWeights(*(section[name] for name in (*names, "lecam_weight")), **later)
     except ValueError as error:
         raise ValueError(f"config.first_stage_loss: {error}") from None
 

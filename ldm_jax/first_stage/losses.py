@@ -2,7 +2,8 @@
 
     x -> h = decoder without its last convolution -> xr = last(h)                                     one forward pass
 
-    L = nll(x, xr) + penalty + d_weight max-player(xr),     nll = |x - xr| + perceptual_weight LPIPS(x, xr)
+    L = nll(x, xr) + penalty + disc_factor d_weight max-player(xr)
+    nll = rec / exp(log_variance) + log_variance,     rec = |x - xr| + perceptual_weight LPIPS(x, xr)
     d_weight = disc_weight |d nll / d W| / |d max-player / d W|,     W the kernel of the decoder's last convolution
 
 The cotangents of all terms meet at xr: their gradients at W give the adaptive weight (Esser et al. 2021, equation 7), their
@@ -17,6 +18,7 @@ Sources: CompVis/latent-diffusion `ldm/modules/losses/contperceptual.py`; CompVi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +46,12 @@ class LossWeights:
     perceptual        of LPIPS, added to the distance of every pixel
     discriminator     0: no adversarial term; `adaptive` makes it relative to the nll's gradient
     start             first step at which generator and discriminator hear of each other
+    factor            of both their losses from then on (the reference's disc_factor)
     adversarial       "hinge" | "vanilla", the discriminator's loss
     r1                gradient penalty on real images (Mescheder et al. 2018), r1 / 2 |grad D(x)|^2
     lecam             pull of the logits towards the other side's running mean (Tseng et al. 2021)
+    log_variance      of the decoder's output: the likelihood is of noise with this variance around xr. A number: the reference
+                      has it as a parameter that none of its optimizers is given
     """
 
     pixel: str = "l1"
@@ -58,6 +63,8 @@ class LossWeights:
     adversarial: str = "hinge"
     r1: float = 0.0
     lecam: float = 0.0
+    factor: float = 1.0
+    log_variance: float = 0.0
 
     def __post_init__(self):
         for name, options in {
@@ -67,7 +74,7 @@ class LossWeights:
         }.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, options))}")
-        for name in ("perceptual", "discriminator", "start", "r1", "lecam"):
+        for name in ("perceptual", "discriminator", "start", "r1", "lecam", "factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
 
@@ -98,7 +105,8 @@ def negative_log_likelihood(
         p = distance(x, xr)
         rec = rec + weights.perceptual * p.reshape(-1, *[1] * (x.ndim - 1))
         metrics["perceptual"] = p.mean()
-    nll = rec.sum() / len(x) if weights.reduction == "sum" else rec.mean()
+    per_number = rec / math.exp(weights.log_variance) + weights.log_variance
+    nll = per_number.sum() / len(x) if weights.reduction == "sum" else per_number.mean()
     return nll, {"nll": nll, "rec": rec.mean(), **metrics}
 
 
@@ -120,7 +128,7 @@ def make_gradients(networks: Networks, weights: LossWeights, alternate: bool = F
     adversarial = weights.discriminator > 0
 
     def active(step: Step) -> jax.Array:
-        return jnp.where(step.number >= weights.start, 1.0, 0.0)
+        return jnp.where(step.number >= weights.start, weights.factor, 0.0)
 
     def generator(params: PyTree, batch: PyTree, key: jax.Array, step: Step) -> tuple:
         x = batch["image"]

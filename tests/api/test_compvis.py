@@ -22,31 +22,29 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def class_model(fixtures_dir):
-    folder = fixtures_dir / "D1_ckpt"
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}")
-    return (
-        ldm_jax.load(folder / "model.ckpt"),
-        cases.arrays(folder / "io.npz"),
-        json.loads((folder / "config.json").read_text()),
-    )
+def whole_model(fixtures_dir):
+    """A whole checkpoint, its arrays and settings, its condition and the empty one."""
+    found = cases.folders(fixtures_dir, "D", "config.yaml")
+    if not found:
+        pytest.skip(f"no checkpoint of CompVis in {fixtures_dir}")
+    ldm, io = ldm_jax.load(found[0] / "model.ckpt"), cases.arrays(found[0] / "io.npz")
+    name = next(name for name in io if name.startswith("uncond_"))
+    conds = [ldm.embed(ldm.params, jnp.asarray(io[key], jnp.int32)) for key in (name.removeprefix("uncond_"), name)]
+    return ldm, io, json.loads((found[0] / "config.json").read_text()), conds
 
 
-def test_the_references_noise_makes_its_pictures(class_model):
-    ldm, io, config = class_model
-    cond, negative = (ldm.embed(ldm.params, jnp.asarray(io[f"{p}class_label"], jnp.int32)) for p in ("", "uncond_"))
+def test_the_references_noise_makes_its_pictures(whole_model):
+    ldm, io, config, (cond, negative) = whole_model
     how = {"steps": config["steps"], "guidance_scale": config["guidance_scale"], "negative": negative}
     images = ldm.sample(ldm.params, KEY, cond, noise=jnp.asarray(io["x_T"], jnp.float32), **how)
     cases.compare("sample", images, np.clip(io["ddim_ema.image"], -1, 1), 1e-3)
 
 
-def test_an_edit_to_the_same_comes_back_exactly(class_model):
+def test_an_edit_to_the_same_comes_back_exactly(whole_model):
     """As DDIM ends at a level with a little noise here, every step's noise is known, and nothing is lost but that level's
     alpha."""
-    ldm, io, _ = class_model
+    ldm, io, _, (cond, _) = whole_model
     p, image = ldm.params, io["image"]
-    cond = ldm.embed(p, jnp.asarray(io["class_label"], jnp.int32))
     back = ldm.edit(p, KEY, image, cond, cond, guidance_scale=1.0, steps=10, strength=0.5)
     alpha = float(build.make_recipe(ldm.config).grid(10).alpha[-1])
     np.testing.assert_allclose(back, jnp.clip(ldm.decode(p, alpha * ldm.encode(p, image)), -1, 1), atol=2e-3)
@@ -59,6 +57,15 @@ class Parts:
     ldm: ldm_jax.LatentDiffusion
     io: dict[str, np.ndarray]
 
+    @property
+    def factor(self) -> int:
+        return self.ldm.first_stage.factor
+
+    @property
+    def side(self) -> int:
+        """Of the pictures whose latents have the size of the stored arrays."""
+        return self.io["x"].shape[1] * self.factor
+
     def noise_of(self, cond: dict[str, jax.Array], x: np.ndarray | None = None) -> jax.Array:
         x = jnp.asarray(self.io["x"] if x is None else x)
         return jax.jit(self.ldm.apply)(self.ldm.params, x, jnp.asarray(self.io["t"]), cond)
@@ -67,9 +74,12 @@ class Parts:
 @pytest.fixture
 def put_together(fixtures_dir, tmp_path):
     """(U-Net, first stage, cond_stage_config, conditioning_key) -> Parts; `change` edits the U-Net's tensors and arguments,
-    `encoder` is the folder of the conditioner's weights."""
+    `encoder` is the folder of the conditioner's weights. In place of a first stage with other channels than the U-Net comes one
+    that has them."""
 
     def make(network, stage, cond_stage, key, change=None, encoder=None):
+        if (fixtures_dir / network).is_dir():
+            stage = fitting_stage(fixtures_dir, network, stage)
         folders = {"model.diffusion_model.": network, "first_stage_model.": stage, "cond_stage_model.": encoder}
         folders = {prefix: fixtures_dir / name for prefix, name in folders.items() if name}
         if missing := [folder for folder in folders.values() if not folder.is_dir()]:
@@ -84,7 +94,9 @@ def put_together(fixtures_dir, tmp_path):
         save_file(tensors, tmp_path / "model.safetensors")
         kind = "VQModelInterface" if "n_embed" in args["first_stage_model."] else "AutoencoderKL"
         params = {
-            "linear_start": 0.0015, "linear_end": 0.0205, "timesteps": 1000, "image_size": 16, "channels": 3,
+            "linear_start": 0.0015, "linear_end": 0.0205, "timesteps": 1000,
+            "image_size": args["model.diffusion_model."]["image_size"],
+            "channels": args["model.diffusion_model."]["out_channels"],
             "conditioning_key": key, "first_stage_key": "image",
             "unet_config": {"target": f"{MODULES}.diffusionmodules.openaimodel.UNetModel",
                             "params": args["model.diffusion_model."]},
@@ -98,21 +110,41 @@ def put_together(fixtures_dir, tmp_path):
     return make
 
 
+def stored_args(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())["args"]
+
+
+def fitting_stage(root, network: str, stage: str) -> str:
+    channels = stored_args(root / network)["out_channels"]
+    names = [stage, *(folder.name for folder in cases.folders(root, "B", "config.json"))]
+    fitting = [name for name in names if (root / name).is_dir() and stored_args(root / name)["embed_dim"] == channels]
+    return fitting[0] if fitting else pytest.skip(f"{network} has {channels} channels; no first stage in {root} has")
+
+
 MODULES = "ldm.modules"
 ENCODERS = f"{MODULES}.encoders.modules"
 LIMIT = 2e-5
 
 
 def seeing(channels: int):
-    """Makes a U-Net without a condition see 2 c beside x: it answers to (x - 2 c, c) what it answered to x."""
+    """Makes a U-Net without a condition see c with so many channels beside x: it answers to (x - `seen`(c), c) what it answered
+    to x."""
 
     def change(tensors, args):
         name = "input_blocks.0.0.weight"
-        assert tensors[name].shape[1] == channels
-        tensors[name] = np.concatenate([tensors[name], 2 * tensors[name]], axis=1)
+        mix = mixing(tensors[name].shape[1], channels)
+        tensors[name] = np.concatenate([tensors[name], np.einsum("oxhw,xc->ochw", tensors[name], mix)], axis=1)
         args["in_channels"] += channels
 
     return change
+
+
+def mixing(latents: int, channels: int) -> np.ndarray:
+    return np.random.default_rng(channels).normal(0, 1, (latents, channels)).astype(np.float32)
+
+
+def seen(c: np.ndarray, latents: int) -> np.ndarray:
+    return np.asarray(c) @ mixing(latents, c.shape[-1]).T
 
 
 def drawn(parts: Parts, **flags) -> np.ndarray:
@@ -130,34 +162,51 @@ def write_picture(path, shape: tuple[int, ...], top: int = 256) -> str:
 def test_unconditional_model(put_together):
     parts = put_together("A1_uncond_headch", "B3_vq", "__is_unconditional__", None)
     cases.compare("eps", parts.noise_of(None), parts.io["out"], LIMIT)
-    assert drawn(parts).shape == (2, 32, 32, 3) and drawn(parts, size="32x64").shape == (2, 32, 64, 3)
+    side = parts.side
+    assert drawn(parts).shape == (2, *parts.ldm.specification.image_size, 3)
+    assert drawn(parts, size=f"{side}x{2 * side}").shape == (2, side, 2 * side, 3)
 
 
 def test_super_resolution_model(put_together, tmp_path):
-    """Twice as large, as the paper's four times: the small picture lies beside latents of its size."""
+    """As much larger as the first stage's latents are smaller: the small picture lies beside latents of its size."""
     parts = put_together("A1_uncond_headch", "B3_vq", {"target": "torch.nn.Identity"}, "concat", seeing(3))
     ldm, rng = parts.ldm, np.random.default_rng(0)
-    low = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    x, factor = parts.io["x"], parts.factor
+    low = rng.uniform(-1, 1, (*x.shape[:-1], 3)).astype(np.float32)
     cond = ldm.embed(ldm.params, list(low))
-    cases.compare("eps", parts.noise_of(cond, parts.io["x"] - 2 * low), parts.io["out"], LIMIT)
+    cases.compare("eps", parts.noise_of(cond, x - seen(low, x.shape[-1])), parts.io["out"], LIMIT)
     images = drawn(parts, upscale=write_picture(tmp_path / "low.png", (20, 16, 3)))
-    assert images.shape == (2, 40, 32, 3)
+    assert images.shape == (2, 20 * factor, 16 * factor, 3)
 
 
 def test_semantic_model(put_together, tmp_path, fixtures_dir):
+    folder = fixtures_dir / "C3a_spatial_rescaler"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    given, network = stored_args(folder), "A1_uncond_headch"
+    classes = given["in_channels"]
+    stage = fitting_stage(fixtures_dir, network, "B3_vq")
+    halvings = len(stored_args(fixtures_dir / stage)["ddconfig"]["ch_mult"]) - 1
     parts = put_together(
-        "A1_uncond_headch", "B3_vq",
-        lambda args: {"target": f"{ENCODERS}.SpatialRescaler", "params": args | {"n_stages": 1}},
-        "concat", seeing(3), encoder="C3a_spatial_rescaler",
+        network, stage,
+        lambda args: {"target": f"{ENCODERS}.SpatialRescaler",
+                      "params": args | {"n_stages": halvings, "method": "bilinear", "multiplier": 0.5}},
+        "concat", seeing(given["out_channels"]), encoder=folder.name,
     )  # fmt: skip
-    ldm, rng = parts.ldm, np.random.default_rng(0)
-    label_maps = rng.integers(0, 10, (2, 32, 32))
+    ldm, rng, factor = parts.ldm, np.random.default_rng(0), parts.factor
+    x = parts.io["x"]
+    label_maps = rng.integers(0, classes, (len(x), *(side * factor for side in x.shape[1:3])))
     cond = ldm.embed(ldm.params, list(label_maps))
-    mapper = load_file(fixtures_dir / "C3a_spatial_rescaler" / "weights.safetensors")["channel_mapper.weight"][:, :, 0, 0]
-    halved = np.eye(10, dtype=np.float32)[label_maps].reshape(2, 16, 2, 16, 2, 10).mean((2, 4))  # bilinear, by half
-    cases.compare("map", cond["concat"], halved @ mapper.T, LIMIT)
-    cases.compare("eps", parts.noise_of(cond, parts.io["x"] - 2 * np.asarray(cond["concat"])), parts.io["out"], LIMIT)
-    assert drawn(parts, map=[write_picture(tmp_path / "map.png", (32, 48), 10)]).shape == (2, 32, 48, 3)
+    mapper = load_file(folder / "weights.safetensors")
+    wide = np.eye(classes, dtype=np.float32)[label_maps]
+    while wide.shape[1] > x.shape[1]:  # bilinear, by half
+        wide = wide.reshape(len(x), wide.shape[1] // 2, 2, wide.shape[2] // 2, 2, classes).mean((2, 4))
+    expected = wide @ mapper["channel_mapper.weight"][:, :, 0, 0].T + mapper.get("channel_mapper.bias", 0)
+    cases.compare("map", cond["concat"], expected, LIMIT)
+    cases.compare("eps", parts.noise_of(cond, x - seen(cond["concat"], x.shape[-1])), parts.io["out"], LIMIT)
+    tall, wide = 16 * factor, 24 * factor
+    picture = write_picture(tmp_path / "map.png", (tall, wide), classes)
+    assert drawn(parts, map=[picture]).shape == (2, tall, wide, 3)
 
 
 def reading(context: np.ndarray, encoded: np.ndarray):
@@ -179,14 +228,17 @@ def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtur
     words, network = fixtures_dir / "C2_bert_embedder", fixtures_dir / "A4_st3_headch"
     if not (words.is_dir() and network.is_dir()):
         pytest.skip(f"no {words} or no {network}")
-    known = np.load(words / "io.npz")
+    known, context = np.load(words / "io.npz"), np.load(network / "io.npz")["context"]
+    if context.shape[:2] != known["out"].shape[:2] or context[..., 0].size > known["out"].shape[-1]:
+        pytest.skip(f"no numbers turn {words.name}'s {known['out'].shape} into {network.name}'s {context.shape}")
     if kind == "text":
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(56))]
+        size = stored_args(words)["vocab_size"] - 4
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(size))]
         (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     parts = put_together(
         "A4_st3_headch", "B3_vq",
         lambda args: {"target": f"{ENCODERS}.BERTEmbedder", "params": args | {"use_tokenizer": kind == "text"}},
-        "crossattn", reading(np.load(network / "io.npz")["context"], known["out"]), encoder="C2_bert_embedder",
+        "crossattn", reading(context, known["out"]), encoder="C2_bert_embedder",
     )  # fmt: skip
     ldm = parts.ldm
     assert ldm.condition.kind == kind
@@ -194,11 +246,11 @@ def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtur
     cases.compare("context", cond["context"], known["out"], LIMIT)
     cases.compare("eps", parts.noise_of(cond), parts.io["out"], 1e-4)  # the numbers that turn contexts are not small
     if kind == "text":
-        assert drawn(parts, prompt=["wordaa wordbc", "wordab"]).shape == (4, 32, 32, 3)
+        assert drawn(parts, prompt=["wordaa wordbc", "wordab"]).shape == (4, *ldm.specification.image_size, 3)
     else:
         layout = tmp_path / "layout.json"
         layout.write_text(json.dumps([{"label": 3, "box": [0.1, 0.1, 0.5, 0.6]}]))
-        assert drawn(parts, layout=[str(layout)]).shape == (2, 32, 32, 3)
+        assert drawn(parts, layout=[str(layout)]).shape == (2, *ldm.specification.image_size, 3)
 
 
 def test_retrieval_model(put_together, tmp_path):
@@ -212,7 +264,7 @@ def test_retrieval_model(put_together, tmp_path):
     database = Database(names, base, len(base), np.arange(len(base), dtype=np.int32) % 2, ("even", "odd"))
     database.save(tmp_path / "base", np.zeros((len(base), 1), np.int32))
     images = drawn(parts, database=str(tmp_path / "base"), label=["odd"], neighbours=3)
-    assert images.shape == (2, 32, 32, 3)
+    assert images.shape == (2, *ldm.specification.image_size, 3)
 
 
 def test_inpainting_model(put_together):
@@ -222,13 +274,14 @@ def test_inpainting_model(put_together):
     assert ldm.abilities == ("inpaint", "outpaint")
     cases.compare("eps", parts.noise_of({"concat": jnp.asarray(parts.io["c_concat"])}), parts.io["out"], LIMIT)
 
-    image = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    side, factor = parts.side, parts.factor
+    image = np.random.default_rng(0).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
     mask = np.zeros(image.shape[:3], np.float32)
-    mask[:, 8:20, 4:30] = 1
+    mask[:, side // 4 : side * 5 // 8, side // 8 : side * 15 // 16] = 1
     out = np.asarray(ldm.inpaint(p, KEY, image, mask, steps=5))
     assert np.array_equal(out[mask == 0], image[mask == 0])
     # by the reference's script: holes are cut in [0, 1], the mask is shrunk by its nearest pixels, both go to [-1, 1]
     holes = ((image + 1) / 2 * (1 - mask[..., None])) * 2 - 1
-    told = jnp.concatenate([ldm.encode(p, holes), mask[:, ::2, ::2, None] * 2 - 1], -1)
+    told = jnp.concatenate([ldm.encode(p, holes), mask[:, ::factor, ::factor, None] * 2 - 1], -1)
     by_hand = ldm.sample(p, KEY, {"concat": told}, steps=5, guidance_scale=1.0)
     np.testing.assert_allclose(out[mask == 1], np.asarray(by_hand)[mask == 1], atol=1e-3)

@@ -364,10 +364,25 @@ def reference(fixtures_dir):
     if not folder.is_dir():
         pytest.skip(f"no G3_diffusion_losses in {fixtures_dir}")
     args = json.loads((folder / "config.json").read_text())["args"]
-    table = schedules.scaled_linear(args["linear_start"], args["linear_end"], args["timesteps"])
-    assert args["beta_schedule"] == "linear" and args["v_posterior"] == 0  # CompVis' linear
-    arrays = np.load(folder / "io.npz")
-    return args, arrays, table
+    return args, np.load(folder / "io.npz"), compvis_tables(args)[args.get("beta_schedule", "linear")]()
+
+
+def compvis_tables(args):
+    """Its `make_beta_schedule`; "linear" is linear in the square roots."""
+    start, end, size = args.get("linear_start", 1e-4), args.get("linear_end", 2e-2), args.get("timesteps", 1000)
+    return {
+        "linear": lambda: schedules.scaled_linear(start, end, size),
+        "cosine": lambda: schedules.squared_cosine(args.get("cosine_s", 8e-3), size=size),
+        "sqrt_linear": lambda: schedules.linear(start, end, size),
+        "sqrt": lambda: schedules.sqrt(start, end, size),
+    }
+
+
+def compvis_variance(table, v_posterior):
+    """Of the reverse step, between the posterior's (v_posterior 0) and beta (1)."""
+    before = np.append(1.0, table.alpha_bar[:-1])
+    betas = 1 - table.alpha_bar / before
+    return (1 - v_posterior) * betas * (1 - before) / (1 - table.alpha_bar) + v_posterior * betas
 
 
 def nhwc(a):
@@ -379,12 +394,15 @@ def compvis_network(x, t):
     return 0.3 * jnp.sin(1.7 * x + t / 1000) + 0.5 * x / jnp.sqrt(1 + t / 1000)
 
 
-def compvis_vlb(table, kind, size):
-    """For eps the variational bound over N. For x0 the reference's formula, 0.5 sqrt(abar) / (2 * 1 - abar), misses a pair of
-    parentheses and is no bound; it is written here, not in the library."""
+def compvis_vlb(table, kind, args):
+    """For eps the variational bound over N, of a reverse process with its variance. For x0 the reference's formula,
+    0.5 sqrt(abar) / (2 * 1 - abar), misses a pair of parentheses and is no bound; it is written here, not in the library."""
     if kind == "eps":
         bound = weightings.variational_bound(table)
-        return lambda level, kind: bound(level, kind) / size
+        variances = (compvis_variance(table, v)[1:] for v in (0.0, args.get("v_posterior", 0.0)))
+        ratio = np.divide(*variances)
+        ratio = jnp.asarray(np.append(ratio[0], ratio) / table.size, jnp.float32)
+        return lambda level, kind: bound(level, kind) * ratio[level.t.astype(int)]
     weight = 0.5 * np.sqrt(table.alpha_bar) / (2 - table.alpha_bar)
     weight[0] = weight[1]
     return lambda level, kind: jnp.asarray(weight, jnp.float32)[level.t.astype(int)]
@@ -405,7 +423,7 @@ def test_losses_of_the_reference(reference):
         log_variance = (lambda _, level, v=variance: jnp.full(len(t), v)) if owner == "LatentDiffusion" else None
         loss, metrics = diffusion_loss(compvis_network, table, kind, x0, KEY, log_variance=log_variance, **options)
         bound, _ = diffusion_loss(
-            compvis_network, table, kind, x0, KEY, weighting=compvis_vlb(table, kind, args["timesteps"]), **options
+            compvis_network, table, kind, x0, KEY, weighting=compvis_vlb(table, kind, args), **options
         )
         total = args["l_simple_weight"] * loss + args["original_elbo_weight"] * bound
         found = {"loss": total, "log.loss": total, "log.loss_simple": metrics["loss_simple"], "log.loss_vlb": bound}
@@ -432,7 +450,7 @@ def test_process_of_the_reference(reference):
     close("q_logvar", jnp.log(level.sigma.reshape(-1, 1, 1, 1) ** 2))
     close("predict_start_from_noise", predict("eps", diffuse(x0, eps, level), eps, level).x0, atol=5e-5)  # 1 / alpha is 84
     # before t = 0 comes exactly clean
-    index = np.arange(args["timesteps"])
+    index = np.arange(table.size)
     previous = np.append(1.0, table.alpha_bar[:-1])
     ats, befores = table(index * 1.0), table(np.maximum(index - 1, 0) * 1.0)
     before_alpha, before_sigma = np.sqrt(previous), np.where(index == 0, 0.0, befores.sigma)
@@ -441,6 +459,8 @@ def test_process_of_the_reference(reference):
     kept = np.sqrt(np.maximum(befores.sigma**2 - var, 0))
     coef2 = kept / ats.sigma  # of x_t: eps = (x_t - alpha x0) / sigma
     coef1 = befores.alpha - coef2 * ats.alpha
+    np.testing.assert_allclose(var, compvis_variance(table, 0.0), rtol=1e-6, atol=1e-12)
+    var = compvis_variance(table, args.get("v_posterior", 0.0))
     log_var = np.log(np.maximum(var, 1e-20))
     pick = lambda a: jnp.asarray(a[t], jnp.float32).reshape(-1, 1, 1, 1)  # noqa: E731
     close("posterior_mean", pick(coef1) * x0 + pick(coef2) * diffuse(x0, eps, level))
@@ -462,7 +482,7 @@ def test_process_of_the_reference(reference):
         "posterior_mean_coef2": coef2,
     }
     every = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), ats)
-    weights = {kind: compvis_vlb(table, kind, args["timesteps"])(every, kind) for kind in ("eps", "x0")}
+    weights = {kind: compvis_vlb(table, kind, args)(every, kind) for kind in ("eps", "x0")}
     for kind, weight in weights.items():
         np.testing.assert_allclose(weight, arrays[f"{kind}.lvlb_weights"], rtol=2e-5)
     buffers["lvlb_weights"] = weights["eps"]
@@ -475,16 +495,10 @@ def test_process_of_the_reference(reference):
 @pytest.mark.parity
 def test_tables_and_snr_weights_of_the_references(reference):
     _, arrays, table = reference
-    start, end, size = 1e-4, 2e-2, 1000
-    ours = {
-        "linear": schedules.scaled_linear(start, end, size),
-        "cosine": schedules.squared_cosine(size=size),
-        "sqrt_linear": schedules.linear(start, end, size),
-        "sqrt": schedules.sqrt(start, end, size),
-    }
+    ours = compvis_tables({})
     for key in [key for key in arrays.files if key.startswith("beta_schedule.")]:
         betas = arrays[key]
-        bar = ours[key.split(".")[1]].alpha_bar
+        bar = ours[key.split(".")[1]]().alpha_bar
         np.testing.assert_allclose(bar, np.cumprod(1 - betas), rtol=1e-9, atol=1e-300, err_msg=key)
     tables = {"sl": table, "li": schedules.linear(), "co": schedules.squared_cosine()}
     checked = 0

@@ -1,5 +1,7 @@
 """The measures against stored values of reference implementations."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,11 +13,25 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def arrays(fixtures_dir):
-    return dict(np.load(fixtures_dir / "H1_metrics" / "io.npz"))
+    path = fixtures_dir / "H1_metrics" / "io.npz"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return dict(np.load(path))
 
 
-@pytest.mark.parametrize("case", ["well", "nlessd", "scaled", "relu", "same"])
-def test_frechet_distance(arrays, case):
+def second(arrays, prefix):
+    """The cases of a measure: what stands after `prefix` in the arrays' names."""
+    found = sorted({name.split(".")[1] for name in arrays if re.match(prefix, name)})
+    assert found
+    return found
+
+
+def test_frechet_distance(arrays):
+    for case in second(arrays, r"fid\."):
+        check_frechet_distance(arrays, case)
+
+
+def check_frechet_distance(arrays, case):
     a, b = arrays[f"fid.{case}.a"], arrays[f"fid.{case}.b"]
     exact, library = (arrays[f"fid.{case}.{name}"].item() for name in ("exact", "pytorch_fid"))
     parts = (evaluation.merge(*map(evaluation.moments, np.array_split(x, 2))) for x in (a, b))
@@ -28,20 +44,21 @@ def test_frechet_distance(arrays, case):
     np.testing.assert_allclose(whole.covariance, arrays[f"fid.{case}.sigma_a"], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("splits", [1, 10])
-def test_inception_score(arrays, splits):
-    found = evaluation.inception_score(arrays["is.logits"], splits)
-    np.testing.assert_allclose(found, arrays[f"is.splits{splits}.mean_std"], rtol=1e-10, atol=1e-12)
+def test_inception_score(arrays):
+    for splits in second(arrays, r"is\.splits"):
+        found = evaluation.inception_score(arrays["is.logits"], int(splits.removeprefix("splits")))
+        np.testing.assert_allclose(found, arrays[f"is.{splits}.mean_std"], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("k", [3, 5])
-def test_precision_recall_density_coverage(arrays, k):
-    found = evaluation.precision_recall(arrays["pr.real"], arrays["pr.fake"], k)
-    for name, value in found._asdict().items():
-        np.testing.assert_allclose(value, arrays[f"pr.k{k}.{name}"].item(), rtol=1e-12)
-    if k == 3:
-        radii = np.sqrt(neighbour_distances(arrays["pr.real"].astype(np.float64), 3))
-        np.testing.assert_allclose(radii, arrays["pr.k3.radii_real"])
+def test_precision_recall_density_coverage(arrays):
+    for nearest in second(arrays, r"pr\.k"):
+        k = int(nearest.removeprefix("k"))
+        found = evaluation.precision_recall(arrays["pr.real"], arrays["pr.fake"], k)
+        for name, value in found._asdict().items():
+            np.testing.assert_allclose(value, arrays[f"pr.{nearest}.{name}"].item(), rtol=1e-12)
+        if f"pr.{nearest}.radii_real" in arrays:
+            radii = np.sqrt(neighbour_distances(arrays["pr.real"].astype(np.float64), k))
+            np.testing.assert_allclose(radii, arrays[f"pr.{nearest}.radii_real"])
 
 
 def test_kernel_distance(arrays):

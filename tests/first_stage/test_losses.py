@@ -49,7 +49,10 @@ def reconstruction(autoencoder):
     return NETWORKS.last(autoencoder["decoder"]["conv_out"], autoencoder["h"])
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "mean", "pixel": "l2", "adversarial": "vanilla", "start": 5}])
+WEIGHTED = {"start": 5, "factor": 0.3, "log_variance": -0.7}
+
+
+@pytest.mark.parametrize("options", [{}, WEIGHTED | {"reduction": "mean", "pixel": "l2", "adversarial": "vanilla"}])
 def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
     weights = LossWeights(perceptual=0.7, discriminator=0.5, **options)
     (joint,) = make_gradients(NETWORKS, weights)
@@ -63,7 +66,7 @@ def test_one_pass_gives_the_gradient_of_the_whole_loss(options):
     slopes = [jax.grad(f)(PARAMS["autoencoder"])["decoder"]["conv_out"]["kernel"] for f in (nll, fooling)]
     d_weight = 0.5 * jnp.linalg.norm(slopes[0]) / (jnp.linalg.norm(slopes[1]) + 1e-4)
     for step in (0, 5):
-        factor = float(step >= weights.start)
+        factor = weights.factor * (step >= weights.start)
 
         def whole(autoencoder, factor=factor):
             return nll(autoencoder) + penalty({"autoencoder": autoencoder}) + d_weight * factor * fooling(autoencoder)
@@ -97,6 +100,16 @@ def test_reductions_differ_by_the_numbers_of_an_image():
         for r in ("sum", "mean")
     )
     np.testing.assert_allclose(total, mean * X[0].size, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_likelihood_of_a_laplace_distribution(reduction):
+    """With the l1 distance and exp(log_variance) as its width b, -log p = |x - xr| / b + log b, but for log 2 a number."""
+    weights = LossWeights(reduction=reduction, log_variance=0.4)
+    nll, metrics = negative_log_likelihood(weights, None, X, y := reconstruction(PARAMS["autoencoder"]))
+    one = -jax.scipy.stats.laplace.logpdf(X, y, np.exp(0.4)) - np.log(2)
+    np.testing.assert_allclose(nll, one.sum() / len(X) if reduction == "sum" else one.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["rec"], jnp.abs(X - y).mean(), rtol=1e-6)
 
 
 def test_the_discriminator_s_losses_at_perfect_and_at_no_judgement():

@@ -22,7 +22,7 @@ def part(weights: dict, prefix: str) -> dict:
 def test_discriminator(fixtures_dir):
     for folder in [*cases(fixtures_dir, "G1*_*"), *cases(fixtures_dir, "G2*_*")]:
         case = Case(folder)
-        net = Discriminator(ndf=case.config["disc_ndf"], n_layers=case.config["args"]["disc_num_layers"])
+        net = Discriminator(ndf=case.config["disc_ndf"], n_layers=case.config["args"].get("disc_num_layers", 3))
         weights = part(case.weights(), "discriminator.")
         state = ("running_mean", "running_var", "num_batches_tracked")
         running = {key: value for key, value in weights.items() if key.endswith(state)}

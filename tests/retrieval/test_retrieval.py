@@ -135,7 +135,8 @@ def clip_folder(fixtures_dir, tmp_path_factory):
     tensors = {k: v for name in towers for k, v in load_file(fixtures_dir / name / "weights.safetensors").items()}
     save_file({**tensors, "logit_scale": np.full((), 4.6, np.float32)}, to / "model.safetensors")
     vision, text = (json.loads((fixtures_dir / name / "config.json").read_text())["args"] for name in towers)
-    (to / "config.json").write_text(json.dumps({"vision_config": vision, "text_config": text, "projection_dim": 24}))
+    both = {"vision_config": vision, "text_config": text, "projection_dim": vision["projection_dim"]}
+    (to / "config.json").write_text(json.dumps(both))
     return to
 
 
@@ -155,7 +156,9 @@ def test_clip_towers_from_a_folder(clip_folder, fixtures_dir):
     np.testing.assert_allclose(look(pictures), image["image_embeds"], atol=2e-5 * np.abs(image["image_embeds"]).max())
     inside = np.abs(pictures).max((1, 2, 3)) <= 1  # values beyond [-1, 1] are no pictures, and are clipped
     np.testing.assert_allclose(clip(pictures)[inside], unit(image["image_embeds"])[inside], atol=2e-5)
-    assert clip.size == (32, 32) and clip(np.zeros((1, 48, 40, 3))).shape == (1, 24)
+    *_, height, width = image["pixel_values"].shape
+    assert clip.size == (height, width)
+    assert clip(np.zeros((1, height + 16, width + 8, 3))).shape == (1, image["image_embeds"].shape[1])
     with pytest.raises(ValueError, match="query with pictures"):
         clip.words(["a word"])
 
