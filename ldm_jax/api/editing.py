@@ -45,19 +45,28 @@ def image_to_image(
     cond: PyTree = None,
     *,
     strength: float = 0.6,
+    noise: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """SDEdit (Meng et al. 2022): `image` [B, H, W, 3] is noised and sampled anew from there. `strength` in (0, 1] is the part
-    of the steps that are run: how much may change."""
+    of the steps that are run: how much may change. `noise`: unit noise [B, h, w, C] instead of the key's."""
     image = _images(image, len(image) if cond is None else count(cond))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
-    return _image_to_image(spec, plan, params, key, guidance, image)
+    return _image_to_image(spec, plan, params, key, guidance, image, _unit(noise, plan))
 
 
 @program
-def _image_to_image(spec, plan, params, key, guidance, image):
+def _image_to_image(spec, plan, params, key, guidance, image, noise):
     starts, steps = keys_of(key, plan.shape[0])
-    return run(spec, plan, params, guidance, noised(plan, encode(spec, plan, params, image), starts), steps)
+    z = encode(spec, plan, params, image)
+    return run(spec, plan, params, guidance, noised(plan, z, starts if noise is None else noise), steps)
+
+
+def _unit(noise: jax.Array | None, plan: Plan) -> jax.Array | None:
+    """`noise` as it is; ValueError unless it has the shape of the latents."""
+    if noise is not None and jnp.shape(noise) != plan.shape:
+        raise ValueError(f"noise of shape {jnp.shape(noise)}: for these pictures it is {plan.shape}")
+    return noise
 
 
 def inpaint(
@@ -71,6 +80,7 @@ def inpaint(
     method: str | None = None,
     resample: int = 1,
     strength: float = 1.0,
+    noise: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """Paints `image` [B, H, W, 3] anew where `mask` [B, H, W] or [B, H, W, 1] is 1. Where it is 0 the result is the image,
@@ -81,6 +91,7 @@ def inpaint(
     latents are put back, noised; `resample` > 1 takes each step so often, as RePaint does, with samplers that have no memory
     such as ddpm and ddim) or "certain" (predictions are replaced by what is
     known). The default is "concat" or "imposed". At a `strength` below 1 the painted part starts from what is there.
+    `noise`: unit noise [B, h, w, C] to start from instead of the key's, by which "imposed" then noises what is known as well.
     """
     part = spec.condition.inpainting_part
     method = method or ("imposed" if part is None else "concat")
@@ -98,7 +109,7 @@ def inpaint(
     if part is not None:
         cond = spec.embed(params, _with_holes(spec, part, image, mask, cond))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
-    return _inpaint(spec, (plan, method, resample), params, key, guidance, image, mask)
+    return _inpaint(spec, (plan, method, resample), params, key, guidance, image, mask, _unit(noise, plan))
 
 
 def _with_holes(spec: Specification, part: str, image: jax.Array, mask: jax.Array, others: Any) -> list[Any]:
@@ -116,7 +127,7 @@ def _with_holes(spec: Specification, part: str, image: jax.Array, mask: jax.Arra
 
 
 @program
-def _inpaint(spec, static, params, key, guidance, image, mask):
+def _inpaint(spec, static, params, key, guidance, image, mask, noise):
     plan, method, resample = static
     denoise, sampler = denoiser(spec, plan, params, guidance), plan.sampler
     starts, steps = keys_of(key, plan.shape[0])
@@ -126,9 +137,10 @@ def _inpaint(spec, static, params, key, guidance, image, mask):
     blocks = mask.reshape(len(z), *(n for side in space for n in (side, factor)))
     known = 1 - blocks.max(tuple(range(2, blocks.ndim, 2)))[..., None]
     if method == "imposed":
-        sampler = editing.imposed(sampler, z, known, resample)
+        sampler = editing.imposed(sampler, z, known, resample, noise)
     elif method == "certain":
         denoise = editing.known_region(denoise, z, known)
+    starts = starts if noise is None else noise
     x = start(plan, starts) if plan.whole else noised(plan, z, starts)
     painted = decode(spec, plan, params, diffusion.sample(denoise, sampler, x, plan.grid, steps))
     return jnp.where(mask > 0, mask * painted + (1 - mask) * image, image)

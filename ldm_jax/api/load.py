@@ -33,9 +33,11 @@ def load(
     config: str | Path | None = None,
     dtype: Any = None,
     ema_width: float | None = None,
+    prediction: str | None = None,
 ) -> LatentDiffusion:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
-    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`); or "hf:owner/name", a repository of such a
+    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, XL and
+    its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a
     folder on the Hugging Face hub, where the package huggingface_hub is installed. Weights are put on the default device.
 
     Args:
@@ -44,6 +46,7 @@ def load(
       dtype: of the parameters, and of the networks' arithmetic; default float32, and what the config says.
       ema_width: of a working directory whose training kept averages for it (config.diffusion_train.post_hoc): the average of
         this relative width, in (0, 0.28], instead of the one of config.diffusion_train.ema_decay (Karras et al. 2024).
+      prediction: "eps" or "v", of a single file of Stable Diffusion 2, whose weights don't say it.
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
@@ -51,12 +54,14 @@ def load(
     """
     path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
     if is_workdir(path):
+        if prediction is not None:
+            raise ValueError(f"prediction={prediction!r}: {path} is a working directory, whose config says it; leave it out")
         return load_workdir(path, which, dtype, ema_width)
     if ema_width is not None:
         raise ValueError(f"ema_width={ema_width}: {path} holds one average; working directories may hold more")
     if which != "last":
         raise ValueError(f"which={which!r}: {path} is one checkpoint, not a working directory with several")
-    return LatentDiffusion(*pretrained.load(path, ema=ema, config=config, dtype=dtype))
+    return LatentDiffusion(*pretrained.load(path, ema=ema, config=config, dtype=dtype, prediction=prediction))
 
 
 def is_workdir(path: Path) -> bool:
@@ -119,6 +124,7 @@ def load_workdir(
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
+    stage_dtype = None if dtype is None else build.first_stage_dtype(config)
     # snapshots of the averages are of other steps than checkpoints
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     params = {"conditioner": load_conditioner(config, dtype), **kept}
@@ -126,7 +132,7 @@ def load_workdir(
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
-    params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=dtype), **as_dtype(params, dtype)}
+    params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")

@@ -14,17 +14,19 @@ from ldm_jax import build, weights
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.data import checkpoint_tokenizers
-from ldm_jax.data.tokenizer import Tokenizer
+from ldm_jax.data.tokenizer import Tokenizer, Tokenizers
 from ldm_jax.primitives.choices import choose
 
 PyTree = Any
 PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
-TEXT = ("text", "clip_text")
+TEXT = ("text", "clip_text", "sdxl")
 
 
-def load(path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None) -> tuple[Specification, PyTree]:
+def load(
+    path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None, prediction: str | None = None
+) -> tuple[Specification, PyTree]:
     """A whole model: its specification and parameters, float32 or `dtype`."""
-    checkpoint = weights.read(path, ema=ema, config=config)
+    checkpoint = weights.read(path, ema=ema, config=config, prediction=prediction)
     description = checkpoint.description
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
         raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
@@ -42,9 +44,17 @@ def load(path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None)
     params = {name: checkpoint.params.get(name, {}) for name in expected}
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
-    params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype or np.float32)), params)
+    stage_dtype = np.float32 if dtype is None else build.first_stage_dtype(complete)
+    params = {
+        name: on_device(part, stage_dtype if name == "first_stage" else dtype or np.float32) for name, part in params.items()
+    }
     latents = description.get("latents", {})
     return Specification(complete, condition, latents.get("scale", 1.0), latents.get("shift", 0.0)), params
+
+
+def on_device(params: PyTree, dtype: Any) -> PyTree:
+    """Leaves that may still be in their files, on the default device; one at a time, and each in `dtype` from the start."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)), params)
 
 
 def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -62,10 +72,13 @@ def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"name": name, "data": data, "sampling": sampling, **parts}
 
 
-def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | None:
+def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Tokenizers | None:
     """The tokenizer that the description names, or of the folder `tokenizer` in the model's folder, or of the folder itself;
-    None if there is none of the model's kind. Writes into `conditioner` where it was."""
+    None if there is none of the model's kind. Of models with several towers one for each, which a tower alike may share. Writes
+    into `conditioner` where it was."""
     folder = path if path.is_dir() else path.parent
+    if conditioner["kind"] == "sdxl":
+        return find_tokenizers(folder, conditioner)
     named = [Path(conditioner["tokenizer"])] if conditioner.get("tokenizer") else []
     for place in (*named, *(folder / name for name in named), folder / "tokenizer", folder):
         if not checkpoint_tokenizers.found_in(place):
@@ -76,6 +89,21 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | None:
             return tokenizer
     conditioner.pop("tokenizer", None)
     return None
+
+
+def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | None:
+    """CLIP's, one for each tower: where the description says, or in `tokenizer` and `tokenizer_2`, or the one that there is."""
+    names, found = conditioner.pop("tokenizer", None), []
+    for i, (tower, fields) in enumerate(conditioner["towers"].items()):
+        own = [Path(names[i])] if names else []
+        for place in (*own, folder / tower.replace("text_encoder", "tokenizer"), folder / "tokenizer", folder):
+            if checkpoint_tokenizers.found_in(place):
+                found.append((str(place.absolute()), checkpoint_tokenizers.load(place, fields.get("pad_token_id"))))
+                break
+    if len(found) < len(conditioner["towers"]) or not all(tokenizer.is_clip for _, tokenizer in found):
+        return None
+    conditioner["tokenizer"] = [place for place, _ in found]
+    return Tokenizers(tuple(tokenizer for _, tokenizer in found))
 
 
 def save(

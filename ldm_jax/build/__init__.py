@@ -4,7 +4,7 @@ Every `make_*` takes the config (or a plain dict of the same fields, such as a c
 a Linen module, a schedule, a training step. Nothing here computes, allocates parameters or touches data.
 """
 
-from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program, make_perceptual
+from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage, make_first_stage_program, make_perceptual
 from ldm_jax.build.check import check, make_program, parameter_counts
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_latent_transform, make_mix, make_source, make_transform
@@ -20,8 +20,8 @@ from ldm_jax.build.diffusion import (
 from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
-    "check", "compute_dtype", "example_inputs", "image_size", "make_condition", "make_diffusion_init", "make_diffusion_program",
-    "make_first_stage", "make_first_stage_program", "make_latent_transform", "make_mix", "make_network", "make_objective",
-    "make_perceptual", "make_program", "make_recipe", "make_schedule", "make_source", "make_transform", "parameter_counts",
-    "with_lists",
+    "check", "compute_dtype", "example_inputs", "first_stage_dtype", "image_size", "make_condition", "make_diffusion_init",
+    "make_diffusion_program", "make_first_stage", "make_first_stage_program", "make_latent_transform", "make_mix",
+    "make_network", "make_objective", "make_perceptual", "make_program", "make_recipe", "make_schedule", "make_source",
+    "make_transform", "parameter_counts", "with_lists",
 ]  # fmt: skip

@@ -20,9 +20,9 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
     kind = check_choice(section["kind"], ("kl", "vq", "none"), "config.first_stage.kind")
     if kind == "none":
         return FirstStage(size=image_size(config))
-    fields = without(section, "kind", "path")
+    fields = without(section, "kind", "path", "force_upcast")
     fields["n_embed"] = fields.get("n_embed") or None
-    module = construct(models.Autoencoder, fields | {"dtype": compute_dtype(config)}, "config.first_stage")
+    module = construct(models.Autoencoder, fields | {"dtype": first_stage_dtype(config)}, "config.first_stage")
     if (kind == "vq") != module.quantizes:
         raise ValueError(
             f"config.first_stage: kind={kind!r} with n_embed={module.n_embed}, fsq_levels={module.fsq_levels}: only VQ models "
@@ -30,6 +30,12 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
         )
     size = (module.resolution,) * len(image_size(config))
     return FirstStage(module, 2 ** (len(module.ch_mult) - 1), module.embed_dim, size)
+
+
+def first_stage_dtype(config: Mapping[str, Any]) -> Any:
+    """What the autoencoder computes in: config.dtype, or float32 where config.first_stage.force_upcast says that its
+    activations are too large for less, as those of Stable Diffusion XL's."""
+    return jnp.float32 if config["first_stage"].get("force_upcast") else compute_dtype(config)
 
 
 def make_loss_weights(section: Mapping[str, Any]) -> LossWeights:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax import diffusion, models, second_stage
-from ldm_jax.build.autoencoder import make_first_stage
+from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
@@ -141,10 +141,13 @@ def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -
     """Shapes of what the diffusion model's training does not change: the first stage and, where it is pretrained, the
     conditioner, in the arithmetic's type; scale and shift of the latents, [C]."""
     key, dtype = jax.random.key(0), compute_dtype(config)
-    parts = {"first_stage": jax.eval_shape(stage.init, key)}
+
+    def shapes(init: Any, dtype: Any) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), jax.eval_shape(init, key))
+
+    parts = {"first_stage": shapes(stage.init, first_stage_dtype(config))}
     if condition.frozen:
-        parts["conditioner"] = jax.eval_shape(condition.init, key)
-    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parts)
+        parts["conditioner"] = shapes(condition.init, dtype)
     channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)
     return parts | {"latents": {"scale": channel, "shift": channel}}
 

@@ -6,6 +6,7 @@ class      a name or a number                              int32 [B]            
 label      the same                                        int32 [B]                                       label
 text       a prompt                                        int32 [B, L]                                    context
 clip_text  the same                                        int32 [B, L]                                    context
+sdxl       the same, or a dict of it with sizes            {"tokens": int32 [B, T, L], "sizes", "kept"}    context, vector
 superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], or with noise levels        concat
                                                            {"low": the same, "level": int32 [B]}           concat, label
 inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
@@ -27,17 +28,20 @@ from ldm_jax.conditioning.neighbours import Neighbours
 from ldm_jax.conditioning.semantic import SemanticMap
 from ldm_jax.conditioning.superres import SuperResolution, space_to_depth
 from ldm_jax.conditioning.text import CLIPText, Text
+from ldm_jax.conditioning.xl import XLText
 from ldm_jax.primitives.choices import choose
 
 KINDS: dict[str, Any] = {
     kind.kind: kind
-    for kind in (Condition, Class, Label, Text, CLIPText, SuperResolution, Inpainting, SemanticMap, Layout, Neighbours)
+    for kind in (
+        Condition, Class, Label, Text, CLIPText, XLText, SuperResolution, Inpainting, SemanticMap, Layout, Neighbours,
+    )  # fmt: skip
 }
 KINDS["combined"] = combination(KINDS)
 
 __all__ = [
     "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Inpainting", "Label", "Layout", "Neighbours", "SemanticMap",
-    "Setting", "SuperResolution", "Text", "class_number", "kind_of", "make_condition", "space_to_depth",
+    "Setting", "SuperResolution", "Text", "XLText", "class_number", "kind_of", "make_condition", "space_to_depth",
 ]  # fmt: skip
 
 

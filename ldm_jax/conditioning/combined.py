@@ -70,7 +70,7 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             return None if any(null is None for null in nulls.values()) else nulls
 
         def nulls(self, n, size=None, like=None):
-            return {name: part.nulls(n, size) for name, part in self.parts.items()}
+            return {name: part.nulls(n, size, like if part.told_sizes else None) for name, part in self.parts.items()}
 
         @property
         def takes(self):

@@ -66,6 +66,7 @@ class Condition:
       frozen: whether the conditioner is pretrained and not trained here.
       of_pictures: whether conditions are made of the training pictures themselves.
       whole_boxes: whether it wants boxes as fractions of the whole picture, with the crop beside them.
+      told_sizes: whether cond's "vector" says how large the picture is, which the empty condition repeats.
       guidance_scale: what models of the world with this condition are usually sampled with.
     """
 
@@ -80,6 +81,7 @@ class Condition:
     frozen = False
     of_pictures = False
     whole_boxes = False
+    told_sizes = False
     guidance_scale = 1.0
 
     def __init__(self, section: Mapping[str, Any], setting: Setting):

@@ -156,6 +156,35 @@ class Tokenizer:
         return f"prompt {text!r}: words that no training caption had: {', '.join(said)}{some}"
 
 
+@dataclass(frozen=True)
+class Tokenizers:
+    """One tokenizer for each tower of a model that reads a text through several: rows are int32 [T, length]."""
+
+    parts: tuple[Tokenizer, ...]
+
+    @property
+    def is_clip(self) -> bool:
+        """As of the parts."""
+        return all(part.is_clip for part in self.parts)
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the largest."""
+        return max(part.vocab_size for part in self.parts)
+
+    def encode_one(self, text: str, length: int, strict: bool = False) -> np.ndarray:
+        """The same text for all: int32 [T, length]."""
+        return self.encode_several([text] * len(self.parts), length, strict)
+
+    def encode_several(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
+        """A text for each, in order: int32 [T, length]; further ones are passed by."""
+        return np.stack([part.encode_one(text, length, strict) for part, text in zip(self.parts, texts)])
+
+    def losses(self, texts: Iterable[str], length: int) -> Losses:
+        """As `Tokenizer.losses`, of the first."""
+        return self.parts[0].losses(texts, length)
+
+
 def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: int = 8192) -> Tokenizer:
     """A tokenizer of at most `vocab_size` tokens for `captions`; deterministic. `kind`: "words" or "wordpiece"."""
     check_choice(kind, _ENDS, "kind")

@@ -48,9 +48,12 @@ def known_region(denoise: Denoiser, known: jax.Array, mask: jax.Array) -> Denois
     return denoise_known
 
 
-def imposed(sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int = 1) -> Sampler:
-    """After each step x is the noised `known` where mask is 1 (as the reference samples with a mask). RePaint (Lugmayr et al.
-    2022): a memoryless sampler takes each step `resample` times, noised back in between, at that multiple of its NFE."""
+def imposed(
+    sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int = 1, noise: jax.Array | None = None
+) -> Sampler:
+    """After each step x is the noised `known` where mask is 1 (as the reference samples with a mask), by fresh noise, or always
+    by `noise` of known's shape. RePaint (Lugmayr et al. 2022): a memoryless sampler takes each step `resample` times, noised
+    back in between, at that multiple of its NFE."""
 
     def step(state: State, denoise: Denoiser, level: Level, to: Level, key: jax.Array | None) -> State:
         if key is None or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -59,7 +62,7 @@ def imposed(sampler: Sampler, known: jax.Array, mask: jax.Array, resample: int =
         def once(state: State, key: jax.Array) -> tuple[State, None]:
             step_key, known_key, back_key = split(key, 3)
             again = sampler.step(state, denoise, level, to, step_key)
-            x = mask * diffuse(known, gaussian(known_key, known), to) + (1 - mask) * again.x
+            x = mask * diffuse(known, gaussian(known_key, known) if noise is None else noise, to) + (1 - mask) * again.x
             if resample == 1:
                 return again._replace(x=x), None
             return again._replace(x=noise_to(x, to, level, gaussian(back_key, x))), x

@@ -92,7 +92,7 @@ class Experiment:
 
     def first_stage_params(self) -> PyTree:
         """The trained first stage, on this process's default device."""
-        return api.load_first_stage(self.config, self.workdir, dtype=build.compute_dtype(self.config))
+        return api.load_first_stage(self.config, self.workdir, dtype=build.first_stage_dtype(self.config))
 
     def batches(self, source: Any, transform: Any, batch_size: int, start_step: int) -> Iterator[PyTree]:
         """This process's share of the training batches from `start_step` on."""

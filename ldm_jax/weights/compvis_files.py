@@ -17,13 +17,26 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ldm_jax.weights import files, found_names, layouts, naming, schedules, torch_files
+from ldm_jax.weights import (
+    files,
+    found_names,
+    layouts,
+    naming,
+    recognise,
+    safetensors_files,
+    schedules,
+    structure,
+    torch_files,
+    towers,
+)
 from ldm_jax.weights.descriptions import compvis
 from ldm_jax.weights.descriptions import diffusers_export as export
 from ldm_jax.weights.layouts import text
 from ldm_jax.weights.stored import Stored
 
 NETWORK, EMA, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
+EMBEDDERS = recognise.EMBEDDERS
+NOMINAL = 256  # pixels, of the first stages of the paper
 _EMA_NETWORK = "diffusion_model"
 _DROPPED = ("lvlb_weights", "logvar", "scale_factor", *schedules.BUFFERS)
 _BUFFERS = ("position_ids", "num_batches_tracked")
@@ -33,12 +46,18 @@ _STAGE_OWN = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quantize")
 _CLIP_PREFIXES = ("transformer.text_model.", "transformer.")  # of FrozenCLIPEmbedder, old and new transformers
 
 
-def read(path: Path, config: Any, ema: bool, notes: list[str]) -> tuple[dict, dict]:
-    """A CompVis checkpoint: its description and parameters. ValueError for what is missing or misshapen."""
+def read(path: Path, config: Any, ema: bool, notes: list[str], prediction: str | None = None) -> tuple[dict, dict]:
+    """A CompVis checkpoint: its description and parameters. Without a YAML it is recognised by its tensors, where it is one of
+    the published models. ValueError for what is missing or misshapen."""
     tensors = found_names.unwrapped(files.tensors(path, notes), ema, notes)
     kind = contents(tensors)
-    config, where = _config(path, config, kind, tensors, notes)
+    config = files.sibling_yaml(path) if config is None else config
+    if config is None:
+        return _recognised(path, tensors, ema, notes, prediction)
+    config, where = (config, "config") if isinstance(config, Mapping) else (files.read_yaml(Path(config)), str(config))
     description = compvis.parse(config, where)
+    if prediction is not None and "diffusion" in description and description["diffusion"]["prediction"] != prediction:
+        raise ValueError(f"{path}: prediction={prediction!r}, but {where} says {description['diffusion']['prediction']}")
     stated = "parameterization" in ((config.get("model") or {}).get("params") or {})
     if kind == "first stage":
         if "first_stage" not in description:
@@ -70,21 +89,27 @@ def _named(kind: str) -> str:
     return article.get(kind, "neither a latent diffusion model (model.diffusion_model.*) nor a first stage (encoder.*)")
 
 
-def _config(path: Path, config: Any, kind: str, tensors: Mapping, notes: list[str]) -> tuple[Mapping, str]:
-    if isinstance(config, Mapping):
-        return config, "config"
-    if config is None:
-        found = files.sibling_yaml(path)
-        if found is None and (known := compvis.stable_diffusion_1(tensors)) is not None:
-            notes.append("no YAML beside it: taken for Stable Diffusion 1 by its sizes")
-            return known, "Stable Diffusion 1"
-        if found is None:
-            raise ValueError(
-                f"{path}: no YAML beside it; it holds {_named(kind)}, whose configuration the weights do not say. Put "
-                "the model's .yaml into the folder, or name it (config=..., --config)"
-            )
-        config = found
-    return files.read_yaml(Path(config)), str(config)
+def _recognised(
+    path: Path, tensors: dict[str, Stored], ema: bool, notes: list[str], prediction: str | None
+) -> tuple[dict, dict]:
+    """A file that has no YAML."""
+    kind = contents(tensors)
+    metadata = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
+    try:
+        if kind == "first stage":
+            inner = naming.within(tensors, FIRST_STAGE) or tensors
+            stage = structure.autoencoder(inner, NOMINAL)
+            notes.append(f"no YAML: a first stage of {stage['kind'].upper()} kind; the scale of its latents is not said")
+            return {"first_stage": stage}, {"first_stage": _first_stage(path, stage, tensors, notes)}
+        if kind != "latent diffusion":
+            raise ValueError("and nothing that it could be known by")
+        description = recognise.describe(tensors, prediction, metadata, notes)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: no YAML beside it; it holds {_named(kind)}: {error}. Put the model's .yaml into the folder, or name it "
+            "(config=..., --config)"
+        ) from None
+    return _whole(path, description, tensors, ema, notes, prediction is not None)
 
 
 def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:
@@ -116,8 +141,9 @@ def _whole(
 ) -> tuple[dict, dict]:
     raw = naming.within(tensors, NETWORK)
     averaged = naming.within(tensors, EMA)
-    first, cond = naming.within(tensors, FIRST_STAGE), naming.within(tensors, CONDITIONER)
-    known = (NETWORK, EMA, FIRST_STAGE, CONDITIONER)
+    first = naming.within(tensors, FIRST_STAGE)
+    cond = naming.within(tensors, EMBEDDERS if description["conditioner"]["kind"] == "sdxl" else CONDITIONER)
+    known = (NETWORK, EMA, FIRST_STAGE, CONDITIONER, EMBEDDERS)
     statements = [name for name in STATEMENTS if name in tensors]
     for name in statements:
         STATEMENTS[name](path, description, stated, notes)
@@ -192,6 +218,8 @@ def _averages(path: Path, layout: naming.Layout, averaged: Mapping[str, Stored])
 
 def _conditioner(path: Path, description: dict, tensors: dict[str, Stored], notes: list[str]) -> dict:
     fields, where = description["conditioner"], f"{path}: conditioner"
+    if fields["kind"] == "sdxl":
+        return _towers(description, tensors, where, notes)
     if fields["kind"] == "inpaint" and tensors:
         stage = layouts.autoencoder(description["first_stage"])
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
@@ -201,6 +229,23 @@ def _conditioner(path: Path, description: dict, tensors: dict[str, Stored], note
     if fields["kind"] == "clip_text":
         tensors = _clip(fields, tensors, where)
     return _part(conditioner_layout(fields), tensors, where, notes)
+
+
+def _towers(description: dict, tensors: dict[str, Stored], where: str, notes: list[str]) -> dict:
+    """The text encoders of a Stable Diffusion XL, `embedders.0` and `embedders.1`, or of its refiner, `embedders.0` alone; what
+    they are goes into the description."""
+    found, trees = {}, {}
+    for number in sorted({name.split(".")[0] for name in tensors}):
+        own = naming.within(tensors, f"{number}.")
+        fields = dict(recognise.OPENCLIP if "model.positional_embedding" in own else recognise.CLIP)
+        own = _clip(fields, own, f"{where} {number}")
+        name = "text_encoder_2" if "projection_dim" in fields else "text_encoder"
+        if name in found:
+            raise ValueError(f"{where}: two text encoders of one kind ({name}); Stable Diffusion XL has one of each")
+        found[name], trees[name] = fields, _part(conditioner_layout(fields), own, f"{where} {number}", notes)
+    found = {name: found[name] for name in towers.TOWERS if name in found}
+    description["conditioner"] = towers.conditioner(found, description["network"], True, where)
+    return trees
 
 
 def conditioner_layout(fields: Mapping[str, Any]) -> naming.Layout:

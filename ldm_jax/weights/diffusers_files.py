@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.weights import compvis_files, files, found_names, layouts, naming
+from ldm_jax.weights import compvis_files, files, found_names, layouts, naming, towers
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.stored import Stored
 
@@ -22,6 +22,7 @@ _READ_ELSEWHERE = ("tokenizer", "scheduler")
 # The parts that sampling needs. Others (safety_checker, feature_extractor, image_encoder, ...) are left out with a note.
 _NEEDED = ("unet", "transformer", "vae", "vqvae", "text_encoder", "bert")
 # Parts without which a pipeline of these names is another model than the one that would be read.
+_XL = ("text_encoder", "text_encoder_2", "tokenizer_2")  # read together
 _TOWERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "prior", "controlnet", "low_res_scheduler", "transformer_2")
 
 
@@ -32,12 +33,14 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
     description: dict[str, dict] = {}
     params: dict[str, dict] = {}
-    if towers := [name for name in _TOWERS if name in parts]:
-        raise ValueError(f"{folder}: a {pipeline} needs its {towers[0]}, which is not read; such models are not supported")
-    unused = [name for name in parts if name not in (*_NEEDED, *_READ_ELSEWHERE) and not _is_network(folder / name)]
+    xl = pipeline.startswith(towers.PIPELINE)
+    if unread := [name for name in _TOWERS if name in parts and not (xl and name in _XL)]:
+        raise ValueError(f"{folder}: a {pipeline} needs its {unread[0]}, which is not read; such models are not supported")
+    read = (*_NEEDED, *_READ_ELSEWHERE, *(_XL if xl else ()))
+    unused = [name for name in parts if name not in read and not _is_network(folder / name)]
     found_names.left_out(unused, "sampling", notes)
     for name in parts:
-        if name in unused or name in _READ_ELSEWHERE:
+        if name in unused or name in _READ_ELSEWHERE or (xl and name in _XL):
             continue
         part, tree = read_component(folder / name, notes)
         twice = [key for key in part if key in description]
@@ -54,6 +57,8 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
         description["diffusion"] = diffusers.scheduler(description["scheduler"], str(path))
     if "network" not in description:
         raise ValueError(f"{folder}: {pipeline} has no U-Net or transformer among its parts {', '.join(parts)}")
+    if xl:
+        description["conditioner"], params["conditioner"] = _towers(folder, index, parts, description["network"], notes)
     description.setdefault("conditioner", _wordless(pipeline, description["network"]))
     params.setdefault("conditioner", {})
     if "first_stage" not in description:
@@ -63,6 +68,22 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     if (folder / "tokenizer").is_dir() and description["conditioner"]["kind"] in ("text", "clip_text"):
         description["conditioner"]["tokenizer"] = str(folder / "tokenizer")
     return description, params
+
+
+def _towers(folder: Path, index: Mapping, parts: Mapping, network: Mapping, notes: list[str]) -> tuple[dict, dict]:
+    """The conditioner of a Stable Diffusion XL, and its parameters."""
+    fields, trees = {}, {}
+    for name in (name for name in towers.TOWERS if name in parts):
+        part, tree = read_component(folder / name, notes)
+        fields[name], trees[name] = part["conditioner"], tree["conditioner"]
+    if not fields:
+        raise ValueError(f"{folder}: {index['_class_name']} has none of its parts {', '.join(towers.TOWERS)}")
+    zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
+    found = towers.conditioner(fields, network, zero_empty, str(folder))
+    tokenizers = [folder / name.replace("text_encoder", "tokenizer") for name in fields]
+    if all(path.is_dir() for path in tokenizers):
+        found["tokenizer"] = [str(path) for path in tokenizers]
+    return found, trees
 
 
 def _is_network(folder: Path) -> bool:

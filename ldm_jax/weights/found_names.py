@@ -21,7 +21,7 @@ AVERAGES = {
     "state_dict_ema", "shadow_params", "averaged_model", "n_averaged_model",
 }  # fmt: skip
 # Where the names of a model begin: CompVis's parts, and those of an autoencoder.
-WHOLE = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\.|model_ema\.[^.]+$")
+WHOLE = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.|model_ema\.[^.]+$")
 STAGE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv|quantize|loss)\.")
 STAGE_NAMES = ("first_stage_model", "first_stage", "autoencoder", "vae", "ae", "vqvae", "vqgan")
 USUAL = ("state_dict", "model_state_dict", "model", "params")  # where a training checkpoint has its weights

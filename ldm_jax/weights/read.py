@@ -5,8 +5,8 @@
     checkpoint.params        {"network": tree, "first_stage": tree, "conditioner": tree}, leaves still on disk (`Stored`)
 
 Accepted: a diffusers pipeline folder or one of its model folders (safetensors, sharded, bin, flax msgpack); a CompVis
-checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, whole or a first stage alone; a folder with the two;
-what `write_params` wrote.
+checkpoint (.ckpt, .pt, .pth, .bin, .safetensors) with its YAML, or without where it is a model that is known by its tensors
+(`descriptions.published`), whole or a first stage alone; a folder with the two; what `write_params` wrote.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ldm_jax.weights import compvis_files, diffusers_files, files, naming, safetensors_files
 
+_FOLDERS = ("model_index.json", "config.json")  # of diffusers
 OWN = "ldm_jax"  # the entry of a safetensors file's metadata that marks our own trees
 
 
@@ -29,11 +30,14 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | None = None) -> Checkpoint:
+def read(
+    path: str | Path, *, ema: bool = True, config: str | Path | Mapping | None = None, prediction: str | None = None
+) -> Checkpoint:
     """Reads names and shapes of the checkpoint at `path`, nothing of its weights yet.
 
     `ema`: of a CompVis file that has both, the averaged weights of the network rather than the raw ones. `config`: the
-    YAML of a CompVis file, a path or its content, if it is not beside the file.
+    YAML of a CompVis file, a path or its content, if it is not beside the file. `prediction`: "eps" or "v", what the network
+    of a single file predicts, where neither a YAML nor the file says so (Stable Diffusion 2).
 
     Raises ValueError if there is no checkpoint, its files are truncated or missing, its weights do not belong to its
     configuration (every tensor is accounted for), or it is a pickle that names code.
@@ -42,14 +46,18 @@ def read(path: str | Path, *, ema: bool = True, config: str | Path | Mapping | N
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     try:
-        return _read(path, ema, config)
+        return _read(path, ema, config, prediction)
     except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
         problem = f"{type(error).__name__}: {str(error)[:200]}"
         raise ValueError(f"{path}: its configuration lacks a field, or has one of the wrong type ({problem})") from error
 
 
-def _read(path: Path, ema: bool, config: str | Path | Mapping | None) -> Checkpoint:
+def _read(path: Path, ema: bool, config: str | Path | Mapping | None, prediction: str | None) -> Checkpoint:
     notes: list[str] = []
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f'prediction={prediction!r}: "eps" or "v"')
+    if prediction is not None and path.is_dir() and any((path / name).is_file() for name in _FOLDERS):
+        raise ValueError(f"prediction={prediction!r}: {path} says itself what its network predicts; leave it out")
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)
@@ -74,7 +82,7 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None) -> Checkpo
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(files.PICKLES)}, .safetensors")
     if config is None and (path.parent / "config.json").is_file() and files.sibling_yaml(path) is None:
         return _checkpoint(diffusers_files.read_component(path.parent, notes), notes)
-    return _checkpoint(compvis_files.read(path, config, ema, notes), notes)
+    return _checkpoint(compvis_files.read(path, config, ema, notes, prediction), notes)
 
 
 def write_params(path: str | Path, description: Mapping, params: Mapping) -> None:

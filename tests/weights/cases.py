@@ -85,7 +85,7 @@ class Network:
 def autoencoder(checkpoint: weights.Checkpoint) -> tuple[Callable, Callable, Callable]:
     """encode(x), decode(z), and decode of already quantized latents."""
     fields = dict(checkpoint.description["first_stage"])
-    fields = {name: value for name, value in fields.items() if name not in ("kind", "path")}
+    fields = {name: value for name, value in fields.items() if name not in ("kind", "path", "force_upcast")}
     module = models.Autoencoder(**fields | {"n_embed": fields["n_embed"] or None})
     params = loaded(checkpoint.params["first_stage"])
     encode, decode = compiled(module, method="encode"), compiled(module, method="decode")

@@ -13,10 +13,6 @@ from ldm_jax import weights
 from ldm_jax.weights import layouts, naming, safetensors_files, schedules, torch_files
 from ldm_jax.weights.__main__ import main
 from ldm_jax.weights.compvis_files import conditioner_layout
-from ldm_jax.weights.descriptions import compvis
-from ldm_jax.weights.stored import Stored
-
-from .test_layouts import config
 
 NETWORK = {
     "kind": "unet",
@@ -279,27 +275,6 @@ def test_a_file_and_another_models_yaml(tmp_path):
     (tmp_path / "a.ckpt").rename(tmp_path / "alone" / "a.ckpt")
     with pytest.raises(ValueError, match="no YAML beside it; it holds a latent diffusion model"):
         weights.read(tmp_path / "alone" / "a.ckpt")
-
-
-@pytest.mark.parametrize("channels", [4, 9])
-def test_stable_diffusion_1_is_known_without_its_yaml(tmp_path, channels):
-    """By sizes alone, with arrays that are one number repeated."""
-    of = config("stable_diffusion_1")
-    of["network"]["in_channels"] = channels
-
-    def repeated(layout: naming.Layout) -> dict:
-        return {w.name: Stored(w.shape, np.dtype("V0"), lambda w=w: np.zeros(w.shape)) for w in layout}
-
-    tensors = naming.prefixed(repeated(layouts.unet(of["network"])), "model.diffusion_model.")
-    tensors |= naming.prefixed(repeated(layouts.autoencoder(of["first_stage"])), "first_stage_model.")
-    tensors |= naming.prefixed(repeated(conditioner_layout(of["conditioner"])), "cond_stage_model.transformer.text_model.")
-    assert compvis.stable_diffusion_1({name: tensor for name, tensor in tensors.items() if "cond_stage" not in name}) is None
-    found = compvis.parse(compvis.stable_diffusion_1(tensors), "sizes")
-    for part in ("network", "first_stage"):
-        assert {name: of[part].get(name) for name in found[part] if name != "path"} == {
-            name: value for name, value in found[part].items() if name != "path"
-        }
-    assert found["latents"]["scale"] == 0.18215 and found["diffusion"]["linear_end"] == 0.012
 
 
 def test_a_unet_in_the_folder_of_an_autoencoder(tmp_path):

@@ -54,14 +54,15 @@ class TransformerEmbedder(nn.Module):
         )(tokens, logits)
 
 
-def text_time_vector(text_embeds: jax.Array, time_ids: jax.Array, dim: int = 256) -> jax.Array:
+def text_time_vector(text_embeds: jax.Array, time_ids: jax.Array, dim: int = 256, **options: Any) -> jax.Array:
     """SDXL's added condition, a U-Net's "vector": text embeddings [B, D] and each of `time_ids` [B, N] in `dim` sinusoids.
 
-    The time ids of SDXL are the original size, the crop's top left and the target size, height before width.
+    The time ids of SDXL are the original size, the crop's top left and the target size, height before width. `options` are
+    those of `sinusoidal_embedding`.
     -> [B, D + N * dim]
     """
     B, N = time_ids.shape
-    sinusoids = sinusoidal_embedding(time_ids.reshape(-1), dim).reshape(B, N * dim)
+    sinusoids = sinusoidal_embedding(time_ids.reshape(-1), dim, **options).reshape(B, N * dim)
     return jnp.concatenate([text_embeds, sinusoids.astype(text_embeds.dtype)], axis=-1)
 
 

@@ -192,41 +192,6 @@ def diffusion(params: Mapping[str, Any], where: str) -> dict:
     }
 
 
-def stable_diffusion_1(tensors: Mapping[str, Any]) -> dict | None:
-    """The YAML of Stable Diffusion 1 (and its inpainting variant), if these tensors have its U-Net's and CLIP's sizes: its
-    files are passed around without. Version 2 needs one: the weights do not say whether they predict eps or v."""
-    probe = tensors.get("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
-    if probe is None or tuple(probe.shape) != (320, 768) or not any(".text_model." in name for name in tensors):
-        return None
-    network = {name: default for name, default in NETWORK.items() if default is not None} | {
-        "in_channels": tensors["model.diffusion_model.input_blocks.0.0.weight"].shape[1],
-        "out_channels": 4,
-        "model_channels": 320,
-        "num_res_blocks": 2,
-        "attention_resolutions": [4, 2, 1],
-        "channel_mult": [1, 2, 4, 4],
-        "num_heads": 8,
-        "use_spatial_transformer": True,
-        "context_dim": 768,
-    }
-    stage = {"in_channels": 3, "out_ch": 3, "resolution": 256, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
-    stage |= {"attn_resolutions": [], "z_channels": 4, "double_z": True}
-    params = {
-        "linear_start": 0.00085,
-        "linear_end": 0.012,
-        "timesteps": 1000,
-        "scale_factor": 0.18215,
-        "conditioning_key": "crossattn",
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": network},
-        "first_stage_config": {
-            "target": "ldm.models.autoencoder.AutoencoderKL",
-            "params": {"embed_dim": 4, "ddconfig": stage},
-        },
-        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
-    }
-    return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
-
-
 def compose(description: Mapping[str, Mapping]) -> dict:
     """The YAML (as dicts) that a description would be parsed from. Raises ValueError where CompVis has no words for it."""
     stage = description.get("first_stage")

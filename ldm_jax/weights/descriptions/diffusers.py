@@ -266,6 +266,8 @@ def first_stage(config: Mapping[str, Any], where: str) -> dict:
     for name in ("use_quant_conv", "use_post_quant_conv"):
         if not config.get(name, True):
             result[name] = False
+    if config.get("force_upcast"):  # where it is said: autoencoders of float32, whatever the network computes in
+        result["force_upcast"] = True
     groups = config.get("norm_num_groups", 32)
     return result | ({"norm_num_groups": groups} if groups != 32 else {})
 

@@ -169,7 +169,8 @@ def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[
     }
     if kind == "kl":
         config |= {name: fields.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv")}
-        return "vae", config | {"force_upcast": False, "shift_factor": latents.get("shift", 0.0) or None}
+        config["force_upcast"] = fields.get("force_upcast", False)
+        return "vae", config | {"shift_factor": latents.get("shift", 0.0) or None}
     if latents.get("shift", 0.0):
         raise _unable("a latent shift of a VQ model")
     return "vqvae", config | {"num_vq_embeddings": fields["n_embed"], "vq_embed_dim": fields["embed_dim"]}

@@ -1,0 +1,192 @@
+"""Stable Diffusion XL and its refiner: what diffusers draws from a folder with random weights, we draw.
+
+Needs the extra `parity` (torch, diffusers, transformers).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+
+torch = pytest.importorskip("torch", reason="the extra `parity` has torch")
+diffusers = pytest.importorskip("diffusers", reason="the extra `parity` has diffusers")
+
+from tests.api import xl  # noqa: E402
+
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+KEY = jax.random.key(0)
+PROMPTS = ["a red dot", "blue hill"]
+LIMIT = 1e-4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("xl")
+    return xl.pipeline(folder), ldm_jax.load(folder)
+
+
+def nchw(array):
+    return torch.from_numpy(np.moveaxis(np.asarray(array), -1, 1).copy())
+
+
+def theirs(pipe, noise, **options):
+    """Pictures in [-1, 1], NHWC."""
+    with torch.no_grad():
+        images = pipe(PROMPTS, latents=nchw(noise), output_type="np", **options).images
+    return 2 * images - 1
+
+
+def assert_close(ours, other):
+    print(float(np.abs(np.asarray(ours) - other).max()))
+    np.testing.assert_allclose(ours, other, atol=LIMIT)
+
+
+SCHEDULERS = {
+    "DDIM": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    "DPM++ 2M Karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "UniPC": (diffusers.UniPCMultistepScheduler, {}),
+}
+
+
+@pytest.fixture
+def drawn_by(base, tmp_path):
+    """The base model with another scheduler, as both have it."""
+
+    def make(kind, **settings):
+        pipe = diffusers.StableDiffusionXLPipeline(**base[0].components | {"scheduler": kind(**xl.SCHEDULER | settings)})
+        pipe.save_pretrained(tmp_path / "other")
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, ldm_jax.load(tmp_path / "other")
+
+    return make
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_other_schedulers(drawn_by, name):
+    kind, settings = SCHEDULERS[name]
+    pipe, ldm = drawn_by(kind, **settings)
+    noise = ldm.noise(KEY, 2)
+    ours = ldm.sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), noise=noise, steps=5)
+    assert_close(ours, theirs(pipe, noise, num_inference_steps=5, guidance_scale=5.0))
+
+
+def test_sizes_crops_and_negative_prompts(base):
+    pipe, ldm = base
+    noise = ldm.noise(KEY, 2)
+    told = {"original_size": (48, 40), "crop": (3, 5), "target_size": (16, 24)}
+    given = [{"prompt": prompt, "prompt_2": "a " + prompt, **told} for prompt in PROMPTS]
+    cond, negative = ldm.embed(ldm.params, given), ldm.embed(ldm.params, [{"prompt": "cold", **told}] * 2)
+    sizes = {"original_size": (48, 40), "crops_coords_top_left": (3, 5), "target_size": (16, 24)}
+    sizes |= {"negative_original_size": (48, 40), "negative_target_size": (16, 24), "negative_crops_coords_top_left": (3, 5)}
+    how = {"num_inference_steps": 3, "guidance_scale": 7.0, "prompt_2": ["a " + prompt for prompt in PROMPTS]}
+    for steer, words in ((negative, "cold"), (None, None)):
+        ours = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=3, guidance_scale=7.0, negative=steer)
+        assert_close(ours, theirs(pipe, noise, negative_prompt=[words] * 2 if words else None, **how, **sizes))
+    for words in ("", "cold"):  # a text that is empty is none, unless it is said
+        negative = ldm.embed(ldm.params, [words] * 2)
+        ours = ldm.sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), noise=noise, steps=3, negative=negative)
+        assert_close(ours, theirs(pipe, noise, negative_prompt=[words] * 2, num_inference_steps=3, guidance_scale=5.0))
+
+
+def test_an_empty_prompt_that_is_read(base, tmp_path):
+    pipe = diffusers.StableDiffusionXLPipeline(**base[0].components, force_zeros_for_empty_prompt=False)
+    pipe.save_pretrained(tmp_path)
+    ldm = ldm_jax.load(tmp_path)
+    noise = ldm.noise(KEY, 2)
+    ours = ldm.sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), noise=noise, steps=3)
+    assert_close(ours, theirs(pipe, noise, num_inference_steps=3, guidance_scale=5.0))
+    assert np.abs(ours - base[1].sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), noise=noise, steps=3)).max() > 1e-2
+
+
+@pytest.fixture
+def drawing(base):
+    """(pictures, their latents as diffusers takes them, unit noise)."""
+    ldm = base[1]
+    rng = np.random.default_rng(1)
+    images = np.float32(np.tanh(rng.standard_normal((2, xl.SIDE, xl.SIDE, 3))))
+    return images, ldm.noise(KEY, 2)
+
+
+def with_noise(monkeypatch, kind, noise):
+    """The pipeline's one draw, of the start noise."""
+    monkeypatch.setattr(f"{kind.__module__}.randn_tensor", lambda *_, **__: nchw(noise))
+
+
+def test_image_to_image(base, drawing, monkeypatch):
+    pipe, ldm = base
+    images, noise = drawing
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline
+    with_noise(monkeypatch, kind, noise)
+    z = nchw(ldm.encode(ldm.params, images))
+    ours = ldm.image_to_image(ldm.params, KEY, images, ldm.embed(ldm.params, PROMPTS), strength=0.6, steps=5, noise=noise)
+    with torch.no_grad():
+        made = kind(**pipe.components)(
+            PROMPTS, image=z, strength=0.6, num_inference_steps=5, guidance_scale=5.0, output_type="np"
+        )
+    assert_close(ours, 2 * made.images - 1)
+
+
+def test_inpainting(base, drawing, monkeypatch):
+    """A network of four channels: what is known is put back after every step."""
+    pipe, ldm = base
+    images, noise = drawing
+    kind = diffusers.StableDiffusionXLInpaintPipeline
+    with_noise(monkeypatch, kind, noise)
+    mask = np.zeros((2, xl.SIDE, xl.SIDE), np.float32)
+    mask[:, 8:24, 4:20] = 1
+    z = nchw(ldm.encode(ldm.params, images))
+    how = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np"}
+    for strength in (1.0, 0.5):
+        ours = ldm.inpaint(
+            ldm.params, KEY, images, mask, ldm.embed(ldm.params, PROMPTS), steps=4, strength=strength, noise=noise
+        )
+        with torch.no_grad():
+            made = kind(**pipe.components)(
+                PROMPTS, image=z, mask_image=torch.from_numpy(mask[:, None]), strength=strength, height=xl.SIDE,
+                width=xl.SIDE, **how,
+            )  # fmt: skip
+        inside = mask > 0
+        assert_close(np.asarray(ours)[inside], (2 * made.images - 1)[inside])
+        np.testing.assert_array_equal(np.asarray(ours)[~inside], images[~inside])
+
+
+def test_the_refiner(tmp_path, drawing, monkeypatch):
+    """One tower, and a score of how good the picture is to look: 6 for it, 2.5 for what guidance steers away from."""
+    torch.manual_seed(1)
+    pipe = xl.pipeline(tmp_path, refiner=True)
+    ldm = ldm_jax.load(tmp_path)
+    images, noise = drawing
+    with_noise(monkeypatch, type(pipe), noise)
+    z = nchw(ldm.encode(ldm.params, images))
+    how = {"strength": 0.5, "num_inference_steps": 6, "guidance_scale": 5.0, "output_type": "np", "image": z}
+    for score in (6.0, 4.5):
+        cond = ldm.embed(ldm.params, [{"prompt": prompt, "aesthetic_score": score} for prompt in PROMPTS])
+        ours = ldm.image_to_image(ldm.params, KEY, images, cond, strength=0.5, steps=6, noise=noise)
+        with torch.no_grad():
+            assert_close(ours, 2 * pipe(PROMPTS, aesthetic_score=score, **how).images - 1)
+
+
+def test_half_precision_keeps_the_autoencoder_in_float32(base, tmp_path):
+    pipe, ldm = base
+    pipe.save_pretrained(tmp_path)
+    half = ldm_jax.load(tmp_path, dtype=jnp.bfloat16)
+    kinds = {name: {str(leaf.dtype) for leaf in jax.tree.leaves(part)} for name, part in half.params.items()}
+    assert kinds == {"first_stage": {"float32"}, "network": {"bfloat16"}, "conditioner": {"bfloat16"}}
+    z = ldm.noise(KEY, 1)
+    np.testing.assert_array_equal(half.decode(half.params, z), ldm.decode(ldm.params, z))
+    images = half.sample(half.params, KEY, half.embed(half.params, PROMPTS), steps=3)
+    whole = ldm.sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), steps=3)
+    assert 0 < np.abs(images - whole).mean() < 0.1
+
+
+def test_the_same_noise_gives_the_same_pictures(base):
+    pipe, ldm = base
+    noise = ldm.noise(KEY, 2)
+    cond = ldm.embed(ldm.params, PROMPTS)
+    ours = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=4, guidance_scale=5.0)
+    assert np.asarray(ours).std() > 0.05
+    assert_close(ours, theirs(pipe, noise, num_inference_steps=4, guidance_scale=5.0))
+    assert ldm.config["sampling"]["guidance_scale"] == 5.0 and ldm.specification.image_size == (xl.SIDE, xl.SIDE)
