@@ -94,9 +94,10 @@ def with_defaults(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     return {**then, **sections}
 
 
-def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json, paths in it absolute, and appends to versions.json what runs now. The caller holds the directory
-    (`lock.hold`): what killed processes left half-written goes."""
+def open_workdir(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
+    """Writes config.json, its paths absolute, and, if there is a `script`, the text of a file that gives it, config.py;
+    appends to versions.json what runs now. The caller holds the directory (`lock.hold`): what killed processes left
+    half-written goes."""
     workdir.mkdir(parents=True, exist_ok=True)
     for path in leftovers(workdir):
         path.unlink(missing_ok=True)
@@ -104,6 +105,8 @@ def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     stored = absolute(config)
     if not path.is_file() or read_json(path) != stored:
         write_json(path, stored)
+    if script and not (workdir / "config.py").exists():
+        write_text(workdir / "config.py", script)
     path = workdir / "versions.json"
     try:
         found = read_json(path, expect=(dict, list)) if path.is_file() else []

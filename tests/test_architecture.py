@@ -42,9 +42,11 @@ FILES = {
         "workdir",
     },
     "plan": {"api", "build", "models", "training"},
+    # what is there, from `data`; what a step costs here, by the training step itself
+    "own_data": {"build", "data", "training"},
     # of training: how processes find one another, and which checkpoints there are
     "cli": {
-        "api", "build", "conditioning", "data", "diffusion", "plan", "probes", "retrieval", "scoring", "training", "workdir",
+        "api", "build", "conditioning", "data", "diffusion", "experiment", "own_data", "plan", "probes", "retrieval", "scoring", "training", "workdir",
     },
 }
 # python -m ldm_jax.ROOM: a command, which belongs to `cli`.

@@ -49,7 +49,7 @@ def _of_csv(path: Path) -> list[tuple[int, Row]]:
         head = [name.strip() for name in next(reader, [])]
         if "file_name" not in head or len(set(head)) < len(head):
             said = ",".join(head)[:80]
-            raise ValueError(f"{path}, line 1: the first line names the columns, each once, file_name among them; it is {said!r}")
+            raise ValueError(f"{path}, line 1: the first line names the columns, each once, also file_name, not {said!r}")
         for cells in reader:
             if not any(cells):
                 continue
