@@ -49,7 +49,7 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     for what, said in decision.reasons:
         print(f"  {what:10} {said}", flush=True)
     base = configs.load(configs.find(configs.DEFAULT)[0])
-    chosen = own_data.spread(own_data.apply(base.to_dict(), decision.fields), found)
+    chosen = own_data.apply(base.to_dict(), decision.fields)
     chosen = _overridden(chosen, overrides)
     named = {f"{stage}_train.steps" for stage in ("first_stage", "diffusion")}
     if named & {re.sub(r"^-+config\.|=.*", "", each) for each in overrides}:

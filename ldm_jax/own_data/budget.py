@@ -9,7 +9,6 @@ All is counted again with a reserve. A forward pass is taken as a third of a ste
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +123,3 @@ def in_words(seconds: float, spent: float, costs: tuple[Cost, Cost], plan: Plan)
         f"pictures {plan.looking:.0f} s; measured here: a step of the autoencoder {1e3 * first.step:.0f} ms, of diffusion "
         f"{1e3 * second.step:.0f} ms; so {plan.steps[0]} and {plan.steps[1]} steps"
     )
-
-
-def spread(config: Mapping[str, Any], found: Survey) -> dict[str, Any]:
-    """The config with as many batches for the latents' scale as the pictures fill, at most what it has."""
-    batches = -(-found.train // config["diffusion_train"]["batch_size"])
-    return apply(config, {"latents.scale_batches": min(config["latents"]["scale_batches"], max(4, batches))})

@@ -53,7 +53,7 @@ def decide(found: Survey, machine: Machine, *, size: int = 0) -> Decision:
     for part in (_split(found), _condition(found, machine), _size(found, machine, size)):
         fields |= part.fields
         reasons += part.reasons
-    for part in (_model(fields["data.image_size"], machine), _memory(found, fields["data.image_size"], machine)):
+    for part in (_model(found, fields["data.image_size"], machine), _memory(found, fields["data.image_size"], machine)):
         fields |= part.fields
         reasons += part.reasons
     return Decision(fields, reasons)
@@ -123,12 +123,12 @@ def _size(found: Survey, machine: Machine, size: int) -> Decision:
     shorts = np.array([min(sides) for sides in found.sides])
     longs = np.array([max(sides) for sides in found.sides])
     most = 256 if machine.accelerator else 64
-    typical = int(np.percentile(shorts, 25))  # three quarters of the pictures are only ever shrunk
+    typical = int(np.percentile(shorts, 25, method="lower"))  # three quarters of the pictures are only ever shrunk
     chosen = size or max([side for side in SIZES if side <= min(typical, most)], default=SIZES[0])
     if shorts.min() == longs.max():
         said = f"of {shorts.min()} px"
     else:
-        said = f"short sides of {shorts.min()} to {shorts.max()} px; the middle is cut out"
+        said = f"with short sides of {shorts.min()} to {shorts.max()} px; the middle is cut out"
     if larger := int((shorts < chosen).sum()):
         said += f"; {larger / len(shorts):.0%} of them are enlarged"
     if not size and chosen == most and typical >= 2 * most:
@@ -137,7 +137,7 @@ def _size(found: Survey, machine: Machine, size: int) -> Decision:
     return Decision(fields, [("size", f"{chosen} x {chosen}, from pictures {said}")])
 
 
-def _model(size: int, machine: Machine) -> Decision:
+def _model(found: Survey, size: int, machine: Machine) -> Decision:
     """Autoencoder and U-Net: latents of at most 16 x 16 on a CPU, 32 x 32 on an accelerator."""
     levels = max(2, math.ceil(math.log2(size / (32 if machine.accelerator else 16))))
     latent = size // 2**levels
@@ -152,6 +152,7 @@ def _model(size: int, machine: Machine) -> Decision:
         "network.attention_resolutions": (1, 2) if latent <= 8 else (2,),
         "first_stage_train.batch_size": batch[0],
         "diffusion_train.batch_size": batch[1],
+        "latents.scale_batches": min(64, max(4, math.ceil(found.train / batch[1]))),
         "evaluation.batch_size": 16 * machine.devices,
     }
     said = f"latents of {latent} x {latent} x 4; batches of {batch[0]} pictures for the autoencoder, {batch[1]} for diffusion"
