@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.name = "shapes"
-    config.seed = 0
+    config.name = "shapes"  # the working directory is runs/NAME by default
+    config.seed = 0  # of everything that is random: the same seed, the same run
     config.dtype = "float32"  # of the networks' arithmetic; parameters and losses stay float32
-    config.stages = ("first_stage", "latents", "diffusion", "evaluation")
+    config.stages = ("first_stage", "latents", "diffusion", "evaluation")  # what is run, in this order
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the data axis; -1: all that fsdp leaves
@@ -27,19 +27,19 @@ def get_config() -> ConfigDict:
     config.data.source = "shapes"  # "shapes" | "folder" | "tfds"
     config.data.name = "shapes"  # the TFDS data set
     config.data.path = ""  # the folder of images, or TFDS data_dir; "" for shapes: ~/.cache/ldm_jax
-    config.data.train_split = "train"
-    config.data.validation_split = "validation"
-    config.data.image_column = "image"
+    config.data.train_split = "train"  # parts are written "train[:95%]"
+    config.data.validation_split = "validation"  # "train[95%:]" holds out a part
+    config.data.image_column = "image"  # what the source calls the pictures
     config.data.caption_column = "caption"  # read only if the conditioner wants captions
     config.data.label_column = "label"  # read only if it wants classes
     config.data.label_map_column = ""  # of semantic maps; "": what the source calls it
     config.data.boxes_column = ""  # of boxes and their classes, for layouts, such as "objects/bbox", "objects/label"
     config.data.box_labels_column = ""
-    config.data.image_size = 32
+    config.data.image_size = 32  # the side, or (height, width)
     config.data.crop = "center"  # "center" | "random"
     config.data.short_side = 0  # resized so before the crop; 0: as small as the crop allows; -1: not resized
     config.data.palette = ""  # label maps in colours instead of class numbers: a JSON file of the classes' colours
-    config.data.flip = False
+    config.data.flip = False  # left and right exchanged in half of the visits
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
@@ -102,15 +102,15 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
 
     config.first_stage_train = ConfigDict()
-    config.first_stage_train.steps = 1200
-    config.first_stage_train.batch_size = 8
+    config.first_stage_train.steps = 1200  # updates
+    config.first_stage_train.batch_size = 8  # pictures of an update, over all devices
     config.first_stage_train.optimizer = "muon"  # "adamw" | "muon"
-    config.first_stage_train.learning_rate = 4e-3
-    config.first_stage_train.warmup_steps = 20
+    config.first_stage_train.learning_rate = 4e-3  # its highest, after warm-up
+    config.first_stage_train.warmup_steps = 20  # over which the learning rate rises from 0
     config.first_stage_train.decay = "cosine"  # after warm-up: "constant", "linear", "cosine", "wsd" or "inverse_sqrt"
-    config.first_stage_train.b1 = 0.9
-    config.first_stage_train.b2 = 0.99
-    config.first_stage_train.weight_decay = 0.0
+    config.first_stage_train.b1 = 0.9  # decay of the gradients' mean
+    config.first_stage_train.b2 = 0.99  # decay of their squares' mean
+    config.first_stage_train.weight_decay = 0.0  # decoupled, times the learning rate
     config.first_stage_train.clip_norm = 1.0  # 0: off
     config.first_stage_train.mu_dtype = "float32"  # of the optimizer's first moments; "bfloat16" for less memory
     config.first_stage_train.ema_decay = 0.0  # 0: no EMA
@@ -157,10 +157,10 @@ def get_config() -> ConfigDict:
     config.conditioner.null_probability = 0.1  # how often training drops the condition
 
     config.diffusion = ConfigDict()
-    config.diffusion.schedule = "cosine"
+    config.diffusion.schedule = "cosine"  # one of diffusion.SCHEDULES
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
-    config.diffusion.weighting = "simple"
+    config.diffusion.weighting = "simple"  # of the loss over times: one of diffusion.WEIGHTINGS
     config.diffusion.time_sampling = "low_discrepancy"  # one of diffusion.TIMES, or "importance": by past losses
     config.diffusion.offset_noise = 0.0  # of N(0, 1) per image and channel, added to the noise
     config.diffusion.input_perturbation = 0.0  # of N(0, 1), added to the noise that the network sees
@@ -179,7 +179,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.weight_decay = 0.0
     config.diffusion_train.clip_norm = 1.0
     config.diffusion_train.mu_dtype = "float32"
-    config.diffusion_train.ema_decay = 0.99
+    config.diffusion_train.ema_decay = 0.99  # of the averaged weights, which pictures are drawn with; 0: none
     config.diffusion_train.post_hoc = ()  # (0.05, 0.1): averages from which load(ema_width=) makes any other; (): none
     config.diffusion_train.accumulate = 1  # as above
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
@@ -188,10 +188,10 @@ def get_config() -> ConfigDict:
     config.diffusion_train.patience = 0
 
     config.sampling = ConfigDict()
-    config.sampling.sampler = "dpmpp_2m"
+    config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS
     config.sampling.steps = 20
-    config.sampling.grid = "trailing"
-    config.sampling.guidance_scale = 3.0
+    config.sampling.grid = "trailing"  # at which levels: one of diffusion.GRIDS
+    config.sampling.guidance_scale = 3.0  # how much the condition counts: 1 is off
 
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back

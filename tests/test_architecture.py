@@ -37,14 +37,18 @@ FILES = {
     "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
     "api": {"build", "conditioning", "data", "diffusion", "first_stage", "training", "weights"},
     "workdir": {"training"},
+    "pictures": {"training"},
     "experiment": {
-        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "scoring", "training", "weights",
-        "workdir",
+        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "pictures", "scoring", "training",
+        "weights", "workdir",
     },
     "plan": {"api", "build", "models", "training"},
+    # what is there, from `data`; what a step costs here, by the training step itself
+    "own_data": {"build", "data", "training"},
     # of training: how processes find one another, and which checkpoints there are
     "cli": {
-        "api", "build", "conditioning", "data", "diffusion", "plan", "probes", "retrieval", "scoring", "training", "workdir",
+        "api", "build", "conditioning", "data", "diffusion", "experiment", "own_data", "pictures", "plan", "probes",
+        "retrieval", "scoring", "training", "weights", "workdir",
     },
 }
 # python -m ldm_jax.ROOM: a command, which belongs to `cli`.

@@ -8,14 +8,13 @@ memory, operations, traffic. No chip, no data and no weights are needed. Without
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ldm_jax.cli import configs
 from ldm_jax.primitives.console import print_anything
 
 GIB = 2**30
@@ -74,17 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config of a file, or of that name in configs/. FileNotFoundError if there is none."""
-    folders = (Path(), Path(__file__).resolve().parents[2])
-    paths = [Path(name), *(folder / "configs" / f"{name}.py" for folder in folders)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"no config {name}: name a file, or one of configs/")
-    sys.path.insert(0, str(path.resolve().parents[1]))  # configs import one another
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    """The config of a file, or of that name. ValueError if there is none."""
+    return configs.load(*configs.find(name)).to_dict()
 
 
 def assign(config: dict[str, Any], assignment: str) -> None:

@@ -20,6 +20,7 @@ from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
 from ldm_jax.data.decode import decode_mask, decode_rgb
+from ldm_jax.data.text_files import read_text
 from ldm_jax.diffusion.editing import last_steps
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
@@ -149,6 +150,20 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
     condition.check_flags(flags)
     _check_numbers(flags)
     return name
+
+
+def with_prompts(ldm: LatentDiffusion, flags: Flags, path: str) -> dict[str, Any]:
+    """The flags with the lines of a text file (blank ones left out) as prompts, or as classes, after those that are given.
+    ValueError or FileNotFoundError for a file that can't be read or has no lines, and for a model that takes neither."""
+    name = next((name for name in ("prompt", "label") if name in ldm.condition.flags), None)
+    if name is None:
+        raise ValueError(f"--prompts is nothing to this model, which takes {ldm.condition.takes}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--prompts {path}: no such file; it has a {name} a line")
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts {path}: it has no lines; write a {name} a line")
+    return {**flags, name: [*(flags.get(name) or []), *lines]}
 
 
 def _check_numbers(flags: Flags) -> None:

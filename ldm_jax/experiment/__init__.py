@@ -31,8 +31,9 @@ from ldm_jax.workdir import summary
 STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> None:
-    """Runs the stages of `config`; those already finished in `workdir` are passed over.
+def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
+    """Runs the stages of `config`; those already finished in `workdir` are passed over. `script`: the text of a file that gives
+    this config, kept as WORKDIR/config.py.
 
     Raises:
       ValueError: a config that can't work, a working directory of another config, data that don't fit; before any compile.
@@ -41,7 +42,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
     began = time.monotonic()
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     check(config, Path(workdir))
-    with Experiment(config, Path(workdir)) as experiment:
+    with Experiment(config, Path(workdir), script) as experiment:
         for name in config["stages"]:
             STAGES[name](experiment)
     condition = experiment.condition

@@ -11,10 +11,11 @@ from ldm_jax.experiment.evaluators import Model
 from ldm_jax.experiment.evaluators.prompts import read_back, readable
 from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.pictures import save_pictures
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.checkpoint import best_in, steps_in
-from ldm_jax.workdir import free_folder, save_pictures
+from ldm_jax.workdir import free_folder
 
 PyTree = Any
 

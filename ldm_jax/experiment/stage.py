@@ -35,8 +35,8 @@ class Experiment:
     """The parts that stages share: config, working directory, mesh, data, condition. Of several processes the first writes and
     prepares, and the others read afterwards. Use as a context manager: it holds the working directory."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path):
-        self.config, self.workdir = build.with_lists(config), workdir
+    def __init__(self, config: Mapping[str, Any], workdir: Path, script: str = ""):
+        self.config, self.workdir, self._script = build.with_lists(config), workdir, script
         self.mesh = sharding.make_mesh(*(config["mesh"].get(axis, 1) for axis in sharding.AXES))
         for stage in STAGES:
             if stage in config["stages"]:
@@ -60,7 +60,7 @@ class Experiment:
             raise
 
     def _write(self, condition: Condition) -> None:
-        open_workdir(self.config, self.workdir)
+        open_workdir(self.config, self.workdir, self._script)
         condition.learn(self.sources["train"], self.workdir)
 
     def _say_what_captions_lose(self) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 STOPPED = 130  # as shells say it of Ctrl-C
@@ -26,6 +28,19 @@ def as_typed(value: Any) -> Any:
     if not isinstance(value, str) or value.isascii() or os.path.exists(value):
         return value
     return os.fsencode(value).decode("utf-8", "replace")
+
+
+def quiet() -> None:
+    """Before jax is imported by a command: XLA's alarms about slow compiling and the like stay silent, unless
+    TF_CPP_MIN_LOG_LEVEL is set. What fails is raised all the same."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def as_typed_again() -> str:
+    """The command line of this process, to be pasted."""
+    first = Path(sys.argv[0])
+    called = ["python", sys.argv[0]] if first.suffix == ".py" else [first.name]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def stop_on_sigterm() -> None:

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 import ldm_jax
 from ldm_jax.cli.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
 from ldm_jax.cli.sample import Drawn, alone, choose_mode, draw
-from ldm_jax.workdir import png_info, save_pictures
+from ldm_jax.pictures import png_info, save_pictures
 from tests.tiny import model
 
 TWO = {"prompt": ["a red circle", "a blue star"], "num": 2, "seed": 3}
