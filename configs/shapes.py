@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
     config.first_stage_loss.reduction = "sum"  # over an image's numbers (KL models of the paper) | "mean" (VQ models)
     config.first_stage_loss.log_variance = 0.0  # of the decoder's output; the likelihood's, in pixels and LPIPS
-    config.first_stage_loss.kl_weight = 1e-4
+    config.first_stage_loss.kl_weight = 1e-4  # of the latents' KL divergence from N(0, 1)
     config.first_stage_loss.perceptual_weight = 0.0  # of LPIPS; 0: none
     config.first_stage_loss.perceptual_path = ""  # VGG16 of torchvision, or a CompVis first stage; "random": untrained
     config.first_stage_loss.perceptual_linear_path = ""  # LPIPS's linear layers, where perceptual_path lacks them
@@ -86,13 +86,13 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.disc_loss = "hinge"  # "hinge" | "vanilla"
     config.first_stage_loss.disc_ndf = 64
     config.first_stage_loss.disc_layers = 3
-    config.first_stage_loss.disc_actnorm = False
+    config.first_stage_loss.disc_actnorm = False  # ActNorm in place of batch normalisation
     config.first_stage_loss.disc_learning_rate = 2e-4  # of Adam (0.5, 0.9); 0: the autoencoder's
     config.first_stage_loss.r1_weight = 0.0
     config.first_stage_loss.lecam_weight = 0.0
     config.first_stage_loss.alternate = False  # True: a second forward pass for the discriminator, as in the reference
     config.first_stage_loss.codebook = "gradient"  # "gradient" | "ema": codes follow moving averages of their latents
-    config.first_stage_loss.codebook_weight = 1.0
+    config.first_stage_loss.codebook_weight = 1.0  # of the quantisation loss
     config.first_stage_loss.codebook_decay = 0.99  # "ema" only
     config.first_stage_loss.codebook_kmeans = 0  # batches whose latents' clusters are the first codes; 0: random codes
     config.first_stage_loss.codebook_restart = 0.0  # "ema" only: codes met less often a step start again; 0: never
@@ -185,7 +185,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train.start_from = ""  # a model to go on from, anything that load() reads; "": random weights
 
     config.diffusion_train.best = "validation/loss"  # as above; or a number of an evaluator
-    config.diffusion_train.patience = 0
+    config.diffusion_train.patience = 0  # as above
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS
@@ -209,13 +209,13 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below
     config.log.images_every = 600  # steps between sample grids
-    config.log.validation_every = 600
+    config.log.validation_every = 600  # steps between looks at held-out images
     config.log.validation_images = 256
     config.log.watchdog_seconds = 0.0  # all stacks are written out when no step ends for so long; 0: off
     config.log.profile = (0, 0)  # the first and the last step to trace; (0, 0): none
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 300
+    config.checkpoint.every = 300  # steps
     config.checkpoint.snapshots = 0  # steps between snapshots of diffusion_train.post_hoc, which are all kept
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint

@@ -143,6 +143,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
     "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
     "first_stage_loss": _FIRST_STAGE_LOSS
+    | {"log_variance": ("a number", lambda v: True)}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
     "network": _SIZES
