@@ -212,6 +212,7 @@ def get_config() -> ConfigDict:
     config.log.validation_every = 600  # steps between looks at held-out images
     config.log.validation_images = 256
     config.log.watchdog_seconds = 0.0  # all stacks are written out when no step ends for so long; 0: off
+    config.log.wandb = ""  # a project of Weights & Biases (pip install wandb) that is told as well; "": none
     config.log.profile = (0, 0)  # the first and the last step to trace; (0, 0): none
 
     config.checkpoint = ConfigDict()

@@ -14,7 +14,8 @@ LEAVES = {
     PRIMITIVES: {"jax", "numpy"},
     "diffusion": {"jax", "numpy", "scipy"},
     "models": {"jax", "numpy", "flax"},
-    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
+    # wandb only if a config names a project
+    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL", "wandb"},
     # faiss and scann only if a user has them and asks for them
     "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},

@@ -1,5 +1,6 @@
 """What can be said of a config before anything compiles: how large it is, and whether it can work."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,8 @@ def check(config: Mapping[str, Any]) -> None:
             f"config.evaluation.inception_path={inception!r}: no such file. The one to have is pytorch-fid's, "
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
         )
+    if config["log"].get("wandb", "") and importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"config.log.wandb={config['log']['wandb']!r}: the package isn't there (pip install wandb)")
     if "first_stage" in config["stages"] and not config["first_stage"]["path"] and stage.module is not None:
         section = config["first_stage_loss"]
         program = make_first_stage_program(config)

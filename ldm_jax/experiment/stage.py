@@ -155,7 +155,7 @@ class Experiment:
             if program.post_hoc:
                 snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
                 hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
-            with Log(folder, name, steps, start) as record:
+            with Log(folder, name, steps, start, log.get("wandb", ""), self.config) as record:
                 train(
                     state,
                     step,

@@ -5,8 +5,10 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -330,3 +332,44 @@ def test_a_signal_in_the_last_pictures_is_not_lost(tmp_path):
     with pytest.raises(Interrupted, match="stopped at step 10"):
         run(tmp_path, numbers, hooks=[Hook(10, draw)])
     assert steps_in(tmp_path / "checkpoints")[-1] == 10
+
+
+class FakeWandb(types.ModuleType):
+    """What of Weights & Biases is used; `broken`: its service is gone."""
+
+    def __init__(self, broken=False):
+        super().__init__("wandb")
+        self.runs, self.Image, self.broken = [], lambda picture: ("image", picture.shape), broken
+
+    def init(self, **options):
+        run = types.SimpleNamespace(options=options, lines=[], finished=False)
+
+        def log(values, step):
+            if self.broken:
+                raise ConnectionError("no network")
+            run.lines.append((step, values))
+
+        run.log, run.finish = log, lambda: setattr(run, "finished", True)
+        self.runs.append(run)
+        return run
+
+
+def test_weights_and_biases_gets_what_the_log_has_and_goes_on_as_one_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 4):
+        with Log(tmp_path / "run" / "stage", "stage", 8, start, "photos", {"seed": 3}) as log:
+            log.scalars(start + 2, {"train/loss": 0.5})
+            log.image(start + 2, "samples", np.zeros((4, 6, 3), np.uint8))
+    first, second = fake.runs
+    assert first.options["project"] == "photos" and first.options["config"] == {"seed": 3}
+    assert first.options["name"] == "run/stage" and first.options["id"] == second.options["id"]
+    assert second.lines == [(6, {"train/loss": 0.5}), (6, {"samples": ("image", (4, 6, 3))})] and second.finished
+
+
+def test_a_service_that_is_gone_is_given_up_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(broken=True))
+    with pytest.warns(UserWarning, match="no network; given up"), Log(tmp_path, "stage", 8, 0, "photos") as log:
+        for step in (1, 2):
+            log.scalars(step, {"train/loss": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
