@@ -186,6 +186,10 @@ def get_config() -> ConfigDict:
 
     config.diffusion_train.best = "validation/loss"  # as above; or a number of an evaluator
     config.diffusion_train.patience = 0  # as above
+    config.diffusion_train.lora = ConfigDict()
+    config.diffusion_train.lora.rank = 0  # above 0: `start_from` stays as it is, and a low-rank change of it is learnt
+    config.diffusion_train.lora.alpha = 0.0  # the change is multiplied by alpha / rank; 0: by 1
+    config.diffusion_train.lora.targets = ("to_q", "to_k", "to_v", "to_out_0")  # layers that are changed
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS

@@ -6,7 +6,7 @@
 """
 
 __version__ = "0.1.0"
-__all__ = ["LatentDiffusion", "load", "save"]
+__all__ = ["Autoencoder", "LatentDiffusion", "apply_lora", "load", "load_lora", "save"]
 
 
 def __dir__() -> list[str]:

@@ -29,10 +29,11 @@ FREE_FIELDS = (
     "compiler", "stages", "data.workers", "data.in_memory", "first_stage_train.best", "first_stage_train.patience",
     "diffusion_train.best", "diffusion_train.patience", *PATHS,
 )  # fmt: skip
+NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
-    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": []},
+    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
     "latents": {"standardise": False},
     "diffusion": {"offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0},
 }

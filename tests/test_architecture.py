@@ -36,7 +36,7 @@ FILES = {
         "weights", "workdir",
     },
     "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
-    "api": {"build", "conditioning", "data", "diffusion", "first_stage", "training", "weights"},
+    "api": {"build", "conditioning", "data", "diffusion", "first_stage", "models", "training", "weights"},
     "workdir": {"training"},
     "pictures": {"training"},
     "experiment": {

@@ -310,3 +310,54 @@ def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), model.params["network"], again.params["network"])
     with pytest.raises(ValueError, match="is another model: .* there, .* here"):
         experiment.run(tiny_config(**tuned, **{"network.model_channels": 32}), tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
+    """The model that it starts from stays as it is, and only the change is trained, kept and averaged."""
+    base = ldm_jax.load(trained[0])
+    adapting = {
+        "diffusion_train.start_from": str(trained[0]),
+        "first_stage.path": str(trained[0]),
+        "conditioner.tokenizer": str(trained[0] / "tokenizer.json"),
+        "diffusion_train.lora.rank": 2,
+        "diffusion_train.lora.alpha": 4.0,
+        "diffusion_train.steps": 6,
+        "diffusion_train.learning_rate": 1e-2,
+        "diffusion_train.post_hoc": "()",
+        "mesh.data": 1,
+        "stages": ("latents", "diffusion"),
+    }
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    with pytest.raises(ValueError, match="lora.rank adapts a model: name it in config.diffusion_train.start_from"):
+        experiment.run(tiny_config(**adapting | {"diffusion_train.start_from": ""}), tmp_path / "none")
+    with pytest.raises(ValueError, match="leave config.latents.scale at 0"):
+        experiment.run(tiny_config(**adapting | {"latents.scale": 9.0, "latents.standardise": False}), tmp_path / "other")
+    experiment.run(tiny_config(**adapting), tmp_path / "lora")
+    checkpoints = tmp_path / "lora" / "diffusion" / "checkpoints"
+    for part in ("params", "ema"):
+        assert load_part(checkpoints, part).keys() == {"lora"}
+    learnt = load_averaged(checkpoints)["lora"]
+    numbers = sum(x.size for x in jax.tree.leaves(learnt))
+    assert numbers < 0.2 * sum(x.size for x in jax.tree.leaves(base.params["network"]))
+    assert sum(x.size for x in jax.tree.leaves(load_part(checkpoints, "opt_state"))) < 2 * numbers + 10
+
+    ldm = ldm_jax.load(tmp_path / "lora")
+    assert ldm.params.keys() == base.params.keys()
+    jax.tree.map(np.testing.assert_array_equal, ldm.params["conditioner"], base.params["conditioner"])
+    kernel = ldm.params["network"]["middle_block_1"]["transformer_blocks_0"]["attn2"]["to_q"]["kernel"]
+    before = base.params["network"]["middle_block_1"]["transformer_blocks_0"]["attn2"]["to_q"]["kernel"]
+    change = np.linalg.svd(np.asarray(kernel - before), compute_uv=False)
+    assert change[1] > 1e-4 and change[2] < 1e-3 * change[0]
+    other = ldm.params["network"]["out_2"]["kernel"], base.params["network"]["out_2"]["kernel"]
+    np.testing.assert_array_equal(*other)
+
+    lora = ldm_jax.load_lora(tmp_path / "lora")
+    base.save_lora(lora, tmp_path / "file.safetensors")
+    again = base.with_lora(tmp_path / "file.safetensors").params["network"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, ldm.params["network"])
+    cond = ldm.embed(ldm.params, ["a red circle"])
+    assert np.isfinite(ldm.sample(ldm.params, jax.random.key(0), cond)).all()
+    longer = {"diffusion_train.steps": 8, "diffusion_train.decay": "constant"}
+    with pytest.raises(ValueError, match="holds another experiment"):
+        experiment.run(tiny_config(**adapting | longer | {"diffusion_train.lora.rank": 3}), tmp_path / "lora")

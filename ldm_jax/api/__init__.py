@@ -1,20 +1,27 @@
-"""What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`."""
+"""What research code calls: a model as functions (`LatentDiffusion`), `load` and `save`, `apply_lora`."""
 
+from ldm_jax.api.autoencoder import Autoencoder
 from ldm_jax.api.load import (
+    adapted,
     fetch,
     load,
     load_condition,
     load_conditioner,
     load_first_stage,
+    load_lora,
     load_scale,
+    load_whole,
     load_workdir,
     resolve,
     save,
+    scale_of,
 )
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
+from ldm_jax.models import apply_lora
 
 __all__ = [
-    "LatentDiffusion", "Specification", "fetch", "load", "load_condition", "load_conditioner", "load_first_stage",
-    "load_scale", "load_workdir", "resolve", "save",
+    "Autoencoder", "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition",
+    "load_conditioner", "load_first_stage", "load_lora", "load_scale", "load_whole", "load_workdir", "resolve", "save",
+    "scale_of",
 ]  # fmt: skip

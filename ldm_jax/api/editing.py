@@ -34,7 +34,8 @@ from ldm_jax.primitives.choices import check_choice
 
 PyTree = Any
 INPAINTING = ("concat", "imposed", "certain")
-INVERSIONS = {"ddim": "ddim", "stochastic": "ddpm"}
+# Samplers, not names: those keep the model's own grid, and no scheduler of that name clips anything.
+INVERSIONS = {"ddim": diffusion.make_sampler("ddim"), "stochastic": diffusion.make_sampler("ddpm")}
 
 
 def image_to_image(

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, weights
+from ldm_jax import build, models, weights
 from ldm_jax.api import pretrained
+from ldm_jax.api.autoencoder import Autoencoder
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
@@ -34,11 +35,13 @@ def load(
     dtype: Any = None,
     ema_width: float | None = None,
     prediction: str | None = None,
-) -> LatentDiffusion:
+    tokenizer: str | Path | None = None,
+) -> LatentDiffusion | Autoencoder:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
     CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, XL and
-    its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a
-    folder on the Hugging Face hub, where the package huggingface_hub is installed. Weights are put on the default device.
+    its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a folder on the
+    Hugging Face hub, or "hf:owner/name/FILE", where the package huggingface_hub is installed. A first stage alone is loaded as
+    an `Autoencoder`. Weights are put on the default device.
 
     Args:
       which: of a working directory's checkpoints: "last", "best" (the lowest validation loss), or a step.
@@ -47,21 +50,34 @@ def load(
       ema_width: of a working directory whose training kept averages for it (config.diffusion_train.post_hoc): the average of
         this relative width, in (0, 0.28], instead of the one of config.diffusion_train.ema_decay (Karras et al. 2024).
       prediction: "eps" or "v", of a single file of Stable Diffusion 2, whose weights don't say it.
+      tokenizer: a folder with the files of one (or a tokenizer.json), for a checkpoint that has none beside it.
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
       ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
-    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
+    half = dtype is not None and np.dtype(dtype).itemsize == 2
+    path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else existing(path)
     if is_workdir(path):
-        if prediction is not None:
-            raise ValueError(f"prediction={prediction!r}: {path} is a working directory, whose config says it; leave it out")
+        for name, value in (("prediction", prediction), ("tokenizer", tokenizer)):
+            if value is not None:
+                raise ValueError(f"{name}={str(value)!r}: {path} is a working directory, which has its own; leave it out")
         return load_workdir(path, which, dtype, ema_width)
     if ema_width is not None:
         raise ValueError(f"ema_width={ema_width}: {path} holds one average; working directories may hold more")
     if which != "last":
         raise ValueError(f"which={which!r}: {path} is one checkpoint, not a working directory with several")
-    return LatentDiffusion(*pretrained.load(path, ema=ema, config=config, dtype=dtype, prediction=prediction))
+    known = {"config": config, "prediction": prediction, "tokenizer_path": tokenizer}
+    specification, params = pretrained.load(path, ema=ema, dtype=dtype, **known)
+    return (Autoencoder if specification.condition is None else LatentDiffusion)(specification, params)
+
+
+def load_whole(path: str | Path, **options: Any) -> LatentDiffusion:
+    """`load` where a diffusion model is needed. ValueError for a first stage alone."""
+    found = load(path, **options)
+    if not isinstance(found, LatentDiffusion):
+        raise ValueError(f"{path} is a first stage alone, without a diffusion model to draw with")
+    return found
 
 
 def is_workdir(path: Path) -> bool:
@@ -84,31 +100,39 @@ def existing(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path} does not exist{there}{hub}")
 
 
-def fetch(name: str) -> Path:
-    """A local copy of the repository "owner/name" of the Hugging Face hub, one file of weights for each part."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"{HUB}{name}: write {HUB}owner/name")
+def fetch(name: str, half: bool = False) -> Path:
+    """A local copy of the repository "owner/name" of the Hugging Face hub, one set of weights for each part, in half precision
+    where there is one and `half` is asked for; or of one file, "owner/name/FILE"."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", name):
+        raise ValueError(f"{HUB}{name}: write {HUB}owner/name, or {HUB}owner/name/FILE")
     try:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(f"to fetch {name} from the hub: pip install huggingface_hub") from None
-    allow = ["*.json", "*.safetensors", "*.txt", "*.bin"]
-    # variants of the same weights: half precision, without the average, other frameworks
-    ignore = ["*.fp16.*", "*.non_ema.*", "*.onnx*", "flax_*", "tf_*", "openvino*", "*/safety_checker/*", "safety_checker/*"]
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=allow, ignore_patterns=ignore))
+    owner, repository, *file = name.split("/", 2)
+    if file:
+        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
+    try:
+        wanted = weights.wanted_of_hub(huggingface_hub.list_repo_files(name), half)
+    except ValueError as error:
+        raise ValueError(f"{HUB}{name}: {error}") from None
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
 
 
-def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> None:
-    """Writes a model for other programs: a diffusers pipeline folder, or (`format="compvis"`) a .ckpt with its YAML beside
-    it. `load` takes both back. The tokenizer is copied; how many steps to sample with is not kept. Latents that are
-    standardised by channel become those of the first stage itself, whose outermost linear layers take the scales.
+def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "diffusers") -> None:
+    """Writes a model for other programs: a diffusers pipeline folder (of an `Autoencoder` a model folder), or
+    (`format="compvis"`) a .ckpt with its YAML beside it. `load` takes both back. The tokenizer is copied; how many steps to
+    sample with is not kept. Latents that are standardised by channel become those of the first stage itself, whose outermost
+    linear layers take the scales; so does a shift, which diffusers' pipelines ignore.
 
-    Raises ValueError if there is something at `path`, or the format can't express the model.
+    Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
+    pipeline of diffusers draws with which kind of model.
     """
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
-    if scale.ndim or shift.ndim:
-        if ldm.config["first_stage"]["kind"] != "kl":
-            raise ValueError("latents of this model are standardised by channel: only KL first stages can be written so")
+    if isinstance(ldm, Autoencoder):
+        return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)
+    own = format == "diffusers" and (shift.any() or (ldm.condition.kind == "superres" and (scale != 1).any()))
+    if (scale.ndim or shift.ndim or own) and ldm.config["first_stage"]["kind"] != "none":
         params = params | {"first_stage": fold_scale(params["first_stage"], scale, shift)}
         scale, shift = 1.0, 0.0
     pretrained.save(path, format, ldm.config, params, float(scale), float(shift), spec.condition)
@@ -129,6 +153,8 @@ def load_workdir(
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
+    if "lora" in params:
+        params = adapted(config, base_of(config, workdir, dtype) | params)
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
@@ -139,6 +165,34 @@ def load_workdir(
     return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)
 
 
+def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:
+    """Network and conditioner of the model that a working directory adapts."""
+    path = config["diffusion_train"]["start_from"]
+    path = path if path.startswith(HUB) else resolve(path, workdir, "config.diffusion_train.start_from")
+    params = load(path, dtype=dtype).params
+    return {name: params[name] for name in ("network", "conditioner")}
+
+
+def adapted(config: Mapping[str, Any], params: PyTree) -> PyTree:
+    """Parameters with the part "lora" of a training merged into their network; others as they are."""
+    if "lora" not in params:
+        return params
+    network = models.apply_lora(params["network"], params["lora"], build.make_lora(config)["scale"])
+    return {name: part for name, part in params.items() if name != "lora"} | {"network": network}
+
+
+def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
+    """The factors that a working directory with config.diffusion_train.lora has learnt, averaged, for `apply_lora` with scale 1
+    and for `LatentDiffusion.save_lora`: {"network": ...}. `which` as for `load`. ValueError if it learnt none."""
+    workdir = existing(workdir)
+    config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
+    lora = build.make_lora(config)
+    if lora is None:
+        raise ValueError(f"{workdir}: config.diffusion_train.lora.rank is 0: it adapts no model")
+    factors = load_averaged(workdir / "diffusion" / "checkpoints", which)["lora"]
+    return {"network": models.scale_lora(factors, lora["scale"])}
+
+
 def load_scale(workdir: Path) -> tuple[Any, Any]:
     """Scale and shift of the latents, numbers or lists of one a channel."""
     path = workdir / "latents.json"
@@ -146,6 +200,15 @@ def load_scale(workdir: Path) -> tuple[Any, Any]:
         raise FileNotFoundError(f"{workdir}: the scale of its latents is not known; list 'latents' in config.stages")
     found = read_json(path, "Delete it: the next training run measures the latents again.")
     return found["scale"], found["shift"]
+
+
+def scale_of(path: str | Path) -> tuple[Any, Any]:
+    """Scale and shift of the latents of a model, of anything that `load` reads, without its weights."""
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
+    if is_workdir(path):
+        return load_scale(path)
+    latents = weights.read(path).description.get("latents", {})
+    return latents.get("scale", 1.0), latents.get("shift", 0.0)
 
 
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ldm_jax import diffusion
-from ldm_jax.api import drawing, editing
+from ldm_jax.api import adapters, drawing, editing
 from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition
@@ -120,6 +120,19 @@ class LatentDiffusion:
     def noise(self, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
         """The unit noise [num, h, w, C] that `sample` starts from with this key."""
         return drawing.unit_noise(self.specification, key, num, size)
+
+    def read_lora(self, path: Any) -> PyTree:
+        """The factors in a LoRA file or folder; see `adapters.read_lora`."""
+        return adapters.read_lora(self.specification, path)
+
+    def with_lora(self, lora: Any, scale: Any = 1.0) -> "LatentDiffusion":
+        """This model with LoRAs merged into its parameters: a file or folder (peft, diffusers, kohya), factors from
+        `read_lora`, or a list of these; `scale` is one number, or a list of one each. The compiled programs are shared."""
+        return dataclasses.replace(self, params=adapters.with_lora(self.specification, self.params, lora, scale))
+
+    def save_lora(self, lora: PyTree, path: Any) -> None:
+        """Writes factors as diffusers reads them; see `adapters.save_lora`."""
+        adapters.save_lora(self.specification, lora, path)
 
     sample = _method(drawing.sample)
     panorama = _method(drawing.panorama)

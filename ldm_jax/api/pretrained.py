@@ -1,5 +1,6 @@
 """Checkpoints of the world, whole: from a file or folder to a config, parameters and conditioning, and back."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,17 +24,31 @@ TEXT = ("text", "clip_text", "sdxl")
 
 
 def load(
-    path: Path, *, ema: bool, config: str | Path | None, dtype: Any = None, prediction: str | None = None
+    path: Path,
+    *,
+    ema: bool,
+    config: str | Path | None,
+    dtype: Any = None,
+    prediction: str | None = None,
+    tokenizer_path: str | Path | None = None,
 ) -> tuple[Specification, PyTree]:
-    """A whole model: its specification and parameters, float32 or `dtype`."""
+    """A whole model: its specification and parameters, float32 or `dtype`. Of a first stage alone the same, its specification
+    without a condition."""
     checkpoint = weights.read(path, ema=ema, config=config, prediction=prediction)
     description = checkpoint.description
+    if "first_stage" in description and "network" not in description:
+        return _first_stage_alone(path, checkpoint, dtype)
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
         raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
     complete = completed(description, path.stem)
-    tokenizer = None
-    if complete["conditioner"]["kind"] in TEXT:
-        tokenizer = find_tokenizer(path, complete["conditioner"])
+    tokenizer, text = None, text_section(complete["conditioner"])
+    if tokenizer_path is not None:
+        if text is None or not checkpoint_tokenizers.found_in(tokenizer_path):
+            why = "this model reads no text" if text is None else "there is no tokenizer"
+            raise ValueError(f"tokenizer={str(tokenizer_path)!r}: {why}")
+        text["tokenizer"] = str(tokenizer_path) if "towers" not in text else [str(tokenizer_path)] * len(text["towers"])
+    if text is not None:
+        tokenizer = find_tokenizer(path, text)
     if dtype is not None:
         complete["dtype"] = np.dtype(dtype).name
     condition = build.make_condition(complete, complete["conditioner"].get("class_names"), tokenizer)
@@ -57,19 +72,49 @@ def on_device(params: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)), params)
 
 
+def _first_stage_alone(path: Path, checkpoint: weights.Checkpoint, dtype: Any) -> tuple[Specification, PyTree]:
+    section, latents = checkpoint.description["first_stage"], checkpoint.description.get("latents", {})
+    config = {"name": path.stem, "data": {"image_size": section.get("resolution", 256)}, "first_stage": dict(section)}
+    if dtype is not None:
+        config["dtype"] = np.dtype(dtype).name
+    expected = jax.eval_shape(build.make_first_stage(config).init, jax.random.key(0))
+    params = checkpoint.params["first_stage"]
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"{path}: its arrays don't have the shapes that its configuration describes")
+    params = on_device(params, np.float32 if dtype is None else build.first_stage_dtype(config))
+    specification = Specification(config, None, latents.get("scale", 1.0), latents.get("shift", 0.0))
+    return specification, {"first_stage": params}
+
+
 def completed(description: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A checkpoint's description with what sampling needs besides: what the scheduler in its folder says, or CompVis's 50
     steps of DDIM."""
     parts = {part: dict(fields) for part, fields in description.items()}
     conditioner = parts.setdefault("conditioner", {"kind": "none"})
-    scale = kind_of(conditioner).guidance_scale  # of the published models' own scripts
-    if conditioner["kind"] == "class" and conditioner["null_label"] < 0:
+    sections = conditioner.get("parts", {"": conditioner}).values()
+    scale = max(kind_of(section).guidance_scale for section in sections)  # of the published models' own scripts
+    if conditioner["kind"] == "class" and conditioner.get("null_label", 0) < 0:
         scale = 1.0
     sampling = {"sampler": "ddim", "grid": "leading", "end": "first", "steps": 50, "guidance_scale": scale}
     if "scheduler" in parts:
         sampling = {"sampler": parts["scheduler"]["_class_name"], "steps": 50, "guidance_scale": scale}
-    data = {"image_size": parts["first_stage"].get("resolution", 256)}
+    data = {"image_size": trained_size(parts)}
     return {"name": name, "data": data, "sampling": sampling, **parts}
+
+
+def trained_size(parts: Mapping[str, Any]) -> int | tuple[int, ...]:
+    """In pixels, what the network was trained for, where the checkpoint says it; else what the first stage was."""
+    size, stage = parts.get("latents", {}).get("size"), parts["first_stage"]
+    if size is None:
+        return stage.get("resolution", 256)
+    sides = tuple(side * weights.latent_factor(stage) for side in size)
+    return sides[0] if len(set(sides)) == 1 else sides
+
+
+def text_section(conditioner: dict[str, Any]) -> dict[str, Any] | None:
+    """What has a tokenizer: the section itself, or one of its parts; None if there is none."""
+    sections = conditioner["parts"].values() if conditioner["kind"] == "combined" else [conditioner]
+    return next((section for section in sections if section["kind"] in TEXT), None)
 
 
 def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Tokenizers | None:
@@ -106,10 +151,22 @@ def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | N
     return Tokenizers(tuple(tokenizer for _, tokenizer in found))
 
 
+def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[str]:
+    """Copies the tokenizer's files of a section into `folder`, or those of each of its towers; returns where they are."""
+    if section["kind"] != "sdxl":
+        return str(checkpoint_tokenizers.copy(section["tokenizer"], folder / "tokenizer", section.get("pad_token_id")))
+    towers = section["towers"].items()
+    return [
+        str(checkpoint_tokenizers.copy(path, folder / name.replace("text_encoder", "tokenizer"), fields.get("pad_token_id")))
+        for path, (name, fields) in zip(section["tokenizer"], towers)
+    ]
+
+
 def save(
-    path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float, condition: Condition
+    path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float, condition: Condition | None
 ) -> None:
-    """Writes the model of `config` to `path`. All of it is made beside `path` first, so that there is never half a model."""
+    """Writes the model of `config` to `path`, or its first stage alone where there is no condition. All of it is made beside
+    `path` first, so that there is never half a model."""
     path = Path(path)
     writers = {"diffusers": weights.write_diffusers, "compvis": weights.write_compvis}
     write = choose(writers, format, "format")
@@ -117,19 +174,20 @@ def save(
         raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
     if path.exists():
         raise ValueError(f"{path} exists already; save somewhere else")
-    description = {part: dict(config[part]) for part in PARTS if part in config}
-    description["latents"] = {"scale": scale, "shift": shift}
-    conditioner = description["conditioner"]
-    if condition.setting.class_names:
+    description = {part: copy.deepcopy(dict(config[part])) for part in PARTS if part in config}
+    size = tuple(side // weights.latent_factor(config["first_stage"]) for side in build.image_size(config))
+    description["latents"] = {"scale": scale, "shift": shift, "size": size}
+    conditioner = description.get("conditioner", {"kind": "none"})
+    if condition is not None and condition.setting.class_names:
         conditioner["class_names"] = list(condition.setting.class_names)
-    tokenizer = conditioner.get("tokenizer") if conditioner["kind"] in TEXT else None
+    text = text_section(conditioner)
+    tokenizer = None if text is None else text.get("tokenizer")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
         if tokenizer:
-            copied = (made if format == "compvis" else Path(scratch)) / "tokenizer"
-            conditioner["tokenizer"] = str(checkpoint_tokenizers.copy(tokenizer, copied, conditioner.get("pad_token_id")))
+            text["tokenizer"] = copied_tokenizers(text, made if format == "compvis" else Path(scratch))
         write(made / path.name, description, params)
         files = sorted(made.iterdir())
         if taken := [str(path.parent / file.name) for file in files if (path.parent / file.name).exists()]:

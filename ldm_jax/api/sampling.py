@@ -62,11 +62,12 @@ class Plan:
 
 
 class Guidance(NamedTuple):
-    """`negative` and `scale` are None where there is no guidance."""
+    """`negative` and `scale` are None where there is no guidance, `image_scale` where it has one scale."""
 
     cond: PyTree
     negative: PyTree = None
     scale: jax.Array | None = None
+    image_scale: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,13 @@ class Options:
     """How to sample; every method that makes pictures takes these.
 
     sampler         a name in `diffusion.SAMPLERS`, or a `diffusion.Sampler`; default: the config's, or that of the scheduler
-                    that a diffusers folder came with. Compiled in, as are `steps` and `grid`.
+                    that a diffusers folder came with. Of such a folder a name, one with "_karras" at its end, or a class's own
+                    ("UniPCMultistepScheduler") stands for that scheduler with its own defaults, grid and all, as diffusers'
+                    `from_config` gives it. Compiled in, as are `steps` and `grid`.
     steps, grid     how many, and at which levels (a name in `diffusion.GRIDS`)
     guidance_scale  a number or [B], traced, except that the number 1.0 leaves the unconditional half out
+    image_guidance_scale  a number or [B], traced: how much the picture counts, for models that are told one and a prompt
+                    (InstructPix2Pix)
     negative        the cond to steer away from; default the empty one
     tile, overlap   the canvas is denoised on windows of `tile` pixels that overlap by `overlap` (default half a tile) and agree
                     there, and decoded in tiles: memory grows with the window
@@ -87,6 +92,7 @@ class Options:
     steps: int | None = None
     grid: str | None = None
     guidance_scale: float | jax.Array | None = None
+    image_guidance_scale: float | jax.Array | None = None
     negative: PyTree = None
     tile: int | None = None
     overlap: int | None = None
@@ -153,8 +159,13 @@ def prepare(
     if cond is not None and "concat" in cond and cond["concat"].shape[1:-1] != shape[:-1]:
         there, here = (" x ".join(map(str, space)) for space in (cond["concat"].shape[1:-1], shape[:-1]))
         raise ValueError(f"the condition lies on {there} latent pixels, the picture on {here}: give both the same size")
-    negative = options.negative
-    off = cond is None or (isinstance(scale, (int, float)) and scale == 1)
+    negative, second = options.negative, options.image_guidance_scale
+    if second is not None and spec.condition.image_guidance_scale is None:
+        raise ValueError(
+            f"image_guidance_scale={second}: this model has one scale, guidance_scale; it takes {spec.condition.takes}"
+        )
+    second = spec.condition.image_guidance_scale if second is None else second
+    off = cond is None or all(isinstance(s, (int, float)) and s == 1 for s in (scale, 1 if second is None else second))
     if off and negative is not None:
         raise ValueError(f"guidance_scale={scale} leaves the negative condition without effect; give one above 1")
     if not off and negative is None:
@@ -166,7 +177,9 @@ def prepare(
         last=editing.last_steps(strength, steps),
         windows=_windows(spec.first_stage.factor, options.tile, options.overlap, options.wrap),
     )
-    return plan, Guidance(cond) if off else Guidance(cond, negative, jnp.asarray(scale, jnp.float32))
+    if off:
+        return plan, Guidance(cond)
+    return plan, Guidance(cond, negative, *(None if s is None else jnp.asarray(s, jnp.float32) for s in (scale, second)))
 
 
 def _windows(factor: int, tile: int | None, overlap: int | None, wrap: bool) -> Windows | None:
@@ -183,7 +196,7 @@ def _windows(factor: int, tile: int | None, overlap: int | None, wrap: bool) -> 
 def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance) -> diffusion.Denoiser:
     """`Specification.denoiser`, on windows where the plan has them; each sees its part of conditions that are pictures."""
     if plan.windows is None:
-        return spec.denoiser(params, guidance.cond, guidance.scale, guidance.negative, plan.recipe)
+        return spec.denoiser(params, guidance.cond, guidance.scale, guidance.negative, plan.recipe, guidance.image_scale)
     side, stride, wrap = plan.windows
     window = tuple(min(side, full) for full in plan.shape[1:-1])
     conds = (guidance.cond, guidance.negative)
@@ -192,7 +205,7 @@ def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance
     def denoise_window(x, level, pieces):
         cond, negative = (c if piece is None else c | {"concat": piece} for c, piece in zip(conds, pieces))
         inner = dataclasses.replace(plan.recipe, wrap=lambda denoise: denoise)  # x0 is clipped or bounded on the whole canvas
-        return spec.denoiser(params, cond, guidance.scale, negative, inner)(x, level)
+        return spec.denoiser(params, cond, guidance.scale, negative, inner, guidance.image_scale)(x, level)
 
     return plan.recipe.wrap(
         editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), -1 if wrap else None, along)

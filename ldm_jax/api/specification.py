@@ -41,11 +41,11 @@ class Specification:
         return build.image_size(self.config)
 
     def recipe(self, sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
-        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`) or a grid's name says otherwise; a
-        grid given here ends clean. The same arguments give the same object: programs are compiled for it once."""
+        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid's
+        name says otherwise; a grid given here ends clean. The same arguments give the same object: programs are compiled for it
+        once."""
         if (sampler, grid) not in self._recipes:
-            recipe = build.make_recipe(self.config)
-            recipe = recipe if sampler is None else recipe.with_sampler(sampler)
+            recipe = build.make_recipe(self.config, sampler)
             self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
         return self._recipes[sampler, grid]
 
@@ -87,7 +87,8 @@ class Specification:
     def null(self, params: PyTree, batch: int, size: tuple[int, ...] | None = None, like: PyTree = None) -> PyTree:
         """The empty condition, `batch` times, for pictures of `size` pixels; `like`: the cond that it stands against."""
         nulls = self.condition.nulls(batch, size, like)
-        return None if nulls is None else self._embed(params, jax.tree.map(jnp.asarray, nulls))
+        found = None if nulls is None else self._embed(params, jax.tree.map(jnp.asarray, nulls))
+        return found if like is None else found | {name: like[name] for name in self.condition.kept}
 
     def denoiser(
         self,
@@ -96,17 +97,23 @@ class Specification:
         guidance_scale: float | jax.Array | None = None,
         negative: PyTree = None,
         recipe: diffusion.Recipe | None = None,
+        image_guidance_scale: float | jax.Array | None = None,
     ) -> diffusion.Denoiser:
         """(x [B, *space, C], level) -> Prediction(x0, eps). With a guidance scale (a number or [B]) the prediction is led from
-        `negative` to `cond` by it, both in one call of the network."""
+        `negative` to `cond` by it, both in one call of the network. With an `image_guidance_scale` in two steps: by that to the
+        picture of `cond` with the rest of `negative`, from there by the first (Brooks et al. 2023, eq. 3)."""
         recipe = recipe or self.recipe()
-        return recipe.wrap(self._guided(params, cond, guidance_scale, negative, recipe))
+        return recipe.wrap(self._guided(params, cond, guidance_scale, negative, recipe, image_guidance_scale))
 
-    def _guided(self, params, cond, guidance_scale, negative, recipe) -> diffusion.Denoiser:
+    def _guided(self, params, cond, guidance_scale, negative, recipe, image_guidance_scale=None) -> diffusion.Denoiser:
         def network(x, t, cond):
             return self.apply(params, x, t, cond)
 
         if guidance_scale is None or negative is None:
             return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)
+        if image_guidance_scale is not None:
+            between = negative | {"concat": cond["concat"]}
+            predictions = diffusion.together(network, recipe.prediction, [cond, between, negative], recipe.input_scale)
+            return diffusion.guidance.composed(predictions, [guidance_scale, image_guidance_scale - guidance_scale])
         predictions = diffusion.together(network, recipe.prediction, [cond, negative], recipe.input_scale)
         return diffusion.classifier_free(predictions, guidance_scale)

@@ -12,6 +12,7 @@ from ldm_jax.build.diffusion import (
     example_inputs,
     make_diffusion_init,
     make_diffusion_program,
+    make_lora,
     make_network,
     make_objective,
     make_recipe,
@@ -21,7 +22,7 @@ from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
     "check", "compute_dtype", "example_inputs", "first_stage_dtype", "image_size", "make_condition", "make_diffusion_init",
-    "make_diffusion_program", "make_first_stage", "make_first_stage_program", "make_latent_transform", "make_mix",
+    "make_diffusion_program", "make_first_stage", "make_first_stage_program", "make_latent_transform", "make_lora", "make_mix",
     "make_network", "make_objective", "make_perceptual", "make_program", "make_recipe", "make_schedule", "make_source",
     "make_transform", "parameter_counts", "with_lists",
 ]  # fmt: skip

@@ -103,6 +103,8 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
             f"config.network.in_channels={network.in_channels}: must be {network.in_channels - x.shape[-1] + stage.channels}, "
             f"{stage.channels} of the latents and {network.in_channels - x.shape[-1]} of the condition"
         )
+    if config["diffusion_train"].get("lora", {}).get("rank", 0) and not config["diffusion_train"]["start_from"]:
+        raise ValueError("config.diffusion_train.lora.rank adapts a model: name it in config.diffusion_train.start_from")
     make_diffusion_program(config, condition).shapes  # noqa: B018 -- every module is traced
     make_recipe(config).grid(config["sampling"]["steps"])
 
@@ -158,6 +160,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
                   "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
     "diffusion_train": _TRAIN,
+    "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1, "probe_steps": _AT_LEAST_1,
                    "num": ("0, or a whole number of at least 2", lambda v: v == int(v) and (v == 0 or v >= 2))},
@@ -196,7 +199,9 @@ CHOICES = {
 def check_numbers(config: Mapping[str, Any]) -> None:
     """ValueError naming the first field, whole name and all, whose number can't be meant: negative, above one, not finite."""
     for section, fields in NUMBERS.items():
-        values = config if not section else config.get(section, {})
+        values = config
+        for scope in section.split(".") if section else ():
+            values = values.get(scope, {})
         for name, (must, test) in fields.items():
             value = values.get(name)
             for number in value if isinstance(value, (tuple, list)) else (value,):

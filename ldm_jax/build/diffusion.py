@@ -1,5 +1,6 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
-from ldm_jax.primitives.choices import choose, construct
+from ldm_jax.primitives.choices import check_choice, choose, construct
 from ldm_jax.training.optimizer import passing_by
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import from_loss
@@ -43,10 +44,17 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
-    samplers do."""
+    samplers do.
+
+    `sampler`: another one, by name or ready made. A model that came with a scheduler of diffusers gets that of this name with
+    its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
+    "dpmpp_2m_karras", "LCMScheduler".
+    """
+    if sampler is not None:
+        return _with_sampler(config, sampler)
     if "scheduler" in config:
         from ldm_jax.weights import schedulers
 
@@ -56,6 +64,21 @@ def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
         make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
         end=section.get("end", "clean"),
     )  # fmt: skip
+
+
+def _with_sampler(config: Mapping[str, Any], sampler: Any) -> diffusion.Recipe:
+    if isinstance(sampler, str):
+        from ldm_jax.weights import scheduler_names
+
+        check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
+        of = config.get("scheduler")
+        if of is None and sampler not in diffusion.SAMPLERS:
+            of = scheduler_names.of_process(config["diffusion"])
+        if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
+            return found
+        if sampler not in diffusion.SAMPLERS:
+            raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
+    return make_recipe(config).with_sampler(sampler)
 
 
 def make_network(config: Mapping[str, Any]) -> Any:
@@ -94,6 +117,15 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
     return diffusion.make_objective(make_schedule(config), section["prediction"], weighting_options=weighting, **options)
 
 
+def make_lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the network is adapted by config.diffusion_train.lora: {"rank", "targets", "scale"}; None where all of it is trained.
+    """
+    section = config["diffusion_train"].get("lora", {})
+    if not (rank := section.get("rank", 0)):
+        return None
+    return {"rank": rank, "targets": tuple(section["targets"]), "scale": (section["alpha"] or rank) / rank}
+
+
 def make_diffusion_program(
     config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None
 ) -> Program:
@@ -103,10 +135,12 @@ def make_diffusion_program(
     section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
     condition = condition or make_condition(config)
     inputs = example_inputs(config)
-    frozen = condition.frozen
+    lora = make_lora(config)
     loss_fn = second_stage.make_loss(
         network, stage, condition, make_objective(config), null_probability=config["conditioner"].get("null_probability", 0.0)
     )
+    if lora:
+        loss_fn = second_stage.adapted(loss_fn, functools.partial(models.apply_lora, scale=lora["scale"]))
     by_history = config["diffusion"]["time_sampling"] == "importance"
     if by_history and section.get("accumulate", 1) > 1:
         raise ValueError("config.diffusion.time_sampling='importance' looks at whole batches: set diffusion_train.accumulate=1")
@@ -114,8 +148,11 @@ def make_diffusion_program(
 
     def init(key: jax.Array) -> PyTree:
         network_key, condition_key = jax.random.split(key)
+        if lora:
+            shapes = models.shapes(network, *inputs)
+            return {"lora": models.init_lora(network_key, shapes, lora["rank"], lora["targets"])} | history
         params = {"network": models.initialize(network, network_key, *inputs)} | history
-        return params if frozen else params | {"conditioner": condition.init(condition_key)}
+        return params if condition.frozen else params | {"conditioner": condition.init(condition_key)}
 
     constants, optimizer = frozen_shapes(config, stage, condition), make_stage_optimizer(section)
     gradient = from_loss(second_stage.scalars(loss_fn), tuple(constants))
@@ -139,15 +176,19 @@ def make_diffusion_program(
 
 def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -> PyTree:
     """Shapes of what the diffusion model's training does not change: the first stage and, where it is pretrained, the
-    conditioner, in the arithmetic's type; scale and shift of the latents, [C]."""
+    conditioner, and where it is adapted, the network, in the arithmetic's type; scale and shift of the latents, [C]."""
     key, dtype = jax.random.key(0), compute_dtype(config)
 
     def shapes(init: Any, dtype: Any) -> PyTree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), jax.eval_shape(init, key))
 
     parts = {"first_stage": shapes(stage.init, first_stage_dtype(config))}
-    if condition.frozen:
+    adapts = make_lora(config) is not None
+    if condition.frozen or adapts:
         parts["conditioner"] = shapes(condition.init, dtype)
+    if adapts:
+        network, inputs = make_network(config), example_inputs(config)
+        parts["network"] = shapes(lambda key: models.initialize(network, key, *inputs), dtype)
     channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)
     return parts | {"latents": {"scale": channel, "shift": channel}}
 

@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, Any], Path]:
     """Measures the model of --workdir; results and where they are."""
     which = int(chosen.which) if chosen.which.isdigit() else chosen.which
-    ldm = api.load(chosen.workdir, which=which, ema_width=chosen.ema_width)
+    ldm = api.load_whole(chosen.workdir, which=which, ema_width=chosen.ema_width)
     config = data_config(chosen, ldm)
     place = chosen.workdir / "evaluation" if chosen.workdir.is_dir() else chosen.workdir.parent / "evaluation"
     checkpoints = chosen.workdir / "diffusion" / "checkpoints"

@@ -42,7 +42,7 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "num": ("integer", 4, "How many pictures for each condition."),
     "seed": ("integer", 0, "The same seed draws the same pictures."),
     "index": ("integer", None, "Of the pictures that the other flags draw, this one alone, from 0."),
-    "sampler": ("text", None, "ddim, ddpm, dpmpp_2m, ...; default: the config's."),
+    "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
 }

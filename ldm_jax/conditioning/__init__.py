@@ -10,6 +10,7 @@ sdxl       the same, or a dict of it with sizes            {"tokens": int32 [B, 
 superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], or with noise levels        concat
                                                            {"low": the same, "level": int32 [B]}           concat, label
 inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
+instruct   float [H, W, 3] in [-1, 1]                      {"picture": [B, H, W, 3], "shown": [B]}         concat
 semantic   int [H, W]                                      int32 [B, H, W]                                 concat
 layout     [{"label" or "name", "box": [x0, y0, x1, y1]}]  int32 [B, L]                                    context
 retrieval  float [k, D]                                    float [B, k, D]                                 context
@@ -23,6 +24,7 @@ from ldm_jax.conditioning.classes import Class, Label, class_number
 from ldm_jax.conditioning.combined import combination
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
 from ldm_jax.conditioning.inpainting import Inpainting
+from ldm_jax.conditioning.instruct import Instruct
 from ldm_jax.conditioning.layouts import Layout
 from ldm_jax.conditioning.neighbours import Neighbours
 from ldm_jax.conditioning.semantic import SemanticMap
@@ -34,14 +36,15 @@ from ldm_jax.primitives.choices import choose
 KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
-        Condition, Class, Label, Text, CLIPText, XLText, SuperResolution, Inpainting, SemanticMap, Layout, Neighbours,
+        Condition, Class, Label, Text, CLIPText, XLText, SuperResolution, Inpainting, Instruct, SemanticMap, Layout, Neighbours,
     )  # fmt: skip
 }
 KINDS["combined"] = combination(KINDS)
 
 __all__ = [
-    "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Inpainting", "Label", "Layout", "Neighbours", "SemanticMap",
-    "Setting", "SuperResolution", "Text", "XLText", "class_number", "kind_of", "make_condition", "space_to_depth",
+    "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Inpainting", "Instruct", "Label", "Layout", "Neighbours",
+    "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "kind_of", "make_condition",
+    "space_to_depth",
 ]  # fmt: skip
 
 

@@ -18,7 +18,8 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
     "picture": {"kind": "inpaint", ...}}; `combination(KINDS)(section, setting)` is the condition.
 
     inputs are {part: inputs}; a user gives {part: value} for each picture. Contexts follow one another along the tokens,
-    pictures along the channels; at most one part tells a label. Parts are dropped together, for guidance.
+    pictures along the channels; at most one part tells a label. Parts are dropped together, for guidance, but for those
+    that are kept (`Condition.kept`).
     """
 
     class Combined(Condition):
@@ -41,6 +42,9 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             self.whole_boxes = any(part.whole_boxes for part in parts)
             self.spatial = any(part.spatial for part in parts)
             self.guidance_scale = max(part.guidance_scale for part in parts)
+            seconds = [part.image_guidance_scale for part in parts if part.image_guidance_scale is not None]
+            self.image_guidance_scale = seconds[0] if seconds else None
+            self.kept = tuple(name for part in parts for name in part.kept)
 
         @property
         def inputs(self):
@@ -71,6 +75,9 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
 
         def nulls(self, n, size=None, like=None):
             return {name: part.nulls(n, size, like if part.told_sizes else None) for name, part in self.parts.items()}
+
+        def dropped(self, inputs, null):
+            return {name: part.dropped(inputs[name], null[name]) for name, part in self.parts.items()}
 
         @property
         def takes(self):

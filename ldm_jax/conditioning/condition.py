@@ -68,6 +68,8 @@ class Condition:
       whole_boxes: whether it wants boxes as fractions of the whole picture, with the crop beside them.
       told_sizes: whether cond's "vector" says how large the picture is, which the empty condition repeats.
       guidance_scale: what models of the world with this condition are usually sampled with.
+      image_guidance_scale: the same for the second scale of models that are told a picture and a prompt; None: they have none.
+      kept: entries of cond that the empty condition of guidance takes over from the one it stands against.
     """
 
     kind = "none"
@@ -83,6 +85,8 @@ class Condition:
     whole_boxes = False
     told_sizes = False
     guidance_scale = 1.0
+    image_guidance_scale: float | None = None
+    kept: tuple[str, ...] = ()
 
     def __init__(self, section: Mapping[str, Any], setting: Setting):
         """`section`: config.conditioner, or as much of it as sampling needs."""
@@ -143,6 +147,10 @@ class Condition:
             return np.repeat(x, n, axis=0)
 
         return jax.tree.map(repeat, self.null)
+
+    def dropped(self, inputs: PyTree, null: PyTree) -> PyTree:
+        """What training puts in place of `inputs` that are dropped: `null`, but for what guidance keeps too (`kept`)."""
+        return inputs if self.kept else null
 
     # Where inputs come from
 

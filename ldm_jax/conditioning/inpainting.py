@@ -20,6 +20,7 @@ class Inpainting(Condition):
     config.conditioner.convention: how the picture without its holes looks, and in which order the two come.
       "paper" (the default): holes are cut in [0, 1], so that they are -1; masked latents, then the mask in [-1, 1].
       "stable_diffusion": holes are 0 in [-1, 1]; the mask in [0, 1], then masked latents.
+        Guidance steers away from the prompt alone: the picture and its mask stay in the empty condition.
     In both the mask shrinks by its top left pixels.
     """
 
@@ -36,6 +37,10 @@ class Inpainting(Condition):
         if convention not in CONVENTIONS:
             raise ValueError(f"config.conditioner.convention={convention!r}: choose {' or '.join(map(repr, CONVENTIONS))}")
         return convention == "paper"
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return () if self._paper else ("concat",)
 
     def _inputs(self, image: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         """image [B, H, W, 3] in [-1, 1], mask [B, H, W, 1] of 0 and 1."""

@@ -47,6 +47,7 @@ def load(path: str | Path, pad: int | None = None) -> Tokenizer:
     try:
         config = _json(folder / "tokenizer_config.json")
         inner = _inner(path, config)
+        inner.add_special_tokens(_special(inner, folder, config))
         inner.no_padding()
         inner.no_truncation()
         return Tokenizer(inner, _pad(inner, folder, config) if pad is None else pad)
@@ -106,6 +107,20 @@ def _bert(vocabulary: Path, lower: bool) -> tokenizers.Tokenizer:
     known = inner.get_vocab()
     inner.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in known])
     return inner
+
+
+def _special(inner: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> list[AddedToken]:
+    """The special tokens that the folder names: where a text spells one, as "!" in Stable Diffusion 2, it is that token."""
+    settings = {**config, **_json(folder / "special_tokens_map.json")}
+    named = [settings.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    found = {}
+    for token in named:
+        flags = token if isinstance(token, dict) else {"content": token}
+        text = flags.get("content")
+        if isinstance(text, str) and inner.token_to_id(text) is not None:
+            kept = {name: bool(flags[name]) for name in ("lstrip", "rstrip", "single_word", "normalized") if name in flags}
+            found[text] = AddedToken(text, special=True, **{"normalized": False} | kept)
+    return list(found.values())
 
 
 def _pad(inner: tokenizers.Tokenizer, folder: Path, config: Mapping[str, Any]) -> int | None:

@@ -31,7 +31,10 @@ def train_diffusion(experiment: Experiment) -> None:
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (stage.channels,)) for name, value in
         (("scale", scale), ("shift", shift))
     }}  # fmt: skip
-    if condition.frozen:
+    if adapts := "network" in program.constants:
+        shapes = {name: program.constants[name] for name in ("network", "conditioner")}
+        constants |= pretrained(section["start_from"], shapes, build.compute_dtype(config), (scale, shift))
+    elif condition.frozen:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
     spec = api.Specification(config, condition, scale, shift)  # one for the whole run: compiled functions belong to it
     cached = "image" not in program.batch
@@ -56,14 +59,23 @@ def train_diffusion(experiment: Experiment) -> None:
         return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
-        return pretrained(section["start_from"], params) if section["start_from"] else params
+        return pretrained(section["start_from"], params) if section["start_from"] and not adapts else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)
 
 
-def pretrained(path: str, params: PyTree) -> PyTree:
-    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`."""
-    loaded = api.load(path).params
+def pretrained(path: str, params: PyTree, dtype: Any = None, latents: tuple[Any, Any] | None = None) -> PyTree:
+    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`, and
+    with latents of this scale and shift where they are given: a network that is only adapted knows no others."""
+    ldm = api.load_whole(path, dtype=dtype)
+    loaded, spec = ldm.params, ldm.specification
+    if latents is not None and not all(
+        np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)
+    ):
+        raise ValueError(
+            f"config.latents: scale {latents[0]} and shift {latents[1]}, where the model that is adapted ({path}) has "
+            f"{spec.scale} and {spec.shift}: leave config.latents.scale at 0"
+        )
     found = {name: loaded.get(name, part) for name, part in params.items()}
     there, here = (
         {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}

@@ -32,6 +32,8 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
+        if build.make_lora(config) and not section["scale"]:  # a network that is only adapted knows no others
+            scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
         distributed.on_first("latents.json", lambda: write_json(path, statistics))
         said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")

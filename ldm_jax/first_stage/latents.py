@@ -63,24 +63,34 @@ def unscale_latents(z: jax.Array, scale: float | jax.Array, shift: float | jax.A
 
 
 def fold_scale(params: PyTree, scale: jax.Array, shift: jax.Array) -> PyTree:
-    """A KL first stage whose raw latents are the scaled ones of `params`, for formats that have one scale: [C] scale and shift
-    go into the linear layers around the latents. The same function, but where the log-variance is clamped.
+    """A first stage whose raw latents are the scaled ones of `params`, for formats that have one scale: [C] scale and shift go
+    into the linear layers around the latents, and into the codebook of a VQ model. The same function, but where the
+    log-variance is clamped.
 
-    ValueError without such layers.
+    ValueError without such layers, and for a VQ model where the channels have different scales: another code would be nearest.
     """
     try:
         into, out = params["quant_conv"], params["post_quant_conv"]
     except KeyError:
         raise ValueError("this first stage has no linear layers around its latents that could take the scale") from None
-    channels = into["kernel"].shape[-1] // 2
+    channels = out["kernel"].shape[0]
     scale, shift = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), (channels,)) for x in (scale, shift))
-    factor = jnp.concatenate([scale, jnp.ones_like(scale)])
-    bias = jnp.concatenate([(into["bias"][:channels] - shift) * scale, into["bias"][channels:] + 2 * jnp.log(scale)])
-    return {
-        **params,
-        "quant_conv": {"kernel": into["kernel"] * factor, "bias": bias},
-        "post_quant_conv": {"kernel": out["kernel"] / scale[:, None], "bias": out["bias"] + shift @ out["kernel"]},
-    }
+    factor, bias = scale, (into["bias"][:channels] - shift) * scale
+    folded = dict(params)
+    if "quantize" in params:
+        if not (scale == scale[0]).all():
+            raise ValueError(
+                "the latents of this VQ model are scaled by channel, which its codebook can't follow: train with "
+                "config.latents.standardise=False"
+            )
+        codes = params["quantize"]["embedding"]["embedding"]
+        folded["quantize"] = {"embedding": {"embedding": (codes - shift) * scale}}
+    elif into["kernel"].shape[-1] == 2 * channels:
+        factor = jnp.concatenate([scale, jnp.ones_like(scale)])
+        bias = jnp.concatenate([bias, into["bias"][channels:] + 2 * jnp.log(scale)])
+    folded["quant_conv"] = {"kernel": into["kernel"] * factor, "bias": bias}
+    folded["post_quant_conv"] = {"kernel": out["kernel"] / scale[:, None], "bias": out["bias"] + shift @ out["kernel"]}
+    return folded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The networks: Flax Linen modules with the parameters and the numerics of the reference implementations."""
 
+from ldm_jax.models.adapters import apply_lora, init_lora, scale_lora
 from ldm_jax.models.autoencoder import Autoencoder, last_layer
 from ldm_jax.models.codebook import FSQ, Codebook, nearest_code, unit_length
 from ldm_jax.models.conditioners import (
@@ -44,10 +45,12 @@ __all__ = [
     "TinyDecoder",
     "TransformerEmbedder",
     "UNet",
+    "apply_lora",
     "calibrate",
     "clip_normalize",
     "constrain",
     "count",
+    "init_lora",
     "initialize",
     "last_layer",
     "nearest",
@@ -55,6 +58,7 @@ __all__ = [
     "imagenet_normalize",
     "in_parts",
     "partitioned",
+    "scale_lora",
     "shapes",
     "sinusoidal_embedding",
     "text_time_vector",

@@ -8,7 +8,7 @@ With probability `null_probability` an example's condition is replaced by the em
 conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ PyTree = Any
 def drop_condition(
     inputs: PyTree, null_inputs: PyTree, probability: float, key: jax.Array, rows: jax.Array | None = None
 ) -> PyTree:
-    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...]) with the given probability.
-    `rows`: the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
+    """Replaces each example of `inputs` (leaves [B, ...]) by `null_inputs` (leaves [1, ...] or [B, ...]) with the given
+    probability. `rows`: the examples' numbers in the batch, int32 [B], default 0 to B - 1: each is decided on its own."""
     leaves = jax.tree.leaves(inputs)
     if not leaves or probability == 0:
         return inputs
@@ -72,7 +72,7 @@ def make_loss(
 
         inputs = condition.encoded(batch["inputs"], to_latents)
         if null_probability:
-            null = condition.encoded(condition.null, to_latents)
+            null = condition.dropped(inputs, condition.encoded(condition.null, to_latents))
             inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
         cond = condition.apply(params["conditioner"], inputs)
         rngs = {"dropout": jax.random.fold_in(dropout_key, step.rows[0])}
@@ -86,6 +86,19 @@ def make_loss(
         return objective(problem, x0, objective_key, step.rows, step.batch_size)
 
     return loss_fn
+
+
+def adapted(loss_fn: LossFn, apply_lora: Callable[[PyTree, PyTree], PyTree]) -> LossFn:
+    """The same loss as a function of a low-rank adaptation of the network, the part "lora" of the parameters: the network is
+    `apply_lora(params["network"], params["lora"])`, and its average follows the adaptation's."""
+
+    def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
+        base = params["network"]
+        ema = {"network": apply_lora(base, step.ema["lora"])} if "lora" in step.ema else {}
+        network = apply_lora(base, params["lora"])
+        return loss_fn({**params, "network": network}, batch, key, step._replace(ema=ema))
+
+    return of
 
 
 def scalars(loss_fn: LossFn) -> LossFn:

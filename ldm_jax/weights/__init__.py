@@ -4,20 +4,28 @@ from ldm_jax.weights.compvis_files import write as write_compvis
 from ldm_jax.weights.diffusers_writer import write as write_diffusers
 from ldm_jax.weights.dinov2 import read_dinov2
 from ldm_jax.weights.features import read_clip, read_discriminator, read_inception, read_lpips, read_tiny_decoder
+from ldm_jax.weights.hub import wanted as wanted_of_hub
+from ldm_jax.weights.lora_files import read as read_lora
+from ldm_jax.weights.lora_files import write as write_lora
+from ldm_jax.weights.pipelines import latent_factor
 from ldm_jax.weights.read import Checkpoint, read, write_params
 from ldm_jax.weights.stored import Stored
 
 __all__ = [
     "Checkpoint",
     "Stored",
+    "latent_factor",
     "read",
     "read_clip",
     "read_dinov2",
     "read_discriminator",
     "read_inception",
+    "read_lora",
     "read_lpips",
     "read_tiny_decoder",
+    "wanted_of_hub",
     "write_compvis",
     "write_diffusers",
+    "write_lora",
     "write_params",
 ]

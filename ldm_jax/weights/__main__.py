@@ -17,10 +17,10 @@ from ldm_jax.primitives.console import ends_in_one_line, print_anything
 from ldm_jax.weights import files, naming
 
 
-def inspect(path: Path, config: Path | None, ema: bool) -> None:
+def inspect(path: Path, config: Path | None, ema: bool, prediction: str | None) -> None:
     """Prints what a checkpoint holds."""
     try:
-        checkpoint = weights.read(path, ema=ema, config=config)
+        checkpoint = weights.read(path, ema=ema, config=config, prediction=prediction)
     except ValueError as error:
         if not path.is_file():
             raise
@@ -38,11 +38,11 @@ def inspect(path: Path, config: Path | None, ema: bool) -> None:
         print(f"- {note}")
 
 
-def convert(source: Path, target: Path, form: str, config: Path | None, ema: bool) -> None:
+def convert(source: Path, target: Path, form: str, config: Path | None, ema: bool, prediction: str | None) -> None:
     """Reads a checkpoint and writes it in another format."""
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise ValueError(f"{target} exists; name a new one, or remove it first")
-    checkpoint = weights.read(source, ema=ema, config=config)
+    checkpoint = weights.read(source, ema=ema, config=config, prediction=prediction)
     if form == "diffusers":
         weights.write_diffusers(target, checkpoint.description, checkpoint.params)
     elif form == "compvis":
@@ -93,15 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("out", type=Path)
             command.add_argument("--format", choices=("compvis", "diffusers", "params"), default="diffusers")
         command.add_argument("--config", type=Path, help="the YAML of a CompVis file, if it is not beside it")
+        command.add_argument("--prediction", choices=("eps", "v"), help="of a single file of Stable Diffusion 2")
         which = command.add_mutually_exclusive_group()
         which.add_argument("--ema", dest="ema", action="store_true", default=True, help="the averaged weights (default)")
         which.add_argument("--raw", dest="ema", action="store_false", help="the raw weights")
     options = parser.parse_args(arguments)
     try:
         if options.command == "inspect":
-            inspect(options.path, options.config, options.ema)
+            inspect(options.path, options.config, options.ema, options.prediction)
         else:
-            convert(options.path, options.out, options.format, options.config, options.ema)
+            convert(options.path, options.out, options.format, options.config, options.ema, options.prediction)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

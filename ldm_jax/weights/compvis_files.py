@@ -22,6 +22,7 @@ from ldm_jax.weights import (
     found_names,
     layouts,
     naming,
+    pipelines,
     recognise,
     safetensors_files,
     schedules,
@@ -139,10 +140,12 @@ def _part(
 def _whole(
     path: Path, description: dict, tensors: dict[str, Stored], ema: bool, notes: list[str], stated: bool
 ) -> tuple[dict, dict]:
+    if "first_stage" in description and description["conditioner"]["kind"] in ("clip_text", "sdxl"):
+        description["conditioner"] = pipelines.told("CompVis file", description, str(path))
     raw = naming.within(tensors, NETWORK)
     averaged = naming.within(tensors, EMA)
     first = naming.within(tensors, FIRST_STAGE)
-    cond = naming.within(tensors, EMBEDDERS if description["conditioner"]["kind"] == "sdxl" else CONDITIONER)
+    cond = naming.within(tensors, CONDITIONER) or naming.within(tensors, EMBEDDERS)
     known = (NETWORK, EMA, FIRST_STAGE, CONDITIONER, EMBEDDERS)
     statements = [name for name in STATEMENTS if name in tensors]
     for name in statements:
@@ -218,6 +221,11 @@ def _averages(path: Path, layout: naming.Layout, averaged: Mapping[str, Stored])
 
 def _conditioner(path: Path, description: dict, tensors: dict[str, Stored], notes: list[str]) -> dict:
     fields, where = description["conditioner"], f"{path}: conditioner"
+    if fields["kind"] == "combined":  # a prompt, and pictures, which have no weights
+        inner = {**description, "conditioner": fields["parts"]["prompt"]}
+        tree = _conditioner(path, inner, tensors, notes)
+        fields["parts"]["prompt"] = inner["conditioner"]
+        return {"prompt": tree}
     if fields["kind"] == "sdxl":
         return _towers(description, tensors, where, notes)
     if fields["kind"] == "inpaint" and tensors:

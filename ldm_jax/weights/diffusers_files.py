@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.weights import compvis_files, files, found_names, layouts, naming, towers
+from ldm_jax.weights import compvis_files, files, found_names, layouts, naming, pipelines, towers
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.stored import Stored
 
@@ -33,6 +33,7 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
     description: dict[str, dict] = {}
     params: dict[str, dict] = {}
+    size = None  # of the latents that the network was trained for
     xl = pipeline.startswith(towers.PIPELINE)
     if unread := [name for name in _TOWERS if name in parts and not (xl and name in _XL)]:
         raise ValueError(f"{folder}: a {pipeline} needs its {unread[0]}, which is not read; such models are not supported")
@@ -48,25 +49,33 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
             raise ValueError(f"{folder}: {pipeline} has two parts that are a {twice[0]}; such pipelines are not supported")
         description |= part
         params |= tree
+        if "network" in part and isinstance(side := _json(folder / name / "config.json").get("sample_size"), int | list):
+            size = (side, side) if isinstance(side, int) else tuple(side)
     if (folder / OWN_CONDITIONER / "config.json").is_file() and "conditioner" not in description:
         part, tree = read_component(folder / OWN_CONDITIONER, notes)
         description, params = description | part, params | tree
     if "scheduler" in parts:
         path = folder / "scheduler" / "scheduler_config.json"
-        description["scheduler"] = _json(path)
+        description["scheduler"] = pipelines.scheduler_of(pipeline, _json(path))
         description["diffusion"] = diffusers.scheduler(description["scheduler"], str(path))
     if "network" not in description:
         raise ValueError(f"{folder}: {pipeline} has no U-Net or transformer among its parts {', '.join(parts)}")
     if xl:
         description["conditioner"], params["conditioner"] = _towers(folder, index, parts, description["network"], notes)
-    description.setdefault("conditioner", _wordless(pipeline, description["network"]))
     params.setdefault("conditioner", {})
     if "first_stage" not in description:
         description |= {"first_stage": {"kind": "none", "path": ""}, "latents": {"scale": 1.0, "shift": 0.0}}
     if "SuperResolution" in pipeline:  # it ignores the autoencoder's scaling_factor
         description["latents"] = {"scale": 1.0, "shift": 0.0}
-    if (folder / "tokenizer").is_dir() and description["conditioner"]["kind"] in ("text", "clip_text"):
+    if (folder / "tokenizer").is_dir() and description.get("conditioner", {}).get("kind") in ("text", "clip_text"):
         description["conditioner"]["tokenizer"] = str(folder / "tokenizer")
+    description["conditioner"] = pipelines.told(pipeline, description, str(folder))
+    if description["conditioner"]["kind"] == "combined" and params["conditioner"]:
+        params["conditioner"] = {"prompt": params["conditioner"]}
+    if names := index.get("id2label"):
+        description["conditioner"]["class_names"] = [str(names[key]) for key in sorted(names, key=int)]
+    if size is not None:
+        description["latents"]["size"] = size
     return description, params
 
 
@@ -92,15 +101,6 @@ def _is_network(folder: Path) -> bool:
     return path.is_file() and str(files.read_json(path).get("_class_name")) in diffusers.NETWORKS
 
 
-def _wordless(pipeline: str, network: Mapping[str, Any]) -> dict:
-    """The conditioner of a pipeline that has no encoder of its own."""
-    if "SuperResolution" in pipeline:
-        return {"kind": "superres"}
-    if network["kind"] == "dit":
-        return {"kind": "label", "n_classes": network["num_classes"]}
-    return {"kind": "none"}
-
-
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy the whole folder")
@@ -117,11 +117,15 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     if part == "conditioner" and fields["kind"] == "clip_text":
         return description, {part: _clip(fields, tensors, flax, str(folder))}
     layout = compvis_files.conditioner_layout(fields) if part == "conditioner" else _layout(part, fields)
+    if part == "conditioner" and fields["kind"] == "class" and "tokens_embed.weight" in tensors:
+        tensors = {"embedding.weight": tensors["tokens_embed.weight"]}
     if part == "conditioner" and fields["kind"] != "text":
         return description, {part: naming.nested(layout, naming.match(layout, tensors, str(folder)))}
     tensors = _from_flax(layout, tensors) if flax else _modern(tensors)
     if part == "network" and fields["kind"] == "unet":
         tensors = {_vector_embedding(name): tensor for name, tensor in tensors.items()}
+    if part == "network" and fields["kind"] == "dit" and diffusers.PRIVATE in config:
+        tensors = layouts.dit_from_diffusers(tensors, fields)
     canonical = naming.from_diffusers(layout, tensors, str(folder))
     return description, {part: naming.nested(layout, naming.match(layout, canonical, str(folder)))}
 

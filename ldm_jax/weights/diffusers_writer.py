@@ -6,48 +6,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.weights import compvis_files, layouts, naming, safetensors_files
+import numpy as np
+
+from ldm_jax.weights import class_names, compvis_files, layouts, naming, pipelines, safetensors_files, towers
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.descriptions import diffusers_export as export
 from ldm_jax.weights.diffusers_files import OWN_CONDITIONER
+
+_WITHOUT_ENCODER = ("retrieval",)  # their description is kept all the same
 
 
 def write(folder: str | Path, description: Mapping, params: Mapping) -> None:
     """Writes the parts in `params` ({"network", "first_stage", "conditioner"}) as diffusers and transformers read them.
 
-    A whole model becomes a pipeline folder; one part alone becomes a model folder. Leaves are read one at a time.
-    Raises ValueError for what diffusers cannot express.
+    A whole model becomes the folder of the pipeline that draws with it (`pipelines`); one part alone becomes a model folder.
+    Leaves are read one at a time. Raises ValueError, before anything is written, for what diffusers cannot express.
     """
     folder = Path(folder)
-    whole = "network" in params and ("first_stage" in params or "diffusion" in description)
-    if not whole:
+    if "network" not in params or not ("first_stage" in params or "diffusion" in description):
         return _write_alone(folder, description, params)
-    index: dict[str, Any] = {"_class_name": _pipeline(description), "_diffusers_version": export.VERSION}
-    name, config = export.network(_sized(description))
+    description = {"first_stage": {"kind": "none"}, "latents": {"scale": 1.0}, "conditioner": {"kind": "none"}, **description}
+    pipeline = pipelines.pipeline_of(description)
+    index: dict[str, Any] = {"_class_name": pipeline.name, "_diffusers_version": export.VERSION}
+    fields = {**description["network"], "image_size": pipelines.latent_size(description)}
+    name, config = export.network(fields, pipelines.DIT_CLASSES)
+    if description["conditioner"]["kind"] == "sdxl":
+        config = export.with_added_text(config, description["conditioner"])
     scheduler = _scheduler(description)
-    stage = None
-    if params.get("first_stage"):
-        stage = export.first_stage(description["first_stage"], description["latents"])
-        if description.get("conditioner", {}).get("kind") == "text":
-            stage = ("vqvae", stage[1])
+    stage = pipeline.stage and export.first_stage(description["first_stage"], description["latents"])[1]
     index[name] = ["diffusers", config["_class_name"]]
-    _component(folder / name, config, naming.to_diffusers(*_network(description["network"], params["network"])))
-    if stage is not None:
-        index[stage[0]] = ["diffusers", stage[1]["_class_name"]]
-        _component(folder / stage[0], stage[1], _first_stage(description, params))
+    _component(folder / name, config, _network_tensors(fields, params["network"], config))
+    if stage:
+        index[pipeline.stage] = ["diffusers", stage["_class_name"]]
+        _component(folder / pipeline.stage, stage, _first_stage(description, params))
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    index |= _conditioner(folder, description.get("conditioner", {"kind": "none"}), params.get("conditioner", {}))
-    if index["_class_name"] == "StableDiffusionPipeline":
+    index |= _conditioner(folder, pipeline, description["conditioner"], params.get("conditioner", {}))
+    if description["conditioner"]["kind"] == "sdxl":
+        index |= towers.index(description["conditioner"])
+    elif pipeline.name.startswith("StableDiffusion"):
+        index = {"text_encoder": [None, None], "tokenizer": [None, None]} | index
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
         index["requires_safety_checker"] = False
+    if pipeline.name == "DiTPipeline" and description["conditioner"].get("class_names"):
+        index["id2label"] = {str(i): name for i, name in enumerate(description["conditioner"]["class_names"])}
     _json(folder / "model_index.json", index)
 
 
 def _write_alone(folder: Path, description: Mapping, params: Mapping) -> None:
     if "network" in params:
         _, config = export.network(description["network"])
-        return _component(folder, config, naming.to_diffusers(*_network(description["network"], params["network"])))
+        return _component(folder, config, _network_tensors(description["network"], params["network"], config))
     if "first_stage" in params:
         _, config = export.first_stage(description["first_stage"], description.get("latents", {"scale": 1.0}))
         return _component(folder, config, _first_stage(description, params))
@@ -57,34 +66,20 @@ def _write_alone(folder: Path, description: Mapping, params: Mapping) -> None:
 def _scheduler(description: Mapping) -> dict:
     """The scheduler's config that the model came with, unless it has been trained otherwise since; or DDIM's."""
     came_with, diffusion = description.get("scheduler"), description["diffusion"]
-    if came_with is not None:
+    if came_with is not None and not came_with["_class_name"].startswith("FlowMatch"):
         known = diffusers.scheduler(came_with, "scheduler")
         if all(diffusion.get(name) == value for name, value in known.items()):
             return dict(came_with)
     return export.scheduler(diffusion)
 
 
-def _pipeline(description: Mapping) -> str:
-    if description["network"]["kind"] == "dit":
-        return "DiTPipeline"
-    pipelines = {"clip_text": "StableDiffusionPipeline", "text": "LDMTextToImagePipeline"}
-    pipelines["superres"] = "LDMSuperResolutionPipeline"
-    return pipelines.get(description.get("conditioner", {}).get("kind"), "LDMPipeline")
-
-
-def _sized(description: Mapping) -> dict:
-    """The network's fields, with the size of latents that pipelines sample by default."""
-    fields, stage = dict(description["network"]), description.get("first_stage", {"kind": "none"})
-    if stage["kind"] != "none":
-        fields.setdefault("image_size", stage["resolution"] // 2 ** (len(stage["ch_mult"]) - 1))
-    return fields
-
-
-def _network(fields: Mapping[str, Any], tree: Mapping) -> tuple[naming.Layout, dict]:
+def _network_tensors(fields: Mapping[str, Any], tree: Mapping, config: Mapping) -> dict:
+    """A network's tensors under diffusers' names."""
     layout = layouts.dit(fields) if fields["kind"] == "dit" else layouts.unet(fields)
-    if fields.get("num_classes") == "sequential":
+    if fields.get("num_classes") == "sequential" and "addition_embed_type" not in config:
         layout = [_projection(weight) for weight in layout]
-    return layout, naming.flattened(layout, tree, "network")
+    tensors = naming.to_diffusers(layout, naming.flattened(layout, tree, "network"))
+    return layouts.dit_of_diffusers(tensors, fields, config["num_embeds_ada_norm"]) if fields["kind"] == "dit" else tensors
 
 
 def _projection(weight: naming.Weight) -> naming.Weight:
@@ -98,26 +93,55 @@ def _first_stage(description: Mapping, params: Mapping) -> dict:
     return naming.to_diffusers(layout, tensors)
 
 
-def _conditioner(folder: Path, fields: Mapping[str, Any], tree: Mapping) -> dict[str, list[str]]:
+def _conditioner(folder: Path, pipeline: pipelines.Pipeline, fields: Mapping[str, Any], tree: Mapping) -> dict[str, list[str]]:
     """Writes the conditioner; returns its entries of model_index.json."""
-    if not tree:
+    if fields["kind"] == "combined":  # of a prompt and of pictures, which have no weights
+        name, fields = next((name, part) for name, part in fields["parts"].items() if part["kind"] == "clip_text")
+        tree = tree[name]
+    if not tree and fields["kind"] not in _WITHOUT_ENCODER:
         return {}
+    if fields["kind"] == "sdxl":
+        return _towers(folder, fields, tree)
     layout = compvis_files.conditioner_layout(fields)
     tensors = naming.flattened(layout, tree, "conditioner")
+    encoder = folder / (pipeline.encoder or OWN_CONDITIONER)
     if fields["kind"] == "clip_text":
         if fields.get("layer", "last") != "last":
             fields, layout, tensors = _without_last_layer(fields, tensors)
         config = export.clip_text(fields)
-        _component(folder / "text_encoder", config, naming.to_diffusers(layout, tensors), "model")
-        entries = {"text_encoder": ["transformers", config["architectures"][0]]}
+        _component(encoder, config, naming.to_diffusers(layout, tensors), "model")
+        entries = {pipeline.encoder: ["transformers", config["architectures"][0]]}
         return entries | _tokenizer(folder, fields, "CLIPTokenizer")
     if fields["kind"] == "text":
-        _component(folder / "bert", export.ldm_bert(fields), naming.to_diffusers(layout, tensors), "model")
-        entries = {"bert": ["latent_diffusion", "LDMBertModel"]}
+        _component(encoder, export.ldm_bert(fields), naming.to_diffusers(layout, tensors), "model")
+        entries = {pipeline.encoder: ["latent_diffusion", "LDMBertModel"]}
         return entries | _tokenizer(folder, fields, "BertTokenizer")
-    config = {"_class_name": "LatentDiffusionConditioner", **fields}
-    _component(folder / OWN_CONDITIONER, config, tensors)
+    if fields["kind"] == "class":
+        zero = np.zeros((1, fields["embed_dim"]), np.float32)
+        table = {"tokens_embed.weight": tensors["embedding.weight"], "positions_embed.weight": zero}
+        _component(encoder, export.class_table(fields), table, "model")
+        _json(folder / "tokenizer" / "tokenizer.json", class_names.tokenizer(fields))
+        _json(folder / "tokenizer" / "tokenizer_config.json", class_names.SETTINGS)
+        return {pipeline.encoder: ["transformers", "OpenAIGPTModel"], "tokenizer": ["transformers", class_names.CLASS]}
+    _component(encoder, {"_class_name": "LatentDiffusionConditioner", **fields}, tensors)
     return {}
+
+
+def _towers(folder: Path, fields: Mapping[str, Any], tree: Mapping) -> dict[str, list[str]]:
+    """The text encoders of Stable Diffusion XL, each with its tokenizer."""
+    entries: dict[str, list[str]] = {}
+    paths = fields.get("tokenizer") or [None] * len(fields["towers"])
+    for (name, tower), path in zip(fields["towers"].items(), paths):
+        layout = layouts.clip_text(tower)
+        config = export.clip_text(tower)
+        tensors = naming.flattened(layout, tree[name], name)
+        _component(folder / name, config, naming.to_diffusers(layout, tensors), "model")
+        entries[name] = ["transformers", config["architectures"][0]]
+        if path:
+            own = name.replace("text_encoder", "tokenizer")
+            shutil.copytree(path, folder / own, dirs_exist_ok=True)
+            entries[own] = ["transformers", "CLIPTokenizer"]
+    return entries
 
 
 def _without_last_layer(fields: Mapping[str, Any], tensors: Mapping) -> tuple[dict, naming.Layout, dict]:

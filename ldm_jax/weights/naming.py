@@ -195,10 +195,15 @@ def to_diffusers(layout: Layout, tensors: Mapping[str, Stored]) -> dict[str, Sto
     result = {}
     for weight in layout:
         parts = _split(weight, tensors[weight.name])
-        if _LINEAR.search(weight.diffusers[0]):  # convolutions of size one in the reference
+        if is_linear(weight.diffusers[0]):  # convolutions of size one in the reference
             parts = [part.map(lambda a: a.reshape(a.shape[:2]), part.shape[:2]) for part in parts]
         result |= dict(zip(weight.diffusers, parts, strict=True))
     return result
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor of diffusers, by its name, is of a linear layer where the reference has a convolution of size one."""
+    return _LINEAR.search(name) is not None
 
 
 def _fused(weight: Weight, parts: list[Stored]) -> Stored:

@@ -45,6 +45,8 @@ PARAMETERS = {
         "FlowMatchHeunDiscreteScheduler": "num_train_timesteps shift",
     }.items()
 }
+# Names of settings that a pipeline has put into its scheduler's config and the file lacks: `from_config` doesn't pass them on.
+SET_BY_PIPELINE = "_set_by_pipeline"
 _NEUTRAL = {  # values that change nothing, of parameters without a counterpart
     "interpolation_type": "linear",
     "timestep_type": "discrete",

@@ -11,6 +11,20 @@ _OF_ONE = ("kind", "layer")  # fields of a tower that stands alone
 OPENCLIP_PAD = 0  # "!", which OpenCLIP's tokenizers fill rows up with
 
 
+def pipeline(fields: Mapping[str, Any]) -> str:
+    """The class of diffusers that draws with a conditioner of kind "sdxl"."""
+    return f"{PIPELINE}Pipeline" if tuple(fields["time_ids"]) == BASE else f"{PIPELINE}Img2ImgPipeline"
+
+
+def index(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What its model_index.json says besides its parts."""
+    said: dict[str, Any] = {"force_zeros_for_empty_prompt": fields.get("zero_empty", True)}
+    said |= {name: [None, None] for name in ("feature_extractor", "image_encoder")}
+    missing = [part for part in TOWERS if part not in fields["towers"]]
+    said |= {name: [None, None] for part in missing for name in (part, part.replace("text_encoder", "tokenizer"))}
+    return said | ({} if tuple(fields["time_ids"]) == BASE else {"requires_aesthetics_score": True})
+
+
 def conditioner(towers: Mapping[str, Mapping], network: Mapping[str, Any], zero_empty: bool, where: str) -> dict[str, Any]:
     """The conditioner of these towers (fields by name, the one that is pooled last). Which numbers the network is told besides,
     and how wide their sinusoids are, follows from the width of what it takes. ValueError where that can't be."""

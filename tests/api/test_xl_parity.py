@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import ldm_jax
+from ldm_jax import weights
+from ldm_jax.weights import layouts, naming, safetensors_files
+from ldm_jax.weights.layouts import text
 
 torch = pytest.importorskip("torch", reason="the extra `parity` has torch")
 diffusers = pytest.importorskip("diffusers", reason="the extra `parity` has diffusers")
@@ -167,6 +170,70 @@ def test_the_refiner(tmp_path, drawing, monkeypatch):
         ours = ldm.image_to_image(ldm.params, KEY, images, cond, strength=0.5, steps=6, noise=noise)
         with torch.no_grad():
             assert_close(ours, 2 * pipe(PROMPTS, aesthetic_score=score, **how).images - 1)
+
+
+@pytest.mark.parametrize("refiner", [False, True], ids=["base", "refiner"])
+def test_what_is_saved_diffusers_draws_with(tmp_path, refiner):
+    torch.manual_seed(4)
+    xl.pipeline(tmp_path / "theirs", refiner=refiner)
+    ldm = ldm_jax.load(tmp_path / "theirs")
+    ldm_jax.save(ldm, tmp_path / "ours")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    pipe.set_progress_bar_config(disable=True)
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else diffusers.StableDiffusionXLPipeline
+    assert type(pipe) is kind
+    again = ldm_jax.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, again.params, ldm.params)
+    noise, cond = ldm.noise(KEY, 2), ldm.embed(ldm.params, PROMPTS)
+    np.testing.assert_array_equal(again.embed(again.params, PROMPTS)["vector"], cond["vector"])
+    if not refiner:
+        ours = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=3)
+        assert_close(ours, theirs(pipe, noise, num_inference_steps=3, guidance_scale=5.0))
+
+
+def single_file(folder, path):
+    """The pipeline in `folder` as one file under the names of its authors' code (CompVis's U-Net and autoencoder, transformers'
+    and OpenCLIP's text encoders), in half precision."""
+    checkpoint = weights.read(folder)
+    of, params = checkpoint.description, checkpoint.params
+    parts = {
+        "model.diffusion_model.": naming.flattened(layouts.unet(of["network"]), params["network"], "unet"),
+        "first_stage_model.": naming.flattened(layouts.autoencoder(of["first_stage"]), params["first_stage"], "vae"),
+    }
+    for number, (name, fields) in enumerate(of["conditioner"]["towers"].items()):
+        own = naming.flattened(layouts.clip_text(fields), params["conditioner"][name], name)
+        if name == "text_encoder":
+            own = naming.prefixed(own, "transformer.text_model.")
+        else:
+            own = naming.prefixed(text.to_openclip(own), "model.") | {"model.logit_scale": np.float16(1.0)}
+        parts[f"conditioner.embedders.{number}."] = own
+    tensors = {}
+    for prefix, own in parts.items():
+        tensors |= {prefix + name: np.asarray(array).astype(np.float16) for name, array in own.items()}
+    safetensors_files.write(path, tensors)
+
+
+def test_a_single_file_of_half_precision(tmp_path):
+    """What diffusers draws from it, given the folder's configurations, we draw without any."""
+    torch.manual_seed(2)
+    folder = tmp_path / "folder"
+    xl.pipeline(folder, **xl.with_heads_of_64())
+    (tmp_path / "alone").mkdir()
+    path = tmp_path / "alone" / "model.safetensors"
+    single_file(folder, path)
+    kind = diffusers.StableDiffusionXLPipeline
+    pipe = kind.from_single_file(str(path), config=str(folder), local_files_only=True, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    ldm = ldm_jax.load(path, tokenizer=folder / "tokenizer")  # one, which both towers share
+    with pytest.raises(ValueError, match="because no tokenizer was found"):
+        ldm_jax.load(path).embed(ldm.params, PROMPTS)
+    assert ldm.config["latents"]["scale"] == 0.13025 and ldm.specification.image_size == (1024, 1024)
+    noise = jax.random.normal(KEY, (2, xl.SIDE // 2, xl.SIDE // 2, 4))
+    cond = ldm.embed(ldm.params, [{"prompt": prompt, "target_size": (xl.SIDE, xl.SIDE)} for prompt in PROMPTS])
+    ours = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=4)
+    assert_close(ours, theirs(pipe, noise, num_inference_steps=4, guidance_scale=5.0))
+    half = ldm_jax.load(path, dtype=jnp.bfloat16)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(half.params["network"])} == {"bfloat16"}
 
 
 def test_half_precision_keeps_the_autoencoder_in_float32(base, tmp_path):

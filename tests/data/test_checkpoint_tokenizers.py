@@ -50,6 +50,14 @@ def test_clip_pads_as_its_files_say(clip):
         checkpoint_tokenizers.load(clip)
 
 
+def test_a_text_that_spells_a_special_token_holds_it(clip):
+    """As transformers has it: "!" is a word of its own ("!</w>") only where it is not what rows are filled up with."""
+    (clip / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!", "eos_token": "<|endoftext|>"}))
+    padded = checkpoint_tokenizers.load(clip)
+    assert padded.encode_one("ab!b", 8).tolist() == [6, 5, 0, 4, 7, 0, 0, 0]
+    assert padded.encode_one("a<|endoftext|>b", 6).tolist() == [6, 3, 7, 4, 7, 0]
+
+
 def test_copies_say_the_pad_token(clip, tmp_path):
     (clip / "weights.bin").write_bytes(b"not a tokenizer's")
     copied = checkpoint_tokenizers.copy(clip, tmp_path / "copy", pad=0)

@@ -13,6 +13,7 @@ from ldm_jax import weights
 from ldm_jax.weights import layouts, naming, safetensors_files, schedules, torch_files
 from ldm_jax.weights.__main__ import main
 from ldm_jax.weights.compvis_files import conditioner_layout
+from ldm_jax.weights.pipelines import pipeline_of
 
 NETWORK = {
     "kind": "unet",
@@ -95,7 +96,7 @@ CONDITIONERS = {
 def description(conditioner: str = "class", stage: dict = STAGE) -> dict:
     network = NETWORK if conditioner in ("class", "text", "layout", "clip", "openclip") else PLAIN
     return {
-        "network": network | {"out_channels": stage["embed_dim"]},
+        "network": network | {"in_channels": stage["embed_dim"], "out_channels": stage["embed_dim"]},
         "first_stage": dict(stage),
         "conditioner": dict(CONDITIONERS[conditioner]),
         "diffusion": dict(DIFFUSION),
@@ -145,17 +146,25 @@ def test_compvis_round_trip(tmp_path, conditioner, stage):
     assert_same(weights.read(tmp_path / "b.ckpt").params, params)
 
 
+IN_DIFFUSERS = {"kl": ("none", "class", "text", "layout", "clip", "openclip"), "vq": ("none",)}
+
+
 @pytest.mark.parametrize("conditioner", CONDITIONERS)
 @pytest.mark.parametrize("stage", [STAGE, VQ], ids=["kl", "vq"])
 def test_diffusers_round_trip(tmp_path, conditioner, stage):
     of = description(conditioner, stage)
     params = random_params(of)
+    if conditioner not in IN_DIFFUSERS[stage["kind"]]:
+        with pytest.raises(ValueError, match="no pipeline of diffusers"):
+            weights.write_diffusers(tmp_path / "a", of, params)
+        assert not (tmp_path / "a").exists()
+        return
     weights.write_diffusers(tmp_path / "a", of, params)
     found = weights.read(tmp_path / "a")
     if conditioner == "openclip":  # diffusers has the penultimate layer as the last of a smaller model
         assert found.description["conditioner"]["num_hidden_layers"] == 1
         del params["conditioner"]["encoder"]["layers_1"]
-    elif conditioner != "inpaint":
+    else:
         assert found.description["conditioner"]["kind"] == of["conditioner"]["kind"]
     assert {k: v for k, v in found.description["first_stage"].items() if k != "resolution"} == {
         k: v for k, v in of["first_stage"].items() if k != "resolution"
@@ -424,13 +433,25 @@ def test_neither_jax_nor_torch_is_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def drawn_by_diffusers(of: dict) -> bool:
+    """Whether it has a pipeline for the model."""
+    try:
+        pipeline_of(of)
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parity
 def test_reference_checkpoints_round_trip(fixtures_dir, tmp_path):
     for folder in sorted(fixtures_dir.glob("[DE]*")):
         path = folder / "model.ckpt" if (folder / "model.ckpt").exists() else folder
         checkpoint = weights.read(path)
-        weights.write_diffusers(tmp_path / folder.name, checkpoint.description, checkpoint.params)
-        assert_same(weights.read(tmp_path / folder.name).params, checkpoint.params)
+        if {"network", "first_stage"} <= {*checkpoint.params} and not drawn_by_diffusers(checkpoint.description):
+            assert path != folder, f"{folder.name} came from diffusers"
+        else:
+            weights.write_diffusers(tmp_path / folder.name, checkpoint.description, checkpoint.params)
+            assert_same(weights.read(tmp_path / folder.name).params, checkpoint.params)
         if path != folder:
             weights.write_compvis(tmp_path / "again.ckpt", checkpoint.description, checkpoint.params)
             again = weights.read(tmp_path / "again.ckpt")
@@ -530,7 +551,8 @@ def test_statements_in_a_file_are_honoured_or_contradicted(tmp_path):
 
 
 def pipeline(folder: Path, **changes) -> Path:
-    of = description("superres")
+    of = description("superres", VQ)
+    of["network"]["in_channels"], of["latents"]["scale"] = 6, 1.0
     weights.write_diffusers(folder, of, random_params(of))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, **changes}))
@@ -561,4 +583,4 @@ def test_super_resolution_has_no_scale_of_latents(tmp_path):
     path = next(folder.glob("v*ae/config.json"))
     config = json.loads(path.read_text()) | {"scaling_factor": 0.18215, "latents_mean": 0, "latents_std": [1] * 3}
     path.write_text(json.dumps(config))
-    assert weights.read(folder).description["latents"] == {"scale": 1.0, "shift": 0.0}
+    assert weights.read(folder).description["latents"] == {"scale": 1.0, "shift": 0.0, "size": (16, 16)}

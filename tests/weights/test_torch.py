@@ -257,8 +257,8 @@ def test_a_trained_model_samples_alike_in_diffusers(tmp_path):
         params = test_read.mapped(lambda a: a * 0.25, test_read.random_params(of))
         folder = tmp_path / schedule
         weights.write_diffusers(folder, of, params)
-        net, bert = UNet2DConditionModel.from_pretrained(folder / "unet"), LDMBertModel.from_pretrained(folder / "bert")
-        scheduler, vae = DDIMScheduler.from_pretrained(folder / "scheduler"), AutoencoderKL.from_pretrained(folder / "vqvae")
+        net, bert = UNet2DConditionModel.from_pretrained(folder / "unet"), LDMBertModel.from_pretrained(folder / "text_encoder")
+        scheduler, vae = DDIMScheduler.from_pretrained(folder / "scheduler"), AutoencoderKL.from_pretrained(folder / "vae")
         scheduler.set_timesteps(10)
         ids, x = torch.randint(0, 40, (2, 9)), torch.randn(2, 4, 8, 8)
         context = bert(ids)[0]

@@ -24,4 +24,4 @@ class Model:
     def params(self, state: TrainState) -> PyTree:
         """All that drawing takes, with the averaged weights, on every device."""
         found = {**{name: part for name, part in self.constants.items() if name != "latents"}, **state.averaged}
-        return sharding.replicate(self.experiment.mesh, found)
+        return sharding.replicate(self.experiment.mesh, api.adapted(self.experiment.config, found))

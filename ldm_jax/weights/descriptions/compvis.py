@@ -5,6 +5,7 @@ model.params.first_stage_config  -> first_stage    ddconfig, embed_dim and n_emb
 model.params.cond_stage_config   -> conditioner    by the target's class
 linear_start, linear_end, ...    -> diffusion      beta_schedule "linear" is our scaled_linear
 scale_factor                     -> latents.scale  a buffer of the weights where scale_by_std
+image_size                       -> latents.size
 """
 
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ def parse(config: Mapping[str, Any], where: str) -> dict[str, dict]:
     description["conditioner"] = conditioner(params, where)
     description["diffusion"] = diffusion(params, where)
     description["latents"] = {"scale": scale, "shift": 0.0}
+    if (side := params.get("image_size")) is not None:  # of the latents that it is trained for and samples
+        description["latents"]["size"] = (side, side) if isinstance(side, int) else tuple(side)
     return description
 
 
@@ -228,6 +231,8 @@ def compose(description: Mapping[str, Mapping]) -> dict:
         "first_stage_config": _compose_first_stage(stage or {"kind": "none"}),
         "cond_stage_config": cond,
     }
+    if size := description["latents"].get("size"):
+        params["image_size"] = size[0] if len(set(size)) == 1 else list(size)
     if description["latents"].get("shift", 0.0):
         raise ValueError('CompVis has no latent shift; use format="diffusers"')
     return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}

@@ -69,6 +69,9 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
             return {"conditioner": clip_text(config)}
         case "LDMBertModel" | "ldmbert":
             return {"conditioner": ldm_bert(config)}
+        case "OpenAIGPTModel" if PRIVATE in config:  # a class table, written by us
+            sizes = {"n_classes": int(config["vocab_size"]), "embed_dim": int(config["n_embd"])}
+            return {"conditioner": {**config[PRIVATE], "kind": "class", **sizes}}
         case "LatentDiffusionConditioner":  # written by us, for kinds that diffusers lacks
             return {"conditioner": {key: value for key, value in config.items() if not key.startswith("_")}}
     raise ValueError(
@@ -200,7 +203,7 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
     channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(f"{where}: out_channels {out} should be in_channels {channels} or, with variances, twice as many")
-    eps = config.get("norm_eps", 1e-5)
+    eps, own = config.get("norm_eps", 1e-5), config.get(PRIVATE, {})
     return {
         "kind": "dit",
         "depth": config["num_layers"],
@@ -210,9 +213,9 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
         "input_size": config["sample_size"],
         "in_channels": channels,
         "mlp_ratio": 4.0,
-        "num_classes": config["num_embeds_ada_norm"],
+        "num_classes": own.get("num_classes", config["num_embeds_ada_norm"]),
         "learn_sigma": out == 2 * channels,
-        "shared_embedder": False,
+        "shared_embedder": own.get("shared_embedder", False),
         "freq_shift": 1.0,
         **({"mlp_norm_eps": eps} if eps != 1e-6 else {}),
     }
@@ -298,8 +301,10 @@ def clip_text(config: Mapping[str, Any]) -> dict:
 
 def ldm_bert(config: Mapping[str, Any]) -> dict:
     """Our fields of an LDMBert's config.json."""
+    heads = {"heads": config.get("encoder_attention_heads", 8), "dim_head": config.get("head_dim", 64)}
     return {
         "kind": "text",
+        **(heads if heads != {"heads": 8, "dim_head": 64} else {}),
         "n_embed": config.get("d_model", 1280),
         "n_layer": config.get("encoder_layers", 32),
         "vocab_size": config.get("vocab_size", 30522),
@@ -314,6 +319,8 @@ def scheduler(config: Mapping[str, Any], where: str) -> dict:
         return {"schedule": "flow", "shift": float(config.get("shift", 1.0)), "prediction": "flow"}
     if PRIVATE in config:
         return dict(config[PRIVATE])
+    if config.get("use_flow_sigmas"):
+        return {"schedule": "flow", "shift": float(config.get("flow_shift", 1.0)), "prediction": "flow"}
     schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     if config.get("trained_betas") is not None:
         raise ValueError(f"{where}: trained_betas is a schedule of its own; known are {', '.join(SCHEDULES)}")

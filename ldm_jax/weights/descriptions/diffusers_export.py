@@ -13,10 +13,10 @@ from ldm_jax.weights.layouts.autoencoder import attends
 from ldm_jax.weights.layouts.unet import heads_of, per_level
 
 
-def network(fields: Mapping[str, Any]) -> tuple[str, dict]:
-    """The component's name in a pipeline, and its config."""
+def network(fields: Mapping[str, Any], least_classes: int = 0) -> tuple[str, dict]:
+    """The component's name in a pipeline, and its config; `least_classes`: see `dit`."""
     if fields["kind"] == "dit":
-        return "transformer", dit(fields)
+        return "transformer", dit(fields, least_classes)
     return "unet", unet(fields)
 
 
@@ -58,6 +58,12 @@ def unet(fields: Mapping[str, Any]) -> dict:
     return (
         config | _classes(fields, transformer) | (_cross(fields, widths) if transformer else _plain(fields, widths, attending))
     )
+
+
+def with_added_text(config: Mapping[str, Any], conditioner: Mapping[str, Any]) -> dict:
+    """A U-Net's config.json whose vector is Stable Diffusion XL's: text and sizes, by the fields of that conditioner."""
+    others = {name: value for name, value in config.items() if name != "class_embed_type"}
+    return others | {"addition_embed_type": "text_time", "addition_time_embed_dim": conditioner["time_embed_dim"]}
 
 
 def _block(way: str, attends: bool, transformer: bool, updown: bool) -> str:
@@ -118,12 +124,19 @@ def _classes(fields: Mapping[str, Any], transformer: bool) -> dict:
     return {"num_class_embeds": classes}
 
 
-def dit(fields: Mapping[str, Any]) -> dict:
-    """A diffusers DiT's config.json of our fields. ValueError for what it can't express."""
-    if fields.get("shared_embedder", True) or fields.get("freq_shift", 0.0) != 1.0 or fields.get("mlp_ratio", 4.0) != 4.0:
-        raise _unable("a DiT other than with shared_embedder False, freq_shift 1 and mlp_ratio 4")
-    channels = fields["in_channels"]
-    return {
+def dit(fields: Mapping[str, Any], least_classes: int = 0) -> dict:
+    """A diffusers DiT's config.json of our fields, with a table of at least so many classes. ValueError for what it can't
+    express."""
+    if fields.get("freq_shift", 0.0) != 1.0 or fields.get("mlp_ratio", 4.0) != 4.0 or fields.get("num_classes") is None:
+        raise _unable(
+            "a DiT other than with freq_shift 1 (its frequencies of time; the published DiT has 0), mlp_ratio 4 and num_classes"
+        )
+    channels, own = fields["in_channels"], {}
+    if fields.get("shared_embedder", True):
+        own["shared_embedder"] = True  # every block is given a copy
+    if fields["num_classes"] < least_classes:
+        own["num_classes"] = fields["num_classes"]  # the table is filled up by copies of its last row, the empty class
+    return ({PRIVATE: own} if own else {}) | {
         "_class_name": "DiTTransformer2DModel",
         "_diffusers_version": VERSION,
         "activation_fn": "gelu-approximate",
@@ -136,7 +149,7 @@ def dit(fields: Mapping[str, Any]) -> dict:
         "norm_num_groups": 32,
         "norm_type": "ada_norm_zero",
         "num_attention_heads": fields["num_heads"],
-        "num_embeds_ada_norm": fields["num_classes"],
+        "num_embeds_ada_norm": max(fields["num_classes"], least_classes),
         "num_layers": fields["depth"],
         "out_channels": 2 * channels if fields.get("learn_sigma", True) else channels,
         "patch_size": fields["patch_size"],
@@ -148,6 +161,8 @@ def dit(fields: Mapping[str, Any]) -> dict:
 def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[str, dict]:
     """The component's name in a pipeline, and its config."""
     kind, widths = fields["kind"], [round(fields["ch"] * multiplier) for multiplier in fields["ch_mult"]]
+    if fields.get("unit_codes") or fields.get("fsq_levels"):
+        raise _unable("a codebook of directions (unit_codes) or of fixed levels (fsq_levels)")
     if kind == "kl" and fields["embed_dim"] != fields["z_channels"]:
         raise _unable(f"embed_dim {fields['embed_dim']} other than z_channels {fields['z_channels']} in AutoencoderKL")
     levels = range(len(widths))
@@ -190,6 +205,22 @@ def clip_text(fields: Mapping[str, Any]) -> dict:
     }
 
 
+def class_table(fields: Mapping[str, Any]) -> dict:
+    """A table of classes as a model of transformers that a pipeline takes for a text encoder: OpenAI's GPT without a layer is
+    the sum of the table's row and a position, which is 0."""
+    return {
+        "architectures": ["OpenAIGPTModel"],
+        "model_type": "openai-gpt",
+        "vocab_size": fields["n_classes"],
+        "n_positions": 1,
+        "n_embd": fields["embed_dim"],
+        "n_layer": 0,
+        "n_head": 1,
+        "torch_dtype": "float32",
+        PRIVATE: dict(fields),
+    }
+
+
 def ldm_bert(fields: Mapping[str, Any]) -> dict:
     """An LDMBert's config.json of our fields."""
     return {
@@ -213,8 +244,10 @@ def scheduler(diffusion: Mapping[str, Any]) -> dict:
     if diffusion["prediction"] not in predictions:
         raise _unable(f"prediction {diffusion['prediction']!r}")
     if diffusion["schedule"] == "flow":
-        config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION}
-        return config | {"num_train_timesteps": 1000, "shift": diffusion.get("shift", 1.0)}
+        # FlowMatchEulerDiscreteScheduler lacks what the pipelines that are written here call
+        config = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": VERSION, "num_train_timesteps": 1000}
+        config |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": diffusion.get("shift", 1.0)}
+        return config | {"final_sigmas_type": "zero", "solver_order": 2}
     schedules = {ours: name for name, ours in SCHEDULES.items()}
     config = {
         "_class_name": "DDIMScheduler",
@@ -230,7 +263,9 @@ def scheduler(diffusion: Mapping[str, Any]) -> dict:
         config |= {"beta_schedule": schedules[diffusion["schedule"]]}
         if diffusion["schedule"] != "squared_cosine":
             config |= {"beta_start": diffusion["linear_start"], "beta_end": diffusion["linear_end"]}
-        return config | ({"rescale_betas_zero_snr": True} if diffusion.get("zero_terminal_snr") else {})
+        if diffusion.get("zero_terminal_snr"):  # the last entry, pure noise, must be visited
+            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1}
+        return config
     if diffusion["schedule"] == "cosine":
         return config | {"trained_betas": _cosine_betas(diffusion), PRIVATE: dict(diffusion)}
     raise _unable(f"schedule {diffusion['schedule']!r}")

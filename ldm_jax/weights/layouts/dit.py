@@ -7,8 +7,14 @@ the same); the reference has one for all (`shared_embedder`).
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ldm_jax.weights.layouts.parts import conv, linear, table
 from ldm_jax.weights.naming import Layout, Weight
+from ldm_jax.weights.stored import Stored
+
+_FIRST = "transformer_blocks.0.norm1.emb."
+_TABLE = "class_embedder.embedding_table.weight"
 
 
 def dit(fields: Mapping[str, Any]) -> Layout:
@@ -17,7 +23,7 @@ def dit(fields: Mapping[str, Any]) -> Layout:
     shared, inner = fields.get("shared_embedder", True), round(width * fields.get("mlp_ratio", 4.0))
     weights = conv("x_embedder.proj", "pos_embed.proj", fields["in_channels"], width, patch)
     if shared:
-        weights += _embedder(fields, "", "transformer_blocks.0.norm1.emb.")
+        weights += _embedder(fields, "", _FIRST)
     for index in range(fields["depth"]):
         name, other = f"blocks.{index}", f"transformer_blocks.{index}"
         if not shared:
@@ -41,3 +47,37 @@ def _embedder(fields: Mapping[str, Any], name: str, other: str) -> Layout:
     if classes is not None:
         weights += table(f"{name}y_embedder.embedding_table", f"{other}class_embedder.embedding_table", classes + 1, width)
     return weights
+
+
+def dit_of_diffusers(tensors: Mapping[str, Stored], fields: Mapping[str, Any], classes: int) -> dict[str, Stored]:
+    """The tensors of `dit`, under diffusers' names, as it has them: every block with an embedder, every table with `classes`
+    and the empty one, which fills it up."""
+    missing = classes - fields["num_classes"]
+
+    def filled(name: str, tensor: Stored) -> Stored:
+        if missing <= 0 or not name.endswith(_TABLE):
+            return tensor
+        shape = (classes + 1, *tensor.shape[1:])
+        return tensor.map(lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]), shape)
+
+    result = {name: filled(name, tensor) for name, tensor in tensors.items()}
+    if fields.get("shared_embedder", True):
+        shared = {name.removeprefix(_FIRST): tensor for name, tensor in result.items() if name.startswith(_FIRST)}
+        for index in range(1, fields["depth"]):
+            result |= {_FIRST.replace("0", str(index), 1) + name: tensor for name, tensor in shared.items()}
+    return result
+
+
+def dit_from_diffusers(tensors: Mapping[str, Stored], fields: Mapping[str, Any]) -> dict[str, Stored]:
+    """The inverse of `dit_of_diffusers`, for what we wrote: one embedder where it is shared, and the classes that there are."""
+    classes = fields["num_classes"]
+
+    def cut(name: str, tensor: Stored) -> Stored:
+        if not name.endswith(_TABLE) or tensor.shape[0] <= classes + 1:
+            return tensor
+        return tensor.map(lambda a: a[: classes + 1], (classes + 1, *tensor.shape[1:]))
+
+    def copied(name: str) -> bool:
+        return fields.get("shared_embedder", True) and ".norm1.emb." in name and not name.startswith(_FIRST)
+
+    return {name: cut(name, tensor) for name, tensor in tensors.items() if not copied(name)}

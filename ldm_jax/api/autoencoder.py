@@ -1,0 +1,46 @@
+"""A first stage without a diffusion model: what `load` gives for an autoencoder's own folder or file."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.api.specification import Specification
+from ldm_jax.first_stage import FirstStage
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Autoencoder:
+    """An autoencoder as functions; `params` is a plain dict {"first_stage"} and always an argument. Images are float32
+    [B, H, W, 3] in [-1, 1]; latents [B, h, w, C] are scaled as its file says (scaling_factor), or raw where it doesn't."""
+
+    specification: Specification
+    params: PyTree
+
+    @property
+    def first_stage(self) -> FirstStage:
+        """Its functions on raw latents, `factor` and `latent_shape`."""
+        return self.specification.first_stage
+
+    def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
+        return self.specification.encode(params, images, key)
+
+    def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
+        """Scaled latents -> images (not clipped)."""
+        return self.specification.decode(params, z)
+
+    def reconstruct(self, params: PyTree, images: jax.Array) -> jax.Array:
+        """Images through both, in [-1, 1]."""
+        return jnp.clip(self.decode(params, self.encode(params, images)), -1.0, 1.0)
+
+    def describe(self) -> str:
+        """What it is."""
+        section, stage = self.specification.config["first_stage"], self.first_stage
+        return (
+            f"{self.specification.config['name']}: a first stage ({section['kind']}), latents {stage.factor} times smaller "
+            f"with {stage.channels} channels\ncan encode, decode, reconstruct"
+        )

@@ -1,0 +1,226 @@
+"""LoRA files (Hu et al. 2022), read and written: low-rank changes of a model's kernels.
+
+    peft        base_model.model.*.lora_A.weight, .lora_B.weight; r and lora_alpha in adapter_config.json
+    diffusers   unet.*.lora_A.weight, text_encoder.*, text_encoder_2.*; old ones *.lora.down.weight, *.processor.to_q_lora.down
+    kohya       lora_unet_*.lora_down.weight, .lora_up.weight, .alpha; lora_te_*, lora_te1_*, lora_te2_*; blocks named as in
+                diffusers or as in CompVis
+
+Names with dots or underscores mean the same here: each is looked up among those of the model's own layout. Factors come out at
+the place of the kernels that they change, {"down": [..., in, r], "up": [r, out]}, with alpha / r in `up`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.weights import files, layouts, naming, safetensors_files
+from ldm_jax.weights.compvis_files import conditioner_layout
+
+_FACTOR = re.compile(r"(.+?)(?:\.lora_linear_layer\.|\.lora_|\.lora\.|_lora\.)(A|B|down|up)(?:\.[^.]+)?\.weight")
+_ALPHA = re.compile(r"(.+)\.alpha")
+_OTHER = re.compile(r"hada_w|lokr_w|lora_mid|dora_scale|magnitude_vector|oft_|glora|\.diff(_b)?$")
+# how a name begins -> the part of the model, and of several text encoders which
+_PREFIXES = {
+    "lora_unet_": ("network", None), "unet.": ("network", None), "transformer.": ("network", None),
+    "lora_te1_": ("conditioner", "text_encoder"), "lora_te2_": ("conditioner", "text_encoder_2"),
+    "lora_te_": ("conditioner", "text_encoder"), "text_encoder_2.": ("conditioner", "text_encoder_2"),
+    "text_encoder.": ("conditioner", "text_encoder"),
+}  # fmt: skip
+_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin")
+WRITTEN = "pytorch_lora_weights.safetensors"  # diffusers' name in a folder
+Layers = dict[str, tuple[naming.Weight, int]]
+
+
+def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Factors for the model of `description`, {"network": tree, "conditioner": tree}, float32, of the parts that the file has.
+
+    Raises ValueError for a file that is no LoRA, one of another kind (LoHa, LoKr, DoRA), or for another model: every name is
+    accounted for."""
+    path = _file(Path(path))
+    tensors, metadata = files.tensors(path, []), {}
+    if path.suffix == ".safetensors":
+        metadata = safetensors_files.read_with_metadata(path)[1]
+    pairs: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if _OTHER.search(name):
+            raise ValueError(f"{path}: {name} is of a LoHa, LoKr or DoRA; only LoRA is read: merge it where it was trained")
+        if found := _FACTOR.fullmatch(name):
+            kind = {"A": "down", "B": "up"}.get(found[2], found[2])
+            pairs.setdefault(found[1], {})[kind] = tensor
+        elif found := _ALPHA.fullmatch(name):
+            pairs.setdefault(found[1], {})["alpha"] = float(np.asarray(tensor))
+        else:
+            raise ValueError(f"{path}: {name} is no part of a LoRA (lora_A and lora_B, lora_down and lora_up, alpha)")
+    known, usual = _layers(description), _alphas(path, metadata)
+    result: dict[str, dict] = {}
+    unknown = []
+    for name, pair in pairs.items():
+        if not {"down", "up"} <= set(pair):
+            raise ValueError(f"{path}: {name} has {' and '.join(pair)} without the rest of its LoRA")
+        place = _place(name, known)
+        if place is None:
+            unknown.append(name)
+            continue
+        scopes, weight, index = place
+        pair.setdefault("alpha", usual(name, pair["down"].shape[0]))
+        _add(result, scopes, weight, _factors(f"{path}: {name}", weight, index, pair))
+    if unknown:
+        raise ValueError(
+            f"{path}: of {len(pairs)} adapted layers {len(unknown)} are not in this model, such as {unknown[0]}: it was made "
+            "for another one"
+        )
+    if not result:
+        raise ValueError(f"{path}: no LoRA in it")
+    return result
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        return path
+    found = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        raise ValueError(f"{path}: one LoRA is expected, {_FILES[0]} or {_FILES[1]}; there are {len(found)} files")
+    return found[0]
+
+
+def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
+    """(name, rank) -> alpha where no tensor says it: by peft's adapter_config.json, or diffusers' metadata; else the rank."""
+    config = path.parent / "adapter_config.json"
+    said: dict[str, Any] = files.read_json(config) if config.is_file() else {}
+    if "lora_adapter_metadata" in metadata:
+        said = json.loads(metadata["lora_adapter_metadata"])
+
+    def alpha(name: str, rank: int) -> float:
+        prefix = next((f"{part}." for part in ("unet", "text_encoder_2", "text_encoder") if name.startswith(f"{part}.")), "")
+        prefix = prefix if f"{prefix}lora_alpha" in said else ""
+        value, patterns = said.get(f"{prefix}lora_alpha", rank), said.get(f"{prefix}alpha_pattern") or {}
+        value = next((found for pattern, found in patterns.items() if re.search(rf"(^|\.){pattern}$", name)), value)
+        return value * (math.sqrt(rank) if said.get(f"{prefix}use_rslora") else 1.0)
+
+    return alpha
+
+
+def _layers(description: Mapping[str, Mapping]) -> dict[tuple[str, str | None], Layers]:
+    """By part: every spelling of a layer, dots as underscores -> its kernel, and which of several that are one."""
+    network, conditioner = description.get("network"), description.get("conditioner", {"kind": "none"})
+    found = {}
+    if network is not None:
+        found["network", None] = _spelled(layouts.dit(network) if network["kind"] == "dit" else layouts.unet(network))
+    if conditioner["kind"] == "sdxl":
+        for name, fields in conditioner["towers"].items():
+            found["conditioner", name] = _spelled(layouts.clip_text(fields))
+    elif layout := conditioner_layout(conditioner):
+        found["conditioner", None] = _spelled(layout)
+    return found
+
+
+def _spelled(layout: naming.Layout) -> Layers:
+    found: Layers = {}
+    for weight in layout:
+        if weight.kind != "kernel":
+            continue
+        found[_plain(weight.name)] = weight, -1
+        several = len(weight.diffusers) > 1
+        found |= {_plain(name): (weight, index if several else -1) for index, name in enumerate(weight.diffusers)}
+    return found
+
+
+def _plain(name: str) -> str:
+    name = name.removesuffix(".weight").replace(".processor.", ".")
+    name = re.sub(r"to_out$", "to_out.0", name)
+    return name.removeprefix("text_model.").replace(".", "_").removeprefix("text_model_")
+
+
+def _place(name: str, known: Mapping[tuple[str, str | None], Layers]) -> tuple[tuple[str, ...], naming.Weight, int] | None:
+    """(part and tower, kernel, which of several) of a layer's name."""
+    name = name.removeprefix("base_model.model.")
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    part, tower = _PREFIXES.get(prefix, (None, None))
+    for (there, which), layers in known.items():
+        if part not in (None, there) or (which is not None and tower not in (None, which)):
+            continue
+        for spelled in dict.fromkeys((_plain(name[len(prefix) :]), _plain(name))):
+            if spelled in layers:
+                return (there, *([which] if which else [])), *layers[spelled]
+    return None
+
+
+def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """One layer's, in our axes and with alpha / r in `up`."""
+    down, up = (np.asarray(pair[kind], np.float32) for kind in ("down", "up"))
+    rank, out = down.shape[0], weight.shape[0] // (1 if index < 0 else len(weight.diffusers))
+    expected = (rank, weight.shape[1]) if weight.dense else (rank, *weight.shape[1:])
+    if up.size != out * rank or down.size != math.prod(expected):
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
+        raise ValueError(f"{where}: factors of shapes {shapes} for a kernel {list(weight.shape)}")
+    down = down.reshape(expected)
+    down = down.T if weight.dense else down.transpose(2, 3, 1, 0)
+    up = up.reshape(out, rank).T * np.float32(pair["alpha"] / rank)
+    if index >= 0:  # q, k or v of a kernel that has all three, head by head
+        whole = np.zeros((rank, weight.heads, len(weight.diffusers), out // weight.heads), np.float32)
+        whole[:, :, index] = up.reshape(rank, weight.heads, -1)
+        up = whole.reshape(rank, -1)
+    return {"down": np.ascontiguousarray(down), "up": np.ascontiguousarray(up)}
+
+
+def _add(result: dict, scopes: tuple[str, ...], weight: naming.Weight, factors: dict[str, np.ndarray]) -> None:
+    node = result
+    *path, leaf = (*scopes, *weight.path)
+    for scope in path:
+        node = node.setdefault(scope, {})
+    if leaf in node:  # the parts of a kernel that is several: ranks side by side
+        before = node[leaf]
+        factors = {"down": np.concatenate([before["down"], factors["down"]], -1),
+                   "up": np.concatenate([before["up"], factors["up"]], 0)}  # fmt: skip
+    node[leaf] = factors
+
+
+def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping[str, Mapping]) -> None:
+    """Writes factors, as `read` gives them, in diffusers' layout: a folder with `WRITTEN`, or a file if `path` ends with
+    .safetensors. ValueError if it exists, or for factors of parts that diffusers doesn't adapt."""
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else path / WRITTEN
+    if file.exists():
+        raise ValueError(f"{file} exists already; save somewhere else")
+    tensors: dict[str, np.ndarray] = {}
+    names = {"network": "transformer" if description.get("network", {}).get("kind") == "dit" else "unet"}
+    for (part, which), layers in _layers(description).items():
+        tree = factors.get(part, {})
+        tree = tree.get(which, {}) if which else tree
+        by_path = {weight.path: weight for weight, _ in layers.values()}
+        for at, pair in _pairs(tree):
+            prefix = names.get(part, which or "text_encoder")
+            tensors |= _written(prefix, by_path[at], pair)
+    if not tensors:
+        raise ValueError("no factors to write")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    safetensors_files.write(file, tensors)
+
+
+def _written(prefix: str, weight: naming.Weight, pair: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    down, up = (np.asarray(pair[kind], np.float32) for kind in ("down", "up"))
+    down = down.T if weight.dense else down.transpose(3, 2, 0, 1)
+    rank, several = up.shape[0], len(weight.diffusers)
+    parts = [up] if several == 1 else list(np.moveaxis(up.reshape(rank, weight.heads, several, -1), 2, 0))
+    found = {}
+    for name, part in zip(weight.diffusers, parts):
+        part = part.reshape(rank, -1).T
+        if len(weight.shape) == 4 and not naming.is_linear(name):  # a convolution, of size one too
+            down, part = down.reshape(rank, *weight.shape[1:]), part[..., None, None]
+        name = f"{prefix}.{name.removesuffix('.weight')}"
+        found[f"{name}.lora_A.weight"] = np.ascontiguousarray(down)
+        found[f"{name}.lora_B.weight"] = np.ascontiguousarray(part)
+    return found
+
+
+def _pairs(tree: Mapping, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Mapping]]:
+    if set(tree) == {"down", "up"} and not isinstance(tree["down"], Mapping):
+        return [(at, tree)]
+    return [found for name, part in tree.items() for found in _pairs(part, (*at, name))]

@@ -1,0 +1,142 @@
+"""Models that are told a picture beside a prompt, Stable Diffusion's inpainting and InstructPix2Pix: saved by diffusers with
+small random weights, loaded, drawn from by both with the same noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from tests.weights import cases
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="needs the extra parity: pip install -e .[parity]")
+diffusers = pytest.importorskip("diffusers", reason="needs the extra parity: pip install -e .[parity]")
+
+KEY = jax.random.key(0)
+PROMPTS, NEGATIVE = ["a red chair", "two cats"], ["blurry", "dark"]
+STEPS, LIMIT = 5, 1e-4
+SCHEDULERS = ["own", "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+
+
+def saved(fixtures_dir, folder, name: str, channels: int):
+    """A pipeline of this class around the parts of a stored one and a U-Net with more channels. Its posteriors are narrow: the
+    reference draws from them where we take their mean."""
+    found = cases.folders(fixtures_dir, "E", "model_index.json")
+    found = [path for path in found if (path / "text_encoder").is_dir() and (path / "tokenizer").is_dir()]
+    if not found:
+        pytest.skip(f"no pipeline with a text encoder in {fixtures_dir}")
+    plain = diffusers.DiffusionPipeline.from_pretrained(found[0])
+    config = dict(plain.unet.config) | {"in_channels": channels}
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel.from_config(config)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        z = plain.vae.config.latent_channels
+        plain.vae.quant_conv.weight[z:] = 0
+        plain.vae.quant_conv.bias[z:] = -30
+    parts = dict(plain.components) | {"unet": unet, "safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    pipe = getattr(diffusers, name)(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def with_scheduler(pipe, name):
+    if name == "own":
+        return None
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    return name
+
+
+def picture_and_mask(ldm):
+    height, width = ldm.specification.image_size
+    image = np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+    mask = np.zeros((2, height, width), np.float32)
+    mask[:, height // 4 :, : width // 2] = 1
+    return image, mask
+
+
+def nchw(array):
+    return torch.from_numpy(np.moveaxis(np.asarray(array), -1, 1).copy())
+
+
+def test_inpainting(fixtures_dir, tmp_path):
+    pipe = saved(fixtures_dir, tmp_path / "model", "StableDiffusionInpaintPipeline", 9)
+    ldm = ldm_jax.load(tmp_path / "model")
+    assert ldm.abilities == ("inpaint", "outpaint")
+    image, mask = picture_and_mask(ldm)
+    noise = ldm.noise(KEY, 2)
+    values = [{"prompt": p, "picture": pair} for p, pair in zip(PROMPTS, zip(image, mask))]
+    against = [{"prompt": p, "picture": pair} for p, pair in zip(NEGATIVE, zip(image, mask))]
+    cond, negative = ldm.embed(ldm.params, values), ldm.embed(ldm.params, against)
+    for name in SCHEDULERS:
+        sampler = with_scheduler(pipe, name)
+        given = {"image": nchw(image), "mask_image": torch.from_numpy(mask)[:, None], "latents": nchw(noise), "strength": 1.0}
+        given |= {"height": image.shape[1], "width": image.shape[2], "num_inference_steps": STEPS, "guidance_scale": 4.0}
+        theirs = pipe(prompt=PROMPTS, negative_prompt=NEGATIVE, output_type="np", **given).images
+        how = {"sampler": sampler, "steps": STEPS, "guidance_scale": 4.0}
+        ours = ldm.sample(ldm.params, KEY, cond, negative=negative, noise=noise, **how)
+        assert theirs.std() > 0.02
+        np.testing.assert_allclose(np.asarray(ours) / 2 + 0.5, theirs, atol=LIMIT, err_msg=name)
+    # the mode: the rest of the picture stays, and the empty prompt is steered away from with the same picture
+    painted = np.asarray(ldm.inpaint(ldm.params, KEY, image, mask, PROMPTS, **how))
+    theirs = pipe(prompt=PROMPTS, output_type="np", **given).images
+    assert np.array_equal(painted[mask == 0], image[mask == 0])
+    np.testing.assert_allclose(painted[mask == 1] / 2 + 0.5, theirs[mask == 1], atol=LIMIT)
+    saved_again(ldm, tmp_path / "again", values, ours, dict(how, negative=negative, noise=noise))
+
+
+def test_instructions(fixtures_dir, tmp_path):
+    pipe = saved(fixtures_dir, tmp_path / "model", "StableDiffusionInstructPix2PixPipeline", 8)
+    ldm = ldm_jax.load(tmp_path / "model")
+    image, _ = picture_and_mask(ldm)
+    noise = ldm.noise(KEY, 2)
+    values = [{"prompt": p, "picture": picture} for p, picture in zip(PROMPTS, image)]
+    cond = ldm.embed(ldm.params, values)
+    for name in SCHEDULERS:
+        sampler = with_scheduler(pipe, name)
+        given = {"image": (nchw(image) + 1) / 2, "latents": nchw(noise), "num_inference_steps": STEPS}
+        theirs = pipe(prompt=PROMPTS, output_type="np", guidance_scale=4.0, image_guidance_scale=1.7, **given).images
+        how = {"sampler": sampler, "steps": STEPS, "guidance_scale": 4.0, "image_guidance_scale": 1.7}
+        ours = ldm.sample(ldm.params, KEY, cond, noise=noise, **how)
+        assert theirs.std() > 0.02
+        np.testing.assert_allclose(np.asarray(ours) / 2 + 0.5, theirs, atol=LIMIT, err_msg=name)
+    default = pipe(prompt=PROMPTS, output_type="np", **given).images
+    ours = ldm.sample(ldm.params, KEY, cond, noise=noise, sampler=sampler, steps=STEPS)
+    np.testing.assert_allclose(np.asarray(ours) / 2 + 0.5, default, atol=LIMIT)
+    saved_again(ldm, tmp_path / "again", values, ours, {"noise": noise, "sampler": sampler, "steps": STEPS})
+
+
+def saved_again(ldm, folder, values, ours, how):
+    """Exported and loaded back, it draws the same."""
+    ldm_jax.save(ldm, folder)
+    again = ldm_jax.load(folder)
+    assert type(diffusers.DiffusionPipeline.from_pretrained(folder)).__name__.startswith("StableDiffusionIn")
+    np.testing.assert_allclose(again.sample(again.params, KEY, again.embed(again.params, values), **how), ours, atol=LIMIT)
+
+
+def test_a_scale_for_pictures_is_for_models_that_are_told_one(fixtures_dir):
+    from tests import tiny
+
+    ldm = tiny.model("class")
+    cond = ldm.embed(ldm.params, ["star"])
+    with pytest.raises(ValueError, match="one scale, guidance_scale"):
+        ldm.sample(ldm.params, KEY, cond, image_guidance_scale=1.5)
+
+
+def test_channels_of_unknown_meaning_are_refused(fixtures_dir, tmp_path):
+    pipe = saved(fixtures_dir, tmp_path / "model", "StableDiffusionInpaintPipeline", 9)
+    unet = diffusers.UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 5})
+    unet.save_pretrained(tmp_path / "model" / "unet")
+    with pytest.raises(ValueError, match="takes 1 channels beside 4 latents"):
+        ldm_jax.load(tmp_path / "model")
+
+
+def test_jnp_arrays_are_pictures_too(fixtures_dir, tmp_path):
+    saved(fixtures_dir, tmp_path / "model", "StableDiffusionInstructPix2PixPipeline", 8)
+    ldm = ldm_jax.load(tmp_path / "model")
+    image, _ = picture_and_mask(ldm)
+    cond = ldm.embed(ldm.params, [{"prompt": PROMPTS[0], "picture": jnp.asarray(image[0])}])
+    assert cond["concat"].shape[-1] == 4

@@ -1,0 +1,174 @@
+"""LoRA files of every layout, read to the same factors."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import weights
+from ldm_jax.weights import layouts, naming, safetensors_files, torch_files
+
+from . import test_read
+
+OF = {"network": test_read.NETWORK, "conditioner": test_read.CLIP}
+RNG = np.random.default_rng(0)
+LAYERS = {  # as in diffusers -> (inputs, outputs)
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 64,
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0": 64,
+}
+WORDS = "text_model.encoder.layers.1.self_attn.q_proj"
+
+
+def weight_of(layout, name: str) -> naming.Weight:
+    return next(w for w in layout if f"{name}.weight" in w.diffusers)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict:
+    """name -> (down [r, in], up [out, r]); of rank 2."""
+    unet, text = layouts.unet(OF["network"]), layouts.clip_text(OF["conditioner"])
+    found = {}
+    for name in (*LAYERS, WORDS):
+        weight = weight_of(text if name == WORDS else unet, name)
+        out, into = weight.shape[:2]
+        found[name] = RNG.standard_normal((2, into), np.float32), RNG.standard_normal((out, 2), np.float32)
+    return found
+
+
+def delta(tree: dict, at: tuple) -> np.ndarray:
+    for scope in at:
+        tree = tree[scope]
+    return tree["down"] @ tree["up"]
+
+
+def expected(pairs: dict, scale: float = 1.0) -> dict:
+    unet, text = layouts.unet(OF["network"]), layouts.clip_text(OF["conditioner"])
+    found = {}
+    for name, (down, up) in pairs.items():
+        part, layout = ("conditioner", text) if name == WORDS else ("network", unet)
+        found[part, *weight_of(layout, name).path] = scale * (up @ down).T
+    return found
+
+
+def check(path, pairs: dict, scale: float = 1.0) -> None:
+    tree = weights.read_lora(path, OF)
+    for at, wanted in expected(pairs, scale).items():
+        np.testing.assert_allclose(delta(tree, at), wanted, rtol=1e-5, atol=1e-6)
+    assert len(jax.tree.leaves(tree)) == 2 * len(pairs)
+
+
+def part(name: str) -> str:
+    return "text_encoder" if name == WORDS else "unet"
+
+
+def peft(pairs):
+    return {f"{part(n)}.{n}.lora_{x}.weight": a for n, pair in pairs.items() for x, a in zip("AB", pair)}
+
+
+def old(pairs):
+    """diffusers' before peft: attention processors, and layers of text encoders."""
+    found = {}
+    for name, pair in pairs.items():
+        block, layer = name.rsplit(".", 1)
+        if layer == "0":
+            block, layer = block.rsplit(".", 1)
+        spelled = f"{block}.processor.{layer}_lora" if part(name) == "unet" else f"{name}.lora_linear_layer"
+        found |= {f"{part(name)}.{spelled}.{x}.weight": a for x, a in zip(("down", "up"), pair)}
+    return found
+
+
+def kohya(pairs, alpha: float | None = 1.0, compvis: bool = False):
+    names = {n: n for n in pairs}
+    if compvis:
+        names |= {n: weight_of(layouts.unet(OF["network"]), n).name.removesuffix(".weight") for n in LAYERS}
+    found = {}
+    for name, (down, up) in pairs.items():
+        base = f"lora_{'te' if name == WORDS else 'unet'}_{names[name].replace('.', '_')}"
+        found |= {f"{base}.lora_down.weight": down, f"{base}.lora_up.weight": up}
+        if alpha is not None:
+            found[f"{base}.alpha"] = np.float32(alpha)
+    return found
+
+
+@pytest.mark.parametrize(
+    "spelled, scale",
+    [
+        (peft, 1.0),
+        (old, 1.0),
+        (kohya, 0.5),
+        (lambda p: kohya(p, 4.0), 2.0),
+        (lambda p: kohya(p, None), 1.0),
+        (lambda p: kohya(p, compvis=True), 0.5),
+    ],
+    ids=["diffusers", "old diffusers", "kohya", "kohya, alpha 4", "kohya without alpha", "kohya of CompVis's names"],
+)
+def test_layouts(tmp_path, pairs, spelled, scale):
+    tensors = {name: np.asarray(array) for name, array in spelled(pairs).items()}
+    safetensors_files.write(tmp_path / "a.safetensors", tensors)
+    check(tmp_path / "a.safetensors", pairs, scale)
+    torch_files.write(tmp_path / "a.pt", tensors)
+    check(tmp_path / "a.pt", pairs, scale)
+
+
+def test_a_folder_of_peft_says_its_alpha(tmp_path, pairs):
+    own = {name: pairs[name] for name in LAYERS}
+    tensors = {f"base_model.model.{n}.lora_{x}.weight": a for n, pair in own.items() for x, a in zip("AB", pair)}
+    safetensors_files.write(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    check(tmp_path, own, 3.0)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6, "use_rslora": True}))
+    check(tmp_path, own, 6 / np.sqrt(2))
+
+
+def test_metadata_of_diffusers(tmp_path, pairs):
+    said = {"unet.lora_alpha": 4, "unet.r": 2, "text_encoder.lora_alpha": 4, "text_encoder.r": 2}
+    safetensors_files.write(tmp_path / "a.safetensors", peft(pairs), {"lora_adapter_metadata": json.dumps(said)})
+    check(tmp_path / "a.safetensors", pairs, 2.0)
+
+
+def test_what_is_written_is_read(tmp_path, pairs):
+    safetensors_files.write(tmp_path / "a.safetensors", kohya(pairs))
+    factors = weights.read_lora(tmp_path / "a.safetensors", OF)
+    weights.write_lora(tmp_path / "b", OF, factors)
+    check(tmp_path / "b", pairs, 0.5)
+    with pytest.raises(ValueError, match="exists already"):
+        weights.write_lora(tmp_path / "b", OF, factors)
+
+
+def test_kernels_that_are_three_at_once(tmp_path):
+    """The attention of networks without a context: q, k and v of one kernel, head by head."""
+    of = {"network": test_read.PLAIN}
+    layout = layouts.unet(of["network"])
+    weight = next(w for w in layout if len(w.diffusers) == 3 and w.kind == "kernel")
+    width = weight.shape[1]
+    tensors, parts = {}, []
+    for name in weight.diffusers[:2]:  # v is left as it is
+        down, up = RNG.standard_normal((2, width), np.float32), RNG.standard_normal((width, 2), np.float32)
+        parts.append(naming._stored(up @ down))
+        base = f"unet.{name.removesuffix('.weight')}"
+        tensors |= {f"{base}.lora_A.weight": down, f"{base}.lora_B.weight": up}
+    safetensors_files.write(tmp_path / "a.safetensors", tensors)
+    parts.append(naming._stored(np.zeros((width, width), np.float32)))
+    fused = np.asarray(naming._fused(weight, parts)).T
+    tree = weights.read_lora(tmp_path / "a.safetensors", of)
+    np.testing.assert_allclose(delta(tree, ("network", *weight.path)), fused, rtol=1e-4, atol=1e-5)
+    weights.write_lora(tmp_path / "b.safetensors", of, tree)
+    again = weights.read_lora(tmp_path / "b.safetensors", of)
+    np.testing.assert_allclose(delta(again, ("network", *weight.path)), fused, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t | {"lora_unet_x.hada_w1_a": np.ones(2, np.float32)}, "LoHa, LoKr or DoRA"),
+        (lambda t: t | {"unet.nowhere.lora_A.weight": np.ones((2, 3), np.float32)}, "without the rest"),
+        (lambda t: t | {f"unet.nowhere.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}, "another one"),
+        (lambda t: t | {"something": np.ones(2, np.float32)}, "no part of a LoRA"),
+        (lambda t: {n: a[:, :-1] if "down" in n else a for n, a in t.items()}, "factors of shapes"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, pairs, change, message):
+    safetensors_files.write(tmp_path / "a.safetensors", change(kohya(pairs, None)))
+    with pytest.raises(ValueError, match=message):
+        weights.read_lora(tmp_path / "a.safetensors", OF)
