@@ -98,9 +98,12 @@ class LatentDiffusion:
         """Scaled latents -> images (not clipped)."""
         return self.specification.decode(params, z)
 
-    def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
-        """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C]."""
-        return self.specification.apply(params, x, t, cond)
+    def apply(
+        self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
+    ) -> jax.Array:
+        """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C].
+        `s` [B]: how far it is to step, in units of t, for networks that take that."""
+        return self.specification.apply(params, x, t, cond, s)
 
     def denoiser(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
-from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
@@ -173,6 +173,7 @@ CHOICES = {
     ("diffusion", "schedule"): tuple(diffusion.SCHEDULES),
     ("diffusion", "prediction"): tuple(diffusion.PREDICTIONS),
     ("diffusion", "loss"): ("l1", "l2", "huber"),
+    ("diffusion", "objective"): (DENOISING, *diffusion.few_steps.OBJECTIVES),
     ("diffusion", "weighting"): tuple(diffusion.WEIGHTINGS),
     ("diffusion", "time_sampling"): (*diffusion.TIMES, "importance"),
     ("sampling", "sampler"): tuple(diffusion.SAMPLERS),

@@ -1,14 +1,14 @@
 """The stage that trains the diffusion model."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import api, build
+from ldm_jax import api, build, models
 from ldm_jax.data.pipeline import eval_batches, in_memory
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.latents import open_cache
@@ -38,6 +38,8 @@ def train_diffusion(experiment: Experiment) -> None:
     }}  # fmt: skip
     if condition.frozen:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
+    if build.TEACHER in program.constants:
+        constants[build.TEACHER] = teacher(config, program.constants[build.TEACHER], scale)
     spec = api.Specification(config, condition, scale, shift)  # one for the whole run: compiled functions belong to it
     cached = "image" not in program.batch
     source = experiment.sources["train"]
@@ -62,7 +64,8 @@ def train_diffusion(experiment: Experiment) -> None:
         shown = held_out(experiment, 16)
 
         def show(state: TrainState) -> Report:
-            params = {**{name: part for name, part in constants.items() if name != "latents"}, **state.averaged}
+            fixed = {name: part for name, part in constants.items() if name not in ("latents", build.TEACHER)}
+            params = {**fixed, **state.averaged}
             params = sharding.replicate(experiment.mesh, params)
             images = draw(spec, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], experiment.mesh)
             return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
@@ -104,10 +107,42 @@ def make_validation(experiment: Experiment, constants: PyTree):
     return validate
 
 
+def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any) -> PyTree:
+    """Network and conditioner of config.diffusion_train.start_from, as the frozen model that training learns from. ValueError
+    for one of other shapes or another process, or whose latents are scaled otherwise."""
+    path = config["diffusion_train"]["start_from"]
+    loaded = api.load(path)
+    ours, theirs = config["diffusion"], loaded.config["diffusion"]
+    for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"config.diffusion.{name}={ours.get(name)!r}: the model that is learnt from, {path}, has {theirs.get(name)!r}; "
+                "give both the same process"
+            )
+    if not np.allclose(loaded.specification.scale, scale, rtol=0.02):
+        raise ValueError(
+            f"config.diffusion_train.start_from={path!r}: its latents are scaled by {loaded.specification.scale}, these by "
+            f"{np.asarray(scale)}; set config.first_stage.path to the first stage that it was trained with"
+        )
+    found = {name: loaded.params[name] for name in shapes}
+    check_shapes(path, found, shapes)
+    return jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), found, shapes)
+
+
 def pretrained(path: str, params: PyTree) -> PyTree:
-    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`."""
+    """Network and conditioner of the model at `path`, anything that `load` reads; the embedding of a step's length, where that
+    model has none, stays what it is, which is nothing yet. ValueError unless shaped as `params`."""
     loaded = api.load(path).params
     found = {name: loaded.get(name, part) for name, part in params.items()}
+    if "network" in params:
+        fresh = {name: part for name, part in params["network"].items() if name in models.STEP_EMBEDDINGS}
+        found["network"] = fresh | found["network"]
+    check_shapes(path, found, params)
+    return found
+
+
+def check_shapes(path: str, found: PyTree, params: PyTree) -> None:
+    """ValueError, naming the first leaf that differs, unless both are shaped alike."""
     there, here = (
         {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (found, params)
@@ -118,4 +153,3 @@ def pretrained(path: str, params: PyTree) -> PyTree:
                 f"config.diffusion_train.start_from={path!r} is another model: {name} is {there.get(name)} there, "
                 f"{here.get(name)} here"
             )
-    return found
