@@ -120,7 +120,7 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
 
 def few_steps_kind(config: Mapping[str, Any]) -> diffusion.few_steps.Kind | None:
     """The kind of config.diffusion.objective; None for the diffusion loss itself, which configs without that field have."""
-    name = config["diffusion"].get("objective", DENOISING)
+    name = config.get("diffusion", {}).get("objective", DENOISING)
     return choose({DENOISING: None, **diffusion.few_steps.OBJECTIVES}, name, "config.diffusion.objective")
 
 

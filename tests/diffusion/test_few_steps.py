@@ -42,6 +42,7 @@ PROCESSES = {
     "wide": (schedules.Cosine(scale=0.5), "v"),
 }
 process = pytest.mark.parametrize("process", PROCESSES)
+two_processes = pytest.mark.parametrize("process", ["shifted", "cosine"])
 
 
 def level_of(schedule, t):
@@ -109,7 +110,7 @@ def test_other_processes_have_no_clock():
 
 
 @process
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 3])
 def test_the_sampler_follows_average_velocities_exactly(process, count):
     schedule, prediction = PROCESSES[process]
     grid = grids.trailing(schedule, count)
@@ -119,7 +120,7 @@ def test_the_sampler_follows_average_velocities_exactly(process, count):
     np.testing.assert_allclose(found, flow_map(x, grid[0], CLEAN, MEAN, STD), atol=2e-4)
 
 
-@process
+@two_processes
 @pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
 def test_equal_times_are_flow_matching(process, name):
     schedule, prediction = PROCESSES[process]
@@ -134,7 +135,7 @@ def test_equal_times_are_flow_matching(process, name):
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-3)
 
 
-@process
+@two_processes
 def test_the_average_velocity_solves_the_mean_flow_identity(process):
     """u + (t - r) du/dt is the velocity: what is left of the loss is what flow matching leaves, at every row."""
     schedule, prediction = PROCESSES[process]
@@ -147,7 +148,7 @@ def test_the_average_velocity_solves_the_mean_flow_identity(process):
     np.testing.assert_allclose(metrics["loss_per_sample"], jnp.square(now - pair).mean((1, 2)), rtol=2e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("process", ["shifted", "cosine"])
+@two_processes
 def test_mean_flow_learns_nothing_new_from_the_average_velocity(process):
     """With the pair's velocity in the derivative too, the expected gradient is zero there, and not elsewhere."""
     schedule, prediction = PROCESSES[process]
@@ -161,7 +162,7 @@ def test_mean_flow_learns_nothing_new_from_the_average_velocity(process):
     assert abs(slope(1.0)) < abs(slope(0.8)) / 5
 
 
-@process
+@two_processes
 def test_shortcuts_of_the_average_velocity_agree_with_its_halves(process):
     schedule, prediction = PROCESSES[process]
     network, seen = spied(exact(schedule, prediction))
@@ -171,7 +172,7 @@ def test_shortcuts_of_the_average_velocity_agree_with_its_halves(process):
     _, metrics = objective(problem, x0, KEY, jnp.arange(64), 64)
     assert metrics["loss_per_sample"].max() < 1e-4
     sizes = np.unique(np.round(np.asarray(1000 / seen["s"]), 1))
-    assert len(sizes) >= 5 or process == "wide"  # 1, 2, 4, ... to the whole way
+    assert len(sizes) >= 5  # 1, 2, 4, ... to the whole way
     wrong = objective(problem._replace(ema=jnp.float32(0.5)), x0, KEY, jnp.arange(64), 64)[1]
     assert wrong["loss_per_sample"].min() > 1e-3  # the targets are the average's
 
