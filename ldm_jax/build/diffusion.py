@@ -1,6 +1,7 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,10 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
         if kind is None:
             raise ValueError(f"{where}.{name}: options are of objectives of few steps; set config.diffusion.objective to one")
         check_choice(name, [p for p in known if p not in ("schedule", "prediction", "times", "steps")], where)
+    for path, value in jax.tree_util.tree_leaves_with_path(own):
+        if isinstance(value, float) and not math.isfinite(value):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{where}.{name}={value}: must be a finite number")
     if kind is None:
         return diffusion.make_objective(schedule, section["prediction"], weighting_options=weighting, **options)
     default = {name: p.default for name, p in inspect.signature(diffusion.make_objective).parameters.items()}

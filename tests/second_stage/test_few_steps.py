@@ -108,6 +108,9 @@ def test_networks_are_told_the_conditions_of_their_own_parameters():
         ("progressive", {"diffusion_train__start_from": ""}, "learns from a trained model"),
         ("mean_flow", {"diffusion__options__share": 2.0}, "share=2.0: must lie from 0 to 1"),
         ("shortcut", {"diffusion__options__finest": 3}, "finest=3: must be a power of two"),
+        ("scm", {"diffusion__time_sampling": "uniform"}, "times_options.mean: times='uniform' takes no options"),
+        ("scm", {"diffusion__options__times_options__std": float("inf")}, "times_options.std=inf: must be a finite number"),
+        ("mean_flow", {"diffusion__options__power": float("nan")}, "power=nan"),
         ("consistency", {"sampling__sampler": "flow_map", "diffusion__prediction": "edm"}, "averages of the velocity"),
     ],
 )

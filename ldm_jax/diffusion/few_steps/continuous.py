@@ -86,8 +86,7 @@ def _objective(
     clock = make_clock(schedule, prediction, "scm")
     if clock.straight:
         raise ValueError(f"scm is of angles: choose prediction='v' with a variance-preserving schedule; got {schedule}")
-    if warmup < 0 or constant < 0:
-        raise ValueError(f"warmup={warmup}, constant={constant}: must be at least 0")
+    drawing.check_least(warmup=warmup, constant=constant)
     draw = drawing.times_of(times, times_options)
 
     def objective(problem: Problem, x0: jax.Array, key: jax.Array, rows: jax.Array, batch_size: int):

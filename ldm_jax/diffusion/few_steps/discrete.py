@@ -153,6 +153,7 @@ def _objective(
     scale: float | None,
 ) -> Objective:
     check_bounded(prediction, what)
+    drawing.check_least(huber=huber)
     if target not in ("online", "average"):
         raise ValueError(f"target={target!r}: must be 'online' or 'average'")
     prediction = of_schedule(prediction, schedule)

@@ -1,5 +1,6 @@
 """What objectives of few steps draw and compare alike: pairs of times, the noised latents, losses of rows."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from ldm_jax.diffusion.level import Level, diffuse, expand
 from ldm_jax.diffusion.schedules import Schedule
-from ldm_jax.diffusion.times import Times, make_times
+from ldm_jax.diffusion.times import TIMES, Times, make_times
 from ldm_jax.primitives.arrays import row_normal
+from ldm_jax.primitives.choices import choose
 
 Metrics = dict[str, jax.Array]
 
@@ -19,7 +21,13 @@ def times_of(times: str | Times, options: Mapping[str, Any] | None = None) -> Ti
     """A time sampler from a name in `TIMES`, or itself. Importance sampling, which looks at past losses, is not one."""
     if times == "importance":
         raise ValueError("times='importance' follows the losses of the diffusion objective alone: choose another for this one")
-    return make_times(times, **(options or {})) if isinstance(times, str) else times
+    if not isinstance(times, str):
+        return times
+    known = inspect.signature(choose(TIMES, times, "times")).parameters
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"times_options.{name}: times={times!r} takes {', '.join(known) or 'no options'}")
+    return make_times(times, **(options or {}))
 
 
 def level_of_rows(times: Times, key: jax.Array, rows: jax.Array, batch_size: int, schedule: Schedule) -> Level:
@@ -46,6 +54,13 @@ def check_share(name: str, value: float) -> None:
     """ValueError unless it lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value}: must lie from 0 to 1")
+
+
+def check_least(**values: float) -> None:
+    """ValueError unless these numbers are finite and at least 0."""
+    for name, value in values.items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name}={value}: must be a finite number of at least 0")
 
 
 def check_guidance(scale: float, mix: float = 0.0) -> None:

@@ -64,6 +64,7 @@ def mean_flow(
     draw = drawing.times_of(times, times_options)
     drawing.check_share("share", share)
     drawing.check_guidance(guidance_scale, guidance_mix)
+    drawing.check_least(power=power, constant=constant)
 
     def objective(problem: Problem, x0: jax.Array, key: jax.Array, rows: jax.Array, batch_size: int):
         of_first, of_second, of_noise = jax.random.split(key, 3)
