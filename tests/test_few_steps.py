@@ -51,6 +51,9 @@ def test_mean_flow_goes_on_from_a_trained_model(runs):
     folder, environment = runs
     stages = {"first_stage__path": folder / "teacher", "stages": "('latents','diffusion')"}
     start = {"diffusion_train__start_from": folder / "teacher", "diffusion_train__learning_rate": 1e-12}
+    other = train(folder / "other_times", environment, "shapes_few_steps:mean_flow", **stages, **start)
+    assert other.returncode == 1 and "config.diffusion.time_scale=4.0" in other.stderr and "Traceback" not in other.stderr
+    start["diffusion__time_scale"] = 1000
     done = train(folder / "mean_flow", environment, "shapes_few_steps:mean_flow", **stages, **start)
     assert done.returncode == 0, done.stderr
     there, here = (leaves(load_averaged(folder / name / "diffusion" / "checkpoints")) for name in ("teacher", "mean_flow"))

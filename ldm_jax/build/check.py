@@ -149,7 +149,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
        "multiplier": _POSITIVE, "mask_area": _SHARE},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
-                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
+                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE},
     "diffusion_train": _TRAIN,
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1, "probe_steps": _AT_LEAST_1,

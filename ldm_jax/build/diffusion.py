@@ -21,7 +21,10 @@ from ldm_jax.training.state import from_loss
 PyTree = Any
 NETWORKS = {"unet": models.UNet, "dit": models.DiT}
 # What a schedule calls fields of config.diffusion.
-SCHEDULE_OPTIONS = {"linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift"}
+SCHEDULE_OPTIONS = {
+    "linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift",
+    "time_scale": "time_scale",
+}  # fmt: skip
 # What an objective is told by fields of config.diffusion beside `prediction`: its own name for them.
 _OBJECTIVE_OPTIONS = {
     "loss": "loss",

@@ -21,6 +21,7 @@ from ldm_jax.training.program import Program
 from ldm_jax.training.state import Step, TrainState
 
 PyTree = Any
+TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
 
 
 def train_diffusion(experiment: Experiment) -> None:
@@ -73,7 +74,7 @@ def train_diffusion(experiment: Experiment) -> None:
         return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
 
     def start(params: PyTree) -> PyTree:
-        return pretrained(section["start_from"], params) if section["start_from"] else params
+        return pretrained(section["start_from"], params, config["diffusion"]) if section["start_from"] else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)
 
@@ -112,7 +113,7 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any) -> PyTree:
     for one of other shapes or another process, or whose latents are scaled otherwise."""
     path = config["diffusion_train"]["start_from"]
     loaded = api.load(path)
-    ours, theirs = config["diffusion"], loaded.config["diffusion"]
+    ours, theirs = ({"time_scale": TIME_SCALE, **of.get("diffusion", {})} for of in (config, loaded.config))
     for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
@@ -129,10 +130,17 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any) -> PyTree:
     return jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), found, shapes)
 
 
-def pretrained(path: str, params: PyTree) -> PyTree:
+def pretrained(path: str, params: PyTree, process: Mapping[str, Any]) -> PyTree:
     """Network and conditioner of the model at `path`, anything that `load` reads; the embedding of a step's length, where that
-    model has none, stays what it is, which is nothing yet. ValueError unless shaped as `params`."""
-    loaded = api.load(path).params
+    model has none, stays what it is, which is nothing yet. ValueError unless shaped as `params`, and told times in the units of
+    `process`, config.diffusion."""
+    ldm = api.load(path)
+    ours, theirs = (of.get("time_scale", TIME_SCALE) for of in (process, ldm.config.get("diffusion", {})))
+    if ours != theirs:
+        raise ValueError(
+            f"config.diffusion.time_scale={ours}: the model to start from, {path}, is told times up to {theirs}; set it to that"
+        )
+    loaded = ldm.params
     found = {name: loaded.get(name, part) for name, part in params.items()}
     if "network" in params:
         fresh = {name: part for name, part in params["network"].items() if name in models.STEP_EMBEDDINGS}
