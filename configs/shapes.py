@@ -144,6 +144,7 @@ def get_config() -> ConfigDict:
     config.network.resblock_updown = False
     config.network.norm_num_groups = 8
     config.network.dropout = 0.0
+    config.network.second_time = False  # whether it is told how far it steps, for diffusion.objective of few steps
 
     config.conditioner = ConfigDict()
     config.conditioner.kind = "text"  # see ldm_jax/conditioning: none, class, label, text, clip_text, ...
@@ -157,6 +158,8 @@ def get_config() -> ConfigDict:
     config.conditioner.null_probability = 0.1  # how often training drops the condition
 
     config.diffusion = ConfigDict()
+    config.diffusion.objective = "diffusion"  # or one of few steps, "mean_flow", "shortcut", ...: see shapes_few_steps.py
+    config.diffusion.options = ConfigDict()  # of that objective, its own arguments
     config.diffusion.schedule = "cosine"  # one of diffusion.SCHEDULES
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"

@@ -49,9 +49,13 @@ class Specification:
             self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
         return self._recipes[sampler, grid]
 
-    def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
-        """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C]."""
-        return self.network.apply({"params": params["network"]}, x, t, cond)
+    def apply(
+        self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
+    ) -> jax.Array:
+        """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C].
+        `s` [B]: how far it is to step, in units of t, for networks that take that."""
+        second = {} if s is None else {"s": s}
+        return self.network.apply({"params": params["network"]}, x, t, cond, **second)
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
@@ -106,11 +110,11 @@ class Specification:
         return recipe.wrap(self._guided(params, cond, guidance_scale, negative, recipe, image_guidance_scale))
 
     def _guided(self, params, cond, guidance_scale, negative, recipe, image_guidance_scale=None) -> diffusion.Denoiser:
-        def network(x, t, cond):
-            return self.apply(params, x, t, cond)
+        def network(x, t, cond, *s):
+            return self.apply(params, x, t, cond, *s)
 
         if guidance_scale is None or negative is None:
-            return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)
+            return diffusion.make_denoiser(lambda x, t, *s: network(x, t, cond, *s), recipe.prediction, recipe.input_scale)
         if image_guidance_scale is not None:
             between = negative | {"concat": cond["concat"]}
             predictions = diffusion.together(network, recipe.prediction, [cond, between, negative], recipe.input_scale)

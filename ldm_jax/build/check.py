@@ -12,7 +12,7 @@ import numpy as np
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
-from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
@@ -158,7 +158,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
        "multiplier": _POSITIVE, "mask_area": _SHARE},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
-                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
+                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE},
     "diffusion_train": _TRAIN,
     "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
@@ -183,6 +183,7 @@ CHOICES = {
     ("diffusion", "schedule"): tuple(diffusion.SCHEDULES),
     ("diffusion", "prediction"): tuple(diffusion.PREDICTIONS),
     ("diffusion", "loss"): ("l1", "l2", "huber"),
+    ("diffusion", "objective"): (DENOISING, *diffusion.few_steps.OBJECTIVES),
     ("diffusion", "weighting"): tuple(diffusion.WEIGHTINGS),
     ("diffusion", "time_sampling"): (*diffusion.TIMES, "importance"),
     ("evaluation", "which"): ("last", "best"),

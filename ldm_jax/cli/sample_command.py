@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags, logging
 
-import ldm_jax
+from ldm_jax import api
 from ldm_jax.cli.records import records, repeated, told
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
 from ldm_jax.pictures import FORMATS, save_film, save_pictures
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     use_compilation_cache()
     given = {name: as_typed(flag[name].value) for name in all_flags()}
     which = int(flag.which) if flag.which.isdigit() else flag.which
-    ldm = ldm_jax.load(flag.workdir, which=which, ema_width=flag.ema_width)
+    ldm = api.load_whole(flag.workdir, which=which, ema_width=flag.ema_width)
     print(ldm.describe(), flush=True)
     if flag.prompts:
         given = with_prompts(ldm, given, flag.prompts)

@@ -26,11 +26,16 @@ def namespace(*arrays: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Level:
-    """`t` is the network's time input; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N]."""
+    """`t` is the network's time input; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N].
+
+    `s`: for networks that are told how far they are to step (average velocities, shortcuts), that length in units of `t`; None
+    tells them nothing.
+    """
 
     t: Any
     alpha: Any
     sigma: Any
+    s: Any = None
 
     @property
     def log_snr(self) -> Any:

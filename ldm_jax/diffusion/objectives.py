@@ -37,12 +37,15 @@ class Problem(NamedTuple):
     """What an objective may need.
 
     Attributes:
-      network: (params, x [B, ..., C], t [B], s=None) -> output. `s` [B] is a second time or a step size; None: not used.
+      network: (params, x [B, ..., C], t [B], s=None, without=False) -> output. `s` [B]: how far it is to step, in units of t,
+        for networks that take that. `without`: under the empty condition. x may be the first rows of the batch alone.
       params: the parameters to differentiate with respect to.
       ema: their running average, for objectives with a target network.
       step: the number of the update, int32 scalar.
       schedule, prediction, input_scale: the process; `make_objective` puts its own in their place.
       history: the losses that importance sampling of times looks at (`times.loss_history`).
+      dropped: bool [B], rows whose condition is the empty one; None: no row's is.
+      teacher: (x, t, without=False) -> output of a frozen model of the same process, for objectives that learn from one.
     """
 
     network: Callable[..., jax.Array]
@@ -53,6 +56,8 @@ class Problem(NamedTuple):
     prediction: PredictionType = "eps"
     input_scale: Callable[[Level], Any] | None = None
     history: History | None = None
+    dropped: jax.Array | None = None
+    teacher: Callable[..., jax.Array] | None = None
 
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.diffusion.clock import has_clock
 from ldm_jax.diffusion.denoiser import Network, make_denoiser
 from ldm_jax.diffusion.driver import unit_variance_scale
 from ldm_jax.diffusion.grids import GRIDS, make_grid
@@ -45,6 +46,11 @@ REFUSED: tuple[tuple[Callable[[Schedule, Any, Any, Any], bool], str], ...] = (
         ),
         "this sampler integrates eps and can't leave pure noise, where this schedule and grid start: use grid='karras' or "
         "'log_snr', or a sampler that integrates x0 (dpmpp_2m, unipc, ddim).",
+    ),
+    (
+        lambda schedule, prediction, sampler, grid: sampler == "flow_map" and not has_clock(schedule, prediction),
+        "this sampler takes averages of the velocity, which this prediction is not: it is for networks trained by mean_flow or "
+        "shortcut, in prediction='flow' with schedule='flow' or prediction='v' with a variance-preserving schedule.",
     ),
 )
 

@@ -60,7 +60,8 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
     has not begun is to start from, the networks that look at pictures, and the numbers that are to judge."""
     for stage in ("first_stage", "diffusion"):
         path = config[f"{stage}_train"]["start_from"]
-        begun = (workdir / stage / "checkpoints").exists()
+        kind = build.few_steps_kind(config) if stage == "diffusion" else None
+        begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
         if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
             raise ValueError(f"config.{stage}_train.start_from={path!r}: there is no such file or folder")
     if "first_stage" in config["stages"]:

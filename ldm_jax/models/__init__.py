@@ -17,7 +17,7 @@ from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.layers import nearest, sinusoidal_embedding
+from ldm_jax.models.layers import STEP_EMBEDDINGS, nearest, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
@@ -40,6 +40,7 @@ __all__ = [
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
+    "STEP_EMBEDDINGS",
     "Segmenter",
     "SpatialRescaler",
     "TinyDecoder",

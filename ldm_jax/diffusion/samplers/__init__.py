@@ -5,6 +5,7 @@
     multistep            lms plms pndm ipndm deis dpm_multistep dpmpp_2m dpmpp_3m          1 (plms 1 more, pndm 9 more)
                          dpmpp_2m_sde dpmpp_3m_sde
     exponential          dpm_solver unipc                                                  1
+    few_steps            flow_map, of networks that are told how far they step                 1
     singlestep           heun dpm2 dpm2_ancestral dpmpp_2s dpmpp_2s_ancestral edm          2 (1 for a step to clean)
     wrappers             churned restart                                                   those of what they wrap
     adaptive             sample_adaptive, a driver of its own                              2 per attempt
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ldm_jax.diffusion.samplers.exponential import dpm_solver, unipc
+from ldm_jax.diffusion.samplers.few_steps import flow_map
 from ldm_jax.diffusion.samplers.first_order import consistency, ddim, ddpm, euler, euler_ancestral, tcd
 from ldm_jax.diffusion.samplers.multistep import (
     deis,
@@ -48,7 +50,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     factory.__name__: factory
     for factory in (
         consistency, ddim, ddpm, deis, dpm2, dpm2_ancestral, dpm_multistep, dpm_solver, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s,
-        dpmpp_2s_ancestral, dpmpp_3m, dpmpp_3m_sde, edm, euler, euler_ancestral, heun, ipndm, lms, plms, pndm, tcd, unipc,
+        dpmpp_2s_ancestral, dpmpp_3m, dpmpp_3m_sde, edm, euler, euler_ancestral, flow_map, heun, ipndm, lms, plms, pndm, tcd,
+        unipc,
     )
 }
 
@@ -74,7 +77,8 @@ def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) ->
 
 
 __all__ = [
-    "SAMPLERS", "Sampler", "State", "churned", "consistency", "ddim", "ddpm", "deis", "dpm2", "dpm2_ancestral", "dpm_multistep",
-    "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde", "edm", "euler",
-    "euler_ancestral", "heun", "ipndm", "lms", "make_sampler", "plms", "pndm", "restart", "sample_adaptive", "tcd", "unipc",
+    "SAMPLERS", "Sampler", "State", "churned", "consistency", "ddim", "ddpm", "deis", "dpm2", "dpm2_ancestral",
+    "dpm_multistep", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde",
+    "edm", "euler", "euler_ancestral", "flow_map", "heun", "ipndm", "lms", "make_sampler", "plms", "pndm", "restart",
+    "sample_adaptive", "tcd", "unipc",
 ]

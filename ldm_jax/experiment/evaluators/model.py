@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax import api
+from ldm_jax import api, build
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
 from ldm_jax.training.state import TrainState
 
 PyTree = Any
+NOT_DRAWN = ("latents", build.TEACHER)  # constants that only the loss takes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,5 +24,5 @@ class Model:
 
     def params(self, state: TrainState) -> PyTree:
         """All that drawing takes, with the averaged weights, on every device."""
-        found = {**{name: part for name, part in self.constants.items() if name != "latents"}, **state.averaged}
+        found = {**{name: part for name, part in self.constants.items() if name not in NOT_DRAWN}, **state.averaged}
         return sharding.replicate(self.experiment.mesh, api.adapted(self.experiment.config, found))
