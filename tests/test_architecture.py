@@ -32,8 +32,8 @@ FILES = {
     "probes": {"data", "evaluation", "models", "training"},
     "retrieval": {"data", "models", "probes", "weights"},
     "scoring": {
-        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "probes", "retrieval", "training",
-        "weights", "workdir",
+        "api", "build", "conditioning", "data", "diffusion", "evaluation", "first_stage", "models", "probes", "retrieval",
+        "training", "weights", "workdir",
     },
     "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
     "api": {"build", "conditioning", "data", "diffusion", "first_stage", "models", "training", "weights"},
