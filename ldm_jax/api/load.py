@@ -100,6 +100,12 @@ def save(ldm: LatentDiffusion, path: str | Path, format: str = "diffusers") -> N
 
     Raises ValueError if there is something at `path`, or the format can't express the model.
     """
+    kind = build.few_steps_kind(ldm.config)
+    if kind and kind.sampler in ("flow_map", "consistency"):
+        raise ValueError(
+            f"this model predicts {kind.learns} (objective={ldm.config['diffusion']['objective']!r}), and programs that read "
+            f"format={format!r} would draw with it as with an ordinary model: keep its working directory"
+        )
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
     if scale.ndim or shift.ndim:
         if ldm.config["first_stage"]["kind"] != "kl":
