@@ -157,13 +157,14 @@ def load_workdir(
     stage_dtype = None if dtype is None else build.first_stage_dtype(config)
     # snapshots of the averages are of other steps than checkpoints
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
-    params = {"conditioner": load_conditioner(config, dtype), **kept}
-    params.pop(HISTORY, None)  # of training
-    if "lora" in params:
-        params = adapted(config, base_of(config, workdir, dtype) | params)
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
-        params |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
+        kept |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
+    if "lora" in kept:
+        params = adapted(config, kept | base_of(config, workdir, dtype))
+    else:
+        params = {"conditioner": load_conditioner(config, dtype), **kept}
+    params.pop(HISTORY, None)  # of training
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
     if config["conditioner"]["kind"] == "text":

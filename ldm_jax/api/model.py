@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ldm_jax import build, diffusion
-from ldm_jax.api import adapters, drawing, editing
+from ldm_jax.api import adapters, control, drawing, editing
 from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition
@@ -147,6 +147,12 @@ class LatentDiffusion:
         """This model with LoRAs merged into its parameters: a file or folder (peft, diffusers, kohya), factors from
         `read_lora`, or a list of these; `scale` is one number, or a list of one each. The compiled programs are shared."""
         return dataclasses.replace(self, params=adapters.with_lora(self.specification, self.params, lora, scale))
+
+    def with_control(self, path: Any) -> "LatentDiffusion":
+        """This model with a ControlNet, of a diffusers folder or a single file; see `control.with_control`."""
+        return LatentDiffusion(*control.with_control(self.specification, self.params, path))
+
+    control = _method(control.control)
 
     def save_lora(self, lora: PyTree, path: Any) -> None:
         """Writes factors as diffusers reads them; see `adapters.save_lora`."""

@@ -132,7 +132,9 @@ def count(cond: PyTree, num: int | None = None) -> int:
 
 
 def canvas(spec: Specification, cond: PyTree) -> tuple[int, ...]:
-    """The size in pixels of a condition that is a picture, or the training size."""
+    """The size in pixels of a condition that is a picture, or has one for a ControlNet; or the training size."""
+    if cond is not None and "hint" in cond:
+        return cond["hint"].shape[1:-1]
     if cond is not None and "concat" in cond:
         return tuple(side * spec.first_stage.factor for side in cond["concat"].shape[1:-1])
     return spec.image_size
@@ -159,6 +161,9 @@ def prepare(
     if cond is not None and "concat" in cond and cond["concat"].shape[1:-1] != shape[:-1]:
         there, here = (" x ".join(map(str, space)) for space in (cond["concat"].shape[1:-1], shape[:-1]))
         raise ValueError(f"the condition lies on {there} latent pixels, the picture on {here}: give both the same size")
+    if cond is not None and "hint" in cond and (cond["hint"].shape[1:-1] != tuple(size) or options.tile is not None):
+        there = " x ".join(map(str, cond["hint"].shape[1:-1]))
+        raise ValueError(f"the ControlNet's picture has {there} pixels, and must be as large as what is drawn, without tiles")
     negative, second = options.negative, options.image_guidance_scale
     if second is not None and spec.condition.image_guidance_scale is None:
         raise ValueError(

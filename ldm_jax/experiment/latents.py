@@ -24,6 +24,14 @@ def measure_latents(experiment: Experiment) -> None:
     config, section = experiment.config, experiment.config["latents"]
     path = experiment.workdir / "latents.json"
     stage, params = build.make_first_stage(config), experiment.first_stage_params()
+    adapts = build.make_lora(config)
+    if adapts and section["scale"]:
+        there = api.scale_of(config["diffusion_train"]["start_from"])
+        if not np.allclose(there[0], section["scale"], rtol=1e-3) or not np.allclose(there[1], section["shift"], atol=1e-6):
+            raise ValueError(
+                f"config.latents.scale={section['scale']}, shift={section['shift']}: the model that is adapted has {there[0]} "
+                f"and {there[1]}; leave config.latents.scale at 0"
+            )
     known = distributed.agreed(path.is_file())
     if known:
         api.load_scale(experiment.workdir)  # a damaged file is named now
@@ -32,7 +40,7 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
-        if build.make_lora(config) and not section["scale"]:  # a network that is only adapted knows no others
+        if adapts:  # a network that is only adapted knows no others
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
         distributed.on_first("latents.json", lambda: write_json(path, statistics))

@@ -11,6 +11,11 @@ Conditioning `cond` is None or a dict with any of
     "vector"   [B, D]        added to the time embedding through an MLP (num_classes="sequential") or a linear layer
                              ("continuous", D = 1)
     "label"    int [B]       class or noise level, looked up and added to the time embedding (num_classes an int)
+    "residuals"              what a ControlNet gives: added to the skips, in order, and to the middle
+    "hint"     [B, H', W', 3]  what a ControlNet is shown, in [0, 1], pixels
+
+A ControlNet (Zhang et al. 2023) is the way down of a U-Net that is shown a picture besides: with `hint_channels` this module
+is one, and gives residuals in place of an output. Names are those of `ControlNet` in lllyasviel/ControlNet `cldm/cldm.py`.
 """
 
 from collections.abc import Sequence
@@ -37,7 +42,7 @@ from ldm_jax.models.layers import (
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
 
-COND_KEYS = ("concat", "context", "vector", "label")
+COND_KEYS = ("concat", "context", "vector", "label", "residuals", "hint")
 
 
 class ResBlock(nn.Module):
@@ -122,6 +127,7 @@ class UNet(nn.Module):
     disable_middle_self_attn: bool = False
     num_classes: int | str | None = None
     adm_in_channels: int | None = None
+    hint_channels: Sequence[int] = ()
     # What diffusers configures and CompVis does not; its `downsample_padding` 0 pads below and to the right only.
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
@@ -142,7 +148,7 @@ class UNet(nn.Module):
         *,
         s: jax.Array | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> jax.Array | tuple[jax.Array, ...]:
         cond = self._checked(x, cond)
         out_dtype, context = x.dtype, cond.get("context")
         emb = constrain(self._embedding(t, cond, step_length(s, t, self.second_time)))
@@ -178,6 +184,8 @@ class UNet(nn.Module):
         parts = [x] + ([cond["concat"]] if "concat" in cond else [])
         h = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
         h = constrain(Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(h))
+        if self.hint_channels:
+            h = h + self._hint(cond["hint"])
         skips, widths = [h], [round(self.model_channels * mult) for mult in self.channel_mult]
         levels = len(widths)
         for level, width in enumerate(widths):
@@ -200,6 +208,13 @@ class UNet(nn.Module):
         h = res("middle_block_0", h, widths[-1])
         h = attend("middle_block_1", h, levels - 1, middle=True)
         h = res("middle_block_2", h, widths[-1])
+        if self.hint_channels:
+            given = [*skips, h]
+            names = [*(f"zero_convs_{i}_0" for i in range(len(skips))), "middle_block_out_0"]
+            return tuple(self._zero(name, part.shape[-1])(part).astype(out_dtype) for name, part in zip(names, given))
+        if "residuals" in cond:
+            *beside, last = (part.astype(self.dtype) for part in cond["residuals"])
+            skips, h = [skip + part for skip, part in zip(skips, beside, strict=True)], h + last
 
         index = 0
         for level in reversed(range(levels)):
@@ -223,6 +238,20 @@ class UNet(nn.Module):
         h = nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="out_0")(h))
         h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_2")(h)
         return constrain(h.astype(out_dtype))
+
+    def _zero(self, name: str, width: int) -> nn.Module:
+        """A linear layer that begins with nothing."""
+        return Dense(width, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name=name)
+
+    def _hint(self, hint: jax.Array) -> jax.Array:
+        """A picture, as features of the latents' size: halved between one of `hint_channels` and the next."""
+        h, layers = hint.astype(self.dtype), [(self.hint_channels[0], 1)]
+        for before, after in zip(self.hint_channels, self.hint_channels[1:]):
+            layers += [(before, 1), (after, 2)]
+        for i, (width, strides) in enumerate(layers):
+            h = nn.silu(Conv(width, strides=strides, dtype=self.dtype, name=f"input_hint_block_{2 * i}")(h))
+        name = f"input_hint_block_{2 * len(layers)}"
+        return Conv(self.model_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name=name)(h)
 
     def _embedding(self, t: jax.Array, cond: dict[str, jax.Array], s: jax.Array | None) -> jax.Array:
         """The time embedding and whatever is added to it, [B, 4 * model_channels]."""
@@ -274,9 +303,10 @@ class UNet(nn.Module):
             "context": self.context_dim,
             "vector": {"sequential": self.adm_in_channels, "continuous": 1}.get(self.num_classes),
             "label": 0 if isinstance(self.num_classes, int) else None,
+            "hint": 0 if self.hint_channels else None,
         }
         missing = [key for key, width in needs.items() if width is not None and key not in cond]
-        excess = [key for key in cond if key not in COND_KEYS or (key != "concat" and needs[key] is None)]
+        excess = [key for key in cond if key not in COND_KEYS or (key not in ("concat", "residuals") and needs[key] is None)]
         if missing or excess:
             raise ValueError(f"cond lacks {missing} and should not have {excess}; this U-Net takes {COND_KEYS} by fields")
         for key in ("context", "vector"):

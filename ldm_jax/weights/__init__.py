@@ -1,6 +1,7 @@
 """Reading and writing the world's checkpoints: CompVis, diffusers, flax. numpy only: neither jax nor torch."""
 
 from ldm_jax.weights.compvis_files import write as write_compvis
+from ldm_jax.weights.control_files import read as read_control
 from ldm_jax.weights.diffusers_writer import write as write_diffusers
 from ldm_jax.weights.dinov2 import read_dinov2
 from ldm_jax.weights.features import read_clip, read_discriminator, read_inception, read_lpips, read_tiny_decoder
@@ -17,6 +18,7 @@ __all__ = [
     "latent_factor",
     "read",
     "read_clip",
+    "read_control",
     "read_dinov2",
     "read_discriminator",
     "read_inception",

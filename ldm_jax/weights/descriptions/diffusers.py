@@ -138,6 +138,19 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
     return result | {name: value for name, (value, default) in usual.items() if value != default}
 
 
+_CONTROL = {
+    "conditioning_channels": (3,),
+    "controlnet_conditioning_channel_order": ("rgb",),
+    "global_pool_conditions": (False,),
+}
+
+
+def check_control(config: Mapping[str, Any], where: str) -> None:
+    """ValueError for what a ControlNet's config.json says that ours would not compute."""
+    read = _UNET_READ | {"conditioning_embedding_out_channels"}
+    _check(config, _UNET_FIXED | _CONTROL, read, where)
+
+
 def _cross_attention(config: Mapping[str, Any], levels: range, where: str) -> dict:
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     context, only = config.get("cross_attention_dim", 1280), config.get("only_cross_attention", False)

@@ -142,6 +142,23 @@ def unet(network: Mapping[str, Any]) -> Layout:
     return weights + conv("out.2", "conv_out", width, network["out_channels"])
 
 
+def controlnet(network: Mapping[str, Any]) -> Layout:
+    """All tensors of a ControlNet: a U-Net's way down, a small encoder of what it is shown, and a layer for every skip."""
+    weights = [weight for weight in unet(network) if not weight.name.startswith(("output_blocks.", "out."))]
+    hints, other = list(network["hint_channels"]), "controlnet_cond_embedding"
+    pairs = [(3, hints[0])] + [pair for a, b in zip(hints, hints[1:]) for pair in ((a, a), (a, b))]
+    for i, (into, out) in enumerate([*pairs, (hints[-1], network["model_channels"])]):
+        name = "conv_in" if i == 0 else "conv_out" if i == len(pairs) else f"blocks.{i - 1}"
+        weights += conv(f"input_hint_block.{2 * i}", f"{other}.{name}", into, out)
+    widths = [round(network["model_channels"] * multiplier) for multiplier in network["channel_mult"]]
+    skips = [network["model_channels"]]
+    for level, width in enumerate(widths):
+        skips += [width] * (per_level(network, "num_res_blocks", level) + (level < len(widths) - 1))
+    for i, width in enumerate(skips):
+        weights += pointwise(f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}", width, width)
+    return weights + pointwise("middle_block_out.0", "controlnet_mid_block", widths[-1], widths[-1])
+
+
 def _label_embedding(network: Mapping[str, Any], emb: int) -> Layout:
     classes = network.get("num_classes")
     if classes is None:
