@@ -44,9 +44,7 @@ class Specification:
         """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`) or a grid's name says otherwise; a
         grid given here ends clean. The same arguments give the same object: programs are compiled for it once."""
         if (sampler, grid) not in self._recipes:
-            recipe = build.make_recipe(self.config)
-            recipe = recipe if sampler is None else recipe.with_sampler(sampler)
-            self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
+            self._recipes[sampler, grid] = build.make_recipe(self.config, sampler, grid)
         return self._recipes[sampler, grid]
 
     def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:

@@ -43,19 +43,25 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any]) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
-    samplers do."""
+    samplers do. A sampler (a name or a `diffusion.Sampler`) and a grid's name that are given stand above the config's; a grid
+    given here ends clean. ValueError for names that can't be combined."""
     if "scheduler" in config:
         from ldm_jax.weights import schedulers
 
-        return schedulers.read(config["scheduler"])
+        recipe = schedulers.read(config["scheduler"])
+        recipe = recipe if sampler is None else recipe.with_sampler(sampler)
+        return recipe if grid is None else recipe.with_grid(grid)
     section = config["sampling"]
     return diffusion.make_recipe(
-        make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
-        end=section.get("end", "clean"),
-    )  # fmt: skip
+        make_schedule(config),
+        config["diffusion"]["prediction"],
+        section["sampler"] if sampler is None else sampler,
+        grid or section["grid"],
+        end="clean" if grid else section.get("end", "clean"),
+    )
 
 
 def make_network(config: Mapping[str, Any]) -> Any:
