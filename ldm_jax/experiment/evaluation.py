@@ -28,7 +28,8 @@ def evaluate(experiment: Experiment) -> None:
     images = draw(ldm.specification, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], mesh)
     found = {"validation": (*side_by_side(images, shown), shown.words)}
     results = {}
-    if config["data"]["source"] == "shapes" and config["conditioner"]["kind"] == "text":
+    asked = config["evaluation"]["prompts"]  # 0: none
+    if asked and config["data"]["source"] == "shapes" and config["conditioner"]["kind"] == "text":
         for objects in (1, 2):
             measured, drawn, words = check_shapes(experiment, ldm.specification, params, objects)
             results |= measured
