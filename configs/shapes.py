@@ -201,7 +201,7 @@ def get_config() -> ConfigDict:
     config.sampling.guidance_scale = 3.0  # how much the condition counts: 1 is off
 
     config.evaluation = ConfigDict()
-    config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back
+    config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back; 0: none
     config.evaluation.batch_size = 16  # pictures drawn at once, in training and evaluation
     config.evaluation.num = 0  # pictures whose distance from the training pictures is measured after training; 0: none
     config.evaluation.features = "auto"  # what looks at them: Inception where its weights are named, else a probe trained here

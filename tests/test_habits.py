@@ -130,6 +130,25 @@ def test_nonsense_in_any_field_is_refused_by_its_name(tmp_path):
     assert not left, "\n".join(left)
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"first_stage_loss__r1_weight": 1.0}, "r1_weight=1.0 has no effect without config.first_stage_loss.disc_weight"),
+        ({"first_stage_loss__lecam_weight": 0.1}, "lecam_weight=0.1 has no effect"),
+        ({"first_stage_loss__alternate": True}, "alternate=True has no effect"),
+        ({"first_stage_loss__disc_actnorm": True}, "disc_actnorm=True has no effect"),
+        ({"first_stage__unit_codes": True}, "unit_codes=True has no effect without config.first_stage.n_embed"),
+        ({"checkpoint__snapshots": 5}, "snapshots=5 has no effect without config.diffusion_train.post_hoc"),
+        ({"data__crop": "random"}, "crop='random': config.latents.cache=True would hold one crop"),
+        ({"data__short_side": 16}, "short_side=16: must be at least config.data.image_size=32"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(fields, message):
+    """Every field of the default: `test_fields.py`."""
+    with pytest.raises(ValueError, match=f"config.*{message}"):
+        check_numbers(config_of(**fields))
+
+
 def test_a_start_that_is_not_there_is_refused_before_anything_is_trained(tmp_path):
     for name in ("first_stage", "diffusion"):
         with pytest.raises(ValueError, match=f"config.{name}_train.start_from='.*nowhere': there is no such"):

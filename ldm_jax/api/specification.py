@@ -47,8 +47,7 @@ class Specification:
         name says otherwise; a grid given here ends clean. The same arguments give the same object: programs are compiled for it
         once."""
         if (sampler, grid) not in self._recipes:
-            recipe = build.make_recipe(self.config, sampler)
-            self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
+            self._recipes[sampler, grid] = build.make_recipe(self.config, sampler, grid)
         return self._recipes[sampler, grid]
 
     def apply(

@@ -197,6 +197,17 @@ CHOICES = {
 }
 
 
+# Fields that are off by default, and what is to be on beside them if they are to have an effect.
+NEEDS = {
+    **{
+        ("first_stage_loss", name): ("first_stage_loss", "disc_weight")
+        for name in ("r1_weight", "lecam_weight", "alternate", "disc_actnorm")
+    },
+    ("first_stage", "unit_codes"): ("first_stage", "n_embed"),
+    ("checkpoint", "snapshots"): ("diffusion_train", "post_hoc"),
+}
+
+
 def check_numbers(config: Mapping[str, Any]) -> None:
     """ValueError naming the first field, whole name and all, whose number can't be meant: negative, above one, not finite."""
     for section, fields in NUMBERS.items():
@@ -211,6 +222,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for (section, name), names in CHOICES.items():
         if name in config.get(section, {}):
             check_choice(config[section][name], names, f"config.{section}.{name}")
+    for (section, name), (other, field) in NEEDS.items():
+        if (value := config.get(section, {}).get(name)) and not config.get(other, {}).get(field):
+            raise ValueError(f"config.{section}.{name}={value} has no effect without config.{other}.{field}: set that as well")
     for section in ("first_stage_train", "diffusion_train"):
         train = config.get(section, {})
         if train.get("warmup_steps", 0) > train.get("steps", math.inf):
@@ -222,11 +236,29 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
+    check_crop(config)
     latents = config.get("latents", {})
     if latents.get("standardise") and (latents.get("scale") or latents.get("shift")):
         raise ValueError("config.latents.scale and shift are one for all channels: set latents.standardise=False beside them")
     if config.get("diffusion_train", {}).get("post_hoc") and not config["checkpoint"].get("snapshots", 0):
         raise ValueError("config.checkpoint.snapshots=0: must be at least 1 where config.diffusion_train.post_hoc is set")
+
+
+def check_crop(config: Mapping[str, Any]) -> None:
+    """ValueError for crops that pictures are too small for, or that the latents of an earlier stage would hold only one of."""
+    data, latents = config["data"], config.get("latents", {})
+    size = data["image_size"]
+    shortest, short_side = (size if isinstance(size, int) else min(size)), data.get("short_side", 0)
+    if 0 < short_side < shortest:
+        raise ValueError(
+            f"config.data.short_side={short_side}: must be at least config.data.image_size={size}, or 0, or -1 (not resized)"
+        )
+    first_stage = config["first_stage"]["kind"] != "none"
+    if data.get("crop") == "random" and latents.get("cache") and first_stage and "diffusion" in config["stages"]:
+        raise ValueError(
+            "config.data.crop='random': config.latents.cache=True would hold one crop of every picture; set it to False, or "
+            "crop='center'"
+        )
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

@@ -54,41 +54,47 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: Any = None) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
     samplers do.
 
-    `sampler`: another one, by name or ready made. A model that came with a scheduler of diffusers gets that of this name with
-    its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
-    "dpmpp_2m_karras", "LCMScheduler".
+    A sampler (a name or a `diffusion.Sampler`) and a grid's name that are given stand above the config's; a grid given here ends
+    clean. A model that came with a scheduler of diffusers gets that of the sampler's name with its own defaults
+    (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler: "dpmpp_2m_karras",
+    "LCMScheduler". ValueError for names that can't be combined.
     """
-    if sampler is not None:
-        return _with_sampler(config, sampler)
+    if isinstance(sampler, str) and (recipe := _by_schedulers_name(config, sampler)) is not None:
+        return recipe if grid is None else recipe.with_grid(grid)
     if "scheduler" in config:
         from ldm_jax.weights import schedulers
 
-        return schedulers.read(config["scheduler"])
+        recipe = schedulers.read(config["scheduler"])
+        recipe = recipe if sampler is None else recipe.with_sampler(sampler)
+        return recipe if grid is None else recipe.with_grid(grid)
     section = config["sampling"]
     return diffusion.make_recipe(
-        make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
-        end=section.get("end", "clean"),
-    )  # fmt: skip
+        make_schedule(config),
+        config["diffusion"]["prediction"],
+        section["sampler"] if sampler is None else sampler,
+        grid or section["grid"],
+        end="clean" if grid else section.get("end", "clean"),
+    )
 
 
-def _with_sampler(config: Mapping[str, Any], sampler: Any) -> diffusion.Recipe:
-    if isinstance(sampler, str):
-        from ldm_jax.weights import scheduler_names
+def _by_schedulers_name(config: Mapping[str, Any], sampler: str) -> diffusion.Recipe | None:
+    """What the scheduler of this name makes of the model's process; None where the name is that of a sampler alone."""
+    from ldm_jax.weights import scheduler_names
 
-        check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
-        of = config.get("scheduler")
-        if of is None and sampler not in diffusion.SAMPLERS:
-            of = scheduler_names.of_process(config["diffusion"])
-        if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
-            return found
-        if sampler not in diffusion.SAMPLERS:
-            raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
-    return make_recipe(config).with_sampler(sampler)
+    check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
+    of = config.get("scheduler")
+    if of is None and sampler not in diffusion.SAMPLERS:
+        of = scheduler_names.of_process(config["diffusion"])
+    if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
+        return found
+    if sampler not in diffusion.SAMPLERS:
+        raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
+    return None
 
 
 def make_network(config: Mapping[str, Any], **changes: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ldm_jax.diffusion.level import CLEAN, Level
+from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Level
 from ldm_jax.diffusion.schedules import Discrete, Schedule
 from ldm_jax.primitives.choices import choose
 
@@ -147,8 +147,8 @@ def _table_size(schedule: Schedule, spacing: str) -> int:
 
 def _ratios(schedule: Schedule, steps: int, low: float | None, high: float | None) -> tuple[float, float]:
     _check_steps(steps)
-    ends = [float(schedule(np.float64(t)).noise_ratio) for t in schedule.span]
-    ends = [ratio if 0 < ratio < np.inf else instead for ratio, instead in zip(ends, _RATIOS)]
+    ends = [schedule(np.float64(t)) for t in schedule.span]
+    ends = [float(e.noise_ratio) if e.alpha > PURE_NOISE and e.sigma > 0 else other for e, other in zip(ends, _RATIOS)]
     low, high = float(ends[0] if low is None else low), float(ends[1] if high is None else high)
     if not 0 < low < high < np.inf:
         raise ValueError(

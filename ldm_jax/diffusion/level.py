@@ -69,6 +69,8 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[jax.Array, Level], Prediction]
 
 CLEAN = Level(0.0, 1.0, 0.0)
+# Numbers below it that are to be divided by count as 0: an alpha so small leaves nothing of x0 in float32.
+PURE_NOISE = 1e-6
 
 
 def expand(a: Any, x: jax.Array) -> Any:

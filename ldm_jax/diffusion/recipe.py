@@ -18,13 +18,13 @@ from ldm_jax.diffusion.clock import has_clock
 from ldm_jax.diffusion.denoiser import Network, make_denoiser
 from ldm_jax.diffusion.driver import unit_variance_scale
 from ldm_jax.diffusion.grids import GRIDS, make_grid
-from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
+from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Denoiser, Level
 from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, of_schedule
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.primitives.choices import check_choice, choose
 
-# Samplers that integrate eps, from which no step leaves pure noise (alpha = 0).
+# Samplers that integrate eps, from which no step leaves pure noise (alpha < PURE_NOISE).
 EPS_SOLVERS = ("deis", "dpm2", "dpm2_ancestral", "ipndm", "lms", "plms", "pndm")
 # Grids whose first level is the noisiest of the schedule; karras and its like stop short of pure noise.
 FULL_GRIDS = ("linspace", "trailing")
@@ -148,5 +148,5 @@ def end_level(schedule: Schedule, end: str | Level) -> Level:
 
 
 def starts_at_pure_noise(schedule: Schedule) -> bool:
-    """Whether the schedule's noisiest level holds no signal, alpha = 0."""
-    return float(schedule(np.float64(schedule.span[1])).alpha) == 0
+    """Whether the schedule's noisiest level holds no signal: alpha is 0, or too small to be divided by."""
+    return float(schedule(np.float64(schedule.span[1])).alpha) < PURE_NOISE

@@ -48,6 +48,10 @@ class Discrete:
         object.__setattr__(self, "alpha_bar", table)
         object.__setattr__(self, "log_snr", np.maximum(log_snr, _FLOOR))
 
+    def __repr__(self) -> str:
+        """One line, for errors."""
+        return f"Discrete(alpha_bar {self.alpha_bar[0]:.4g} to {self.alpha_bar[-1]:.4g}, {self.size} entries)"
+
     @property
     def size(self) -> int:
         """The number N of entries."""

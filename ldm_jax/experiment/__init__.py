@@ -38,13 +38,19 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
     Raises:
       ValueError: a config that can't work, a working directory of another config, data that don't fit; before any compile.
       training.loop.Interrupted: asked to stop; the same call goes on from there.
+      OSError: something can't be written; once it can, the same call goes on.
     """
     began = time.monotonic()
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     check(config, Path(workdir))
-    with Experiment(config, Path(workdir), script) as experiment:
-        for name in config["stages"]:
-            STAGES[name](experiment)
+    try:
+        with Experiment(config, Path(workdir), script) as experiment:
+            for name in config["stages"]:
+                STAGES[name](experiment)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(workdir)  # a disk that is full doesn't say where
+        raise
     condition = experiment.condition
     experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")
 

@@ -31,7 +31,7 @@ def evaluate(experiment: Experiment) -> None:
     images = draw(ldm.specification, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], mesh)
     found = {"validation": (*side_by_side(images, shown), shown.words)}
     results = {}
-    if readable(config):
+    if config["evaluation"]["prompts"] and readable(config):  # 0: none
         for objects in (1, 2):
             measured, drawn, words = check_shapes(Model(experiment, ldm.specification, {}), params, objects)
             results |= measured

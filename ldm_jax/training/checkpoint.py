@@ -64,6 +64,7 @@ class Checkpoints:
         self._pending: concurrent.futures.Future | None = None
         self._failures, self._again_at, self._saved = 0, 0.0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._place = _place_of(self.folder)
         self._clear()
 
     def __enter__(self) -> "Checkpoints":
@@ -165,6 +166,8 @@ class Checkpoints:
         }
         self._saved += 1
         try:
+            if _place_of(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
+                raise FileNotFoundError("the folder is gone, or another is in its place")
             response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=sealed(meta))
         except Exception as error:
             self._pending = concurrent.futures.Future()
@@ -257,6 +260,15 @@ class Checkpoints:
             (self.folder / str(step)).rename(destination)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
+
+
+def _place_of(folder: Path) -> tuple[int, int] | None:
+    """Device and number of a folder, which tell it from another of its name; None if there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _parts(state: TrainState) -> dict[str, PyTree]:

@@ -134,7 +134,7 @@ class Log:
 
         path = self.folder / "images" / f"{name}_{step:07d}.png"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # but not `folder`: where that is gone, pictures are given up
             Image.fromarray(picture).save(path)
             if text:
                 files.write_text(path.with_suffix(".txt"), text)

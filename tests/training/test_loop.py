@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -373,3 +374,38 @@ def test_a_service_that_is_gone_is_given_up_and_nothing_else(tmp_path, monkeypat
         for step in (1, 2):
             log.scalars(step, {"train/loss": 0.5})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("until", [4, 100])
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path, monkeypatch, until):
+    """A disk that is unplugged: one line at the end; where it is there again in time, nothing was lost."""
+    monkeypatch.setattr("ldm_jax.training.checkpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ldm_jax.training.checkpoint.RETRIES", 2)
+
+    def unplug(state):
+        if int(state.step) == 3:
+            while until > 10 and not list(tmp_path.glob("disk/stage/checkpoints/2/commit_success.txt")):
+                time.sleep(0.01)  # a save under way would make its own folders anew
+            (tmp_path / "disk").rename(tmp_path / "unplugged")
+        if int(state.step) == until:
+            (tmp_path / "unplugged").rename(tmp_path / "disk")
+        return Report(images={"grid": (np.zeros((8, 8, 3), np.uint8), "words")})
+
+    (tmp_path / "disk").mkdir()
+    options = {"hooks": [Hook(1, unplug)], "checkpoint_every": 0 if until < 10 else 2, "log_every": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if until < 10:
+            run(tmp_path / "disk" / "stage", numbers, **options)
+        else:
+            with pytest.raises(OSError, match="could not be written .*the folder is gone") as error:
+                run(tmp_path / "disk" / "stage", numbers, **options)
+            assert "\n" not in str(error.value)
+            assert os.listdir(tmp_path) == ["unplugged"]
+            (tmp_path / "unplugged").rename(tmp_path / "disk")
+            with Checkpoints(tmp_path / "disk" / "stage" / "checkpoints") as checkpoints:
+                state = checkpoints.restore(jax.eval_shape(INIT, jax.random.key(0)))
+            assert int(state.step) == 2
+            run(tmp_path / "disk" / "stage", numbers, state=state, log_every=1)
+    assert [line["step"] for line in lines(tmp_path / "disk" / "stage")] == list(range(1, 11))
+    assert steps_in(tmp_path / "disk" / "stage" / "checkpoints")[-1] == 10 and os.listdir(tmp_path) == ["disk"]

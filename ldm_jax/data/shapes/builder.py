@@ -112,10 +112,14 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | Path, **config: Any) -> Shapes:
-    """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already."""
+    """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already. OSError where
+    they can't be; nothing half-written counts as there."""
     tfds.display_progress_bar(sys.stderr.isatty())
     builder = Shapes(config=ShapesConfig(**config), data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except RuntimeError as error:  # of the writer of records, whose disk is full
+        raise OSError(f"the data set shapes can't be written below {data_dir}: {str(error).splitlines()[0]}") from None
     return builder
 
 

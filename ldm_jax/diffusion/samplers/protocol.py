@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, expand
+from ldm_jax.diffusion.level import PURE_NOISE, Level, expand
 from ldm_jax.diffusion.parameterization import PredictionType, coefficients, determinant
 
 
@@ -49,7 +49,7 @@ def without_memory(sampler: Sampler, x: jax.Array, grid: Level, wrapper: str) ->
 
 def solvable(prediction: PredictionType, grid: Level) -> None:
     """ValueError if `prediction` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
-    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(prediction, grid[:-1])) < 1e-6):
+    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(prediction, grid[:-1])) < PURE_NOISE):
         raise ValueError(
             f"A solver in {prediction!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise "
             "use one that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun('flow')), or start the grid below it."
