@@ -179,7 +179,7 @@ def test_files_that_say_nothing_or_nonsense_are_refused_in_one_sentence(tmp_path
     flipped[whole.index(b"weights")] ^= 1
     for data in (b"", b"text", whole[:20], whole[:-20], bytes(flipped)):
         (tmp_path / "damaged.png").write_bytes(data)
-        with pytest.raises(ValueError, match="no PNG, or a damaged one"):
+        with pytest.raises(ValueError, match="no PNG, WebP or JPEG, or a damaged one"):
             read_record(tmp_path / "damaged.png")
     bomb = PngImagePlugin.PngInfo()
     bomb.add_itxt(CHUNK, " " * 2**22, zip=True)
