@@ -75,7 +75,8 @@ class Options:
 
     sampler         a name in `diffusion.SAMPLERS`, or a `diffusion.Sampler`; default: the config's, or that of the scheduler
                     that a diffusers folder came with. Compiled in, as are `steps` and `grid`.
-    steps, grid     how many, and at which levels (a name in `diffusion.GRIDS`)
+    steps, grid     how many, and at which levels: a name in `diffusion.GRIDS`, a function of the steps, or a `diffusion.Level`,
+                    which says how many
     guidance_scale  a number or [B], traced, except that the number 1.0 leaves the unconditional half out
     negative        the cond to steer away from; default the empty one
     tile, overlap   the canvas is denoised on windows of `tile` pixels that overlap by `overlap` (default half a tile) and agree
@@ -85,7 +86,7 @@ class Options:
 
     sampler: Any = None
     steps: int | None = None
-    grid: str | None = None
+    grid: Any = None
     guidance_scale: float | jax.Array | None = None
     negative: PyTree = None
     tile: int | None = None
@@ -144,7 +145,8 @@ def prepare(
 ) -> tuple[Plan, Guidance]:
     """For `num` pictures of `size` pixels; `strength` in (0, 1]: the part of the steps that is run."""
     defaults = spec.config["sampling"]
-    steps = defaults["steps"] if options.steps is None else options.steps
+    own = len(options.grid.alpha) - 1 if isinstance(options.grid, diffusion.Level) else defaults["steps"]
+    steps = own if options.steps is None else options.steps
     if isinstance(steps, bool) or int(steps) != steps or steps < 1:
         raise ValueError(f"steps={steps!r}: must be a whole number of at least 1")
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale

@@ -45,8 +45,7 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
     with Experiment(config, Path(workdir), script) as experiment:
         for name in config["stages"]:
             STAGES[name](experiment)
-    condition = experiment.condition
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, experiment.example())}")
 
 
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:

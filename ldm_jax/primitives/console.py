@@ -36,6 +36,12 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def called(otherwise: str) -> str:
+    """What this process was started as: "train.py", "ldm-train"; `otherwise` where it is neither."""
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("ldm-") or (name.endswith(".py") and name != "__main__.py") else otherwise
+
+
 def as_typed_again() -> str:
     """The command line of this process, to be pasted."""
     first = Path(sys.argv[0])
