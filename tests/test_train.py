@@ -238,7 +238,8 @@ def test_sample_writes_a_grid_and_single_pictures_and_overwrites_nothing(trained
     arguments += ["--prompt", "a red circle", "--prompt", "a green ring"]
     done = run(arguments, environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert Image.open(tmp_path / "out" / "grid.png").size == (2 * 34 + 2, 2 * 34 + 2)
+    width, height = Image.open(tmp_path / "out" / "grid.png").size
+    assert width == 2 * 34 + 2 and height > 2 * 34 + 2 + 2 * 10  # a line of words above each row
     assert len(list((tmp_path / "out").glob("0*.png"))) == 4
     again = run(arguments, environment)
     assert again.returncode == 1 and "holds pictures; choose another --out" in again.stderr
