@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import ldm_jax
+from ldm_jax.cli import sample
 from ldm_jax.cli.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
 from ldm_jax.cli.sample import Drawn, alone, choose_mode, draw, with_defaults, with_prompts
 from ldm_jax.cli.sample_command import main as command
@@ -296,3 +297,15 @@ def test_mistyped_flags_of_the_command_are_one_line(typed, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         command(["sample.py", *typed.split()])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "none"])
+def test_many_pictures_are_drawn_in_parts(monkeypatch, kind):
+    flags = {"num": 2, "seed": 9, "sampler": "ddpm"}
+    flags |= {"prompt": ["a red circle", "a blue star", "a star"], "negative": "red"} if kind == "text" else {"num": 6}
+    whole = draw(model(kind), flags)
+    monkeypatch.setattr(sample, "MOST_AT_ONCE", 4)
+    parts = draw(model(kind), flags)
+    assert parts.words == whole.words and len(parts.images) == 6
+    np.testing.assert_allclose(parts.images, whole.images, atol=1e-4)
