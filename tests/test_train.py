@@ -221,7 +221,7 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(overrid
 
 def test_a_typo_in_a_flag_is_named(environment, tmp_path):
     done = run(command(tmp_path / "new", **{"diffusion_train.bacth_size": 8}), environment)
-    assert done.returncode and 'Did you mean "batch_size"' in done.stderr
+    assert done.returncode == 1 and "no such field of the config. Did you mean 'batch_size'" in done.stderr
 
 
 def test_a_folder_of_ones_own_is_not_taken_for_a_workdir(environment, tmp_path):
