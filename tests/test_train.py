@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -106,7 +107,12 @@ def test_one_command_leaves_everything_a_user_expects(trained):
     assert list((workdir / "diffusion").glob("events*"))
     assert set(losses(workdir, "diffusion")) == {5, 10, 15, 20}
     assert "evaluation: 4 held-out prompts with 1 object: shape" in said
-    assert f"--workdir {workdir}" in said  # the closing lines say how to go on
+    for stage in ("first_stage", "diffusion"):
+        assert re.search(rf"{stage}: parameters: .* M; \d+ MB with the average .*; compiling\n", said)
+        assert re.search(rf"{stage}: compiled in \d+:\d\d; at most \d+\.\d\d GB of ", said)
+    assert "Downloading" not in said and "data: rendering shapes into" in said
+    last = said.strip().splitlines()[-1]  # a command that runs as it stands, with a condition that the model knows
+    assert re.search(rf"draw more +python \S*sample.py --workdir {workdir} --prompt ('.+'|\w+)$", last), last
     assert json.loads((workdir / "versions.json").read_text())["runs"][0]["jax"] == jax.__version__
 
 
