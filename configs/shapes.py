@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.data.label_column = "label"  # read only if it wants classes
     config.data.label_map_column = ""  # of semantic maps; "": what the source calls it
     config.data.boxes_column = ""  # of boxes and their classes, for layouts, such as "objects/bbox", "objects/label"
-    config.data.box_labels_column = ""
+    config.data.box_labels_column = ""  # the classes beside boxes_column
     config.data.image_size = 32  # the side, or (height, width)
     config.data.crop = "center"  # "center" | "random"
     config.data.short_side = 0  # resized so before the crop; 0: as small as the crop allows; -1: not resized
@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
     # single ones may be from the middle (1: anywhere). An easy mix, for about ten minutes; configs/shapes_all.py has all.
     config.data.counts = (0.9, 0.1, 0.0)
-    config.data.fills = (1.0, 0.0, 0.0)
-    config.data.spread = 0.3
+    config.data.fills = (1.0, 0.0, 0.0)  # as the lines above say
+    config.data.spread = 0.3  # as the lines above say
     config.data.in_memory = True  # keep decoded images in RAM
     config.data.workers = 0  # processes that decode; 0: one thread
 
@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
     config.first_stage_loss.reduction = "sum"  # over an image's numbers (KL models of the paper) | "mean" (VQ models)
     config.first_stage_loss.log_variance = 0.0  # of the decoder's output; the likelihood's, in pixels and LPIPS
-    config.first_stage_loss.kl_weight = 1e-4  # of the latents' KL divergence from N(0, 1)
+    config.first_stage_loss.kl_weight = 1e-4  # of the divergence from N(0, 1), KL only
     config.first_stage_loss.perceptual_weight = 0.0  # of LPIPS; 0: none
     config.first_stage_loss.perceptual_path = ""  # VGG16 of torchvision, or a CompVis first stage; "random": untrained
     config.first_stage_loss.perceptual_linear_path = ""  # LPIPS's linear layers, where perceptual_path lacks them
@@ -84,19 +84,19 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.disc_start = 0  # the step from which it counts
     config.first_stage_loss.disc_factor = 1.0  # of both sides' adversarial losses from then on
     config.first_stage_loss.disc_loss = "hinge"  # "hinge" | "vanilla"
-    config.first_stage_loss.disc_ndf = 64
-    config.first_stage_loss.disc_layers = 3
-    config.first_stage_loss.disc_actnorm = False  # ActNorm in place of batch normalisation
+    config.first_stage_loss.disc_ndf = 64  # channels of the discriminator's first layer
+    config.first_stage_loss.disc_layers = 3  # strided ones of the discriminator
+    config.first_stage_loss.disc_actnorm = False  # normalises by ActNorm in place of batch norm
     config.first_stage_loss.disc_learning_rate = 2e-4  # of Adam (0.5, 0.9); 0: the autoencoder's
-    config.first_stage_loss.r1_weight = 0.0
-    config.first_stage_loss.lecam_weight = 0.0
+    config.first_stage_loss.r1_weight = 0.0  # of the penalty of the discriminator's gradient
+    config.first_stage_loss.lecam_weight = 0.0  # of LeCam regularisation
     config.first_stage_loss.alternate = False  # True: a second forward pass for the discriminator, as in the reference
     config.first_stage_loss.codebook = "gradient"  # "gradient" | "ema": codes follow moving averages of their latents
-    config.first_stage_loss.codebook_weight = 1.0  # of the quantisation loss
+    config.first_stage_loss.codebook_weight = 1.0  # of all of the codebook's terms, VQ only
     config.first_stage_loss.codebook_decay = 0.99  # "ema" only
     config.first_stage_loss.codebook_kmeans = 0  # batches whose latents' clusters are the first codes; 0: random codes
     config.first_stage_loss.codebook_restart = 0.0  # "ema" only: codes met less often a step start again; 0: never
-    config.first_stage_loss.beta = 0.25
+    config.first_stage_loss.beta = 0.25  # of the commitment of latents to their codes, VQ only
     config.first_stage_loss.legacy_beta = False  # True: the reference's place for beta, on the codebook
     config.first_stage_loss.equivariance_weight = 0.0  # shrunk latents should decode to the shrunk image
     config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
@@ -122,9 +122,9 @@ def get_config() -> ConfigDict:
 
     config.latents = ConfigDict()
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
-    config.latents.shift = 0.0
+    config.latents.shift = 0.0  # taken off the latents before they are scaled
     config.latents.standardise = True  # every channel to mean 0 and deviation 1, instead of one scale and shift
-    config.latents.scale_batches = 64
+    config.latents.scale_batches = 64  # batches of the training set that scale and shift are measured on
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 
     config.network = ConfigDict()
@@ -196,7 +196,7 @@ def get_config() -> ConfigDict:
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS
-    config.sampling.steps = 20
+    config.sampling.steps = 20  # of the sampler
     config.sampling.grid = "trailing"  # at which levels: one of diffusion.GRIDS
     config.sampling.guidance_scale = 3.0  # how much the condition counts: 1 is off
 
@@ -216,14 +216,14 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below
     config.log.images_every = 600  # steps between sample grids
-    config.log.validation_every = 600  # steps between looks at held-out images
-    config.log.validation_images = 256
+    config.log.validation_every = 600  # steps between validations
+    config.log.validation_images = 256  # at most
     config.log.watchdog_seconds = 0.0  # all stacks are written out when no step ends for so long; 0: off
     config.log.wandb = ""  # a project of Weights & Biases (pip install wandb) that is told as well; "": none
     config.log.profile = (0, 0)  # the first and the last step to trace; (0, 0): none
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 300  # steps
+    config.checkpoint.every = 300  # steps between checkpoints; the last state is kept in any case
     config.checkpoint.snapshots = 0  # steps between snapshots of diffusion_train.post_hoc, which are all kept
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint

@@ -159,15 +159,19 @@ def command_line() -> str:
     return shlex.join(sys.argv)
 
 
-def summary(workdir: Path, condition: Any = None) -> str:
-    """Where everything is. `condition`: of the model that was trained, for a command that draws from it."""
-    example = {"prompt": '--prompt "..."', "label": "--label 0"}
-    flags = next((f" {text}" for flag, text in example.items() if flag in getattr(condition, "flags", ())), "")
+def beside(command: str) -> str:
+    """How to start another command as this process was started: "python sample.py", or "ldm-sample"."""
+    script = Path(sys.argv[0]).with_name(f"{command}.py")
+    return shlex.join(["python", str(script)]) if Path(sys.argv[0]).suffix == ".py" and script.is_file() else f"ldm-{command}"
+
+
+def summary(workdir: Path, told: str = "") -> str:
+    """Where everything is, and commands that run as they stand. `told`: what sample.py is told to draw from the model."""
     places = {
         "pictures": workdir / "evaluation",
-        "curves": f"tensorboard --logdir {workdir}, or {workdir}/*/metrics.jsonl",
+        "curves": f"tensorboard --logdir {shlex.quote(str(workdir))}, or {workdir}/*/metrics.jsonl",
         "weights": workdir / "diffusion" / "checkpoints",
-        "draw more": f"python sample.py --workdir {shlex.quote(str(workdir))}{flags}",
+        "draw more": f"{beside('sample')} --workdir {shlex.quote(str(workdir))}{' ' * bool(told)}{told}",
     }
     if not places["weights"].is_dir():  # a first stage alone
         places = {

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -115,7 +116,12 @@ def test_one_command_leaves_everything_a_user_expects(trained):
     assert set(judged) == {10, 20}
     step, score = best_in(workdir / "diffusion" / "checkpoints")
     assert -score == judged[step] == max(judged.values())
-    assert f"--workdir {workdir}" in said  # the closing lines say how to go on
+    for stage in ("first_stage", "diffusion"):
+        assert re.search(rf"{stage}: parameters: .* M; \d+ MB with the average .*; compiling\n", said)
+        assert re.search(rf"{stage}: compiled in \d+:\d\d; at most \d+\.\d\d GB of ", said)
+    assert "Downloading" not in said and "data: rendering shapes into" in said
+    last = said.strip().splitlines()[-1]  # a command that runs as it stands, with a condition that the model knows
+    assert re.search(rf"draw more +python \S*sample.py --workdir {workdir} --prompt ('.+'|\w+)$", last), last
     assert json.loads((workdir / "versions.json").read_text())["runs"][0]["jax"] == jax.__version__
 
 
@@ -229,7 +235,7 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(overrid
 
 def test_a_typo_in_a_flag_is_named(environment, tmp_path):
     done = run(command(tmp_path / "new", **{"diffusion_train.bacth_size": 8}), environment)
-    assert done.returncode and 'Did you mean "batch_size"' in done.stderr
+    assert done.returncode == 1 and "no such field of the config. Did you mean 'batch_size'" in done.stderr
 
 
 def test_a_folder_of_ones_own_is_not_taken_for_a_workdir(environment, tmp_path):
@@ -246,7 +252,8 @@ def test_sample_writes_a_grid_and_single_pictures_and_overwrites_nothing(trained
     arguments += ["--prompt", "a red circle", "--prompt", "a green ring"]
     done = run(arguments, environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert Image.open(tmp_path / "out" / "grid.png").size == (2 * 34 + 2, 2 * 34 + 2)
+    width, height = Image.open(tmp_path / "out" / "grid.png").size
+    assert width == 2 * 34 + 2 and height > 2 * 34 + 2 + 2 * 10  # a line of words above each row
     assert len(list((tmp_path / "out").glob("0*.png"))) == 4
     again = run(arguments, environment)
     assert again.returncode == 1 and "Traceback" not in again.stderr

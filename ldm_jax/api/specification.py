@@ -42,13 +42,16 @@ class Specification:
         """The spatial shape in pixels of training."""
         return build.image_size(self.config)
 
-    def recipe(self, sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
-        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid's
-        name says otherwise; a grid given here ends clean. The same arguments give the same object: programs are compiled for it
-        once."""
-        if (sampler, grid) not in self._recipes:
-            self._recipes[sampler, grid] = build.make_recipe(self.config, sampler, grid)
-        return self._recipes[sampler, grid]
+    def recipe(self, sampler: Any = None, grid: Any = None) -> diffusion.Recipe:
+        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid (a
+        name, a function of the steps, or a `diffusion.Level`) says otherwise; a named grid ends clean. The same arguments give
+        the same object: programs are compiled for it once."""
+        asked = sampler, grid
+        if isinstance(grid, diffusion.Level):  # arrays, which have no hash
+            asked = sampler, tuple(np.asarray(x).tobytes() for x in (grid.t, grid.alpha, grid.sigma))
+        if asked not in self._recipes:
+            self._recipes[asked] = build.make_recipe(self.config, sampler, grid)
+        return self._recipes[asked]
 
     def apply(
         self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None

@@ -54,15 +54,15 @@ def make_schedule(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
     samplers do.
 
-    A sampler (a name or a `diffusion.Sampler`) and a grid's name that are given stand above the config's; a grid given here ends
-    clean. A model that came with a scheduler of diffusers gets that of the sampler's name with its own defaults
-    (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler: "dpmpp_2m_karras",
-    "LCMScheduler". ValueError for names that can't be combined.
+    A sampler (a name or a `diffusion.Sampler`) and a grid (see `diffusion.Recipe.with_grid`) that are given stand above the
+    config's; a named grid given here ends clean. A model that came with a scheduler of diffusers gets that of the sampler's name
+    with its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
+    "dpmpp_2m_karras", "LCMScheduler". ValueError for names that can't be combined.
     """
     if isinstance(sampler, str) and (recipe := _by_schedulers_name(config, sampler)) is not None:
         return recipe if grid is None else recipe.with_grid(grid)
@@ -77,8 +77,8 @@ def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: str | None
         make_schedule(config),
         config["diffusion"]["prediction"],
         section["sampler"] if sampler is None else sampler,
-        grid or section["grid"],
-        end="clean" if grid else section.get("end", "clean"),
+        section["grid"] if grid is None else grid,
+        end=section.get("end", "clean") if grid is None else "clean",
     )
 
 

@@ -18,7 +18,7 @@ import jax
 
 from ldm_jax import api, build, scoring
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import Parser, called, print_anything
 from ldm_jax.scoring.evaluate import SPLITS, Request
 from ldm_jax.scoring.features import RESIZE
 from ldm_jax.training import distributed
@@ -26,11 +26,11 @@ from ldm_jax.training.checkpoint import best_in, steps_in
 from ldm_jax.workdir import use_compilation_cache
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """All flags."""
     own = Request()
-    made = argparse.ArgumentParser(
-        prog="python -m ldm_jax.evaluation",
+    made = Parser(
+        prog=called("python -m ldm_jax.evaluation"),
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,

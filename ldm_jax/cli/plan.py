@@ -7,7 +7,6 @@ The real training step is compiled ahead of time for every mesh and topology tha
 memory, operations, traffic. No chip, no data and no weights are needed. Without libtpu there is the analytic part alone.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -15,14 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.cli import configs
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import Parser, print_anything
 
 GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table, or JSON lines; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ldm_jax.plan", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ldm_jax.plan", description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="a file of configs/, or its name")
     parser.add_argument("--stage", choices=("first_stage", "diffusion"), help="default: the diffusion model")
     parser.add_argument("--topology", action="append", default=[], help="such as v5e:2x2, v5p:4x4x4, cpu:8; repeatable")

@@ -47,6 +47,7 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
 }
 ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
+MOST_AT_ONCE = 64  # plain samples; more are drawn in parts of so many, which differ in rounding only
 EMPTY = {"texts": [], "switch": False}
 
 
@@ -222,6 +223,8 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         film = _film(ldm, flags, key, values, words, options)
         return film if index is None else Drawn(film.images[index : index + 1], film.words, 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
+    if name == "sample" and len(words) > MOST_AT_ONCE:
+        return Drawn(_in_parts(ldm, flags, first, values, len(words), options), words, num)
     if name in ("sample", "panorama", "variation"):
         beside = int(name == "variation" and index is not None)  # all take the noise of the first, which is drawn with it
         if name == "variation":
@@ -249,6 +252,22 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     else:
         images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options), **options)
     return Drawn(np.asarray(images[:, :height, :width]), words, num)
+
+
+def _in_parts(
+    ldm: LatentDiffusion, flags: Flags, key: jax.Array, values: list[Any], count: int, options: dict[str, Any]
+) -> np.ndarray:
+    """`count` pictures of `sample`, MOST_AT_ONCE at a time, so that there is one compilation and memory for as many."""
+    images = []
+    for start in range(0, count, MOST_AT_ONCE):
+        rows = np.minimum(np.arange(start, start + MOST_AT_ONCE), count - 1)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+        cond = _embedded(ldm, flags, [values[row] for row in rows] if values else [], options)
+        images.append(np.asarray(ldm.sample(ldm.params, keys, cond, num=len(rows), **options))[: count - start])
+    images = np.concatenate(images)
+    if ldm.condition.kind == "semantic":
+        images = images[:, : values[0].shape[0], : values[0].shape[1]]
+    return images
 
 
 def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from ldm_jax.cli.records import records, repeated, told
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
 from ldm_jax.pictures import FORMATS, save_film, save_pictures
 from ldm_jax.primitives.choices import check_choice, did_you_mean
-from ldm_jax.primitives.console import as_typed
+from ldm_jax.primitives.console import as_typed, called
 from ldm_jax.workdir import make_samples_folder, use_compilation_cache
 
 DEFINE = {
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     """The command. ValueError or OSError for what can't work."""
     if any(re.fullmatch(r"--?h(elp(full|short)?)?", each) for each in arguments[1:]):
         known = {**COMMAND_FLAGS, **all_flags()}
-        print(__doc__ + "\nFlags:\n" + "\n".join(f"  --{name:15} {text}" for name, (_, _, text) in known.items()))
+        about = "\n".join(f"  --{name:15} {text}" for name, (_, _, text) in known.items())
+        print(f"{__doc__.replace('sample.py', called('sample.py'))}\nFlags:\n{about}")
         return
     flag = parse(arguments)
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from ldm_jax.cli import configs
 from ldm_jax.primitives.choices import did_you_mean
-from ldm_jax.primitives.console import as_typed_again, print_anything, quiet, stop_on_sigterm
+from ldm_jax.primitives.console import as_typed_again, called, print_anything, quiet, stop_on_sigterm
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _CONFIG_FIELD = re.compile(r"--?(no)?config\.[\w.]+")
@@ -122,8 +122,9 @@ def helped_with(group: str, arguments: Sequence[str]) -> str:
         default = configs.load(configs.find(configs.DEFAULT)[0])
         groups = ", ".join(["config", *(name for name, value in default.items() if hasattr(value, "keys"))])
         return (
-            f"{__doc__}\nFlags:\n{about}\n\nAny field of a config can be overridden, --config.GROUP.FIELD=VALUE. --help=GROUP "
-            f"shows them: {groups}\n\nConfigs (--config=NAME):\n{configs.listing()}"
+            f"{__doc__.replace('train.py', called('train.py'))}\nFlags:\n{about}\n\n"
+            f"Any field of a config can be overridden, --config.GROUP.FIELD=VALUE. --help=GROUP shows them: {groups}\n\n"
+            f"Configs (--config=NAME):\n{configs.listing()}"
         )
     chosen = next((a.split("=", 1)[1] for a in tidy(arguments) if re.match(r"--?config=", a)), configs.DEFAULT)
     path, argument = configs.find(chosen)

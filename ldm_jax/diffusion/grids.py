@@ -15,8 +15,10 @@ import numpy as np
 from scipy import special
 
 from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Level
-from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.primitives.choices import choose
+
+GridLike = str | Level | Callable[[int], Level]  # a name in `GRIDS`, levels, or a function of the number of steps
 
 
 def from_times(schedule: Schedule, times: Any, end: Level = CLEAN) -> Level:
@@ -168,6 +170,16 @@ GRIDS: dict[str, Callable[..., Level]] = {
 }
 
 
-def make_grid(name: str, schedule: Schedule, steps: int, **options: Any) -> Level:
-    """The grid called `name` in `GRIDS`, for `steps` steps."""
-    return choose(GRIDS, name, "grid")(schedule, steps, **options)
+def make_grid(name: GridLike, schedule: str | Schedule, steps: int, **options: Any) -> Level:
+    """The grid called `name` in `GRIDS`, for `steps` steps. One of your own, a function of the steps or a Level of so many, is
+    checked and stays as it is. ValueError for a Level of other steps, and for options of what has its own."""
+    if isinstance(name, str):
+        return choose(GRIDS, name, "grid")(make_schedule(schedule), steps, **options)
+    levels = name(steps) if callable(name) else name
+    if not isinstance(levels, Level) or np.ndim(levels.alpha) != 1 or len(levels.alpha) != steps + 1:
+        raise ValueError(
+            f"grid is a {type(name).__name__}: give a name, a Level of {steps + 1} levels for {steps} steps, or a function of "
+            "the number of steps that gives such a Level"
+        )
+    check_grid(levels)
+    return levels

@@ -23,7 +23,7 @@ import numpy as np
 from ldm_jax.diffusion.denoiser import Network, from_x0
 from ldm_jax.diffusion.level import CLEAN, Level, Prediction, diffuse, expand
 from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, of_schedule, predict, target
-from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.diffusion.times import TIMES, History, Times, importance, make_times
 from ldm_jax.diffusion.weightings import Weighting, make_weighting, variational_bound
 from ldm_jax.primitives.arrays import row_normal
@@ -85,7 +85,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def make_objective(
-    schedule: Schedule,
+    schedule: str | Schedule,
     prediction: PredictionType,
     *,
     weighting: str | Weighting = "simple",
@@ -103,6 +103,7 @@ def make_objective(
     """The diffusion loss as an objective: mean over rows of weight * loss, with the process given here.
 
     Args:
+      schedule: one of `SCHEDULES`, or its name.
       weighting, times, loss: names in `WEIGHTINGS`, `TIMES` (or "importance", Nichol & Dhariwal 2021, which reads
         `problem.history`) and `LOSSES`, or functions; the `.._options` are those of a named one's factory.
       offset_noise: strength of N(0, 1) per row and channel that is added to the noise (Guttenberg 2023); 0 is off.
@@ -123,6 +124,7 @@ def make_objective(
     Raises:
       ValueError: an unknown name, a negative strength or weight, a learned variance without a table or a bound.
     """
+    schedule = make_schedule(schedule)
     strengths = {"offset_noise": offset_noise, "input_perturbation": input_perturbation}
     for name, value in (strengths | {"simple_weight": simple_weight, "elbo_weight": elbo_weight}).items():
         if not 0 <= value < np.inf:

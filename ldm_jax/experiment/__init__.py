@@ -51,8 +51,7 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
         if error.errno and error.filename is None:
             error.filename = str(workdir)  # a disk that is full doesn't say where
         raise
-    condition = experiment.condition
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, experiment.example())}")
 
 
 def check(config: Mapping[str, Any], workdir: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,17 +13,17 @@ from typing import Any
 
 import jax
 
-from ldm_jax import api, build
+from ldm_jax import api, build, models
 from ldm_jax.conditioning import Condition
 from ldm_jax.data.pipeline import batches, in_memory
-from ldm_jax.data.source import describe
+from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Report, train
-from ldm_jax.training.metrics import Log
+from ldm_jax.training.metrics import Log, clock
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import TrainState
 from ldm_jax.workdir import check_workdir, open_workdir
@@ -90,6 +92,50 @@ class Experiment:
         self.say(f"data: {describe(source)} to {split} on ({source.info.name}; {time.monotonic() - began:.0f} s)")
         return source
 
+    def example(self) -> str:
+        """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""
+        condition, source = self.condition, Spread(self.sources["validation"], 100)
+        flag = next((name for name in ("prompt", "label") if name in condition.flags), None)
+        for i in range(len(source) if flag else 0):
+            said = condition.in_words(source[i], source.info)
+            try:
+                condition.parse([said])
+            except ValueError:  # a caption with words of its own, or too long for a prompt
+                continue
+            return f"--{flag} {shlex.quote(said)}"
+        return ""
+
+    def _compiling(self, name: str, step: Callable, what: str) -> Callable:
+        """The step, which says what it is and that it is compiled when it is called first, and how long that took."""
+        done = []
+
+        def call(*arguments: Any) -> Any:
+            if done:
+                return step(*arguments)
+            began = time.monotonic()
+            self._log.say(f"{name}: {what}; compiling")
+            result = step(*arguments)
+            self._log.say(f"{name}: compiled in {clock(time.monotonic() - began)}; {memory_in_words()}")
+            done.append(True)
+            return result
+
+        return call
+
+    def _said_first(self, name: str, run: Callable[[TrainState], Report]) -> Callable[[TrainState], Report]:
+        """A hook that says how long it took the first time, with its compilation, if that was long."""
+        done = []
+
+        def call(state: TrainState) -> Report:
+            began = time.monotonic()
+            report = run(state)
+            if not done and (took := time.monotonic() - began) >= 2:
+                what = "a validation" if report.scalars else "pictures on the way"
+                self._log.say(f"{name}: {what} took {clock(took)}, the first time with compiling")
+            done.append(True)
+            return report
+
+        return call
+
     def first_stage_params(self) -> PyTree:
         """The trained first stage, on this process's default device."""
         return api.load_first_stage(self.config, self.workdir, dtype=build.first_stage_dtype(self.config))
@@ -151,14 +197,15 @@ class Experiment:
             if start:
                 self.say(f"{name}: going on from step {start}")
             step = program.compile(self.mesh, constants)
-            hooks = make_hooks()
+            hooks = [Hook(hook.every, self._said_first(name, hook.run)) for hook in make_hooks()]
             if program.post_hoc:
                 snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
                 hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
             with Log(folder, name, steps, start, log.get("wandb", ""), self.config) as record:
+                self._log = record
                 train(
                     state,
-                    step,
+                    self._compiling(name, step, in_words(shapes)),
                     make_batches,
                     steps=steps,
                     key=key_of(self.config["seed"]),
@@ -173,6 +220,27 @@ class Experiment:
                     watchdog_seconds=log.get("watchdog_seconds", 0.0),
                     profile=tuple(log.get("profile", (0, 0))),
                 )
+
+
+def in_words(shapes: TrainState) -> str:
+    """How large a state is: parameters by part, and the memory of all of it."""
+    parts = {part: models.count(tree) for part, tree in shapes.params.items()} if isinstance(shapes.params, Mapping) else {}
+    said = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items() if count)
+    kept = jax.tree.leaves((shapes.params, shapes.ema, shapes.opt_state, shapes.post_hoc))
+    size = sum(x.size * x.dtype.itemsize for x in kept)
+    return f"parameters: {said}; {size / 2**20:.0f} MB with the average and the optimizer's state"
+
+
+def memory_in_words() -> str:
+    """The most memory so far: of the first device where it says so, else of this process."""
+    if found := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        return f"at most {found / 2**30:.2f} GB of the device's memory so far"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "memory unknown"
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"at most {most / 2**30:.2f} GB of memory so far"
 
 
 def take_snapshot(snapshots: Checkpoints, state: TrainState) -> Report:

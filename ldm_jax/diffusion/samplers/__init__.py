@@ -43,7 +43,7 @@ from ldm_jax.diffusion.samplers.singlestep import (
     restart,
     sample_adaptive,
 )
-from ldm_jax.diffusion.schedules import Schedule
+from ldm_jax.diffusion.schedules import Schedule, make_schedule
 from ldm_jax.primitives.choices import check_choice, choose
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -56,13 +56,19 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def make_sampler(name: str, schedule: Schedule | None = None, **options: Any) -> Sampler:
+def make_sampler(name: str | Sampler, schedule: str | Schedule | None = None, **options: Any) -> Sampler:
     """The sampler called `name` in `SAMPLERS`, with what it needs of the schedule: seven samplers evaluate between the levels
     of the grid, and `heun` integrates flow instead of eps where the schedule starts at pure noise, which eps can't leave.
+    A sampler that is made already stays as it is.
 
     Raises:
       ValueError: an unknown name or option, or no schedule for a sampler that can't do without.
     """
+    if isinstance(name, Sampler) and not options:
+        return name
+    if not isinstance(name, str):
+        raise ValueError(f"sampler={name!r}: give a name, with options, or a Sampler, which has its own")
+    schedule = None if schedule is None else make_schedule(schedule)
     factory = choose(SAMPLERS, name, "sampler")
     known = inspect.signature(factory).parameters
     for option in options:

@@ -28,7 +28,20 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`init(x, grid) -> State` before the first step, and `step(state, denoise, level, next_level, key) -> State`."""
+    """What a sampler is: two pure functions. One of your own is such a pair, and is taken wherever a name in `SAMPLERS` is.
+
+        init(x, grid) -> State(x, x0, memory)                          before the first step
+        step(state, denoise, level, next_level, key) -> State          one step of the grid, from noisy to clean
+
+    x [B, ...] is at grid[0]; denoise(x, level) -> Prediction(x0, eps) may be called as often as the solver needs. `key` is a
+    typed key of this step, or None for deterministic sampling. DDIM, whole:
+
+        def step(state, denoise, level, next_level, key):
+            x0, eps = denoise(state.x, level)
+            return State(next_level.alpha * x0 + next_level.sigma * eps, x0)
+
+        ddim = Sampler(lambda x, grid: State(x, x), step)
+    """
 
     init: Callable[[jax.Array, Level], State]
     step: Callable[..., State]
