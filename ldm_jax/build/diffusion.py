@@ -60,9 +60,9 @@ def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None
     samplers do.
 
     A sampler (a name or a `diffusion.Sampler`) and a grid (see `diffusion.Recipe.with_grid`) that are given stand above the
-    config's; a named grid given here ends clean. A model that came with a scheduler of diffusers gets that of the sampler's name
-    with its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
-    "dpmpp_2m_karras", "LCMScheduler". ValueError for names that can't be combined.
+    config's; a named grid given here ends clean. A model that came with a scheduler of diffusers gets that of the sampler's
+    name with its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a
+    scheduler: "dpmpp_2m_karras", "LCMScheduler". ValueError for names that can't be combined.
     """
     if isinstance(sampler, str) and (recipe := _by_schedulers_name(config, sampler)) is not None:
         return recipe if grid is None else recipe.with_grid(grid)
