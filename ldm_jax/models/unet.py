@@ -135,6 +135,7 @@ class UNet(nn.Module):
     freq_shift: float = 0.0
     downsample_padding: int = 1
     second_time: bool = False
+    middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
@@ -171,6 +172,8 @@ class UNet(nn.Module):
             heads, dim_head = self._heads(h.shape[-1], level)
             common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
             if not self.use_spatial_transformer:
+                if middle and self.middle_attention_groups is not None:
+                    common["num_groups"] = self.middle_attention_groups
                 block = remat(AttentionBlock, self.remat)
                 return constrain(block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h))
             depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
