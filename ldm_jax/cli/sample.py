@@ -45,8 +45,9 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
+    "image_guidance_scale": ("number", None, "How much --picture counts, for models that are told one and a prompt."),
 }
-ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale")  # have a meaning in every mode
+ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale", "image_guidance_scale")  # have a meaning in every mode
 MOST_AT_ONCE = 64  # plain samples; more are drawn in parts of so many, which differ in rounding only
 EMPTY = {"texts": [], "switch": False}
 
@@ -205,6 +206,8 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     index = flags["index"]
     flags = flags if index is None else alone(ldm, flags, index)
     options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    if flags["image_guidance_scale"] is not None:
+        options["image_guidance_scale"] = flags["image_guidance_scale"]
     if flags["tiled"]:
         options["tile"] = max(ldm.specification.image_size)
     if flags["strength"] is not None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.weights import (
-    class_names,
     compvis_files,
     files,
     layouts,
