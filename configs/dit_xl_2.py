@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.network.mlp_ratio = 4.0
     config.network.num_classes = 1000
     config.network.learn_sigma = False
+    config.network.second_time = False
     config.conditioner = ConfigDict()
     config.conditioner.kind = "label"
     config.conditioner.n_classes = 1000

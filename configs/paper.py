@@ -120,6 +120,7 @@ def unet() -> ConfigDict:
     network.use_scale_shift_norm = False
     network.resblock_updown = False
     network.dropout = 0.0
+    network.second_time = False
     return network
 
 

@@ -3,10 +3,21 @@
     ldm = ldm_jax.load("runs/shapes")
     cond = ldm.embed(ldm.params, ["a red circle"] * 4)
     images = ldm.sample(ldm.params, jax.random.key(0), cond, sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
+
+load(path)          of a working directory, a diffusers folder, a CompVis checkpoint or "hf:owner/name" -> LatentDiffusion
+save(ldm, path)     writes what diffusers reads, or, with format="compvis", CompVis's programs
+LatentDiffusion     sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama; embed,
+                    encode, decode, apply, denoiser
+
+Rooms that can be used alone: diffusion (schedules, samplers, guidance, objectives), models (the networks), training, data,
+weights (the world's checkpoints), evaluation. Commands: ldm-train, ldm-sample, ldm-eval, ldm-weights.
 """
 
+import importlib
+
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "LatentDiffusion", "apply_lora", "load", "load_lora", "save"]
+ROOMS = ("data", "diffusion", "evaluation", "models", "training", "weights")
+__all__ = ["Autoencoder", "LatentDiffusion", "apply_lora", "load", "load_lora", "save", *ROOMS]
 
 
 def __dir__() -> list[str]:
@@ -15,6 +26,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str):
     # Imported when first used: the rooms below can be used alone, and reading weights needs no jax.
+    if name in ROOMS:
+        return importlib.import_module(f"ldm_jax.{name}")
     if name in __all__:
         from ldm_jax import api
 

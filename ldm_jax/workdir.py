@@ -1,4 +1,4 @@
-"""The working directory of an experiment: whose it is, what ran in it, and the pictures in it."""
+"""The working directory of an experiment: whose it is, what ran in it, and where pictures go in it."""
 
 import importlib.metadata
 import itertools
@@ -8,18 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.primitives.files import leftovers, read_json, write_json, write_text
 from ldm_jax.training import lock
-from ldm_jax.training.metrics import image_grid, to_uint8
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
 FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
@@ -29,14 +25,21 @@ PATHS = (
     "conditioner.tokenizer", "conditioner.database", "data.path", "data.palette", "evaluation.inception_path",
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path",
 )  # fmt: skip
-FREE_FIELDS = ("compiler", "stages", "data.workers", "data.in_memory", *PATHS)
+FREE_FIELDS = (
+    "compiler", "stages", "data.workers", "data.in_memory", "first_stage_train.best", "first_stage_train.patience",
+    "diffusion_train.best", "diffusion_train.patience", *PATHS,
+)  # fmt: skip
 NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
     "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
     "latents": {"standardise": False},
-    "diffusion": {"offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0},
+    "network": {"second_time": False},
+    "diffusion": {
+        "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",
+        "options": {},
+    },
 }
 
 
@@ -95,9 +98,10 @@ def with_defaults(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     return {**then, **sections}
 
 
-def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json, paths in it absolute, and appends to versions.json what runs now. The caller holds the directory
-    (`lock.hold`): what killed processes left half-written goes."""
+def open_workdir(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
+    """Writes config.json, its paths absolute, and, if there is a `script`, the text of a file that gives it, config.py;
+    appends to versions.json what runs now. The caller holds the directory (`lock.hold`): what killed processes left
+    half-written goes."""
     workdir.mkdir(parents=True, exist_ok=True)
     for path in leftovers(workdir):
         path.unlink(missing_ok=True)
@@ -105,6 +109,8 @@ def open_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     stored = absolute(config)
     if not path.is_file() or read_json(path) != stored:
         write_json(path, stored)
+    if script and not (workdir / "config.py").exists():
+        write_text(workdir / "config.py", script)
     path = workdir / "versions.json"
     try:
         found = read_json(path, expect=(dict, list)) if path.is_file() else []
@@ -153,15 +159,19 @@ def command_line() -> str:
     return shlex.join(sys.argv)
 
 
-def summary(workdir: Path, condition: Any = None) -> str:
-    """Where everything is. `condition`: of the model that was trained, for a command that draws from it."""
-    example = {"prompt": '--prompt "..."', "label": "--label 0"}
-    flags = next((f" {text}" for flag, text in example.items() if flag in getattr(condition, "flags", ())), "")
+def beside(command: str) -> str:
+    """How to start another command as this process was started: "python sample.py", or "ldm-sample"."""
+    script = Path(sys.argv[0]).with_name(f"{command}.py")
+    return shlex.join(["python", str(script)]) if Path(sys.argv[0]).suffix == ".py" and script.is_file() else f"ldm-{command}"
+
+
+def summary(workdir: Path, told: str = "") -> str:
+    """Where everything is, and commands that run as they stand. `told`: what sample.py is told to draw from the model."""
     places = {
         "pictures": workdir / "evaluation",
-        "curves": f"tensorboard --logdir {workdir}, or {workdir}/*/metrics.jsonl",
+        "curves": f"tensorboard --logdir {shlex.quote(str(workdir))}, or {workdir}/*/metrics.jsonl",
         "weights": workdir / "diffusion" / "checkpoints",
-        "draw more": f"python sample.py --workdir {shlex.quote(str(workdir))}{flags}",
+        "draw more": f"{beside('sample')} --workdir {shlex.quote(str(workdir))}{' ' * bool(told)}{told}",
     }
     if not places["weights"].is_dir():  # a first stage alone
         places = {
@@ -170,52 +180,6 @@ def summary(workdir: Path, condition: Any = None) -> str:
             "weights": workdir / "first_stage" / "checkpoints",
         }
     return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])
-
-
-def save_pictures(
-    folder: Path,
-    name: str,
-    images: np.ndarray,
-    words: list[str],
-    columns: int = 0,
-    singly: bool = False,
-    texts: Sequence[Mapping[str, str]] = (),
-) -> Path:
-    """One grid as PNG, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides, with
-    the text chunks {keyword: text} of `texts`, one mapping a picture.
-
-    Raises FileExistsError rather than overwrite a picture, ValueError for texts of another number of pictures."""
-    if texts and (len(texts) != len(images) or not singly):
-        raise ValueError(f"texts of {len(texts)} pictures for {len(images)}: give one mapping a picture, with singly=True")
-    folder.mkdir(parents=True, exist_ok=True)
-    grid = folder / f"{name}.png"
-    files = {grid: image_grid(images, columns)}
-    if singly:
-        files |= {folder / f"{i:04d}.png": picture for i, picture in enumerate(to_uint8(images))}
-    if taken := [path for path in files if path.exists()]:
-        raise FileExistsError(f"{taken[0]} exists; choose another folder")
-    chunks = {folder / f"{i:04d}.png": png_info(text) for i, text in enumerate(texts)}
-    for path, picture in files.items():
-        Image.fromarray(picture).save(path, pnginfo=chunks.get(path))
-    write_text(grid.with_suffix(".txt"), "\n".join(words) + "\n")
-    return grid
-
-
-def png_info(texts: Mapping[str, str]) -> PngInfo:
-    """Text chunks of a PNG, {keyword: text}: tEXt for ASCII, iTXt in UTF-8 for all else."""
-    info = PngInfo()
-    for keyword, text in texts.items():
-        (info.add_text if text.isascii() else info.add_itxt)(keyword, text)
-    return info
-
-
-def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:
-    """The pictures one after the other, there and back, as folder/film.gif."""
-    frames = [Image.fromarray(picture) for picture in to_uint8(images)]
-    there_and_back = [*frames, *frames[-2:0:-1]]
-    path = folder / "film.gif"
-    there_and_back[0].save(path, save_all=True, append_images=there_and_back[1:], duration=milliseconds, loop=0)
-    return path
 
 
 def free_folder(parent: Path) -> Path:

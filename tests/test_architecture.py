@@ -14,7 +14,8 @@ LEAVES = {
     PRIMITIVES: {"jax", "numpy"},
     "diffusion": {"jax", "numpy", "scipy"},
     "models": {"jax", "numpy", "flax"},
-    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL"},
+    # wandb only if a config names a project
+    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL", "wandb"},
     # faiss and scann only if a user has them and asks for them
     "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann"},
     "evaluation": {"jax", "numpy"},
@@ -31,20 +32,24 @@ FILES = {
     "probes": {"data", "evaluation", "models", "training"},
     "retrieval": {"data", "models", "probes", "weights"},
     "scoring": {
-        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "probes", "retrieval", "training",
-        "weights", "workdir",
+        "api", "build", "conditioning", "data", "diffusion", "evaluation", "first_stage", "models", "probes", "retrieval",
+        "training", "weights", "workdir",
     },
     "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
     "api": {"build", "conditioning", "data", "diffusion", "first_stage", "models", "training", "weights"},
     "workdir": {"training"},
+    "pictures": {"training"},
     "experiment": {
-        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "scoring", "training", "weights",
-        "workdir",
+        "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "pictures", "scoring", "training",
+        "weights", "workdir",
     },
     "plan": {"api", "build", "models", "training"},
+    # what is there, from `data`; what a step costs here, by the training step itself
+    "own_data": {"build", "data", "training"},
     # of training: how processes find one another, and which checkpoints there are
     "cli": {
-        "api", "build", "conditioning", "data", "diffusion", "plan", "probes", "retrieval", "scoring", "training", "workdir",
+        "api", "build", "conditioning", "data", "diffusion", "experiment", "own_data", "pictures", "plan", "probes",
+        "retrieval", "scoring", "training", "weights", "workdir",
     },
 }
 # python -m ldm_jax.ROOM: a command, which belongs to `cli`.

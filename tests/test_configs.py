@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ldm_jax import build
+from ldm_jax.diffusion.few_steps import OBJECTIVES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = sorted(path.stem for path in CONFIGS.glob("*.py") if "two CPU cores" in path.read_text().split('"""')[1])
@@ -18,9 +19,19 @@ def test_the_small_ones_are_found():
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_build(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    assert config.name == name
+    assert config.name == (name if name != "shapes_few_steps" else "shapes_mean_flow")
     if name == "retrieval_small":  # tests/test_retrieval.py makes the data base that it reads
         with pytest.raises(FileNotFoundError, match="holds no data base of neighbours; make one"):
             build.check(config.to_dict())
     else:
+        build.check(config.to_dict())
+
+
+def test_every_objective_of_few_steps_has_its_config():
+    module = importlib.import_module("configs.shapes_few_steps")
+    assert set(module.OPTIONS) == set(OBJECTIVES)
+    for name, kind in OBJECTIVES.items():
+        config = module.get_config(name)
+        assert config.sampling.sampler == kind.sampler and config.network.second_time == kind.second_time
+        assert bool(config.diffusion_train.start_from) == kind.teacher
         build.check(config.to_dict())

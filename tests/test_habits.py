@@ -6,19 +6,22 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from PIL import Image
 
 import ldm_jax
 from ldm_jax import build, experiment
 from ldm_jax.api.load import resolve
 from ldm_jax.build.check import check_numbers
+from ldm_jax.cli import configs
+from ldm_jax.cli.train import main as train_command
+from ldm_jax.cli.train import tidy
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import stage
 from ldm_jax.primitives.arrays import key_of
@@ -93,6 +96,7 @@ FREE = {
     "name", "data.name", "data.path", "data.palette", "data.train_split", "data.validation_split", "first_stage.path",
     "conditioner.tokenizer", "first_stage_train.start_from", "diffusion_train.start_from", "sampling.guidance_scale",
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path", "latents.shift",
+    "first_stage_loss.log_variance", "log.wandb",
 }  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def fields_of(config, section=""):
             yield f"{section}{name}", value
 
 
-def test_nonsense_in_any_field_is_refused_by_its_name():
+def test_nonsense_in_any_field_is_refused_by_its_name(tmp_path):
     """A text that is no name, a negative number, one that is none: no field of the default is too obscure to be looked at."""
     config, left = config_of(), []
     for name, value in fields_of(config):
@@ -118,12 +122,31 @@ def test_nonsense_in_any_field_is_refused_by_its_name():
             place = functools.reduce(dict.__getitem__, section, damaged)
             place[field] = [each] if isinstance(value, list) else each
             try:
-                build.check(damaged)
+                experiment.check(damaged, tmp_path)
                 left.append(f"{name}={each} was taken")
             except ValueError as error:
                 if name not in str(error) or "\n" in str(error):
                     left.append(f"{name}={each}: {error}")
     assert not left, "\n".join(left)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"first_stage_loss__r1_weight": 1.0}, "r1_weight=1.0 has no effect without config.first_stage_loss.disc_weight"),
+        ({"first_stage_loss__lecam_weight": 0.1}, "lecam_weight=0.1 has no effect"),
+        ({"first_stage_loss__alternate": True}, "alternate=True has no effect"),
+        ({"first_stage_loss__disc_actnorm": True}, "disc_actnorm=True has no effect"),
+        ({"first_stage__unit_codes": True}, "unit_codes=True has no effect without config.first_stage.n_embed"),
+        ({"checkpoint__snapshots": 5}, "snapshots=5 has no effect without config.diffusion_train.post_hoc"),
+        ({"data__crop": "random"}, "crop='random': config.latents.cache=True would hold one crop"),
+        ({"data__short_side": 16}, "short_side=16: must be at least config.data.image_size=32"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(fields, message):
+    """Every field of the default: `test_fields.py`."""
+    with pytest.raises(ValueError, match=f"config.*{message}"):
+        check_numbers(config_of(**fields))
 
 
 def test_a_start_that_is_not_there_is_refused_before_anything_is_trained(tmp_path):
@@ -172,26 +195,79 @@ def test_seeds_of_64_bits_differ():
         (["--config.flip", "--config.a=1"], ["--config.flip", "--config.a=1"]),
         (["--config.flip", "--config.flip=False"], ["--config.flip=False"]),
         (["--config", __file__, "--workdir", "w", "--workdir=v"], [f"--config={__file__}", "--workdir", "w", "--workdir=v"]),
-        (["--config=flowers64"], [f"--config={ROOT / 'configs' / 'flowers64.py'}"]),
-        (["--config", "shapes", "--config.seed=1"], [f"--config={ROOT / 'configs' / 'shapes.py'}", "--config.seed=1"]),
+        (["--config", "shapes", "--config.seed=1"], ["--config=shapes", "--config.seed=1"]),
     ],
 )
 def test_the_last_of_a_repeated_field_is_meant(given, left):
-    absl_flags.FLAGS.unparse_flags()
-    assert train_module().tidy(["train.py", *given]) == ["train.py", *left]
+    assert tidy(["train.py", *given]) == ["train.py", *left]
 
 
-def test_a_config_that_is_not_there_is_named_with_what_is_near():
-    absl_flags.FLAGS.unparse_flags()
-    with pytest.raises(SystemExit, match="--config=shaeps: there is no such file, nor .* Did you mean 'shapes'"):
-        train_module().tidy(["train.py", "--config=shaeps"])
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("--config=shaeps", "--config=shaeps: there is no such file, nor .* Did you mean 'shapes'"),
+        ("--workdri=x", "--workdri is no flag. Did you mean 'workdir'"),
+        ("shapes", "'shapes': flags begin with -- .--config=shapes"),
+        ("--config.data.iamge_size=3", "--config.data.iamge_size: no such field of the config. Did you mean 'image_size'"),
+        ("--noconfig.data.flop", "--config.data.flop: no such field of the config. Did you mean 'flip'"),
+        ("--config.nothing.at.all=3", "--config.nothing.at.all: no such field of the config. config has checkpoint, compiler"),
+        ("--config.data=3", "--config.data is a group of fields"),
+        ("--config.seed=x", "--config.seed=x: invalid literal"),
+        ("--config.seed", "Missing value for flag --config.seed"),
+        ("--minutes=3", "--minutes goes with --data"),
+        ("--data=/nowhere", "--data=/nowhere: there is no such folder"),
+        ("--data=/ --config=shapes", "--data decides the config: leave --config out"),
+        ("--data=/ --minutes=0", "--minutes=0: how long"),
+        ("--data=/ --size=20", "--size=20: a multiple of 8"),
+        ("--data=/ --num_processes=2", "--data measures one machine"),
+        ("--config=kl_f8 --unconditional", "--unconditional: kl_f8 trains a first stage alone"),
+        ("--help=dat", "--help=dat: no such group of fields. Did you mean 'data'"),
+    ],
+)
+def test_what_is_mistyped_ends_in_one_line(typed, said, capsys):
+    with pytest.raises(SystemExit, match=said) as ended:
+        train_command(["train.py", *typed.split()])
+    assert "\n" not in str(ended.value) and capsys.readouterr().out == ""
 
 
-def train_module():
-    """train.py, whose flags are defined once a process."""
-    if not hasattr(train_module, "made"):
-        train_module.made = module(ROOT / "train.py")
-    return train_module.made
+def test_help_lists_configs_and_the_fields_of_a_group(capsys):
+    train_command(["train.py", "--help"])
+    said = capsys.readouterr().out
+    assert "  flowers64            Photos of five kinds of flowers at 64 px, class-conditional: " in said
+    assert "--unconditional" in said
+    train_command(["train.py", "--config=flowers64", "--help=diffusion_train"])
+    said = capsys.readouterr().out
+    for line in ("steps=1200 +updates", "accumulate=1 +in how many parts a batch", "ema_decay=0.998 +of the averaged"):
+        assert re.search(rf"  --config.diffusion_train.{line}", said), said
+    train_command(["train.py", "-h", "conditioner", "--config=flowers64"])
+    assert re.search(r"n_classes=6 +five, and the empty one", capsys.readouterr().out)
+    train_command(["train.py", "--help=config"])
+    assert "--config.seed=0" in (said := capsys.readouterr().out) and "image_size" not in said
+
+
+def test_every_field_of_the_default_is_explained():
+    """Sections of networks aside, which have the names of the reference's files."""
+    bare = []
+    config = configs.load(configs.find("shapes")[0])
+    for section in ("", "mesh", "data", "first_stage_loss", "first_stage_train", "latents", "diffusion", "diffusion_train",
+                    "sampling", "evaluation", "log", "checkpoint"):  # fmt: skip
+        said = configs.comments(section, [configs.find("shapes")[0]])
+        fields = [name for name, value in (config[section] if section else config).items() if not hasattr(value, "keys")]
+        bare += [f"{section}.{name}" for name in fields if not said.get(name)]
+    assert not bare
+
+
+def test_a_config_may_take_an_argument_and_lie_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from configs import flowers64\n\n\ndef get_config(size='64'):\n    config = flowers64.get_config()\n"
+        "    config.data.image_size = int(size)\n    return config\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert configs.load(*configs.find("mine.py")).data.image_size == 64
+    assert configs.load(*configs.find("mine.py:32")).data.image_size == 32
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="empty.py: it has no get_config"):
+        configs.load(*configs.find("empty.py"))
 
 
 # Working directories

@@ -35,7 +35,7 @@ def with_context(context: np.ndarray) -> dict[str, jax.Array]:
 
 
 def whole(ldm, recipe, steps: int, start: np.ndarray, cond=None, null=None, scale: float = 1.0) -> jax.Array:
-    """Final scaled latents of the recipe from these start latents."""
+    """Final scaled latents of the recipe from this unit noise."""
 
     @jax.jit
     def go(params, x, cond, null):
@@ -47,7 +47,9 @@ def whole(ldm, recipe, steps: int, start: np.ndarray, cond=None, null=None, scal
         else:
             found = diffusion.together(network, recipe.prediction, [cond, null], recipe.input_scale)
             denoise = diffusion.classifier_free(found, scale)
-        return diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, recipe.grid(steps))
+        levels = recipe.grid(steps)
+        x = diffusion.start(x, x.shape, levels, recipe.start_scale)
+        return diffusion.sample(recipe.wrap(denoise), recipe.sampler(steps), x, levels)
 
     return go(ldm.params, jnp.asarray(start), cond, null)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax import diffusion
+from ldm_jax import build, diffusion
 from ldm_jax.api import adapters, control, drawing, editing
 from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
@@ -78,7 +78,22 @@ class LatentDiffusion:
         return (
             f"{self.config['name']}: {size} pixels, takes {self.condition.takes}; "
             f"{sampling['sampler']} in {sampling['steps']} steps, guidance scale {sampling['guidance_scale']:g}\n"
+            f"{self._trained_for()}"
             f"can {', '.join(self.abilities)}"
+        )
+
+    def _trained_for(self) -> str:
+        """A line on the objective of few steps that the model was trained by; nothing for the diffusion loss."""
+        section, kind = self.config.get("diffusion", {}), build.few_steps_kind(self.config)
+        if kind is None:
+            return ""
+        options = section.get("options", {})
+        steps = f"{options['student_steps']}" if "student_steps" in options else "1 to 4"
+        led = options.get("guidance_scale", 1.0)
+        return (
+            f"trained for {steps} steps of {kind.sampler} by {section['objective']}: it predicts {kind.learns}"
+            + (f", led by guidance scale {led:g} inside: draw with 1" if led != 1 else "")
+            + "\n"
         )
 
     def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
@@ -98,9 +113,12 @@ class LatentDiffusion:
         """Scaled latents -> images (not clipped)."""
         return self.specification.decode(params, z)
 
-    def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
-        """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C]."""
-        return self.specification.apply(params, x, t, cond)
+    def apply(
+        self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
+    ) -> jax.Array:
+        """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C].
+        `s` [B]: how far it is to step, in units of t, for networks that take that."""
+        return self.specification.apply(params, x, t, cond, s)
 
     def denoiser(
         self,

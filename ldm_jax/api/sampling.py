@@ -78,7 +78,8 @@ class Options:
                     that a diffusers folder came with. Of such a folder a name, one with "_karras" at its end, or a class's own
                     ("UniPCMultistepScheduler") stands for that scheduler with its own defaults, grid and all, as diffusers'
                     `from_config` gives it. Compiled in, as are `steps` and `grid`.
-    steps, grid     how many, and at which levels (a name in `diffusion.GRIDS`)
+    steps, grid     how many, and at which levels: a name in `diffusion.GRIDS`, a function of the steps, or a `diffusion.Level`,
+                    which says how many
     guidance_scale  a number or [B], traced, except that the number 1.0 leaves the unconditional half out
     image_guidance_scale  a number or [B], traced: how much the picture counts, for models that are told one and a prompt
                     (InstructPix2Pix)
@@ -90,7 +91,7 @@ class Options:
 
     sampler: Any = None
     steps: int | None = None
-    grid: str | None = None
+    grid: Any = None
     guidance_scale: float | jax.Array | None = None
     image_guidance_scale: float | jax.Array | None = None
     negative: PyTree = None
@@ -152,7 +153,8 @@ def prepare(
 ) -> tuple[Plan, Guidance]:
     """For `num` pictures of `size` pixels; `strength` in (0, 1]: the part of the steps that is run."""
     defaults = spec.config["sampling"]
-    steps = defaults["steps"] if options.steps is None else options.steps
+    own = len(options.grid.alpha) - 1 if isinstance(options.grid, diffusion.Level) else defaults["steps"]
+    steps = own if options.steps is None else options.steps
     if isinstance(steps, bool) or int(steps) != steps or steps < 1:
         raise ValueError(f"steps={steps!r}: must be a whole number of at least 1")
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale

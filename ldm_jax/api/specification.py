@@ -42,21 +42,27 @@ class Specification:
         """The spatial shape in pixels of training."""
         return build.image_size(self.config)
 
-    def recipe(self, sampler: Any = None, grid: str | None = None) -> diffusion.Recipe:
-        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid's
-        name says otherwise; a grid given here ends clean. The same arguments give the same object: programs are compiled for it
-        once."""
-        if (sampler, grid) not in self._recipes:
-            recipe = build.make_recipe(self.config, sampler)
-            self._recipes[sampler, grid] = recipe if grid is None else recipe.with_grid(grid)
-        return self._recipes[sampler, grid]
+    def recipe(self, sampler: Any = None, grid: Any = None) -> diffusion.Recipe:
+        """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid (a
+        name, a function of the steps, or a `diffusion.Level`) says otherwise; a named grid ends clean. The same arguments give
+        the same object: programs are compiled for it once."""
+        asked = sampler, grid
+        if isinstance(grid, diffusion.Level):  # arrays, which have no hash
+            asked = sampler, tuple(np.asarray(x).tobytes() for x in (grid.t, grid.alpha, grid.sigma))
+        if asked not in self._recipes:
+            self._recipes[asked] = build.make_recipe(self.config, sampler, grid)
+        return self._recipes[asked]
 
-    def apply(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None) -> jax.Array:
-        """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C]."""
+    def apply(
+        self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
+    ) -> jax.Array:
+        """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C].
+        `s` [B]: how far it is to step, in units of t, for networks that take that."""
         if cond is not None and "hint" in cond:
             cond = cond | {"residuals": self._residuals(params, x, t, cond)}
             cond = {name: part for name, part in cond.items() if name not in HINT}
-        return self.network.apply({"params": params["network"]}, x, t, cond)
+        second = {} if s is None else {"s": s}
+        return self.network.apply({"params": params["network"]}, x, t, cond, **second)
 
     def _residuals(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree) -> tuple[jax.Array, ...]:
         """What the ControlNet adds to the network's skips and middle."""
@@ -117,13 +123,13 @@ class Specification:
         return recipe.wrap(self._guided(params, cond, guidance_scale, negative, recipe, image_guidance_scale))
 
     def _guided(self, params, cond, guidance_scale, negative, recipe, image_guidance_scale=None) -> diffusion.Denoiser:
-        def network(x, t, cond):
-            return self.apply(params, x, t, cond)
+        def network(x, t, cond, *s):
+            return self.apply(params, x, t, cond, *s)
 
         if cond is not None and negative is not None:  # a ControlNet steers both
             negative = {name: cond[name] for name in HINT if name in cond} | negative
         if guidance_scale is None or negative is None:
-            return diffusion.make_denoiser(lambda x, t: network(x, t, cond), recipe.prediction, recipe.input_scale)
+            return diffusion.make_denoiser(lambda x, t, *s: network(x, t, cond, *s), recipe.prediction, recipe.input_scale)
         if image_guidance_scale is not None:
             between = negative | {"concat": cond["concat"]}
             predictions = diffusion.together(network, recipe.prediction, [cond, between, negative], recipe.input_scale)

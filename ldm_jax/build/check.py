@@ -1,5 +1,6 @@
 """What can be said of a config before anything compiles: how large it is, and whether it can work."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
-from ldm_jax.build.diffusion import example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
 
 STAGES = ("first_stage", "latents", "diffusion", "evaluation")
-FEATURES = ("inception", "clip", "classifier", "contrastive", "auto")  # what looks at pictures, as in "inception:FILE"
+# what looks at pictures, as in "inception:FILE"
+FEATURES = ("inception", "clip", "dinov2", "classifier", "contrastive", "auto")
 
 
 def make_program(config: Mapping[str, Any], stage: str, condition: Condition | None = None) -> Program:
@@ -64,6 +66,8 @@ def check(config: Mapping[str, Any]) -> None:
             f"config.evaluation.inception_path={inception!r}: no such file. The one to have is pytorch-fid's, "
             "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
         )
+    if config["log"].get("wandb", "") and importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"config.log.wandb={config['log']['wandb']!r}: the package isn't there (pip install wandb)")
     if "first_stage" in config["stages"] and not config["first_stage"]["path"] and stage.module is not None:
         section = config["first_stage_loss"]
         program = make_first_stage_program(config)
@@ -115,6 +119,7 @@ _BELOW_1 = ("at least 0 and below 1", lambda v: 0 <= v < 1)
 _TRAIN = {
     "steps": _AT_LEAST_1, "batch_size": _AT_LEAST_1, "learning_rate": _POSITIVE, "warmup_steps": _WHOLE, "b1": _BELOW_1,
     "b2": _BELOW_1, "weight_decay": _AT_LEAST_0, "clip_norm": _AT_LEAST_0, "ema_decay": _BELOW_1, "accumulate": _AT_LEAST_1,
+    "patience": _WHOLE,
 }  # fmt: skip
 _FIRST_STAGE_LOSS = dict.fromkeys(
     (
@@ -143,6 +148,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
     "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
     "first_stage_loss": _FIRST_STAGE_LOSS
+    | {"log_variance": ("a number", lambda v: True)}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
     "network": _SIZES
@@ -152,7 +158,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
        "multiplier": _POSITIVE, "mask_area": _SHARE},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
-                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE},
+                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE},
     "diffusion_train": _TRAIN,
     "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
@@ -177,8 +183,10 @@ CHOICES = {
     ("diffusion", "schedule"): tuple(diffusion.SCHEDULES),
     ("diffusion", "prediction"): tuple(diffusion.PREDICTIONS),
     ("diffusion", "loss"): ("l1", "l2", "huber"),
+    ("diffusion", "objective"): (DENOISING, *diffusion.few_steps.OBJECTIVES),
     ("diffusion", "weighting"): tuple(diffusion.WEIGHTINGS),
     ("diffusion", "time_sampling"): (*diffusion.TIMES, "importance"),
+    ("evaluation", "which"): ("last", "best"),
     ("sampling", "sampler"): tuple(diffusion.SAMPLERS),
     ("sampling", "grid"): tuple(diffusion.GRIDS),
     **{
@@ -186,6 +194,17 @@ CHOICES = {
         for section in ("first_stage_train", "diffusion_train")
         for name, names in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("mu_dtype", ("float32", "bfloat16")))
     },
+}
+
+
+# Fields that are off by default, and what is to be on beside them if they are to have an effect.
+NEEDS = {
+    **{
+        ("first_stage_loss", name): ("first_stage_loss", "disc_weight")
+        for name in ("r1_weight", "lecam_weight", "alternate", "disc_actnorm")
+    },
+    ("first_stage", "unit_codes"): ("first_stage", "n_embed"),
+    ("checkpoint", "snapshots"): ("diffusion_train", "post_hoc"),
 }
 
 
@@ -203,6 +222,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for (section, name), names in CHOICES.items():
         if name in config.get(section, {}):
             check_choice(config[section][name], names, f"config.{section}.{name}")
+    for (section, name), (other, field) in NEEDS.items():
+        if (value := config.get(section, {}).get(name)) and not config.get(other, {}).get(field):
+            raise ValueError(f"config.{section}.{name}={value} has no effect without config.{other}.{field}: set that as well")
     for section in ("first_stage_train", "diffusion_train"):
         train = config.get(section, {})
         if train.get("warmup_steps", 0) > train.get("steps", math.inf):
@@ -214,11 +236,29 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
+    check_crop(config)
     latents = config.get("latents", {})
     if latents.get("standardise") and (latents.get("scale") or latents.get("shift")):
         raise ValueError("config.latents.scale and shift are one for all channels: set latents.standardise=False beside them")
     if config.get("diffusion_train", {}).get("post_hoc") and not config["checkpoint"].get("snapshots", 0):
         raise ValueError("config.checkpoint.snapshots=0: must be at least 1 where config.diffusion_train.post_hoc is set")
+
+
+def check_crop(config: Mapping[str, Any]) -> None:
+    """ValueError for crops that pictures are too small for, or that the latents of an earlier stage would hold only one of."""
+    data, latents = config["data"], config.get("latents", {})
+    size = data["image_size"]
+    shortest, short_side = (size if isinstance(size, int) else min(size)), data.get("short_side", 0)
+    if 0 < short_side < shortest:
+        raise ValueError(
+            f"config.data.short_side={short_side}: must be at least config.data.image_size={size}, or 0, or -1 (not resized)"
+        )
+    first_stage = config["first_stage"]["kind"] != "none"
+    if data.get("crop") == "random" and latents.get("cache") and first_stage and "diffusion" in config["stages"]:
+        raise ValueError(
+            "config.data.crop='random': config.latents.cache=True would hold one crop of every picture; set it to False, or "
+            "crop='center'"
+        )
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
 import functools
+import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +22,10 @@ from ldm_jax.training.state import from_loss
 PyTree = Any
 NETWORKS = {"unet": models.UNet, "dit": models.DiT}
 # What a schedule calls fields of config.diffusion.
-_SCHEDULE_OPTIONS = {"linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift"}
+SCHEDULE_OPTIONS = {
+    "linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift",
+    "time_scale": "time_scale",
+}  # fmt: skip
 # What an objective is told by fields of config.diffusion beside `prediction`: its own name for them.
 _OBJECTIVE_OPTIONS = {
     "loss": "loss",
@@ -31,61 +36,72 @@ _OBJECTIVE_OPTIONS = {
     "learned_variance": "learned_variance",
     "elbo_weight": "elbo_weight",
 }
+# The name of the objective that `diffusion.make_objective` makes; the others are in `diffusion.few_steps.OBJECTIVES`.
+DENOISING = "diffusion"
+TEACHER = second_stage.TEACHER
+# Fields of the frozen model's network that the student's may have otherwise.
+TEACHER_FIELDS = {"second_time": False}
 _WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
 def make_schedule(config: Mapping[str, Any]) -> Any:
     """The noise schedule of config.diffusion."""
     section = config["diffusion"]
-    options = {ours: section[name] for name, ours in _SCHEDULE_OPTIONS.items() if name in section}
+    options = {ours: section[name] for name, ours in SCHEDULE_OPTIONS.items() if name in section}
     try:
         return diffusion.make_schedule(section["schedule"], **options)
     except TypeError as error:
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
 
 
-def make_recipe(config: Mapping[str, Any], sampler: Any = None) -> diffusion.Recipe:
+def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None) -> diffusion.Recipe:
     """How to sample: by config.scheduler (the settings of a diffusers scheduler) if there is one, else by config.sampling,
     whose `end` says where the last step goes: "clean" (the default) or "first", the table's least noisy level, as CompVis's
     samplers do.
 
-    `sampler`: another one, by name or ready made. A model that came with a scheduler of diffusers gets that of this name with
-    its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a scheduler:
-    "dpmpp_2m_karras", "LCMScheduler".
+    A sampler (a name or a `diffusion.Sampler`) and a grid (see `diffusion.Recipe.with_grid`) that are given stand above the
+    config's; a named grid given here ends clean. A model that came with a scheduler of diffusers gets that of the sampler's
+    name with its own defaults (`weights.scheduler_names`); others keep their grid, unless the name is only known for a
+    scheduler: "dpmpp_2m_karras", "LCMScheduler". ValueError for names that can't be combined.
     """
-    if sampler is not None:
-        return _with_sampler(config, sampler)
+    if isinstance(sampler, str) and (recipe := _by_schedulers_name(config, sampler)) is not None:
+        return recipe if grid is None else recipe.with_grid(grid)
     if "scheduler" in config:
         from ldm_jax.weights import schedulers
 
-        return schedulers.read(config["scheduler"])
+        recipe = schedulers.read(config["scheduler"])
+        recipe = recipe if sampler is None else recipe.with_sampler(sampler)
+        return recipe if grid is None else recipe.with_grid(grid)
     section = config["sampling"]
     return diffusion.make_recipe(
-        make_schedule(config), config["diffusion"]["prediction"], section["sampler"], section["grid"],
-        end=section.get("end", "clean"),
-    )  # fmt: skip
+        make_schedule(config),
+        config["diffusion"]["prediction"],
+        section["sampler"] if sampler is None else sampler,
+        section["grid"] if grid is None else grid,
+        end=section.get("end", "clean") if grid is None else "clean",
+    )
 
 
-def _with_sampler(config: Mapping[str, Any], sampler: Any) -> diffusion.Recipe:
-    if isinstance(sampler, str):
-        from ldm_jax.weights import scheduler_names
+def _by_schedulers_name(config: Mapping[str, Any], sampler: str) -> diffusion.Recipe | None:
+    """What the scheduler of this name makes of the model's process; None where the name is that of a sampler alone."""
+    from ldm_jax.weights import scheduler_names
 
-        check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
-        of = config.get("scheduler")
-        if of is None and sampler not in diffusion.SAMPLERS:
-            of = scheduler_names.of_process(config["diffusion"])
-        if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
-            return found
-        if sampler not in diffusion.SAMPLERS:
-            raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
-    return make_recipe(config).with_sampler(sampler)
+    check_choice(sampler, sorted({*diffusion.SAMPLERS, *scheduler_names.NAMES}), "sampler")
+    of = config.get("scheduler")
+    if of is None and sampler not in diffusion.SAMPLERS:
+        of = scheduler_names.of_process(config["diffusion"])
+    if of is not None and sampler in scheduler_names.NAMES and (found := scheduler_names.by_name(sampler, of)) is not None:
+        return found
+    if sampler not in diffusion.SAMPLERS:
+        raise ValueError(f"sampler={sampler!r}: diffusers has none of this name for a model that was trained as this one")
+    return None
 
 
-def make_network(config: Mapping[str, Any]) -> Any:
-    """The Linen module of config.network."""
+def make_network(config: Mapping[str, Any], **changes: Any) -> Any:
+    """The Linen module of config.network, with other values for some fields."""
     section = config["network"]
     cls = choose(NETWORKS, section["kind"], "config.network.kind")
-    return construct(cls, without(section, "kind") | {"dtype": compute_dtype(config)}, "config.network")
+    return construct(cls, without(section, "kind") | {"dtype": compute_dtype(config)} | changes, "config.network")
 
 
 def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -110,11 +126,71 @@ def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
-    """What the network learns, from config.diffusion."""
-    section = config["diffusion"]
+    """What the network learns, from config.diffusion: its `objective`, with `options` of that one."""
+    section, kind = config["diffusion"], few_steps_kind(config)
     options = {ours: section[name] for name, ours in _OBJECTIVE_OPTIONS.items() if name in section}
     weighting = {ours: section[name] for name, ours in _WEIGHTING_OPTIONS.items() if name in section}
-    return diffusion.make_objective(make_schedule(config), section["prediction"], weighting_options=weighting, **options)
+    schedule, own, where = make_schedule(config), dict(section.get("options", {})), "config.diffusion.options"
+    known = inspect.signature(kind.make if kind else diffusion.make_objective).parameters
+    for name in own:
+        if kind is None:
+            raise ValueError(f"{where}.{name}: options are of objectives of few steps; set config.diffusion.objective to one")
+        check_choice(name, [p for p in known if p not in ("schedule", "prediction", "times", "steps")], where)
+    for path, value in jax.tree_util.tree_leaves_with_path(own):
+        if isinstance(value, float) and not math.isfinite(value):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{where}.{name}={value}: must be a finite number")
+    if kind is None:
+        return diffusion.make_objective(schedule, section["prediction"], weighting_options=weighting, **options)
+    default = {name: p.default for name, p in inspect.signature(diffusion.make_objective).parameters.items()}
+    for name, ours in _OBJECTIVE_OPTIONS.items():
+        if ours in options and ours not in known and options[ours] != default[ours]:
+            raise ValueError(
+                f"config.diffusion.{name}={options[ours]!r} has no meaning for objective={section['objective']!r}: set it to "
+                f"{default[ours]!r}"
+            )
+    given = {name: options[name] for name in known if name in options}
+    if "steps" in known:
+        given["steps"] = config["diffusion_train"]["steps"]
+    return kind.make(schedule, section["prediction"], **given, **own)
+
+
+def few_steps_kind(config: Mapping[str, Any]) -> diffusion.few_steps.Kind | None:
+    """The kind of config.diffusion.objective; None for the diffusion loss itself, which configs without that field have."""
+    name = config.get("diffusion", {}).get("objective", DENOISING)
+    return choose({DENOISING: None, **diffusion.few_steps.OBJECTIVES}, name, "config.diffusion.objective")
+
+
+def check_few_steps(config: Mapping[str, Any], condition: Condition) -> None:
+    """ValueError where network, condition or sampler don't fit an objective of few steps."""
+    section, kind, network = config["diffusion"], few_steps_kind(config), config["network"]
+    name, told = section.get("objective", DENOISING), network.get("second_time", False)
+    if bool(told) != bool(kind and kind.second_time):
+        must = "it tells no step's length; set it to False" if told else "it tells the network how far to step; set it to True"
+        raise ValueError(f"config.network.second_time={told} with config.diffusion.objective={name!r}: {must}")
+    if kind is None:
+        return
+    if told and make_lora(config):
+        raise ValueError(
+            f"config.diffusion_train.lora.rank={make_lora(config)['rank']}: objective={name!r} has the network learn how to be "
+            "told a step's length, which a low-rank change of it can't; set it to 0"
+        )
+    guided = section.get("options", {}).get("guidance_scale", 1.0) != 1
+    if guided and (condition.kind == "none" or not config["conditioner"].get("null_probability", 0.0)):
+        raise ValueError(
+            "config.diffusion.options.guidance_scale leads away from the empty condition, which this model does not learn: set "
+            "it to 1.0, or config.conditioner.null_probability above 0"
+        )
+    if kind.forward_mode and network.get("attention", "auto") not in ("auto", "xla"):
+        raise ValueError(
+            f"config.network.attention={network['attention']!r} has no forward-mode derivative, which objective={name!r} "
+            "takes: set it to 'auto' or 'xla'"
+        )
+    if kind.teacher and not config["diffusion_train"].get("start_from"):
+        raise ValueError(
+            f"config.diffusion_train.start_from='': objective={name!r} learns from a trained model of the same process; name "
+            "its working directory"
+        )
 
 
 def make_lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -132,12 +208,16 @@ def make_diffusion_program(
     """All that trains the diffusion model. `condition`: one that knows its tokenizer and class names, which a step needs
     where conditions are dropped for text; `cached`: whether batches hold the latents' moments, by default as the config has
     it."""
-    section, stage, network = config["diffusion_train"], make_first_stage(config), make_network(config)
+    section, stage, kind = config["diffusion_train"], make_first_stage(config), few_steps_kind(config)
+    network = make_network(config, **({"attention": "xla"} if kind and kind.forward_mode else {}))
     condition = condition or make_condition(config)
+    check_few_steps(config, condition)
     inputs = example_inputs(config)
     lora = make_lora(config)
+    teacher = make_network(config, **TEACHER_FIELDS) if kind and kind.teacher else None
+    null_probability = config["conditioner"].get("null_probability", 0.0)
     loss_fn = second_stage.make_loss(
-        network, stage, condition, make_objective(config), null_probability=config["conditioner"].get("null_probability", 0.0)
+        network, stage, condition, make_objective(config), null_probability=null_probability, teacher=teacher
     )
     if lora:
         loss_fn = second_stage.adapted(loss_fn, functools.partial(models.apply_lora, scale=lora["scale"]))
@@ -155,6 +235,8 @@ def make_diffusion_program(
         return params if condition.frozen else params | {"conditioner": condition.init(condition_key)}
 
     constants, optimizer = frozen_shapes(config, stage, condition), make_stage_optimizer(section)
+    if teacher is not None:
+        constants[second_stage.TEACHER] = teacher_shapes(config, condition)
     gradient = from_loss(second_stage.scalars(loss_fn), tuple(constants))
     if by_history:
         gradient = second_stage.recording(loss_fn, make_schedule(config), tuple(constants))
@@ -191,6 +273,17 @@ def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -
         parts["network"] = shapes(lambda key: models.initialize(network, key, *inputs), dtype)
     channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)
     return parts | {"latents": {"scale": channel, "shift": channel}}
+
+
+def teacher_shapes(config: Mapping[str, Any], condition: Condition) -> PyTree:
+    """Shapes of the frozen model that an objective learns from, in the arithmetic's type: {"network"}, with "conditioner" where
+    that is trained here. The network is config.network without what only few steps need."""
+    key, dtype = jax.random.key(0), compute_dtype(config)
+    network = make_network(config, **TEACHER_FIELDS)
+    parts = {"network": models.shapes(network, *example_inputs(config))}
+    if not condition.frozen:
+        parts["conditioner"] = jax.eval_shape(condition.init, key)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parts)
 
 
 def batch_shapes(config: Mapping[str, Any], condition: Condition, batch_size: int, cached: bool | None = None) -> PyTree:

@@ -18,7 +18,7 @@ import jax
 
 from ldm_jax import api, build, scoring
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import Parser, called, print_anything
 from ldm_jax.scoring.evaluate import SPLITS, Request
 from ldm_jax.scoring.features import RESIZE
 from ldm_jax.training import distributed
@@ -26,11 +26,11 @@ from ldm_jax.training.checkpoint import best_in, steps_in
 from ldm_jax.workdir import use_compilation_cache
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """All flags."""
     own = Request()
-    made = argparse.ArgumentParser(
-        prog="python -m ldm_jax.evaluation",
+    made = Parser(
+        prog=called("python -m ldm_jax.evaluation"),
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     files = "a file of statistics (ours, ADM's, pytorch-fid's, clean-fid's)"
     made.add_argument("--reference", default=None, help=f"{' or '.join(SPLITS)} of the data (default {own.reference}), or "
                       f"{files}; with --samples also a folder or an array")  # fmt: skip
-    made.add_argument("--features", default=own.features, help="inception:FILE, clip:FOLDER, classifier[:PROBE], "
+    made.add_argument("--features", default=own.features, help="inception:FILE, clip:FOLDER, dinov2:FILE, classifier[:PROBE], "
                       "contrastive[:PROBE] or auto")  # fmt: skip
     made.add_argument("--resize", choices=RESIZE, default=own.resize, help="how pictures are brought to Inception's size")
     made.add_argument("--num", type=int, default=own.num, help=f"pictures of every setting (default {own.num})")
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--resamples", type=int, default=own.resamples, help="of the bootstrap; 0: no intervals")
     made.add_argument("--memorisation", action="store_true", help="compare with the nearest training pictures")
     made.add_argument("--reconstructions", action="store_true", help="measure the first stage as well")
+    made.add_argument("--likelihood", type=int, default=0, metavar="N", help="bits per dimension of N held-out pictures")
     made.add_argument("--save_pictures", action="store_true", help="write every picture to OUT/pictures")
     made.add_argument("--out", type=Path, default=None, help="default: a folder of its own in WORKDIR/evaluation")
     made.add_argument("--coordinator", default=None, help="host:port of process 0, where clusters don't say it")
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         resamples=chosen.resamples,
         memorisation=chosen.memorisation,
         reconstructions=chosen.reconstructions,
+        likelihood=chosen.likelihood,
         pictures=chosen.save_pictures,
         size=chosen.size,
     )
@@ -146,7 +148,7 @@ def of_pictures(chosen: argparse.Namespace, request: Request) -> tuple[dict[str,
     """Measures the pictures of --samples; results and where they are."""
     if not chosen.reference:
         raise ValueError("--samples without --reference: name the real pictures, a folder, an array or a file of statistics")
-    for flag in ("sampler", "steps", "guidance_scale", "memorisation", "reconstructions", "save_pictures"):
+    for flag in ("sampler", "steps", "guidance_scale", "memorisation", "reconstructions", "likelihood", "save_pictures"):
         if getattr(chosen, flag):
             raise ValueError(f"--{flag} is of drawing from a model, --workdir; --samples are there already")
     out = chosen.out or Path(f"{os.path.normpath(chosen.samples)}-evaluation")

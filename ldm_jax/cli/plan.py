@@ -7,23 +7,21 @@ The real training step is compiled ahead of time for every mesh and topology tha
 memory, operations, traffic. No chip, no data and no weights are needed. Without libtpu there is the analytic part alone.
 """
 
-import argparse
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.cli import configs
+from ldm_jax.primitives.console import Parser, print_anything
 
 GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table, or JSON lines; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ldm_jax.plan", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ldm_jax.plan", description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="a file of configs/, or its name")
     parser.add_argument("--stage", choices=("first_stage", "diffusion"), help="default: the diffusion model")
     parser.add_argument("--topology", action="append", default=[], help="such as v5e:2x2, v5p:4x4x4, cpu:8; repeatable")
@@ -74,17 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config of a file, or of that name in configs/. FileNotFoundError if there is none."""
-    folders = (Path(), Path(__file__).resolve().parents[2])
-    paths = [Path(name), *(folder / "configs" / f"{name}.py" for folder in folders)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"no config {name}: name a file, or one of configs/")
-    sys.path.insert(0, str(path.resolve().parents[1]))  # configs import one another
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    """The config of a file, or of that name. ValueError if there is none."""
+    return configs.load(*configs.find(name)).to_dict()
 
 
 def assign(config: dict[str, Any], assignment: str) -> None:

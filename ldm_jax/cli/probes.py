@@ -1,6 +1,5 @@
 """python -m ldm_jax.probes: trains small networks that judge pictures."""
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -8,13 +7,13 @@ from pathlib import Path
 
 from ldm_jax import build, probes
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import Parser, print_anything
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains a probe, measures it on the validation set and writes it; returns the exit status."""
     print_anything()
-    parser = argparse.ArgumentParser(prog="python -m ldm_jax.probes", description="Small networks that probe pictures.")
+    parser = Parser(prog="python -m ldm_jax.probes", description="Small networks that probe pictures.")
     command = parser.add_subparsers(dest="command", required=True).add_parser("train")
     command.add_argument("--kind", choices=probes.KINDS, required=True)
     command.add_argument("--data", required=True, help="a folder of images, or a working directory, whose data are meant")

@@ -22,6 +22,7 @@ from PIL import Image
 import ldm_jax
 from ldm_jax.api import LatentDiffusion
 from ldm_jax.cli.sample import EMPTY, Drawn, Flags, all_flags, alone, choose_mode, telling_flag, with_defaults
+from ldm_jax.pictures import FORMATS, described
 
 CHUNK = "ldm_jax"
 LONGEST = 2**18  # characters of JSON: more than a command line's argument can have
@@ -90,20 +91,20 @@ def fingerprint(ldm: LatentDiffusion) -> str:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The checked JSON of a PNG's `ldm_jax` chunk; nothing else of the file is used.
+    """The checked JSON of a picture's `ldm_jax` text; nothing else of the file is used.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no whole PNG, has no such chunk, or one that sample.py of this version didn't write.
+      ValueError: it is no whole picture, has no such text, or one that sample.py of this version didn't write.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; give a PNG that sample.py wrote")
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            text = image.info.get(CHUNK)
+        with Image.open(path, formats=[kind for kind, _ in FORMATS.values()]) as image:
+            text = described(image)
             image.verify()
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
-        raise ValueError(f"{path} is no PNG, or a damaged one: give a PNG that sample.py wrote") from None
+        raise ValueError(f"{path} is no PNG, WebP or JPEG, or a damaged one: give a picture that sample.py wrote") from None
     if not isinstance(text, str):
         raise ValueError(f"{path} doesn't say how it was drawn: give a PNG that sample.py wrote, and no other program since")
     if len(text) > LONGEST:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm_jax import build, retrieval
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import print_anything
+from ldm_jax.primitives.console import Parser, print_anything
 
 
 def _build_command(chosen: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def _find_command(chosen: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Builds a data base or finds neighbours; returns the exit status."""
     print_anything()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ldm_jax.retrieval", description="Data bases of pictures, and neighbours in them."
     )
     commands = parser.add_subparsers(dest="command", required=True)

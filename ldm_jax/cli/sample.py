@@ -20,6 +20,7 @@ from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
 from ldm_jax.data.decode import decode_mask, decode_rgb
+from ldm_jax.data.text_files import read_text
 from ldm_jax.diffusion.editing import last_steps
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
@@ -44,9 +45,12 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
+    "image_guidance_scale": ("number", None, "How much --picture counts, for models that are told one and a prompt."),
     "lora": ("texts", [], "A LoRA file or folder to draw with, FILE or FILE:0.8 for a part of it; may be repeated."),
 }
-ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale", "lora")  # have a meaning in every mode
+# have a meaning in every mode
+ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale", "image_guidance_scale", "lora")
+MOST_AT_ONCE = 64  # plain samples; more are drawn in parts of so many, which differ in rounding only
 EMPTY = {"texts": [], "switch": False}
 
 
@@ -152,6 +156,20 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
     return name
 
 
+def with_prompts(ldm: LatentDiffusion, flags: Flags, path: str) -> dict[str, Any]:
+    """The flags with the lines of a text file (blank ones left out) as prompts, or as classes, after those that are given.
+    ValueError or FileNotFoundError for a file that can't be read or has no lines, and for a model that takes neither."""
+    name = next((name for name in ("prompt", "label") if name in ldm.condition.flags), None)
+    if name is None:
+        raise ValueError(f"--prompts is nothing to this model, which takes {ldm.condition.takes}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--prompts {path}: no such file; it has a {name} a line")
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts {path}: it has no lines; write a {name} a line")
+    return {**flags, name: [*(flags.get(name) or []), *lines]}
+
+
 def _check_numbers(flags: Flags) -> None:
     bounds = {"num": 1, "steps": 1, "interpolate": 2, "neighbours": 1}
     for name, least in bounds.items():
@@ -191,6 +209,8 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     index = flags["index"]
     flags = flags if index is None else alone(ldm, flags, index)
     options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    if flags["image_guidance_scale"] is not None:
+        options["image_guidance_scale"] = flags["image_guidance_scale"]
     if flags["tiled"]:
         options["tile"] = max(ldm.specification.image_size)
     if flags["strength"] is not None:
@@ -209,6 +229,8 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         film = _film(ldm, flags, key, values, words, options)
         return film if index is None else Drawn(film.images[index : index + 1], film.words, 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
+    if name == "sample" and len(words) > MOST_AT_ONCE:
+        return Drawn(_in_parts(ldm, flags, first, values, len(words), options), words, num)
     if name in ("sample", "panorama", "variation"):
         beside = int(name == "variation" and index is not None)  # all take the noise of the first, which is drawn with it
         if name == "variation":
@@ -245,6 +267,22 @@ def with_loras(ldm: LatentDiffusion, said: Sequence[str]) -> LatentDiffusion:
         weighted = path and re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", scale)
         ldm = ldm.with_lora(path if weighted else text, float(scale) if weighted else 1.0)
     return ldm
+
+
+def _in_parts(
+    ldm: LatentDiffusion, flags: Flags, key: jax.Array, values: list[Any], count: int, options: dict[str, Any]
+) -> np.ndarray:
+    """`count` pictures of `sample`, MOST_AT_ONCE at a time, so that there is one compilation and memory for as many."""
+    images = []
+    for start in range(0, count, MOST_AT_ONCE):
+        rows = np.minimum(np.arange(start, start + MOST_AT_ONCE), count - 1)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+        cond = _embedded(ldm, flags, [values[row] for row in rows] if values else [], options)
+        images.append(np.asarray(ldm.sample(ldm.params, keys, cond, num=len(rows), **options))[: count - start])
+    images = np.concatenate(images)
+    if ldm.condition.kind == "semantic":
+        images = images[:, : values[0].shape[0], : values[0].shape[1]]
+    return images
 
 
 def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any]) -> Any:

@@ -135,7 +135,11 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
                 part.check_flags(given)
 
         def read(self, given):
-            return next(part.read(given) for part in self.parts.values() if {*part.flags} & {n for n, v in given.items() if v})
+            said = {name for name, value in given.items() if value}
+            main, (values, words) = next((n, part.read(given)) for n, part in self.parts.items() if {*part.flags} & said)
+            beside = {name: part.beside(given) for name, part in self.parts.items()}
+            beside = {name: value for name, value in beside.items() if value is not None}
+            return [{main: value} | beside for value in values] if beside else values, words
 
         def encoded(self, inputs, encode):
             """Each part's pictures as latents."""

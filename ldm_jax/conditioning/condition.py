@@ -214,6 +214,10 @@ class Condition:
     def check_flags(self, given: Mapping[str, Any]) -> None:
         """ValueError where flags of sample.py lack something."""
 
+    def beside(self, given: Mapping[str, Any]) -> Any:
+        """Of a part of a combination: what its companions say, the same for every condition; None if they say nothing."""
+        return None
+
     def read(self, given: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
         """What the flags of sample.py say -> (what `parse` takes, its description), an entry a condition."""
         return [], []

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldm_jax.conditioning.condition import Condition, alike
 from ldm_jax.conditioning.pictures import picture
+from ldm_jax.data.decode import decode_rgb
 
 PyTree = Any
 
@@ -18,6 +19,7 @@ class Instruct(Condition):
     them unscaled), 0 in the empty condition."""
 
     kind = "instruct"
+    companions = {"picture": ("text", "The picture that --prompt says how to change.", "PHOTO.png")}
     abilities = ("sample", "variation")
     encodes = ("picture",)
     spatial = True
@@ -38,6 +40,13 @@ class Instruct(Condition):
     def parse(self, values):
         images = alike([picture(value, self.setting.factor) for value in values])
         return {"picture": images, "shown": np.ones(len(images), np.float32)}
+
+    def check_flags(self, given):
+        if not given.get("picture"):
+            raise ValueError("this model changes a picture as a prompt says: give --picture PHOTO.png beside it")
+
+    def beside(self, given):
+        return decode_rgb(given["picture"], given["picture"]).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
     def check(self):
         raise ValueError("config.conditioner.kind='instruct': such models can be loaded and drawn with, but not trained here")

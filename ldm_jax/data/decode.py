@@ -65,6 +65,16 @@ def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0) -> np.ndar
         return np.asarray(image.convert("RGB"))
 
 
+def look_at(encoded: Encoded, name: str = "image") -> tuple[int, int, str]:
+    """(width, height, mode) as the file's head says, before any turning; mode "RGB", "grey" or "clear" (with transparency).
+    ValueError for what can't be read."""
+    with _naming(name):
+        image = _open(encoded)
+        clear = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+        grey = image.mode == "1" or image.mode.startswith(("L", "I"))
+        return *image.size, "clear" if clear else "grey" if grey else "RGB"
+
+
 def decode_mask(encoded: Encoded, name: str = "mask") -> np.ndarray:
     """float32 [H, W] of zeros and ones, 1 where the mask is drawn.
 

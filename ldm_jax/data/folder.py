@@ -1,10 +1,11 @@
 """A folder of images as a source: the Hugging Face `imagefolder` convention, class subfolders, or bare files.
 
     root/metadata.jsonl          a row an image: file_name, relative to the metadata's own folder, and any of
-                                 caption, label (with label_name), label_map_file_name, boxes, split
+    (or metadata.csv)            caption, label (with label_name), label_map_file_name, boxes, split
     root/train/metadata.jsonl    the same with a folder a split (train; val, valid or validation; test)
     root/[train/]daisy/1.jpg     without metadata: subfolders are classes
     root/[train/]1.jpg           no columns but image
+    1.txt beside 1.jpg           its caption, where no metadata say one
 
 Subfolders are splits if all that hold images are named so, or if those that are have metadata of their own; a folder "train"
 beside others is refused, since it may be a class. Hidden and system folders are passed by (`walk`), and every file is an image
@@ -25,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.decode import suffixes
-from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, parse_split, slice_bounds
-from ldm_jax.data.text_files import parse_json, read_names, read_text
+from ldm_jax.data.metadata import add_captions, read_table, table_in
+from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
+from ldm_jax.data.text_files import read_names
 from ldm_jax.data.walk import Found, find_images
 
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name", "boxes": "boxes"}
@@ -60,7 +62,7 @@ def folder(
     split        a split folder, a value of the `split` column, or, where a folder has no splits, 'train' for all of
                  it. Parts are written 'train[:90%]', 'train[90%:]' (by hash of the file name: classes stay mixed).
     columns      what is needed of image, caption, label, label_map, boxes, box_labels; None: all that are there
-    names        what they are called in metadata.jsonl if not caption, label, label_map_file_name, boxes
+    names        what the metadata call them if not caption, label, label_map_file_name, boxes
     class_names  of `label`: a list, or a file with one (JSON, or a name a line). By default from subfolders, text labels or
                  label_name.
     Raises FileNotFoundError for a folder or named files that are not there, ValueError for everything else that is wrong.
@@ -78,6 +80,8 @@ def folder(
         )
     rows = _select(splits, split, root)
     _check_files(rows, names["label_map"])
+    if columns is None or "caption" in columns:
+        add_captions(rows, names["caption"])
 
     has = {column: [row for row in rows if row.get(theirs) not in (None, "")] for column, theirs in names.items()}
     present = ("image", *(column for column, found in has.items() if found))
@@ -88,7 +92,7 @@ def folder(
             first = next(row for row in rows if row.get(names[column]) in (None, ""))
             raise ValueError(
                 f"{root}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
-                f"{first['file_name']}. Complete metadata.jsonl or remove those rows"
+                f"{first['file_name']}. Complete them or remove those images"
             )
     every = [row for group in splits.values() for row in group]
     index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
@@ -110,17 +114,17 @@ def folder(
 
 def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
     """All rows by split; a folder without splits has the one key ''."""
-    if (root / "metadata.jsonl").is_file():
+    if table := table_in(root):
         splits: dict[str, list[Row]] = {}
-        for row in _read_metadata(root):
+        for row in read_table(table):
             splits.setdefault(canonical_split(str(row.get("split") or "")), []).append(row)
         if "" in splits and len(splits) > 1:
             first = splits[""][0]["file_name"]
-            raise ValueError(f"{root}/metadata.jsonl: {len(splits[''])} rows have no split, the first is {first}")
+            raise ValueError(f"{table}: {len(splits[''])} rows have no split, the first is {first}")
         return splits
     known = {name for names in SPLIT_NAMES.values() for name in names}
     top = {folder for folder in found.folders if folder and "/" not in folder}
-    told = {folder for folder in top if folder.lower() in known and (root / folder / "metadata.jsonl").is_file()}
+    told = {folder for folder in top if folder.lower() in known and table_in(root / folder)}
     holders = {folder.split("/")[0] for folder in found.images if folder} | told
     named = {folder for folder in holders if folder.lower() in known}
     others = holders - named
@@ -147,11 +151,8 @@ def _below(found: Found, folder: str) -> Found:
 
 
 def _read_rows(root: Path, found: Found) -> list[Row]:
-    if (root / "metadata.jsonl").is_file():
-        return _read_metadata(root)
-    for other in ("metadata.csv", "metadata.parquet"):
-        if (root / other).is_file():
-            raise ValueError(f"{root / other}: only metadata.jsonl is read, a JSON object a line; convert it")
+    if table := table_in(root):
+        return read_table(table)
     rows: list[Row] = []
     for folder, names in found.images.items():
         classes = {"label": folder.split("/")[0]} if folder else {}
@@ -166,7 +167,7 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Count
     """What was passed by; images that no row of any split has; class folders without images."""
     left = Counter(found.left_out)
     bases = {row["_folder"]: Path(os.path.relpath(row["_folder"], root)).as_posix() for row in rows}
-    told = [base for base in bases if (base / "metadata.jsonl").is_file()]
+    told = [table for base in bases if (table := table_in(base))]
     taken = {
         posixpath.normpath(f"{bases[row['_folder']]}/{row[n]}")
         for row in rows
@@ -174,7 +175,7 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Count
         if isinstance(row.get(n), str)
     }
     if count := len(set(found.paths()) - taken):
-        left["images that metadata.jsonl does not name" if told else "images outside of the split folders"] = count
+        left[f"images that {told[0].name} does not name" if told else "images outside of the split folders"] = count
     labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
     for base in {base for base, _ in labels}:
         deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
@@ -184,25 +185,13 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Count
     return left
 
 
-def _read_metadata(root: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(read_text(root / "metadata.jsonl").split("\n"), 1):
-        if not line.strip():
-            continue
-        row = parse_json(line, f"{root}/metadata.jsonl, line {number}:")
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise ValueError(f"{root}/metadata.jsonl, line {number}: a row needs a file_name")
-        rows.append({**row, "_folder": root})
-    return rows
-
-
 def _select(splits: dict[str, list[Row]], split: str, root: Path) -> list[Row]:
     name, part = parse_split(split)
     key = canonical_split(name)
     if key not in splits:
         if set(splits) != {""} or key != "train":
             there = ", ".join(repr(k or "train") for k in sorted(splits))
-            raise ValueError(f"{root} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
+            raise MissingSplit(f"{root} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
         key = ""
     rows = splits[key]
     if part is not None:
@@ -226,9 +215,11 @@ def _check_files(rows: list[Row], map_name: str) -> None:
             if path.parent not in present:
                 present[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
             if path.name not in present[path.parent]:
-                missing.append(path)
+                missing.append((table_in(row["_folder"]), path))
     if missing:
-        raise FileNotFoundError(f"{len(missing)} files named in metadata.jsonl do not exist; the first is {missing[0]}")
+        table, path = missing[0]
+        told = table.name if table else "what was found"
+        raise FileNotFoundError(f"{len(missing)} files named in {told} do not exist; the first is {path}")
 
 
 def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> dict[Any, str]:

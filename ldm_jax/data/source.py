@@ -27,6 +27,14 @@ class DamagedData(ValueError):
     """Stored rows that are not what was written. Never passed by as an unreadable image is, since they can be made again."""
 
 
+class MissingColumn(ValueError):
+    """A column that a source doesn't have."""
+
+
+class MissingSplit(ValueError):
+    """A split that a source doesn't have."""
+
+
 @dataclass(frozen=True)
 class Info:
     """What a source holds.
@@ -88,7 +96,7 @@ def choose_columns(name: str, asked: Sequence[str] | None, present: Sequence[str
         raise ValueError(f"{name}: unknown column {unknown[0]!r}; choose from {', '.join(COLUMNS)}")
     missing = [c for c in asked or () if c not in present]
     if missing:
-        raise ValueError(f"{name}: there is no column {missing[0]!r}; its rows have {', '.join(present) or 'none'}")
+        raise MissingColumn(f"{name}: there is no column {missing[0]!r}; its rows have {', '.join(present) or 'none'}")
     return tuple(c for c in COLUMNS if c in (present if asked is None else asked))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ldm_jax.data.shapes import prepare as prepare_shapes
-from ldm_jax.data.source import Info, canonical_split, choose_columns, parse_split
+from ldm_jax.data.source import Info, MissingColumn, MissingSplit, canonical_split, choose_columns, parse_split
 
 # What columns are called in `shapes`; a slash leads into a sequence of objects.
 SHAPES_NAMES = {
@@ -41,13 +41,13 @@ class TfdsSource:
         known = {canonical_split(s): s for s in builder.info.splits}
         if canonical_split(wanted) not in known:
             there = ", ".join(map(repr, builder.info.splits)) or "none"
-            raise ValueError(f"{label} has no split {wanted!r} but {there}")
+            raise MissingSplit(f"{label} has no split {wanted!r} but {there}")
         split = known[canonical_split(wanted)] + (f"[{part[0]}:{part[1]}]" if part else "")
         features = {name: _feature(builder.info.features, name) for name in names.values()}
         absent = {ours: theirs for ours, theirs in names.items() if features[theirs] is None}
         if any(ours in absent for ours in columns or ()):
             ours = next(c for c in columns if c in absent)
-            raise ValueError(f"{label}: no feature {absent[ours]!r} for {ours!r}; it has {', '.join(builder.info.features)}")
+            raise MissingColumn(f"{label}: no feature {absent[ours]!r} for {ours!r}; it has {', '.join(builder.info.features)}")
         chosen = choose_columns(label, columns, [c for c in names if c not in absent])
         self._names = {column: names[column] for column in chosen}
         images = {names[c]: tfds.decode.SkipDecoding() for c in ("image", "label_map") if c in chosen}

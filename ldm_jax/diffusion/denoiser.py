@@ -11,20 +11,22 @@ import jax.numpy as jnp
 from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
 from ldm_jax.diffusion.parameterization import PredictionType, edm_scale, predict
 
-Network = Callable[[jax.Array, jax.Array], jax.Array]
+Network = Callable[..., jax.Array]
 
 
 def make_denoiser(network: Network, prediction: PredictionType, input_scale: Callable[[Level], Any] | None = None) -> Denoiser:
-    """Joins `network(x, t[B]) -> output` and what its output means into a denoiser.
+    """Joins `network(x, t[B]) -> output` and what its output means into a denoiser; `network(x, t, s[B])` at levels that have
+    an `s`.
 
     The arithmetic stays in x's dtype, whatever dtype the network answers in. `input_scale(level)` multiplies what the network
     sees (EDM: `edm_input_scale`). More output channels than input ones are a learned variance, which is dropped.
     """
 
     def denoise(x: jax.Array, level: Level) -> Prediction:
-        t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), x.shape[:1])
+        times = (level.t,) if level.s is None else (level.t, level.s)
+        times = [jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]) for t in times]
         seen = x if input_scale is None else x * expand(input_scale(level), x)
-        output = network(seen, t)
+        output = network(seen, *times)
         if output.shape[:-1] != x.shape[:-1] or output.shape[-1] not in (x.shape[-1], 2 * x.shape[-1]):
             raise ValueError(
                 f"The network returned shape {output.shape} for x of shape {x.shape}; it must predict something like x."

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level, namespace
+from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian
 
 
 def sample(
     denoise: Denoiser,
-    sampler: Sampler,
+    sampler: str | Sampler,
     x: jax.Array,
     grid: Level,
     key: jax.Array | None = None,
@@ -25,7 +26,7 @@ def sample(
     callback: Callable[[Any, Any], None] | None = None,
     remat: bool = False,
 ) -> Any:
-    """Runs `sampler` from x [B, ...] at grid[0] down to grid[-1].
+    """Runs `sampler` (one of `SAMPLERS`, or its name) from x [B, ...] at grid[0] down to grid[-1].
 
     Start: `start(key, shape, grid)`. `key`: a typed key; one per sample [B], which makes a sample independent of
     its batch neighbours; or the noise of all steps [steps, B, ...]; None for deterministic samplers.
@@ -35,6 +36,7 @@ def sample(
 
     Returns x at the last level, float32 or wider; with `record`, (x, records). Raises ValueError before the scan is traced.
     """
+    sampler = make_sampler(sampler)
     check_grid(grid)
     steps = len(grid) - 1
     x = jnp.asarray(x)

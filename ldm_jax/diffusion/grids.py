@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ldm_jax.diffusion.level import CLEAN, Level
-from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Level
+from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.primitives.choices import choose
+
+GridLike = str | Level | Callable[[int], Level]  # a name in `GRIDS`, levels, or a function of the number of steps
 
 
 def from_times(schedule: Schedule, times: Any, end: Level = CLEAN) -> Level:
@@ -147,8 +149,8 @@ def _table_size(schedule: Schedule, spacing: str) -> int:
 
 def _ratios(schedule: Schedule, steps: int, low: float | None, high: float | None) -> tuple[float, float]:
     _check_steps(steps)
-    ends = [float(schedule(np.float64(t)).noise_ratio) for t in schedule.span]
-    ends = [ratio if 0 < ratio < np.inf else instead for ratio, instead in zip(ends, _RATIOS)]
+    ends = [schedule(np.float64(t)) for t in schedule.span]
+    ends = [float(e.noise_ratio) if e.alpha > PURE_NOISE and e.sigma > 0 else other for e, other in zip(ends, _RATIOS)]
     low, high = float(ends[0] if low is None else low), float(ends[1] if high is None else high)
     if not 0 < low < high < np.inf:
         raise ValueError(
@@ -168,6 +170,16 @@ GRIDS: dict[str, Callable[..., Level]] = {
 }
 
 
-def make_grid(name: str, schedule: Schedule, steps: int, **options: Any) -> Level:
-    """The grid called `name` in `GRIDS`, for `steps` steps."""
-    return choose(GRIDS, name, "grid")(schedule, steps, **options)
+def make_grid(name: GridLike, schedule: str | Schedule, steps: int, **options: Any) -> Level:
+    """The grid called `name` in `GRIDS`, for `steps` steps. One of your own, a function of the steps or a Level of so many, is
+    checked and stays as it is. ValueError for a Level of other steps, and for options of what has its own."""
+    if isinstance(name, str):
+        return choose(GRIDS, name, "grid")(make_schedule(schedule), steps, **options)
+    levels = name(steps) if callable(name) else name
+    if not isinstance(levels, Level) or np.ndim(levels.alpha) != 1 or len(levels.alpha) != steps + 1:
+        raise ValueError(
+            f"grid is a {type(name).__name__}: give a name, a Level of {steps + 1} levels for {steps} steps, or a function of "
+            "the number of steps that gives such a Level"
+        )
+    check_grid(levels)
+    return levels

@@ -25,7 +25,8 @@ Scale = float | jax.Array | Callable[[Level], Any]
 def together(
     network: Callable[..., jax.Array], prediction: PredictionType, conds: Sequence[Any], input_scale: Callable | None = None
 ) -> Predictions:
-    """Predictions under every one of `conds` from one call of `network(x, t, cond)` on a batch of len(conds) B.
+    """Predictions under every one of `conds` from one call of `network(x, t, cond)`, with s after it where a level has one, on
+    a batch of len(conds) B.
 
     The conditions are pytrees of equal structure, arrays [B, ...]; make an explicit null rather than None.
     """
@@ -39,7 +40,7 @@ def together(
     def predictions(x: jax.Array, level: Level) -> list[Prediction]:
         cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conds)
         repeat = lambda a: a if jnp.ndim(a) == 0 else jnp.concatenate([a] * count)  # noqa: E731
-        denoise = make_denoiser(lambda x, t: network(x, t, cond), prediction, input_scale)
+        denoise = make_denoiser(lambda x, t, *s: network(x, t, cond, *s), prediction, input_scale)
         x0, eps = denoise(jnp.concatenate([x] * count), jax.tree.map(repeat, level))
         return [Prediction(*pair) for pair in zip(jnp.split(x0, count), jnp.split(eps, count))]
 

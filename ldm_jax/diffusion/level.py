@@ -26,11 +26,16 @@ def namespace(*arrays: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Level:
-    """`t` is the network's time input; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N]."""
+    """`t` is the network's time input; `alpha`, `sigma` are the coefficients of `x_t`. Scalars, [B], or a grid [N].
+
+    `s`: for networks that are told how far they are to step (average velocities, shortcuts), that length in units of `t`; None
+    tells them nothing.
+    """
 
     t: Any
     alpha: Any
     sigma: Any
+    s: Any = None
 
     @property
     def log_snr(self) -> Any:
@@ -64,6 +69,8 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[jax.Array, Level], Prediction]
 
 CLEAN = Level(0.0, 1.0, 0.0)
+# Numbers below it that are to be divided by count as 0: an alpha so small leaves nothing of x0 in float32.
+PURE_NOISE = 1e-6
 
 
 def expand(a: Any, x: jax.Array) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from ldm_jax.diffusion.denoiser import Network, from_x0
 from ldm_jax.diffusion.level import CLEAN, Level, Prediction, diffuse, expand
 from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, of_schedule, predict, target
-from ldm_jax.diffusion.schedules import Discrete, Schedule
+from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.diffusion.times import TIMES, History, Times, importance, make_times
 from ldm_jax.diffusion.weightings import Weighting, make_weighting, variational_bound
 from ldm_jax.primitives.arrays import row_normal
@@ -37,12 +37,15 @@ class Problem(NamedTuple):
     """What an objective may need.
 
     Attributes:
-      network: (params, x [B, ..., C], t [B], s=None) -> output. `s` [B] is a second time or a step size; None: not used.
+      network: (params, x [B, ..., C], t [B], s=None, without=False) -> output. `s` [B]: how far it is to step, in units of t,
+        for networks that take that. `without`: under the empty condition. x may be the first rows of the batch alone.
       params: the parameters to differentiate with respect to.
       ema: their running average, for objectives with a target network.
       step: the number of the update, int32 scalar.
       schedule, prediction, input_scale: the process; `make_objective` puts its own in their place.
       history: the losses that importance sampling of times looks at (`times.loss_history`).
+      dropped: bool [B], rows whose condition is the empty one; None: no row's is.
+      teacher: (x, t, without=False) -> output of a frozen model of the same process, for objectives that learn from one.
     """
 
     network: Callable[..., jax.Array]
@@ -53,6 +56,8 @@ class Problem(NamedTuple):
     prediction: PredictionType = "eps"
     input_scale: Callable[[Level], Any] | None = None
     history: History | None = None
+    dropped: jax.Array | None = None
+    teacher: Callable[..., jax.Array] | None = None
 
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -80,7 +85,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def make_objective(
-    schedule: Schedule,
+    schedule: str | Schedule,
     prediction: PredictionType,
     *,
     weighting: str | Weighting = "simple",
@@ -98,6 +103,7 @@ def make_objective(
     """The diffusion loss as an objective: mean over rows of weight * loss, with the process given here.
 
     Args:
+      schedule: one of `SCHEDULES`, or its name.
       weighting, times, loss: names in `WEIGHTINGS`, `TIMES` (or "importance", Nichol & Dhariwal 2021, which reads
         `problem.history`) and `LOSSES`, or functions; the `.._options` are those of a named one's factory.
       offset_noise: strength of N(0, 1) per row and channel that is added to the noise (Guttenberg 2023); 0 is off.
@@ -118,6 +124,7 @@ def make_objective(
     Raises:
       ValueError: an unknown name, a negative strength or weight, a learned variance without a table or a bound.
     """
+    schedule = make_schedule(schedule)
     strengths = {"offset_noise": offset_noise, "input_perturbation": input_perturbation}
     for name, value in (strengths | {"simple_weight": simple_weight, "elbo_weight": elbo_weight}).items():
         if not 0 <= value < np.inf:

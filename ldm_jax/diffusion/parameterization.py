@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, Prediction, expand, namespace
+from ldm_jax.diffusion.level import PURE_NOISE, Level, Prediction, expand, namespace
 from ldm_jax.primitives.choices import choose
 
 Pair = Callable[[Level], tuple[Any, Any]]
@@ -86,7 +86,7 @@ def predict(prediction: PredictionType, x: jax.Array, output: jax.Array, level: 
         eps = (x - alpha * output / c) / jnp.where(sigma == 0, jnp.inf, sigma)
         return Prediction(output / c, eps)
     det = determinant(prediction, level)
-    if isinstance(det, (float, np.ndarray, np.generic)) and np.any(np.abs(det) < 1e-6):
+    if isinstance(det, (float, np.ndarray, np.generic)) and np.any(np.abs(det) < PURE_NOISE):
         raise ValueError(
             f"parameterization {prediction!r} is singular where alpha = {level.alpha}, sigma = {level.sigma}: pure noise "
             "says nothing about x0. Use prediction 'v', 'flow' or 'x0', or a grid that starts below it."

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.diffusion.clock import has_clock
 from ldm_jax.diffusion.denoiser import Network, make_denoiser
 from ldm_jax.diffusion.driver import unit_variance_scale
-from ldm_jax.diffusion.grids import GRIDS, make_grid
-from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
+from ldm_jax.diffusion.grids import GRIDS, GridLike, make_grid
+from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Denoiser, Level
 from ldm_jax.diffusion.parameterization import PREDICTIONS, PredictionType, of_schedule
 from ldm_jax.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
 from ldm_jax.primitives.choices import check_choice, choose
 
-# Samplers that integrate eps, from which no step leaves pure noise (alpha = 0).
+# Samplers that integrate eps, from which no step leaves pure noise (alpha < PURE_NOISE).
 EPS_SOLVERS = ("deis", "dpm2", "dpm2_ancestral", "ipndm", "lms", "plms", "pndm")
 # Grids whose first level is the noisiest of the schedule; karras and its like stop short of pure noise.
 FULL_GRIDS = ("linspace", "trailing")
@@ -45,6 +46,11 @@ REFUSED: tuple[tuple[Callable[[Schedule, Any, Any, Any], bool], str], ...] = (
         ),
         "this sampler integrates eps and can't leave pure noise, where this schedule and grid start: use grid='karras' or "
         "'log_snr', or a sampler that integrates x0 (dpmpp_2m, unipc, ddim).",
+    ),
+    (
+        lambda schedule, prediction, sampler, grid: sampler == "flow_map" and not has_clock(schedule, prediction),
+        "this sampler takes averages of the velocity, which this prediction is not: it is for networks trained by mean_flow or "
+        "shortcut, in prediction='flow' with schedule='flow' or prediction='v' with a variance-preserving schedule.",
     ),
 )
 
@@ -77,11 +83,14 @@ class Recipe:
 
     def with_sampler(self, sampler: str | Sampler, **options: Any) -> "Recipe":
         """The same recipe with another sampler, by name (with its options) or ready made."""
-        made = make_sampler(sampler, self.schedule, **options) if isinstance(sampler, str) else sampler
+        made = make_sampler(sampler, self.schedule, **options)
         return dataclasses.replace(self, sampler=lambda steps: made)
 
-    def with_grid(self, grid: str, end: str | Level = "clean", **options: Any) -> "Recipe":
-        """The same recipe with another grid by name; `end` and `options` as for `make_recipe`."""
+    def with_grid(self, grid: GridLike, end: str | Level = "clean", **options: Any) -> "Recipe":
+        """The same recipe with another grid: by name, with `end` and `options` as for `make_recipe`, or one of your own, which
+        has its end."""
+        if not isinstance(grid, str):
+            return dataclasses.replace(self, grid=partial(make_grid, grid, self.schedule, **options))
         check_choice(grid, GRIDS, "grid")
         end = end_level(self.schedule, end)
         return dataclasses.replace(self, grid=partial(make_grid, grid, self.schedule, end=end, **options))
@@ -91,14 +100,15 @@ def make_recipe(
     schedule: str | Schedule = "scaled_linear",
     prediction: PredictionType = "eps",
     sampler: str | Sampler = "ddim",
-    grid: str = "trailing",
+    grid: GridLike = "trailing",
     *,
     end: str | Level = "clean",
     sampler_options: Mapping[str, Any] | None = None,
     grid_options: Mapping[str, Any] | None = None,
     start_scale: Callable[[Level], Any] = unit_variance_scale,
 ) -> Recipe:
-    """A recipe from names in `SCHEDULES`, `PREDICTIONS`, `SAMPLERS` and `GRIDS`.
+    """A recipe from names in `SCHEDULES`, `PREDICTIONS`, `SAMPLERS` and `GRIDS`, or from such objects: a Schedule, a function
+    from Level to the pair (c, d), a Sampler, a Level or a function from the number of steps to one.
 
     Args:
       schedule: a name, or a schedule with options of its own, from which the network's input scale comes too.
@@ -109,26 +119,28 @@ def make_recipe(
     Raises:
       ValueError: an unknown name, or a combination that `REFUSED` lists.
     """
-    schedule = make_schedule(schedule) if isinstance(schedule, str) else schedule
+    schedule = make_schedule(schedule)
     check_combination(schedule, prediction, sampler, grid)
-    made = make_sampler(sampler, schedule, **(sampler_options or {})) if isinstance(sampler, str) else sampler
+    made = make_sampler(sampler, schedule, **(sampler_options or {}))
+    ending = {"end": end_level(schedule, end)} if isinstance(grid, str) else {}
     return Recipe(
         schedule,
         of_schedule(prediction, schedule),
-        partial(make_grid, grid, schedule, end=end_level(schedule, end), **(grid_options or {})),
+        partial(make_grid, grid, schedule, **ending, **(grid_options or {})),
         lambda steps: made,
         input_scale=schedule.input_scale,
         start_scale=start_scale,
     )
 
 
-def check_combination(schedule: Schedule, prediction: PredictionType, sampler: str | Sampler, grid: str) -> None:
+def check_combination(schedule: Schedule, prediction: PredictionType, sampler: str | Sampler, grid: GridLike) -> None:
     """ValueError for an unknown name or a combination in `REFUSED`. What is given as a function is not looked into."""
     if isinstance(prediction, str):
         check_choice(prediction, PREDICTIONS, "prediction")
     if isinstance(sampler, str):
         check_choice(sampler, SAMPLERS, "sampler")
-    check_choice(grid, GRIDS, "grid")
+    if isinstance(grid, str):
+        check_choice(grid, GRIDS, "grid")
     for impossible, why in REFUSED:
         if impossible(schedule, prediction, sampler, grid):
             raise ValueError(f"sampler={sampler!r}, grid={grid!r}, prediction={prediction!r} with {schedule}: {why}")
@@ -142,5 +154,5 @@ def end_level(schedule: Schedule, end: str | Level) -> Level:
 
 
 def starts_at_pure_noise(schedule: Schedule) -> bool:
-    """Whether the schedule's noisiest level holds no signal, alpha = 0."""
-    return float(schedule(np.float64(schedule.span[1])).alpha) == 0
+    """Whether the schedule's noisiest level holds no signal: alpha is 0, or too small to be divided by."""
+    return float(schedule(np.float64(schedule.span[1])).alpha) < PURE_NOISE

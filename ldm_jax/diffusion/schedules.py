@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +47,10 @@ class Discrete:
             log_snr = np.log(table) - np.log1p(-table)
         object.__setattr__(self, "alpha_bar", table)
         object.__setattr__(self, "log_snr", np.maximum(log_snr, _FLOOR))
+
+    def __repr__(self) -> str:
+        """One line, for errors."""
+        return f"Discrete(alpha_bar {self.alpha_bar[0]:.4g} to {self.alpha_bar[-1]:.4g}, {self.size} entries)"
 
     @property
     def size(self) -> int:
@@ -275,7 +279,34 @@ def mu_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, 
     return math.exp(base[1] + slope * (tokens - base[0]))
 
 
-Schedule = Discrete | Cosine | VarianceExploding | RectifiedFlow
+
+
+class Schedule(Protocol):
+    """What a noise schedule is: called with its own time t, it gives `Level(t, alpha, sigma)`, x_t = alpha x0 + sigma eps.
+
+    A schedule of your own is any frozen (hashable) object with these; `SCHEDULES` names those that are here, and wherever one
+    of these names is taken, such an object is too.
+
+        span                (t_min, t_max) of its own time; noise grows with it
+        input_scale         None, or level -> what the network's input is multiplied by (EDM's c_in)
+        schedule(t)         float or array [...] -> Level of that shape; `Level.t` is what the network is told
+        at(u)               the level of quantile u in [0, 1] of training time
+        from_log_snr(l)     the level at log(alpha^2 / sigma^2) = l
+        quantile(l)         the u at which it has this log-SNR
+    """
+
+    input_scale: Callable[[Level], Any] | None
+
+    @property
+    def span(self) -> tuple[float, float]: ...
+
+    def __call__(self, t: Any) -> Level: ...
+
+    def at(self, u: Any) -> Level: ...
+
+    def from_log_snr(self, log_snr: Any) -> Level: ...
+
+    def quantile(self, log_snr: Any) -> Any: ...
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
@@ -290,6 +321,10 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make_schedule(name: str, **options: Any) -> Schedule:
-    """The schedule called `name` in `SCHEDULES`."""
-    return choose(SCHEDULES, name, "schedule")(**options)
+def make_schedule(name: str | Schedule, **options: Any) -> Schedule:
+    """The schedule called `name` in `SCHEDULES`; one that is made already, as it is. ValueError for options of that."""
+    if isinstance(name, str):
+        return choose(SCHEDULES, name, "schedule")(**options)
+    if options or not (callable(name) and hasattr(name, "span")):
+        raise ValueError(f"schedule={name!r}: give a name, with options, or a Schedule, which has its own")
+    return name

@@ -4,6 +4,7 @@ Statistics of features are float64 and numpy's, whatever device the features cam
 jax functions that may be compiled into a validation step.
 """
 
+from ldm_jax.evaluation.bits import discretized_laplace
 from ldm_jax.evaluation.features import FeatureSet, feature_set, join, load_features
 from ldm_jax.evaluation.frechet import (
     Moments,
@@ -25,9 +26,9 @@ from ldm_jax.evaluation.spectrum import power_spectrum
 from ldm_jax.evaluation.ssim import ms_ssim, ssim
 
 __all__ = [
-    "FeatureSet", "Interval", "Memorisation", "Moments", "Overlap", "as_uint8", "bootstrap", "confusion_matrix", "feature_set",
-    "frechet_at_infinity", "frechet_distance", "frechet_from_moments", "frechet_of_gaussians", "inception_score", "join",
-    "kernel_distance", "kernel_distance_of_subsets", "load_features", "mean_iou", "memorisation", "merge", "moments",
-    "moments_of", "ms_ssim", "nearest", "odd_in", "pixel_accuracy", "power_spectrum", "precision_recall", "ssim",
-    "uneven_classes",
+    "FeatureSet", "Interval", "Memorisation", "Moments", "Overlap", "as_uint8", "bootstrap", "confusion_matrix",
+    "discretized_laplace", "feature_set", "frechet_at_infinity", "frechet_distance", "frechet_from_moments",
+    "frechet_of_gaussians", "inception_score", "join", "kernel_distance", "kernel_distance_of_subsets", "load_features",
+    "mean_iou", "memorisation", "merge", "moments", "moments_of", "ms_ssim", "nearest", "odd_in", "pixel_accuracy",
+    "power_spectrum", "precision_recall", "ssim", "uneven_classes",
 ]  # fmt: skip

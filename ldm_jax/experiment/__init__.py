@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax import build
+from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
-from ldm_jax.experiment.first_stage import train_first_stage
+from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.scoring.features import check as check_features
@@ -30,32 +31,48 @@ from ldm_jax.workdir import summary
 STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> None:
-    """Runs the stages of `config`; those already finished in `workdir` are passed over.
+def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
+    """Runs the stages of `config`; those already finished in `workdir` are passed over. `script`: the text of a file that gives
+    this config, kept as WORKDIR/config.py.
 
     Raises:
       ValueError: a config that can't work, a working directory of another config, data that don't fit; before any compile.
       training.loop.Interrupted: asked to stop; the same call goes on from there.
+      OSError: something can't be written; once it can, the same call goes on.
     """
     began = time.monotonic()
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
+    check(config, Path(workdir))
+    try:
+        with Experiment(config, Path(workdir), script) as experiment:
+            for name in config["stages"]:
+                STAGES[name](experiment)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(workdir)  # a disk that is full doesn't say where
+        raise
+    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, experiment.example())}")
+
+
+def check(config: Mapping[str, Any], workdir: Path) -> None:
+    """ValueError for a config that can't work in this working directory, before any data are read or anything compiles."""
     build.check(config)
-    check_start(config, Path(workdir))
-    with Experiment(config, Path(workdir)) as experiment:
-        for name in config["stages"]:
-            STAGES[name](experiment)
-    condition = experiment.condition
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, condition)}")
+    check_start(config, workdir)
 
 
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError for what a later stage needs and isn't there, before an earlier one is trained: the model that a stage which
-    has not begun is to start from, the network that looks at pictures in the evaluation."""
+    has not begun is to start from, the networks that look at pictures, and the numbers that are to judge."""
     for stage in ("first_stage", "diffusion"):
         path = config[f"{stage}_train"]["start_from"]
-        begun = (workdir / stage / "checkpoints").exists()
+        kind = build.few_steps_kind(config) if stage == "diffusion" else None
+        begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
         if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
             raise ValueError(f"config.{stage}_train.start_from={path!r}: there is no such file or folder")
+    if "first_stage" in config["stages"]:
+        check_judge(config)
+    if "diffusion" in config["stages"]:
+        evaluators.check(config, workdir)
     measured = config["evaluation"]
     if "evaluation" in config["stages"] and measured.get("num", 0):
         try:

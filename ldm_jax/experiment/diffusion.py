@@ -1,24 +1,18 @@
 """The stage that trains the diffusion model."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build
-from ldm_jax.data.pipeline import eval_batches, in_memory
-from ldm_jax.data.source import Spread
+from ldm_jax.data.pipeline import in_memory
+from ldm_jax.experiment import evaluators, starting
 from ldm_jax.experiment.latents import open_cache
-from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
-from ldm_jax.training.loop import Hook, Report
-from ldm_jax.training.metrics import image_grid
-from ldm_jax.training.program import Program
-from ldm_jax.training.state import Step, TrainState
+from ldm_jax.training.loop import Hook
 
 PyTree = Any
 
@@ -38,9 +32,11 @@ def train_diffusion(experiment: Experiment) -> None:
     }}  # fmt: skip
     if adapts := "network" in program.constants:
         shapes = {name: program.constants[name] for name in ("network", "conditioner")}
-        constants |= pretrained(section["start_from"], shapes, build.compute_dtype(config), (scale, shift))
+        constants |= starting.base(config, shapes, (scale, shift))
     elif condition.frozen:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
+    if build.TEACHER in program.constants:
+        constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale)
     spec = api.Specification(config, condition, scale, shift)  # one for the whole run: compiled functions belong to it
     cached = "image" not in program.batch
     source = experiment.sources["train"]
@@ -61,73 +57,9 @@ def train_diffusion(experiment: Experiment) -> None:
         return map(to_batch, experiment.batches(source, transform, section["batch_size"], start))
 
     def make_hooks() -> list[Hook]:
-        validate = make_validation(experiment, constants)
-        shown = held_out(experiment, 16)
-
-        def show(state: TrainState) -> Report:
-            params = {**{name: part for name, part in constants.items() if name != "latents"}, **state.averaged}
-            params = sharding.replicate(experiment.mesh, api.adapted(config, params))
-            images = draw(spec, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], experiment.mesh)
-            return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
-
-        return [Hook(config["log"]["validation_every"], validate), Hook(config["log"]["images_every"], show)]
+        return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
-        return pretrained(section["start_from"], params) if section["start_from"] and not adapts else params
+        return starting.pretrained(config, params) if section["start_from"] and not adapts else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)
-
-
-def make_validation(experiment: Experiment, constants: PyTree):
-    """The hook that takes the loss of held-out images, with the same noise and times at every validation: only the weights
-    differ. Every process loads its share of them."""
-    config, condition, mesh = experiment.config, experiment.condition, experiment.mesh
-    batch_size = config["diffusion_train"]["batch_size"]
-    program: Program = build.make_diffusion_program(config, condition, cached=False)
-    transform = build.make_transform(config, condition)
-    source = Spread(experiment.sources["validation"], config["log"]["validation_images"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def loss_of(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
-        step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(batch_size, dtype=jnp.int32), batch_size)
-        return program.loss(params, batch, key, step)[1]["loss_simple"]
-
-    def validate(state: TrainState) -> Report:
-        params, losses = {**sharding.replicate(mesh, constants), **state.averaged}, []
-        for name in program.not_averaged:  # an empty history of losses: all times count alike at every validation
-            params[name] = jax.tree.map(jnp.zeros_like, params[name])
-        for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
-            found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
-            with jax.set_mesh(mesh):
-                losses.append(loss_of(params, sharding.to_device(mesh, found), jax.random.key(i)))
-        loss = float(np.mean(jax.device_get(losses)))  # the host waits once, not for every batch
-        return Report({"validation/loss": loss}, score=loss)
-
-    return validate
-
-
-def pretrained(path: str, params: PyTree, dtype: Any = None, latents: tuple[Any, Any] | None = None) -> PyTree:
-    """Network and conditioner of the model at `path`, anything that `load` reads. ValueError unless shaped as `params`, and
-    with latents of this scale and shift where they are given: a network that is only adapted knows no others."""
-    ldm = api.load_whole(path, dtype=dtype)
-    loaded, spec = ldm.params, ldm.specification
-    if latents is not None and not all(
-        np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)
-    ):
-        raise ValueError(
-            f"config.latents: scale {latents[0]} and shift {latents[1]}, where the model that is adapted ({path}) has "
-            f"{spec.scale} and {spec.shift}: leave config.latents.scale at 0"
-        )
-    found = {name: loaded.get(name, part) for name, part in params.items()}
-    there, here = (
-        {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (found, params)
-    )
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"config.diffusion_train.start_from={path!r} is another model: {name} is {there.get(name)} there, "
-                f"{here.get(name)} here"
-            )
-    return found

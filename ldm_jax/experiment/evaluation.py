@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax import api, build, scoring
-from ldm_jax.data import shapes
+from ldm_jax import api, scoring
+from ldm_jax.experiment.evaluators import Model
+from ldm_jax.experiment.evaluators.prompts import read_back, readable
 from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.pictures import save_pictures
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
-from ldm_jax.training.checkpoint import steps_in
-from ldm_jax.workdir import free_folder, save_pictures
+from ldm_jax.training.checkpoint import best_in, steps_in
+from ldm_jax.workdir import free_folder
 
 PyTree = Any
 
@@ -22,30 +24,32 @@ def evaluate(experiment: Experiment) -> None:
     """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for; with
     config.evaluation.num, their distance from the data."""
     config, mesh = experiment.config, experiment.mesh
-    ldm = api.load_workdir(experiment.workdir)
+    which = config["evaluation"].get("which", "last")
+    ldm = api.load_workdir(experiment.workdir, which=which)
     params = sharding.replicate(mesh, ldm.params)
     shown = held_out(experiment, 64)
     images = draw(ldm.specification, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], mesh)
     found = {"validation": (*side_by_side(images, shown), shown.words)}
     results = {}
-    if config["data"]["source"] == "shapes" and config["conditioner"]["kind"] == "text":
+    if config["evaluation"]["prompts"] and readable(config):  # 0: none
         for objects in (1, 2):
-            measured, drawn, words = check_shapes(experiment, ldm.specification, params, objects)
+            measured, drawn, words = check_shapes(Model(experiment, ldm.specification, {}), params, objects)
             results |= measured
             found[f"{objects}_objects"] = (drawn, 0, words)
     if config["evaluation"].get("num", 0):
-        results |= distances(experiment, ldm)
+        results |= distances(experiment, ldm, which)
     distributed.on_first("evaluation", lambda: save(experiment, found, results))
 
 
-def distances(experiment: Experiment, ldm: api.LatentDiffusion) -> dict[str, float]:
+def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> dict[str, float]:
     """What `python -m ldm_jax.evaluation` measures of config.evaluation.num pictures, in WORKDIR/evaluation/step_STEP."""
     config, place = experiment.config, experiment.workdir / "evaluation"
-    section, step = config["evaluation"], steps_in(experiment.workdir / "diffusion" / "checkpoints")[-1]
+    section, checkpoints = config["evaluation"], experiment.workdir / "diffusion" / "checkpoints"
+    step = best_in(checkpoints)[0] if which == "best" else steps_in(checkpoints)[-1]
     request = scoring.Request(
         num=section["num"], features=section["features"], batch_size=section["batch_size"], seed=config["seed"]
     )
-    model = {"model": str(experiment.workdir.absolute()), "which": "last", "step": step}
+    model = {"model": str(experiment.workdir.absolute()), "which": which, "step": step}
     out = place / f"step_{step}"
     found = scoring.evaluate(ldm, request, out, config=config, folder=place, model=model, mesh=experiment.mesh,
                              say=lambda text: experiment.say(f"evaluation: {text}"))  # fmt: skip
@@ -65,19 +69,13 @@ def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float
     experiment.say(f"evaluation: {len(found['validation'][2])} pictures for validation conditions in {folder}")
 
 
-def check_shapes(
-    experiment: Experiment, spec: api.Specification, params: PyTree, objects: int
-) -> tuple[dict[str, float], np.ndarray, list[str]]:
+def check_shapes(model: Model, params: PyTree, objects: int) -> tuple[dict[str, float], np.ndarray, list[str]]:
     """Draws held-out prompts of so many objects and reads the pictures back: what is right, some pictures, their prompts."""
-    count, batch_size = (experiment.config["evaluation"][name] for name in ("prompts", "batch_size"))
-    prompts = shapes.prompts(count, objects, experiment.config["seed"], build.make_mix(experiment.config))
-    # not parsed as a user's prompts: a small training set may lack a word of theirs, and is then judged without it
-    inputs = np.stack([spec.condition.tokenize(text) for text, _ in prompts])
-    images = draw(spec, params, inputs, count, batch_size, experiment.mesh)
-    found = {name: float(np.mean(right)) for name, right in shapes.check_all(images, [scene for _, scene in prompts]).items()}
+    count = model.experiment.config["evaluation"]["prompts"]
+    found, images, words = read_back(model, params, count, objects)
     said = f"shape {found['shape']:.1%}, colour {found['colour']:.1%}, both {found['bound']:.1%}"
     if objects == 2:
         said += f", also the relation {found['all']:.1%}"
-    experiment.say(f"evaluation: {count} held-out prompts with {objects} object{'s' * (objects > 1)}: {said} right")
+    model.experiment.say(f"evaluation: {count} held-out prompts with {objects} object{'s' * (objects > 1)}: {said} right")
     results = {f"{objects}_objects/{name}": value for name, value in found.items()}
-    return results, images[:64], [text for text, _ in prompts[:64]]
+    return results, images[:64], words[:64]

@@ -16,7 +16,7 @@ import numpy as np
 from ldm_jax import api, build, evaluation, models, weights
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
-from ldm_jax.experiment.stage import Experiment
+from ldm_jax.experiment.stage import BEST, Experiment
 from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import write_json
@@ -26,6 +26,21 @@ from ldm_jax.training.metrics import image_grid
 from ldm_jax.training.state import TrainState
 
 PyTree = Any
+HIGHER = frozenset(f"validation/{name}" for name in ("psnr", "ssim", *codebook.USAGE))  # of which more is better
+
+
+def check_judge(config: Mapping[str, Any]) -> None:
+    """ValueError where the number that is to judge the first stage is one that no validation of it gives."""
+    section, loss = config["first_stage_train"], config["first_stage_loss"]
+    size = config["data"]["image_size"]
+    names = ["psnr", *(["ssim"] if (size if isinstance(size, int) else min(size)) >= 11 else [])]
+    names += ["lpips"] if loss["perceptual_weight"] > 0 else []
+    names += ["rfid"] if config["evaluation"].get("inception_path", "") else []
+    names += codebook.USAGE if config["first_stage"]["kind"] == "vq" else []
+    given = [f"validation/{name}" for name in names] if config["log"]["validation_every"] else []
+    by = section.get("best", BEST["first_stage"])
+    if by not in given and (by != BEST["first_stage"] or section.get("patience", 0)):
+        raise ValueError(f"config.first_stage_train.best={by!r}: nothing gives it; there are {', '.join(given) or 'none'}")
 
 
 def train_first_stage(experiment: Experiment) -> None:
@@ -115,8 +130,7 @@ def make_validation(experiment: Experiment, program: FirstStageProgram, constant
         save_statistics(experiment, int(state.step), all_)
         pairs = all_["pairs"][:32]
         grid = image_grid(pairs.reshape(-1, *pairs.shape[2:]), columns=8)
-        score = -scalars["validation/psnr"]
-        return Report(scalars, {"reconstructions": (grid, "pairs: original, reconstruction")}, score=score)
+        return Report(scalars, {"reconstructions": (grid, "pairs: original, reconstruction")}, HIGHER)
 
     return validate
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,30 +13,32 @@ from typing import Any
 
 import jax
 
-from ldm_jax import api, build
+from ldm_jax import api, build, models
 from ldm_jax.conditioning import Condition
 from ldm_jax.data.pipeline import batches, in_memory
-from ldm_jax.data.source import describe
+from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Report, train
-from ldm_jax.training.metrics import Log
+from ldm_jax.training.metrics import Log, clock
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import TrainState
 from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
 STAGES = ("first_stage", "diffusion")
+BEST = {"first_stage": "validation/psnr", "diffusion": "validation/loss"}  # what judges, unless the config says
 
 
 class Experiment:
     """The parts that stages share: config, working directory, mesh, data, condition. Of several processes the first writes and
     prepares, and the others read afterwards. Use as a context manager: it holds the working directory."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path):
-        self.config, self.workdir = build.with_lists(config), workdir
+    def __init__(self, config: Mapping[str, Any], workdir: Path, script: str = ""):
+        self.config, self.workdir, self._script = build.with_lists(config), workdir, script
         self.mesh = sharding.make_mesh(*(config["mesh"].get(axis, 1) for axis in sharding.AXES))
         for stage in STAGES:
             if stage in config["stages"]:
@@ -58,7 +62,7 @@ class Experiment:
             raise
 
     def _write(self, condition: Condition) -> None:
-        open_workdir(self.config, self.workdir)
+        open_workdir(self.config, self.workdir, self._script)
         condition.learn(self.sources["train"], self.workdir)
 
     def _say_what_captions_lose(self) -> None:
@@ -87,6 +91,50 @@ class Experiment:
             source = in_memory(source, transform.fit, self.config["data"]["on_error"])
         self.say(f"data: {describe(source)} to {split} on ({source.info.name}; {time.monotonic() - began:.0f} s)")
         return source
+
+    def example(self) -> str:
+        """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""
+        condition, source = self.condition, Spread(self.sources["validation"], 100)
+        flag = next((name for name in ("prompt", "label") if name in condition.flags), None)
+        for i in range(len(source) if flag else 0):
+            said = condition.in_words(source[i], source.info)
+            try:
+                condition.parse([said])
+            except ValueError:  # a caption with words of its own, or too long for a prompt
+                continue
+            return f"--{flag} {shlex.quote(said)}"
+        return ""
+
+    def _compiling(self, name: str, step: Callable, what: str) -> Callable:
+        """The step, which says what it is and that it is compiled when it is called first, and how long that took."""
+        done = []
+
+        def call(*arguments: Any) -> Any:
+            if done:
+                return step(*arguments)
+            began = time.monotonic()
+            self._log.say(f"{name}: {what}; compiling")
+            result = step(*arguments)
+            self._log.say(f"{name}: compiled in {clock(time.monotonic() - began)}; {memory_in_words()}")
+            done.append(True)
+            return result
+
+        return call
+
+    def _said_first(self, name: str, run: Callable[[TrainState], Report]) -> Callable[[TrainState], Report]:
+        """A hook that says how long it took the first time, with its compilation, if that was long."""
+        done = []
+
+        def call(state: TrainState) -> Report:
+            began = time.monotonic()
+            report = run(state)
+            if not done and (took := time.monotonic() - began) >= 2:
+                what = "a validation" if report.scalars else "pictures on the way"
+                self._log.say(f"{name}: {what} took {clock(took)}, the first time with compiling")
+            done.append(True)
+            return report
+
+        return call
 
     def first_stage_params(self) -> PyTree:
         """The trained first stage, on this process's default device."""
@@ -123,9 +171,18 @@ class Experiment:
         shapes = program.shapes
         shardings = sharding.state_shardings(self.mesh, shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        judge = Judge(section.get("best", BEST[name]), section.get("patience", 0))
         with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints, contextlib.ExitStack() as opened:
-            if checkpoints.steps and checkpoints.steps[-1] >= steps and checkpoints.verify() is None:
-                self.say(f"{name}: already trained, {checkpoints.steps[-1]} steps")
+
+            def is_over(step: int) -> bool:
+                judge.recall(checkpoints.folder, step)
+                why = f"{step} steps" if step >= steps else judge.in_words(step) if judge.tired else ""
+                if why:
+                    self.say(f"{name}: already trained, {why}")
+                return bool(why)
+
+            newest = checkpoints.steps[-1:]
+            if newest and checkpoints.verify() is None and is_over(newest[0]):
                 return
             state = checkpoints.restore(target)
             if state is None:
@@ -135,20 +192,20 @@ class Experiment:
                     params = sharding.place(prepare(state.params), shardings.params)
                     state = jax.jit(program.state_of, out_shardings=shardings)(params)
             start = int(state.step)
-            if start >= steps:
-                self.say(f"{name}: already trained, {start} steps")
+            if start and is_over(start):
                 return
             if start:
                 self.say(f"{name}: going on from step {start}")
             step = program.compile(self.mesh, constants)
-            hooks = make_hooks()
+            hooks = [Hook(hook.every, self._said_first(name, hook.run)) for hook in make_hooks()]
             if program.post_hoc:
                 snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
                 hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
-            with Log(folder, name, steps, start) as record:
+            with Log(folder, name, steps, start, log.get("wandb", ""), self.config) as record:
+                self._log = record
                 train(
                     state,
-                    step,
+                    self._compiling(name, step, in_words(shapes)),
                     make_batches,
                     steps=steps,
                     key=key_of(self.config["seed"]),
@@ -158,10 +215,32 @@ class Experiment:
                     log_every=log["every"],
                     checkpoint_every=keep["every"],
                     hooks=hooks,
+                    judge=judge,
                     rewinds=keep.get("rewinds", 3),
                     watchdog_seconds=log.get("watchdog_seconds", 0.0),
                     profile=tuple(log.get("profile", (0, 0))),
                 )
+
+
+def in_words(shapes: TrainState) -> str:
+    """How large a state is: parameters by part, and the memory of all of it."""
+    parts = {part: models.count(tree) for part, tree in shapes.params.items()} if isinstance(shapes.params, Mapping) else {}
+    said = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items() if count)
+    kept = jax.tree.leaves((shapes.params, shapes.ema, shapes.opt_state, shapes.post_hoc))
+    size = sum(x.size * x.dtype.itemsize for x in kept)
+    return f"parameters: {said}; {size / 2**20:.0f} MB with the average and the optimizer's state"
+
+
+def memory_in_words() -> str:
+    """The most memory so far: of the first device where it says so, else of this process."""
+    if found := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        return f"at most {found / 2**30:.2f} GB of the device's memory so far"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "memory unknown"
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"at most {most / 2**30:.2f} GB of memory so far"
 
 
 def take_snapshot(snapshots: Checkpoints, state: TrainState) -> Report:

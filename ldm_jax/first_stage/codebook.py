@@ -30,11 +30,14 @@ def counts(indices: jax.Array, codes: int) -> jax.Array:
     return jnp.zeros(codes, jnp.float32).at[indices.reshape(-1)].add(1.0)
 
 
+USAGE = ("codes_used", "perplexity")
+
+
 def usage(count: jax.Array) -> dict[str, jax.Array]:
     """Of counts [n]: the share of codes that occur at all, and the perplexity exp(entropy), from 1 (one code) to n."""
     p = count / jnp.maximum(count.sum(), 1.0)
     entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum()
-    return {"codes_used": jnp.mean(count > 0), "perplexity": jnp.exp(entropy)}
+    return dict(zip(USAGE, (jnp.mean(count > 0), jnp.exp(entropy))))
 
 
 def averages(codebook: jax.Array) -> dict[str, jax.Array]:

@@ -12,11 +12,12 @@ from ldm_jax.models.conditioners import (
     clip_normalize,
     text_time_vector,
 )
+from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.layers import nearest, sinusoidal_embedding
+from ldm_jax.models.layers import STEP_EMBEDDINGS, nearest, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
@@ -24,6 +25,7 @@ from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
 __all__ = [
+    "DINOv2",
     "DIT_SIZES",
     "Autoencoder",
     "CLIPText",
@@ -38,6 +40,7 @@ __all__ = [
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
+    "STEP_EMBEDDINGS",
     "Segmenter",
     "SpatialRescaler",
     "TinyDecoder",
@@ -53,6 +56,7 @@ __all__ = [
     "last_layer",
     "nearest",
     "nearest_code",
+    "imagenet_normalize",
     "in_parts",
     "partitioned",
     "scale_lora",

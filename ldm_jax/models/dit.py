@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.attention import attention
-from ldm_jax.models.init import ZEROS, normal, xavier_uniform
-from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding
+from ldm_jax.models.init import ZEROS, Rule, normal, xavier_uniform
+from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding, step_length
 from ldm_jax.models.partition import constrain
 
 DIT_SIZES = {
@@ -30,7 +30,7 @@ class DiT(nn.Module):
     The null class is label `num_classes`; without `num_classes` there are no labels. H and W are multiples of
     `patch_size`; positions are stretched where they differ from `input_size`, the size of training. With
     `shared_embedder` False every block has a time and label embedder of its own, and the last layer uses the first
-    block's: so diffusers stores them, with `freq_shift` 1. `dtype`, `remat` and `attention` are as in the U-Net.
+    block's: so diffusers stores them, with `freq_shift` 1. `second_time`, `dtype`, `remat` and `attention` are as in the U-Net.
     """
 
     depth: int
@@ -45,13 +45,20 @@ class DiT(nn.Module):
     shared_embedder: bool = True
     freq_shift: float = 0.0
     mlp_norm_eps: float = 1e-6  # diffusers' `norm_eps`, 1e-5 by its default, reaches the norm before the MLP only
+    second_time: bool = False
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array] | None = None, *, train: bool = False
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        cond: dict[str, jax.Array] | None = None,
+        *,
+        s: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """There is no dropout: `train` changes nothing."""
         (B, H, W, C), p, cond = x.shape, self.patch_size, cond or {}
@@ -65,9 +72,9 @@ class DiT(nn.Module):
         h, w = H // p, W // p
         tokens = PatchEmbed(self.hidden_size, p, self.dtype, name="x_embedder")(x).reshape(B, h * w, -1)
         tokens = constrain(tokens + position_embedding(self.hidden_size, h, w, self.input_size // p).astype(self.dtype))
-        times, labels = sinusoidal_embedding(t, 256, freq_shift=self.freq_shift), cond.get("label")
-
-        width = self.hidden_size
+        s = step_length(s, t, self.second_time)
+        times = tuple(sinusoidal_embedding(each, 256, freq_shift=self.freq_shift) for each in (t, s) if each is not None)
+        labels, width = cond.get("label"), self.hidden_size
         c = embed_condition(times, labels, width, self.num_classes, self.dtype) if self.shared_embedder else None
         last = c
         for i in range(self.depth):
@@ -105,7 +112,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, c: jax.Array | None, times: jax.Array, labels: jax.Array | None
+        self, x: jax.Array, c: jax.Array | None, times: tuple[jax.Array, ...], labels: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         width = x.shape[-1]
         if c is None:
@@ -172,17 +179,18 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """t [B] -> [B, D], through sinusoids and two linear layers."""
+    """Sinusoids [B, 256] -> [B, D], through two linear layers, the second of which starts as `last`."""
 
     features: int
     dtype: Any
+    last: Rule = normal(0.02)
 
     @nn.compact
     def __call__(self, times: jax.Array) -> jax.Array:
-        def layer(name: str, h: jax.Array) -> jax.Array:
-            return Dense(self.features, kernel_init=normal(0.02), bias_init=ZEROS, dtype=self.dtype, name=name)(h)
+        def layer(name: str, h: jax.Array, rule: Rule) -> jax.Array:
+            return Dense(self.features, kernel_init=rule, bias_init=ZEROS, dtype=self.dtype, name=name)(h)
 
-        return layer("mlp_2", nn.silu(layer("mlp_0", times)))
+        return layer("mlp_2", nn.silu(layer("mlp_0", times, normal(0.02))), self.last)
 
 
 class LabelEmbedder(nn.Module):
@@ -199,10 +207,13 @@ class LabelEmbedder(nn.Module):
 
 
 def embed_condition(
-    times: jax.Array, labels: jax.Array | None, features: int, num_classes: int | None, dtype: Any
+    times: tuple[jax.Array, ...], labels: jax.Array | None, features: int, num_classes: int | None, dtype: Any
 ) -> jax.Array:
-    """Sinusoidal features [B, 256] and labels [B] -> [B, features], by embedders that belong to the calling module."""
-    c = TimeEmbedder(features, dtype, name="t_embedder")(times)
+    """Sinusoidal features [B, 256] of t, and of the step's length where there is one, and labels [B] -> [B, features], by
+    embedders that belong to the calling module."""
+    c = TimeEmbedder(features, dtype, name="t_embedder")(times[0])
+    for step in times[1:]:
+        c = c + TimeEmbedder(features, dtype, ZEROS, name="s_embedder")(step)
     if num_classes is not None:
         c = c + LabelEmbedder(num_classes, features, dtype, name="y_embedder")(labels)
     return constrain(c)

@@ -20,6 +20,7 @@ from ldm_jax.primitives.arrays import block_mean
 from ldm_jax.primitives.choices import check_choice
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
+STEP_EMBEDDINGS = ("step_embed_0", "step_embed_2", "s_embedder")  # what `second_time` adds to a U-Net, to a DiT
 REMAT = ("none", "dots", "blocks")
 SAME = ((1, 1), (1, 1))  # of a 3x3 kernel, at stride 2 too; XLA's "SAME" pads (0, 1) there
 
@@ -298,6 +299,16 @@ def sinusoidal_embedding(
     halves = [jnp.cos(angles), jnp.sin(angles)]
     embedding = jnp.concatenate(halves if flip_sin_to_cos else halves[::-1], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def step_length(s: jax.Array | None, t: jax.Array, taken: bool) -> jax.Array | None:
+    """How far a network is to step, [B], in units of t: `s`, or 0 where it is not given; None for a network that doesn't take
+    it (`second_time` off). ValueError if that one is given it."""
+    if not taken:
+        if s is not None:
+            raise ValueError("this network takes no step's length s: train one with config.network.second_time=True")
+        return None
+    return jnp.zeros_like(t, jnp.float32) if s is None else s
 
 
 def remat(block: type[nn.Module], what: str | bool) -> type[nn.Module] | Callable:

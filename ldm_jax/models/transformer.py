@@ -19,7 +19,7 @@ class AttentionBlock(nn.Module):
     """x + proj_out(attention(qkv(norm(x)))) over the pixels of [B, H, W, C].
 
     The 3C outputs of `qkv` are, head by head, that head's q, k and v (the reference's "legacy" order), or all q, all k,
-    all v if `use_new_attention_order`.
+    all v if `use_new_attention_order`. `num_groups` 0: no norm.
     """
 
     heads: int
@@ -32,7 +32,8 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, C = x.shape
-        h = GroupNorm(self.num_groups, self.eps, self.dtype, name="norm")(x).reshape(B, H * W, C)
+        h = GroupNorm(self.num_groups, self.eps, self.dtype, name="norm")(x) if self.num_groups else x
+        h = h.reshape(B, H * W, C)
         qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(h)
         if self.use_new_attention_order:
             q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, 3, self.heads, -1), 2, 0)

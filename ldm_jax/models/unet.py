@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.models.init import ZEROS
+from ldm_jax.models.init import ZEROS, Rule
 from ldm_jax.models.layers import (
     Conv,
     Dense,
@@ -37,6 +37,7 @@ from ldm_jax.models.layers import (
     nearest,
     remat,
     sinusoidal_embedding,
+    step_length,
 )
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
@@ -96,6 +97,10 @@ class UNet(nn.Module):
     may be one value or one per level. `num_classes` is the number of labels, "sequential" (a vector of
     `adm_in_channels`) or "continuous". `channel_mult` may be fractional.
 
+    With `second_time` the call takes `s` [B] besides, how far the network is to step, in units of t (0 where it is not given:
+    the velocity at t itself). Its embedding is added to that of t and is zero at first, so that a network without it can be
+    gone on from.
+
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the
     call has `train=True`, and needs `rngs={"dropout": key}`.
@@ -129,17 +134,25 @@ class UNet(nn.Module):
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     downsample_padding: int = 1
+    second_time: bool = False
+    middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array] | None = None, *, train: bool = False
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        cond: dict[str, jax.Array] | None = None,
+        *,
+        s: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array | tuple[jax.Array, ...]:
         cond = self._checked(x, cond)
         out_dtype, context = x.dtype, cond.get("context")
-        emb = constrain(self._embedding(t, cond))
+        emb = constrain(self._embedding(t, cond, step_length(s, t, self.second_time)))
         dropout = self.dropout if train else 0.0
 
         def res(name: str, h: jax.Array, width: int, resample: str | None = None, size: Any = None) -> jax.Array:
@@ -159,6 +172,8 @@ class UNet(nn.Module):
             heads, dim_head = self._heads(h.shape[-1], level)
             common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
             if not self.use_spatial_transformer:
+                if middle and self.middle_attention_groups is not None:
+                    common["num_groups"] = self.middle_attention_groups
                 block = remat(AttentionBlock, self.remat)
                 return constrain(block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h))
             depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
@@ -241,18 +256,21 @@ class UNet(nn.Module):
         name = f"input_hint_block_{2 * len(layers)}"
         return Conv(self.model_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name=name)(h)
 
-    def _embedding(self, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+    def _embedding(self, t: jax.Array, cond: dict[str, jax.Array], s: jax.Array | None) -> jax.Array:
         """The time embedding and whatever is added to it, [B, 4 * model_channels]."""
         width = 4 * self.model_channels
 
-        def mlp(name: str, h: jax.Array) -> jax.Array:
+        def mlp(name: str, h: jax.Array, last: Rule | None = None) -> jax.Array:
             h = nn.silu(Dense(width, dtype=self.dtype, name=f"{name}_0")(h))
-            return Dense(width, dtype=self.dtype, name=f"{name}_2")(h)
+            return Dense(width, kernel_init=last, bias_init=last, dtype=self.dtype, name=f"{name}_2")(h)
 
-        emb = mlp(
-            "time_embed",
-            sinusoidal_embedding(t, self.model_channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift),
-        )
+        def waves(t: jax.Array) -> jax.Array:
+            options = {"flip_sin_to_cos": self.flip_sin_to_cos, "freq_shift": self.freq_shift}
+            return sinusoidal_embedding(t, self.model_channels, **options)
+
+        emb = mlp("time_embed", waves(t))
+        if s is not None:
+            emb = emb + mlp("step_embed", waves(s), ZEROS)
         if self.num_classes == "sequential":
             emb = emb + mlp("label_emb_0", cond["vector"])
         elif self.num_classes == "continuous":

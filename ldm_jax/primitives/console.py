@@ -1,12 +1,18 @@
 """The command line: text in and out of it whatever the locale, and how a command ends."""
 
+import argparse
 import contextlib
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
+
+from ldm_jax.primitives.choices import did_you_mean
 
 STOPPED = 130  # as shells say it of Ctrl-C
 
@@ -26,6 +32,36 @@ def as_typed(value: Any) -> Any:
     if not isinstance(value, str) or value.isascii() or os.path.exists(value):
         return value
     return os.fsencode(value).decode("utf-8", "replace")
+
+
+def quiet() -> None:
+    """Before jax is imported by a command: XLA's alarms about slow compiling and the like stay silent, unless
+    TF_CPP_MIN_LOG_LEVEL is set. What fails is raised all the same."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line that says what is near; subcommands' too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with status 2."""
+        near = ""
+        if match := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            near = did_you_mean(match[1], self._option_string_actions)
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}.{near} --help shows all flags\n")
+
+
+def called(otherwise: str) -> str:
+    """What this process was started as: "train.py", "ldm-train"; `otherwise` where it is neither."""
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("ldm-") or (name.endswith(".py") and name != "__main__.py") else otherwise
+
+
+def as_typed_again() -> str:
+    """The command line of this process, to be pasted."""
+    first = Path(sys.argv[0])
+    called = ["python", sys.argv[0]] if first.suffix == ".py" else [first.name]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def stop_on_sigterm() -> None:

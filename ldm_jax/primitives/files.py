@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
-TEMPORARY = re.compile(r"\..+\.(json|txt|yaml)\.\d+\.tmp")
+TEMPORARY = re.compile(r"\..+\.(json|txt|yaml|py)\.\d+\.tmp")
 
 
 def leftovers(folder: str | Path) -> list[Path]:

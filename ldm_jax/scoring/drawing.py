@@ -52,6 +52,12 @@ class Conditions:
         of_rows = np.int64([self.source[i]["label"] for i in range(len(self.source))])
         return of_rows[[self.row(i) for i in range(self.num)]]
 
+    def texts(self) -> list[str] | None:
+        """What all pictures are drawn for in a user's words; None where the condition is no text."""
+        if "caption" not in self.condition.columns:
+            return None
+        return self.words(np.arange(self.num))
+
     def words(self, numbers: np.ndarray) -> list[str]:
         """The conditions of these pictures in words."""
         return [self.condition.in_words(self.source[self.row(int(i))], self.source.info) for i in numbers]

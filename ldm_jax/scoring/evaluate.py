@@ -21,6 +21,7 @@ from ldm_jax.scoring import reference as references
 from ldm_jax.scoring import report
 from ldm_jax.scoring.copies import Neighbours
 from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.likelihood import check_density, measure_likelihood
 from ldm_jax.scoring.looking import look, of_array, read_pictures
 from ldm_jax.scoring.measures import measure
 from ldm_jax.scoring.reconstructions import measure_reconstructions
@@ -44,6 +45,7 @@ class Request:
     conditions           "train" or "validation": whose conditions are drawn
     memorisation         also compare with the nearest training pictures
     reconstructions      also measure the first stage
+    likelihood           bits per dimension of so many held-out pictures; 0: none
     pictures             write every picture
     resamples            of the bootstrap; 0: no intervals
     size                 of pictures that are compared: folders are brought to it, arrays must have it; 0: as they are
@@ -63,12 +65,14 @@ class Request:
     resamples: int = 10
     memorisation: bool = False
     reconstructions: bool = False
+    likelihood: int = 0
     pictures: bool = False
     size: int = 0
 
     def check(self) -> None:
         """ValueError for numbers that can't be meant."""
-        for name, least in (("num", 2), ("reference_num", 2), ("batch_size", 1), ("seed", 0), ("resamples", 0), ("size", 0)):
+        for name, least in (("num", 2), ("reference_num", 2), ("batch_size", 1), ("seed", 0), ("resamples", 0), ("size", 0),
+                            ("likelihood", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
         check_choice(self.conditions, SPLITS, "conditions")
@@ -99,6 +103,8 @@ def evaluate(
     """
     request.check()
     mesh = sharding.make_mesh() if mesh is None else mesh
+    if request.likelihood:
+        check_density(ldm.specification)
     settings = settings_of(ldm.config, request.samplers, request.steps, request.guidance_scales)
     for setting in settings:
         ldm.specification.recipe(setting.sampler).grid(setting.steps)  # a wrong name is said before anything is made
@@ -147,6 +153,12 @@ def evaluate(
                                                 distance=lpips(config))  # fmt: skip
         results["reconstructions"] = {"pictures": len(held_out), "values": values}
         rows["Held-out pictures and their reconstructions"] = pairs
+        say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    if request.likelihood:
+        both = tuple(build.make_source(config, split, ldm.condition.columns) for split in SPLITS)
+        values = measure_likelihood(ldm.specification, params, both, request.likelihood, mesh, batch_size=request.batch_size,
+                                    seed=request.seed)  # fmt: skip
+        results["likelihood"] = {"pictures": min(request.likelihood, len(both[1])), "values": values}
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     distributed.on_first("report", lambda: finish(out, results, rows, f"Evaluation of {ldm.config['name']}"))
     return results

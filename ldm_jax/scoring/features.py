@@ -2,6 +2,7 @@
 
     inception:FILE       InceptionV3 of the Frechet inception distance, from pytorch-fid's file; measures have its names
     clip:FOLDER          CLIP's image tower, from a folder of transformers
+    dinov2:FILE          DINOv2, from Meta's file or a folder of transformers (Stein et al. 2023 recommend it)
     classifier[:PROBE]   a small classifier, trained on the real training pictures; PROBE: one that is there already
     contrastive[:PROBE]  the same without labels: it learns to tell every picture from the others
     auto                 inception where config.evaluation.inception_path names it, else classifier where the data have labels,
@@ -13,7 +14,7 @@ with the network's: only Inception's are called FID.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ FETCH = {
     "pt_inception-2015-12-05-6726825d.pth (95 MB) and name it, inception:FILE",
     "clip": "fetch the repository openai/clip-vit-large-patch14 of the Hugging Face hub into a folder (config.json and "
     "model.safetensors) and name it, clip:FOLDER",
+    "dinov2": "fetch https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth (1.2 GB) and name it, "
+    "dinov2:FILE",
 }
 PROBES = ("classifier", "contrastive")
 PROBE_STEPS = 400
@@ -49,18 +52,19 @@ PROBE_STEPS = 400
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
     """`run(params, images)`: float32 [B, H, W, 3] in [-1, 1] -> "features" [B, D], and "logits" and "spatial" if the network
-    has them; pure. `about`: what must be equal for numbers to be comparable. `least`: the shortest side that it takes."""
+    has them; pure. `about`: what must be equal for numbers to be comparable. `least`: the shortest side that it takes. `words`:
+    texts to unit vectors [N, D] in the features' space, where the network reads too."""
 
     kind: str
     about: Mapping[str, Any]
     params: PyTree
     run: Callable[[PyTree, jax.Array], dict[str, jax.Array]]
     least: int = 1
+    words: Callable[[Sequence[str]], np.ndarray] | None = None
 
     def name(self, measure: str) -> str:
         """The full name of a measure: "frechet" -> "inception/fid", "classifier/frechet_distance"."""
-        table = INCEPTION if self.kind == "inception" else NAMES
-        return f"{self.kind}/{table.get(measure, measure)}"
+        return name_of(self.kind, measure)
 
     def on(self, mesh: Any) -> Callable[[jax.Array], dict[str, np.ndarray]]:
         """Pictures over the devices of `mesh`, uint8 or float in [-1, 1], rounded to 8 bits -> the outputs of all of them, in
@@ -86,6 +90,17 @@ class Features:
         return run
 
 
+def name_of(kind: str, measure: str) -> str:
+    """The full name of a measure by a kind of network, as `Features.name`."""
+    table = INCEPTION if kind == "inception" else NAMES
+    return f"{kind}/{table.get(measure, measure)}"
+
+
+def check_kind(text: str, what: str = "features") -> str:
+    """The kind of "KIND:FILE". ValueError for an unknown one; `what` is how the field is called."""
+    return check_choice(text.partition(":")[0], FEATURES, what)
+
+
 def load(
     text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None, resize: str = "legacy", size: int = 0
 ) -> Features:
@@ -103,7 +118,7 @@ def load(
     check_choice(resize, RESIZE, "resize")
     kind, path = check(text, config, folder)
     if kind in FETCH:
-        return (_inception if kind == "inception" else _clip)(Path(path), resize)
+        return {"inception": _inception, "clip": _clip, "dinov2": _dinov2}[kind](Path(path), resize)
     return _probe(kind, path, config, folder, size)
 
 
@@ -174,7 +189,21 @@ def _clip(path: Path, resize: str) -> Features:
         return {"features": unit(clip.image.apply({"params": params}, models.clip_normalize(images)).embeds)}
 
     about = {"network": "CLIP's image tower", "file": path.name, "weights": digest(clip.image_params), "resize": "bicubic"}
-    return Features("clip", about, clip.image_params, run)
+    reads = clip.text is not None and clip.tokenizer is not None
+    return Features("clip", about, clip.image_params, run, words=clip.words if reads else None)
+
+
+def _dinov2(path: Path, resize: str) -> Features:
+    fields, params = weights.read_dinov2(path)
+    net, params = models.DINOv2(**fields), _on_device(params)
+    size = fields["image_size"]
+
+    def run(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        images = jnp.clip(jax.image.resize(images, (len(images), size, size, 3), "cubic"), -1, 1)
+        return {"features": net.apply({"params": params}, models.imagenet_normalize(images))}
+
+    about = {"network": "DINOv2", "file": path.name, "weights": digest(params), "resize": "bicubic", "size": [size, size]}
+    return Features("dinov2", about, params, run)
 
 
 def _probe(kind: str, path: str, config: Mapping[str, Any] | None, folder: Path | None, size: int) -> Features:

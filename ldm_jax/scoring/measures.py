@@ -34,6 +34,7 @@ def measure(
     infinity: bool = True,
     labels: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Measured:
     """Everything that these features allow.
@@ -43,6 +44,8 @@ def measure(
       infinity: also the distance of infinitely many pictures.
       labels: int [N], the classes that pictures were drawn for: how balanced they are is compared, and how often the network
         that looked at them (a classifier) finds the same.
+      texts: what pictures were drawn for: with CLIP, how well they fit, 100 max(cos, 0) (Hessel et al. 2021, eq. 1, whose
+        factor is 2.5).
 
     Raises:
       ValueError: fewer than 2 pictures, or features of another network than the reference's.
@@ -84,6 +87,12 @@ def measure(
         notes += evaluation.uneven_classes(labels, reference.labels, class_names)
     if labels is not None and features.kind == "classifier" and drawn.logits is not None:
         values[features.name("accuracy")] = float((drawn.logits.argmax(1) == np.asarray(labels)).mean())
+    if texts is not None and features.words is not None:
+        fits = 100 * np.maximum(np.sum(np.float64(drawn.features) * features.words(texts), axis=1), 0)
+        error = fits.std(ddof=1) / np.sqrt(count)
+        name = f"{features.kind}/text_score"
+        values[name] = float(fits.mean())
+        intervals[name] = (float(error), values[name] - 1.96 * float(error), values[name] + 1.96 * float(error))
     broken = [name for name, value in values.items() if not np.isfinite(value)]
     if broken:
         raise ValueError(f"{broken[0]} is not finite: the features or the reference are broken")

@@ -103,6 +103,10 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
     about = {name: value for name, value in found.items() if name not in ("results", "config")}
     text = [f"# {title}", "", as_table(rows, columns), ""]
     text += [f"- {note}" for note in notes] + ([""] if notes else [])
+    besides = {f"{name.capitalize()} of {found[name]['pictures']} held-out pictures": [found[name]["values"]]
+               for name in ("reconstructions", "likelihood") if name in found}  # fmt: skip
+    for heading, values in besides.items():
+        text += [f"## {heading}", "", as_table(values, [*values[0]]), ""]
     names = {name: f"{name.replace('/', '-').replace(' ', '_')}.svg" for name in charts}
     text += [f"![{name}]({names[name]})" for name in charts]
     text += ["", "Values are followed by ± 1.96 standard errors. To repeat it:", "", "```"]
@@ -113,6 +117,8 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
     body = [f"<h1>{escape(title)}</h1>", _html_table(rows, columns)]
     body += [f'<p class="note">{escape(note)}</p>' for note in notes]
     body += [f"<figure>{svg}</figure>" for svg in charts.values()]
+    for heading, values in besides.items():
+        body += [f"<h2>{heading}</h2>", _html_table(values, [*values[0]])]
     for result in results:
         grid = out / f"{result['setting']}.png"
         if grid.is_file():

@@ -236,7 +236,9 @@ def sweep(
         labels = drawer.conditions.labels()
         names = drawer.conditions.source.info.class_names
         notes = evaluation.odd_in(found.shown) if len(found.shown) else []
-        measured = measure(found.features, reference, features, resamples=resamples, labels=labels, class_names=names)
+        texts = drawer.conditions.texts() if features.words else None
+        measured = measure(found.features, reference, features, resamples=resamples, labels=labels, class_names=names,
+                           texts=texts)  # fmt: skip
         extra = dict(more(setting, found))
         results["results"].append({
             "setting": setting.name, **setting._asdict(), "num": num, "seconds": round(found.seconds, 2),

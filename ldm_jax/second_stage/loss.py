@@ -24,6 +24,7 @@ from ldm_jax.primitives.arrays import row_keys
 from ldm_jax.training.state import GradFn, Gradient, LossFn, Step, from_loss
 
 PyTree = Any
+TEACHER = "teacher"  # the part of a training's constants that holds one
 
 
 def drop_condition(
@@ -35,8 +36,17 @@ def drop_condition(
     if not leaves or probability == 0:
         return inputs
     rows = jnp.arange(len(leaves[0])) if rows is None else rows
-    drop = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys(key, rows))
-    return jax.tree.map(lambda x, null: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), null, x), inputs, null_inputs)
+    return replace_rows(inputs, null_inputs, dropped_rows(probability, key, rows))
+
+
+def dropped_rows(probability: float, key: jax.Array, rows: jax.Array) -> jax.Array:
+    """bool [B]: which of these rows lose their condition."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys(key, rows))
+
+
+def replace_rows(inputs: PyTree, others: PyTree, which: jax.Array) -> PyTree:
+    """`inputs` (leaves [B, ...]) with those of `others` (leaves [1, ...] or [B, ...]) in the rows `which`, bool [B]."""
+    return jax.tree.map(lambda x, other: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), other, x), inputs, others)
 
 
 def make_loss(
@@ -46,14 +56,17 @@ def make_loss(
     objective: Objective,
     *,
     null_probability: float,
+    teacher: Any = None,
 ):
     """`loss_fn(params, batch, key, step: Step) -> (loss, metrics)`; metrics of single rows are among them, see `scalars`.
 
     Args:
-      network: the Linen module, called (x, t, cond).
-      objective: such as `diffusion.make_objective` makes.
+      network: the Linen module, called (x, t, cond), and with s where the objective gives it one.
+      objective: such as `diffusion.make_objective` and `diffusion.few_steps` make.
+      teacher: the Linen module of a frozen model, for objectives that learn from one.
 
-    `params` has the parts "network", "conditioner", "first_stage" and "latents": {"scale", "shift"}, numbers or [C].
+    `params` has the parts "network", "conditioner", "first_stage" and "latents": {"scale", "shift"}, numbers or [C]; with a
+    teacher TEACHER, {"network", "conditioner"}.
     Where the objective's times are "importance", also HISTORY, a `diffusion.times.History` as a dict.
     `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and
     the condition's "inputs", pictures as pictures.
@@ -70,19 +83,34 @@ def make_loss(
         encoded = known or stage.encode(params["first_stage"], batch["image"])
         x0 = scale_latents(draw(encoded, posterior_key, step.rows), **normalize)
 
-        inputs = condition.encoded(batch["inputs"], to_latents)
+        inputs, dropped = condition.encoded(batch["inputs"], to_latents), None
         if null_probability:
             null = condition.dropped(inputs, condition.encoded(condition.null, to_latents))
             inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
-        cond = condition.apply(params["conditioner"], inputs)
+            dropped = dropped_rows(null_probability, drop_key, step.rows)
         rngs = {"dropout": jax.random.fold_in(dropout_key, step.rows[0])}
 
-        def apply(params: PyTree, x: jax.Array, t: jax.Array, s: jax.Array | None = None) -> jax.Array:
-            second = {} if s is None else {"s": s}
+        def cond_of(params: PyTree, count: int, without: bool) -> PyTree:
+            """Of the batch's first `count` rows."""
+            seen = jax.tree.map(lambda x: x[:count], inputs)
+            if without:
+                null = condition.encoded(condition.null, to_latents)
+                seen = jax.tree.map(lambda x, null: jnp.broadcast_to(null, x.shape), seen, null)
+            return condition.apply(params["conditioner"], seen)
+
+        def apply(
+            params: PyTree, x: jax.Array, t: jax.Array, s: jax.Array | None = None, *, without: bool = False
+        ) -> jax.Array:
+            second, cond = {} if s is None else {"s": s}, cond_of(params, len(x), without)
             return network.apply({"params": params["network"]}, x, t, cond, train=True, rngs=rngs, **second)
 
+        def taught(x: jax.Array, t: jax.Array, *, without: bool = False) -> jax.Array:
+            frozen = {**params, **params[TEACHER]}
+            return teacher.apply({"params": frozen["network"]}, x, t, cond_of(frozen, len(x), without))
+
         history = History(**params[HISTORY]) if HISTORY in params else None
-        problem = Problem(apply, params, {**params, **step.ema}, step.number, history=history)
+        ema = {**params, **step.ema}
+        problem = Problem(apply, params, ema, step.number, history=history, dropped=dropped, teacher=teacher and taught)
         return objective(problem, x0, objective_key, step.rows, step.batch_size)
 
     return loss_fn

@@ -64,6 +64,7 @@ class Checkpoints:
         self._pending: concurrent.futures.Future | None = None
         self._failures, self._again_at, self._saved = 0, 0.0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._place = _place_of(self.folder)
         self._clear()
 
     def __enter__(self) -> "Checkpoints":
@@ -114,12 +115,20 @@ class Checkpoints:
             self._again_at = time.monotonic() + 2.0**self._failures
         return failed and time.monotonic() >= self._again_at
 
-    def save(self, step: int, state: TrainState, score: float | None = None, wait: bool = False):
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        score: float | None = None,
+        wait: bool = False,
+        judged: Mapping[str, Any] | None = None,
+    ):
         """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left.
 
-        `score`: what this very state was judged to be worth, lower is better. With `wait` it returns when all is on disk. A
-        save that fails leaves the older checkpoints as they are. One process repeats it: with `wait` the same state, else the
-        state of the next call (see `retry_due`), RETRIES times in a row, waiting twice as long each time.
+        `score`: what this very state was judged to be worth, lower is better; `judged`: by whom (see `Judge.record`). With
+        `wait` it returns when all is on disk. A save that fails leaves the older checkpoints as they are. One process repeats
+        it: with `wait` the same state, else the state of the next call (see `retry_due`), RETRIES times in a row, waiting twice
+        as long each time.
 
         Raises:
           OSError: it failed so often; says why.
@@ -128,7 +137,7 @@ class Checkpoints:
         while True:
             if step in self.steps:
                 return
-            self._start(step, state, score)
+            self._start(step, state, score, judged)
             if wait:
                 self._take_note()
             if not wait or self._failures == 0:
@@ -147,15 +156,18 @@ class Checkpoints:
             warnings.warn(f"{error} Trying again.", stacklevel=3)
         self._again_at = 0.0
 
-    def _start(self, step: int, state: TrainState, score: float | None):
+    def _start(self, step: int, state: TrainState, score: float | None, judged: Mapping[str, Any] | None):
         parts = _parts(state)
         meta = {
             "checksums": checksums(parts),
             "arrays": describe(parts),
             "score": float(score) if score is not None and np.isfinite(score) else None,
+            "judged": dict(judged or {}),
         }
         self._saved += 1
         try:
+            if _place_of(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
+                raise FileNotFoundError("the folder is gone, or another is in its place")
             response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=sealed(meta))
         except Exception as error:
             self._pending = concurrent.futures.Future()
@@ -248,6 +260,15 @@ class Checkpoints:
             (self.folder / str(step)).rename(destination)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
+
+
+def _place_of(folder: Path) -> tuple[int, int] | None:
+    """Device and number of a folder, which tell it from another of its name; None if there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _parts(state: TrainState) -> dict[str, PyTree]:

@@ -93,20 +93,42 @@ def steps_in(folder: str | Path) -> list[int]:
 
 def score_of(folder: str | Path, step: int) -> float | None:
     """The score that the checkpoint of `step` was saved with (lower is better); None without one."""
-    folder = Path(folder) / str(step)
+    meta = _metadata(folder, step)
     try:
-        meta = json.loads((folder / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
-        if "score" in meta:
-            return None if meta["score"] is None else float(meta["score"])
-        # versions before this one had Orbax keep it
-        return float(json.loads((folder / "metrics" / "metrics").read_text(encoding="utf-8"))["score"])
+        if "score" not in meta:  # versions before this one had Orbax keep it
+            meta = json.loads((Path(folder) / str(step) / "metrics" / "metrics").read_text(encoding="utf-8"))
+        return None if meta["score"] is None else float(meta["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def best_in(folder: str | Path) -> tuple[int, float] | None:
-    """Step and score of the checkpoint under `folder` with the lowest score, the newest of equals; None if none has one."""
-    scored = [(score, -step) for step in steps_in(folder) if (score := score_of(folder, step)) is not None]
+def judged_of(folder: str | Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of `step` says of its judge: "by", the number's name, and "since", the looks in a row before it that
+    gave no better one; {} for one of an earlier version."""
+    found = _metadata(folder, step).get("judged")
+    return found if isinstance(found, dict) else {}
+
+
+def _metadata(folder: str | Path, step: int) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(folder) / str(step) / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def best_in(folder: str | Path, by: str | None = None, until: int | None = None) -> tuple[int, float] | None:
+    """Step and score of the checkpoint under `folder` with the lowest score, the newest of equals; None if none has one.
+
+    Scores of different numbers can't be compared: only those count that `by` gave (without it: the number that judged last),
+    and those of earlier versions, which don't say. `until`: the last step that counts.
+    """
+    steps = [step for step in steps_in(folder) if until is None or step <= until]
+    scored = [(score, -step) for step in steps if (score := score_of(folder, step)) is not None]
+    judges = {step: judged_of(folder, -step).get("by") for _, step in scored}
+    if by is None and judges:
+        by = judges[min(judges)]
+    scored = [each for each in scored if judges[each[1]] in (by, None) or by is None]
     return (-min(scored)[1], min(scored)[0]) if scored else None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.judge import Judge
 from ldm_jax.training.metrics import Log
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.watch import Watchdog, Window, profiled
@@ -30,19 +31,20 @@ IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a hook found: numbers, pictures (name -> (uint8 [H, W, 3], text)), and a score if it judges (lower is better)."""
+    """What a hook found: numbers, pictures (name -> (uint8 [H, W, 3], text)), and of which numbers more is better."""
 
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
     images: Mapping[str, tuple[np.ndarray, str]] = dataclasses.field(default_factory=dict)
-    score: float | None = None
+    higher: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """`run(state)` after every `every` steps, and after the last; never, if `every` is 0."""
+    """`run(state)` after every `every` steps, and after the last; never, if `every` is 0. `gives`: names of its numbers."""
 
     every: int
     run: Callable[[TrainState], Report]
+    gives: tuple[str, ...] = ()
 
 
 class Interrupted(Exception):
@@ -94,6 +96,7 @@ def train(
     log_every: int,
     checkpoint_every: int,
     hooks: Sequence[Hook] = (),
+    judge: Judge | None = None,
     max_skipped: int = 25,
     rewinds: int = 3,
     prefetch: int = 2,
@@ -106,8 +109,8 @@ def train(
 
     batches            those from the batch of `state.step` on; or a function of a step that gives them, which rewinding needs
     log_every, checkpoint_every, a hook's every
-                       in steps; 0 is off. The last state is always saved, and so is that at which a run stops. A state with the
-                       best score so far is saved at once
+                       in steps; 0 is off. The last state is always saved, and so is that at which a run stops
+    judge              by which of the hooks' numbers a state is the best so far, which is saved at once; and when to stop early
     max_skipped        so many steps in a row may have a loss or gradient that is not finite. After more, the run goes back to
                        its last checkpoint, and takes another key until it is past the step that failed; `rewinds` times
     prefetch           batches held ready on the device
@@ -127,7 +130,8 @@ def train(
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)
-    run = _Run(log, checkpoints, hooks, steps, log_every, checkpoint_every, batch_size, flops_per_step, peak_flops)
+    judge = judge or Judge()
+    run = _Run(log, checkpoints, hooks, judge, steps, log_every, checkpoint_every, batch_size, flops_per_step, peak_flops)
     with stop_signals() as asked_to_stop, Watchdog(watchdog_seconds) as watchdog, profiled(log.folder, profile) as tracing:
         run.asked_to_stop, run.beat, run.tracing, other_until = asked_to_stop, watchdog.beat, tracing, 0
         for rewound in itertools.count():
@@ -164,12 +168,10 @@ class _NotFinite(Exception):
 class _Run:
     """What a pass through the steps needs besides state, batches and key."""
 
-    def __init__(self, log, checkpoints, hooks, steps, log_every, checkpoint_every, batch_size, flops, peak):
-        self.log, self.checkpoints, self.hooks, self.steps = log, checkpoints, hooks, steps
+    def __init__(self, log, checkpoints, hooks, judge, steps, log_every, checkpoint_every, batch_size, flops, peak):
+        self.log, self.checkpoints, self.hooks, self.judge, self.steps = log, checkpoints, hooks, judge, steps
         self.checkpoint_every = checkpoint_every
         self.window = Window(log, log_every, batch_size, flops, peak)
-        found = checkpoints.best
-        self.best = _of_first(found[1] if found else None)
 
     def go(
         self,
@@ -183,6 +185,7 @@ class _Run:
         step, pending = int(state.step), collections.deque()
         key, other_key, other_until = keys
         self.window.clear()
+        self.judge.recall(self.checkpoints.folder, step)
 
         def drain(keep: int):
             while len(pending) > keep:
@@ -214,14 +217,16 @@ class _Run:
             save = stop or last or _is_due(step, self.checkpoint_every) or self.checkpoints.retry_due
             if due or save:
                 drain(0)
-            score = self._look(step, state, due)
-            if score is not None and score < self.best:
-                self.best, save = score, True
-            if save:
-                self.checkpoints.save(step, state, score, wait=stop or last)
+            score, better = self._look(step, state, due) if due else (None, False)
+            last = last or self.judge.tired
+            if save := save or better or last:
+                self.checkpoints.save(step, state, score, wait=stop or last, judged=self.judge.record)
                 self.beat()
             if stop:
                 raise Interrupted(step)
+            if self.judge.tired:
+                self.log.say(f"{self.log.stage}: {self.judge.in_words(step)}")
+                break
             if due or save:
                 self.window.resume()
         # A signal that came after the last look at it. Several processes see it at the next stage's first step, together.
@@ -229,28 +234,23 @@ class _Run:
             raise Interrupted(step)
         return state
 
-    def _look(self, step: int, state: TrainState, due: Sequence[Hook]) -> float | None:
-        """Runs the hooks; the score of this state, if one judges it."""
-        score = None
+    def _look(self, step: int, state: TrainState, due: Sequence[Hook]) -> tuple[float | None, bool]:
+        """Runs the hooks; the score of this state, if one judges it, and whether it is the best so far."""
+        scalars: dict[str, float] = {}
+        higher: frozenset[str] = frozenset()
         for report in (hook.run(state) for hook in due):
             if report.scalars:
                 self.log.scalars(step, report.scalars)
             for name, (picture, text) in report.images.items():
                 self.log.image(step, name, picture, text)
-            score = report.score if report.score is not None else score
+            scalars |= report.scalars
+            higher |= report.higher
             self.beat()
-        found = _of_first(score) if due else np.inf
-        return found if np.isfinite(found) else None
+        return self.judge.look(scalars, higher)
 
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _of_first(score: float | None) -> float:
-    """Process 0's score in all processes; infinity for none, or one that is not finite."""
-    value = float(score) if score is not None and np.isfinite(score) else np.inf
-    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def _ahead(batches: Iterator[PyTree], count: int) -> Iterator[PyTree]:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from ldm_jax.primitives import files
+from ldm_jax.training.wandb_writer import WandbRun
 
 
 def describe(values: Mapping[str, float]) -> str:
@@ -37,19 +39,29 @@ class Log:
     `steps` and `start` bound the progress bar, which is drawn where standard error is a terminal; elsewhere every call of
     `scalars` prints a line. What was logged after step `start`, by a run that was killed after its last checkpoint, is dropped.
     A disk that fails doesn't end a run: lines wait until they can be written, pictures and TensorBoard's curves are given up
-    with a warning. Use as a context manager.
+    with a warning. `wandb`: a project of Weights & Biases that gets all of it too, with `config` as the run's. Use as a
+    context manager.
     """
 
-    def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: str,
+        steps: int,
+        start: int = 0,
+        wandb: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         self.folder, self.stage, self.steps, self.start = Path(folder), stage, steps, start
         self.speaks = jax.process_index() == 0
         self.began = time.monotonic()
         self.seconds_per_step: float | None = None  # of late; the loop knows
-        self.bar = self.board = None
+        self.bar = self.board = self.wandb = None
         self._waiting: list[str] = []
         if self.speaks:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.rewind(start)
+            self.wandb = WandbRun(wandb, self.folder, stage, config or {}) if wandb else None
             if sys.stderr.isatty():
                 self.bar = tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True)
 
@@ -58,7 +70,7 @@ class Log:
 
     def __exit__(self, *_):
         self._append()
-        for part in (self.bar, self.board):
+        for part in (self.bar, self.board, self.wandb):
             if part is not None:
                 with contextlib.suppress(OSError):
                     part.close()
@@ -108,6 +120,7 @@ class Log:
         self._waiting.append(json.dumps(line, ensure_ascii=False) + "\n")
         self._append()
         self._show_board(step, [summary.scalar(name, value) for name, value in values.items()])
+        self._show_wandb(step, values)
         if show and self.bar is None:
             self.say(f"{self.stage} {step}/{self.steps}  {describe(values)}  left {clock(self.left(step))}")
         elif show and not any(name.startswith("train/") for name in values):
@@ -121,13 +134,14 @@ class Log:
 
         path = self.folder / "images" / f"{name}_{step:07d}.png"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # but not `folder`: where that is gone, pictures are given up
             Image.fromarray(picture).save(path)
             if text:
                 files.write_text(path.with_suffix(".txt"), text)
         except OSError as error:
             warnings.warn(f"{path} could not be written: {error}", stacklevel=2)
         self._show_board(step, [summary.image(name, picture, dataformats="HWC")])
+        self._show_wandb(step, {name: picture})
         return path
 
     def _append(self):
@@ -149,6 +163,11 @@ class Log:
     def _show_board(self, step: int, values: list):
         if self.board is not None and not self.board.add(step, values):
             self.board = None
+
+
+    def _show_wandb(self, step: int, values: Mapping[str, Any]):
+        if self.wandb is not None and not self.wandb.add(step, values):
+            self.wandb = None
 
 
 class _Board:

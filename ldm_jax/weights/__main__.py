@@ -7,13 +7,12 @@ IN is anything that `ldm_jax.weights.read` takes; OUT is a folder for diffusers,
 written beside it), a .safetensors file for params (our own trees).
 """
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
 
 from ldm_jax import weights
-from ldm_jax.primitives.console import ends_in_one_line, print_anything
+from ldm_jax.primitives.console import Parser, called, ends_in_one_line, print_anything
 from ldm_jax.weights import files, naming
 
 
@@ -84,7 +83,7 @@ def _table(rows: list[tuple], head: tuple[str, ...]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     print_anything()
-    parser = argparse.ArgumentParser(prog="python -m ldm_jax.weights", description=__doc__.split("\n")[0])
+    parser = Parser(prog=called("python -m ldm_jax.weights"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("inspect", "convert"):
         command = commands.add_parser(name)

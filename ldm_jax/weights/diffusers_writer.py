@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.weights import class_names, compvis_files, layouts, naming, pipelines, safetensors_files, towers
+from ldm_jax.weights import (
+    compvis_files,
+    files,
+    layouts,
+    naming,
+    pipelines,
+    safetensors_files,
+    tokenizer_files,
+    towers,
+)
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.descriptions import diffusers_export as export
 from ldm_jax.weights.diffusers_files import OWN_CONDITIONER
@@ -120,9 +129,9 @@ def _conditioner(folder: Path, pipeline: pipelines.Pipeline, fields: Mapping[str
         zero = np.zeros((1, fields["embed_dim"]), np.float32)
         table = {"tokens_embed.weight": tensors["embedding.weight"], "positions_embed.weight": zero}
         _component(encoder, export.class_table(fields), table, "model")
-        _json(folder / "tokenizer" / "tokenizer.json", class_names.tokenizer(fields))
-        _json(folder / "tokenizer" / "tokenizer_config.json", class_names.SETTINGS)
-        return {pipeline.encoder: ["transformers", "OpenAIGPTModel"], "tokenizer": ["transformers", class_names.CLASS]}
+        _json(folder / "tokenizer" / "tokenizer.json", tokenizer_files.of_classes(fields))
+        _json(folder / "tokenizer" / "tokenizer_config.json", tokenizer_files.SETTINGS)
+        return {pipeline.encoder: ["transformers", "OpenAIGPTModel"], "tokenizer": ["transformers", tokenizer_files.CLASS]}
     _component(encoder, {"_class_name": "LatentDiffusionConditioner", **fields}, tensors)
     return {}
 
@@ -158,9 +167,10 @@ def _tokenizer(folder: Path, fields: Mapping[str, Any], name: str) -> dict[str, 
     source = Path(fields["tokenizer"])
     if source.is_dir():
         shutil.copytree(source, folder / "tokenizer", dirs_exist_ok=True)
+        settings = source / "tokenizer_config.json"
+        name = files.read_json(settings).get("tokenizer_class", name) if settings.is_file() else name
     elif source.is_file():
-        (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / "tokenizer" / "tokenizer.json")
+        _json(folder / "tokenizer" / "tokenizer.json", tokenizer_files.with_ends(files.read_json(source)))
         name = "PreTrainedTokenizerFast"
         config = {"tokenizer_class": name, "model_max_length": fields.get("max_seq_len", 77), "pad_token": "[PAD]"}
         _json(folder / "tokenizer" / "tokenizer_config.json", config)

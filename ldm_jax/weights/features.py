@@ -51,7 +51,7 @@ def read_lpips(path: str | Path, weights: str | Path | None = None) -> dict:
             found[name] = tensor
     wanted = [f"{stem}.{leaf}" for stem in slices.values() for leaf in ("weight", "bias")]
     wanted += [f"lin{i}.model.1.weight" for i in range(len(SLICES))]
-    return _tree(wanted, found, f"{path}: LPIPS")
+    return tree_of(wanted, found, f"{path}: LPIPS")
 
 
 def read_inception(path: str | Path) -> dict:
@@ -59,7 +59,7 @@ def read_inception(path: str | Path) -> dict:
     units = [f"{block}.{unit}".lstrip(".") for block, names in INCEPTION.items() for unit in names]
     wanted = [f"{unit}.bn.{leaf}" for unit in units for leaf in ("weight", "bias", "running_mean", "running_var")]
     wanted += [f"{unit}.conv.weight" for unit in units] + ["fc.weight", "fc.bias"]
-    return _tree(wanted, _tensors(path), f"{path}: InceptionV3")
+    return tree_of(wanted, _tensors(path), f"{path}: InceptionV3")
 
 
 def read_discriminator(path: str | Path) -> dict:
@@ -75,7 +75,7 @@ def read_discriminator(path: str | Path) -> dict:
     convolutions = [name for name, tensor in tensors.items() if tensor.ndim == 4 and name.endswith(".weight")]
     if not convolutions or not all(name.startswith("main.") for name in tensors):
         raise ValueError(f"{path}: no patch discriminator (main.*) among {len(tensors)} tensors")
-    return _tree(tensors, tensors, f"{path}: discriminator")
+    return tree_of(tensors, tensors, f"{path}: discriminator")
 
 
 def read_tiny_decoder(path: str | Path) -> dict:
@@ -90,7 +90,7 @@ def read_tiny_decoder(path: str | Path) -> dict:
     if not found:
         raise ValueError(f"{path}: no tiny decoder (decoder.layers.*) among {len(tensors)} tensors")
     found = naming.prefixed(found, "layers.")
-    return _tree(found, found, f"{path}: tiny decoder")
+    return tree_of(found, found, f"{path}: tiny decoder")
 
 
 # What transformers' CLIPVisionConfig and CLIPTextConfig are where a file leaves fields out: ViT-B/32.
@@ -137,7 +137,8 @@ def _inside(tensors: Mapping[str, Stored], part: str) -> dict[str, Stored]:
     return dict(tensors)
 
 
-def _tree(wanted: Iterable[str], tensors: Mapping[str, Stored], where: str) -> dict:
+def tree_of(wanted: Iterable[str], tensors: Mapping[str, Stored], where: str) -> dict:
+    """The tensors `wanted` as parameters, kinds told by names and axes. ValueError for what is missing or left over."""
     naming.account(wanted, tensors, where)
     layout = [_weight(name, tensors[name]) for name in wanted]
     return naming.nested(layout, tensors)

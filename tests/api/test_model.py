@@ -1,6 +1,5 @@
 """A model as functions: what its programs hold, what research code wraps, and what is refused before anything is traced."""
 
-import functools
 import gc
 import weakref
 
@@ -39,15 +38,10 @@ def test_the_denoiser_is_what_sample_uses():
     np.testing.assert_allclose(jnp.clip(ldm.decode(ldm.params, z), -1, 1), images, atol=1e-4)
 
 
-def test_every_sampler_runs_by_name_and_as_an_object():
+def test_a_sampler_runs_by_name_and_as_an_object():
+    """All names: `test_names.py`."""
     ldm = model("class")
     cond = ldm.embed(ldm.params, [0])
-    for name in diffusion.SAMPLERS:  # traced; their numbers are tested in tests/diffusion
-        draw = functools.partial(ldm.sample, sampler=name, steps=4, guidance_scale=1.0)
-        assert jax.eval_shape(draw, ldm.params, jax.random.key(0), cond).shape == (1, 8, 8, 3), name
-    for name in ("dpmpp_3m_sde", "pndm"):
-        images = ldm.sample(ldm.params, jax.random.key(0), cond, sampler=name, steps=4, guidance_scale=1.0)
-        assert np.isfinite(images).all(), name
     made = diffusion.make_sampler("heun", ldm.schedule)
     np.testing.assert_array_equal(
         ldm.sample(ldm.params, jax.random.key(0), cond, sampler=made, steps=2),
@@ -129,9 +123,8 @@ def test_guidance_scale_may_differ_per_picture_and_one_is_off():
 
 
 def test_gradients_flow_through_the_whole_sampler():
-    ldm = model("text")
-    cond = ldm.embed(ldm.params, ["a red circle"])
-    grads = jax.jit(jax.grad(lambda p: ldm.sample(p, jax.random.key(0), cond).mean()))(ldm.params)
+    ldm = model("none")
+    grads = jax.jit(jax.grad(lambda p: ldm.sample(p, jax.random.key(0), num=1, steps=2).mean()))(ldm.params)
     norms = {name: float(sum((x**2).sum() for x in jax.tree.leaves(grads[name]))) for name in ("network", "first_stage")}
     assert all(np.isfinite(n) and n > 0 for n in norms.values()), norms
 

@@ -117,15 +117,6 @@ def saved_again(ldm, folder, values, ours, how):
     np.testing.assert_allclose(again.sample(again.params, KEY, again.embed(again.params, values), **how), ours, atol=LIMIT)
 
 
-def test_a_scale_for_pictures_is_for_models_that_are_told_one(fixtures_dir):
-    from tests import tiny
-
-    ldm = tiny.model("class")
-    cond = ldm.embed(ldm.params, ["star"])
-    with pytest.raises(ValueError, match="one scale, guidance_scale"):
-        ldm.sample(ldm.params, KEY, cond, image_guidance_scale=1.5)
-
-
 def test_channels_of_unknown_meaning_are_refused(fixtures_dir, tmp_path):
     pipe = saved(fixtures_dir, tmp_path / "model", "StableDiffusionInpaintPipeline", 9)
     unet = diffusers.UNet2DConditionModel.from_config(dict(pipe.unet.config) | {"in_channels": 5})

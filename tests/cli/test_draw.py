@@ -10,9 +10,9 @@ from PIL import Image
 from ldm_jax.cli import sample
 from ldm_jax.cli.sample import choose_mode, draw
 from ldm_jax.models import init_lora
+from ldm_jax.pictures import save_film, save_pictures
 from ldm_jax.retrieval import query
 from ldm_jax.retrieval.database import Database
-from ldm_jax.workdir import save_film, save_pictures
 from tests.tiny import model
 
 rng = np.random.default_rng(2)

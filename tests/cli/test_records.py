@@ -9,9 +9,12 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import ldm_jax
+from ldm_jax.cli import sample
 from ldm_jax.cli.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
-from ldm_jax.cli.sample import Drawn, alone, choose_mode, draw
-from ldm_jax.workdir import png_info, save_pictures
+from ldm_jax.cli.sample import Drawn, alone, choose_mode, draw, with_defaults, with_prompts
+from ldm_jax.cli.sample_command import main as command
+from ldm_jax.pictures import labelled_grid, png_info, save_pictures
+from ldm_jax.training.metrics import image_grid, to_uint8
 from tests.tiny import model
 
 TWO = {"prompt": ["a red circle", "a blue star"], "num": 2, "seed": 3}
@@ -179,12 +182,130 @@ def test_files_that_say_nothing_or_nonsense_are_refused_in_one_sentence(tmp_path
     flipped[whole.index(b"weights")] ^= 1
     for data in (b"", b"text", whole[:20], whole[:-20], bytes(flipped)):
         (tmp_path / "damaged.png").write_bytes(data)
-        with pytest.raises(ValueError, match="no PNG, or a damaged one"):
+        with pytest.raises(ValueError, match="no PNG, WebP or JPEG, or a damaged one"):
             read_record(tmp_path / "damaged.png")
     bomb = PngImagePlugin.PngInfo()
     bomb.add_itxt(CHUNK, " " * 2**22, zip=True)
     Image.new("RGB", (2, 2)).save(tmp_path / "bomb.png", pnginfo=bomb)
-    with pytest.raises(ValueError, match="no PNG, or a damaged one"):
+    with pytest.raises(ValueError, match="no PNG, WebP or JPEG, or a damaged one"):
         read_record(tmp_path / "bomb.png")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_record(tmp_path / "nowhere.png")
+
+
+MODES = {
+    "inpaint": ("text", {"image": True, "mask": True, "sampler": "ddpm"}),
+    "outpaint": ("none", {"image": True, "outpaint": ["0", "3", "0", "1"], "sampler": "ddpm"}),
+    "upscale": ("superres", {"upscale": True, "sampler": "ddpm"}),
+    "edit": ("text", {"image": True, "source": "a star"}),
+    "panorama": ("none", {"panorama": True, "size": "8x24", "sampler": "ddpm"}),
+    "map": ("semantic", {"map": True, "sampler": "ddpm"}),
+    "tiled": ("none", {"size": "16x16", "tiled": True}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_one_picture_of_every_mode_alone(mode, tmp_path):
+    """The third of four, or of two conditions twice, is the same alone, and so is what its file repeats."""
+    kind, fields = MODES[mode]
+    ldm, rng = model(kind), np.random.default_rng(4)
+    mask, photo, labels = tmp_path / "mask.png", tmp_path / "photo.png", [tmp_path / "0.png", tmp_path / "1.png"]
+    Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).save(photo)
+    hole = np.zeros((7, 9), np.uint8)
+    hole[2:6, 3:] = 255
+    Image.fromarray(hole).save(mask)
+    for path in labels:
+        Image.fromarray(rng.integers(0, 3, (7, 10), dtype=np.uint8)).save(path)
+    files = {"image": [str(photo)], "mask": str(mask), "upscale": str(photo), "map": [str(path) for path in labels]}
+    flags = {name: files[name] if value is True and name in files else value for name, value in fields.items()}
+    flags |= {"seed": 5, "num": 2 if kind in ("text", "semantic") else 4}
+    if kind == "text":
+        flags["prompt"] = ["a red circle", "a blue star"]
+    drawn = write(tmp_path / "out", ldm, flags)
+    assert len(drawn.images) == 4 and np.abs(drawn.images[2] - drawn.images[3]).max() > 0.01
+    one = draw(ldm, flags | {"index": 2})
+    np.testing.assert_allclose(one.images, drawn.images[2:3], atol=2e-4)
+    again, warning = repeated(ldm, tmp_path / "out" / "0002.png", {}, [])
+    assert warning is None
+    np.testing.assert_allclose(draw(ldm, again).images, drawn.images[2:3], atol=2e-4)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jpg"])
+def test_other_formats_say_it_as_well(tmp_path, suffix):
+    ldm, images = model("text"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    drawn = Drawn(images, ["a caf\u00e9 \u2615"] * 2, 2)
+    texts = records(ldm, {"prompt": ["a caf\u00e9 \u2615"], "num": 2, "seed": 3}, drawn)
+    grid = save_pictures(tmp_path, "grid", images, drawn.words, 2, True, texts, suffix=suffix, labels=True)
+    assert grid == tmp_path / f"grid.{suffix}" and sorted(p.suffix for p in tmp_path.iterdir()) == [f".{suffix}"] * 3 + [".txt"]
+    path = tmp_path / f"0001.{suffix}"
+    assert read_record(path) == json.loads(texts[1][CHUNK]) and read_record(path)["flags"]["index"] == 1
+    with Image.open(path) as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        assert comment[:8] == b"UNICODE\0" and comment[8:].decode("utf-16-be") == texts[1]["parameters"]
+        near = np.abs(np.asarray(image, np.float32) / 127.5 - 1 - images[1])
+    assert near.max() < 1 / 127 if suffix == "webp" else near.mean() < 0.2
+    with pytest.raises(FileExistsError, match="exists"):
+        save_pictures(tmp_path, "grid", images, drawn.words, 2, True, texts, suffix=suffix)
+    with pytest.raises(ValueError, match="format='gif' is not known"):
+        save_pictures(tmp_path / "gif", "grid", images, drawn.words, 2, suffix="gif")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"other.{suffix}")
+    with pytest.raises(ValueError, match="doesn't say how it was drawn"):
+        read_record(tmp_path / f"other.{suffix}")
+
+
+def test_grids_say_what_is_in_them():
+    images, words = np.full((4, 32, 32, 3), 1.0, np.float32), ["a red circle", "a red circle", "a blue star", "a blue star"]
+    plain = image_grid(images, 2)
+    rows = labelled_grid(images, words, 2)
+    assert rows.shape[1] == plain.shape[1] and plain.shape[0] < rows.shape[0] < plain.shape[0] + 2 * 50
+    assert plain.min() == 255 and rows.min() < 128  # white on white: what is dark is text
+    each = labelled_grid(images, ["one", "two", "three", "four"], 2)
+    assert each.shape[1] == plain.shape[1] and each[:34].min() == 255 and each[36:48].min() < 128
+    longest = labelled_grid(images, ["word " * 500, "", "x", "\u2615"], 0)
+    assert longest.shape[0] < plain.shape[0] + 2 * 60
+    pictures = np.linspace(-1, 1, 4 * 32 * 32 * 3, dtype=np.float32).reshape(4, 32, 32, 3)
+    drawn = labelled_grid(pictures, words, 2)
+    assert np.array_equal(drawn[-34:-2, 2:34], to_uint8(pictures[2]))
+
+
+@pytest.mark.parametrize("kind, flag", [("text", "prompt"), ("class", "label")])
+def test_prompts_come_from_a_file(tmp_path, kind, flag):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa red circle\r\n\r\n  a blue star \n", encoding="utf-8")
+    given = with_prompts(model(kind), with_defaults({flag: ["first"]}), str(path))
+    assert given[flag] == ["first", "a red circle", "a blue star"] and given["seed"] == 0
+    path.write_text(" \n\n")
+    for wrong, message in ((path, "it has no lines"), (tmp_path / "none.txt", "no such file")):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            with_prompts(model(kind), {}, str(wrong))
+    with pytest.raises(ValueError, match="--prompts is nothing to this model"):
+        with_prompts(model("none"), {}, str(path))
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("--prmpt x", "--prmpt is no flag. Did you mean 'prompt'"),
+        ("circle", "'circle': flags begin with --"),
+        ("--num=x", "flag --num=x: invalid literal"),
+        ("--format=gif --workdir=w", "--format='gif' is not known. .*'png', 'webp', 'jpg'"),
+        ("--workdir=/nowhere", "/nowhere does not exist"),
+    ],
+)
+def test_mistyped_flags_of_the_command_are_one_line(typed, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+        command(["sample.py", *typed.split()])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "none"])
+def test_many_pictures_are_drawn_in_parts(monkeypatch, kind):
+    flags = {"num": 2, "seed": 9, "sampler": "ddpm"}
+    flags |= {"prompt": ["a red circle", "a blue star", "a star"], "negative": "red"} if kind == "text" else {"num": 6}
+    whole = draw(model(kind), flags)
+    monkeypatch.setattr(sample, "MOST_AT_ONCE", 4)
+    parts = draw(model(kind), flags)
+    assert parts.words == whole.words and len(parts.images) == 6
+    np.testing.assert_allclose(parts.images, whole.images, atol=1e-4)

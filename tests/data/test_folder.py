@@ -132,9 +132,10 @@ def test_bad_rows(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"caption": "a"}')
     with pytest.raises(ValueError, match="line 1: a row needs a file_name"):
         folder(tmp_path)
-    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.csv")
-    with pytest.raises(ValueError, match="only metadata.jsonl is read"):
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.parquet")
+    with pytest.raises(ValueError, match="only metadata.jsonl and metadata.csv are read"):
         folder(tmp_path)
+    (tmp_path / "metadata.parquet").unlink()
     metadata(tmp_path, [{"file_name": "a.png", "caption": 3}])
     with pytest.raises(ValueError, match="a.png: a caption is text"):
         folder(tmp_path)
@@ -402,3 +403,47 @@ def test_damaged_metadata_end_in_errors(tmp_path):
         except (ValueError, FileNotFoundError) as error:
             assert str(tmp_path) in str(error) or "a.png" in str(error) or "file_name" in str(error), error
     assert read > 100
+
+
+def test_metadata_as_csv(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    text = 'file_name,text,label,split\r\na.png,"a cat, asleep",2,train\r\nb.png,12,0,train\r\nc.png,"two\r\nlines",2,val\r\n'
+    (tmp_path / "metadata.csv").write_bytes(text.encode("utf-16"))
+    source = folder(tmp_path, names={"caption": "text"})
+    assert [source[i]["caption"] for i in range(2)] == ["a cat, asleep", "12"] and source[0]["label"] == 2
+    assert source.info.class_names == ("0", "1", "2") and len(folder(tmp_path, "validation")) == 1
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("name,caption\na.png,x", "line 1: the first line names the columns"),
+        ("file_name,file_name\na.png,x", "line 1: the first line names the columns, each once"),
+        ("", "line 1: the first line names"),
+        ("file_name,caption\na.png,a cat, asleep", "line 2: 3 cells for 2 columns; text with commas goes into quotes"),
+        ("file_name,caption\n,x", "line 2: a row needs a file_name"),
+        ('file_name,caption\na.png,"x', "line 2: unexpected end of data"),
+        ("file_name,caption\na.png,x\nb.png,", "1 of 2 rows have a caption; the first without is b.png"),
+    ],
+)
+def test_mistakes_in_csv(tmp_path, text, words):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        folder(tmp_path)
+
+
+def test_captions_in_text_files_beside_the_images(tmp_path):
+    for name in ("cats/1.png", "cats/2.jpg", "dogs/1.png"):
+        picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"of {name}\n\nasleep \n", encoding="utf-8")
+    (tmp_path / "README.txt").write_text("no caption")
+    source = folder(tmp_path)
+    assert [source[i]["caption"] for i in range(3)] == [f"of {n} asleep" for n in ("cats/1.png", "cats/2.jpg", "dogs/1.png")]
+    assert source.info.class_names == ("cats", "dogs") and source.info.captions == 3
+    (tmp_path / "dogs" / "1.txt").unlink()
+    with pytest.raises(ValueError, match="2 of 3 rows have a caption; the first without is dogs/1.png"):
+        folder(tmp_path, columns=("image", "caption"))
+    assert folder(tmp_path, columns=("image", "label")).info.columns == ("image", "label")

@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import io
+import resource
+import signal
 import sys
 
 import numpy as np
@@ -231,3 +233,19 @@ def test_builder(tmp_path):
     for bad in ({"resolution": 16}, {"train": 0}, {"counts": (0, 0, 0)}, {"fills": (1, 0)}, {"spread": 1.5}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             shapes.prepare(tmp_path / "a", **bad)
+
+
+def test_a_full_disk_while_it_is_made_is_an_error_of_one_line(tmp_path):
+    """No file may grow beyond 2 kB; when it may, the same call makes it."""
+    config = {"resolution": 32, "train": 96, "validation": 8}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        with pytest.raises(OSError, match="shapes can't be written below") as error:
+            shapes.prepare(tmp_path, **config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert "\n" not in str(error.value)
+    assert shapes.prepare(tmp_path, **config).info.splits["train"].num_examples == 96

@@ -1,5 +1,6 @@
 """Data whose denoiser is known in closed form."""
 
+import jax
 import jax.numpy as jnp
 
 from ldm_jax.diffusion import Level, Prediction
@@ -31,5 +32,22 @@ def point(x0):
     def denoise(x, level: Level) -> Prediction:
         a, s = expand(level.alpha, x), expand(level.sigma, x)
         return Prediction(jnp.broadcast_to(x0, x.shape), (x - a * x0) / s)
+
+    return denoise
+
+
+def mixture(means, std: float = 0.3):
+    """Posterior means under equally likely Gaussians N(mean, std^2 I), means [K, D], for x [B, D]: the exact denoiser."""
+    means = jnp.asarray(means, jnp.float32)
+
+    def denoise(x, level: Level) -> Prediction:
+        a, s = (jnp.reshape(v, (-1, 1)) if jnp.ndim(v) else v for v in (level.alpha, level.sigma))
+        spread = (a * std) ** 2 + s**2
+        away = x[:, None] - (a * means[None] if jnp.ndim(a) == 0 else a[..., None] * means[None])
+        weights = jax.nn.softmax(-jnp.square(away).sum(-1) / (2 * spread), axis=1)
+        eps = s * jnp.einsum("bk,bkd->bd", weights, away) / spread
+        x0 = jnp.einsum("bk,bkd->bd", weights, means[None] + (a * std**2 / spread)[..., None] * away if jnp.ndim(a) else
+                        means[None] + a * std**2 / spread * away)  # fmt: skip
+        return Prediction(x0, eps)
 
     return denoise

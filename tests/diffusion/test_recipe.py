@@ -13,7 +13,14 @@ from ldm_jax.diffusion import (
     SCHEDULES,
     Level,
     Prediction,
+    Sampler,
+    Schedule,
+    make_grid,
+    make_objective,
     make_recipe,
+    make_sampler,
+    make_schedule,
+    sample,
     schedules,
     start,
     target,
@@ -117,3 +124,36 @@ def test_every_combination_of_names_draws_from_the_data_or_is_refused(sampler, s
         assert np.abs(x.mean(1) - MEAN).max() < 0.08, (name, x.mean(1))
         if sampler not in LOSES_VARIANCE:
             assert np.abs(x.std(1) / STD - 1).max() < 0.15, (name, x.std(1))
+
+
+def test_names_and_objects_are_taken_alike():
+    """A Schedule, a Sampler and a grid of one's own wherever their names are, and names wherever they are."""
+    schedule, sampler = make_schedule("cosine"), make_sampler("ddim")
+    levels = make_grid("trailing", "cosine", 4)
+    named = make_recipe("cosine", "v", "ddim", "trailing")
+    made = make_recipe(schedule, "v", sampler, levels)
+    noise = jax.random.normal(jax.random.key(0), (2, 3))
+
+    def drawn(recipe, sampler):
+        denoise = recipe.denoiser(lambda x, t: 0.5 * x)
+        return sample(denoise, sampler, noise, recipe.grid(4))
+
+    for other in (made, named.with_grid(levels), named.with_grid(lambda steps: make_grid("trailing", schedule, steps))):
+        for one in ("ddim", sampler, other.sampler(4)):
+            np.testing.assert_array_equal(drawn(named, "ddim"), drawn(other, one))
+    assert make_schedule(schedule) is schedule and make_sampler(sampler) is sampler
+    for wrong, said in (
+        (lambda: make_grid(levels, schedule, 5), "a Level of 6 levels for 5 steps"),
+        (lambda: make_grid(lambda steps: 3, schedule, 5), "a Level of 6 levels"),
+        (lambda: make_schedule(schedule, size=3), "a Schedule, which has its own"),
+        (lambda: make_schedule(3), "schedule=3: give a name"),
+        (lambda: make_sampler(sampler, eta=1.0), "a Sampler, which has its own"),
+        (lambda: make_sampler(3), "sampler=3: give a name"),
+        (lambda: sample(named.denoiser(lambda x, t: x), "dimm", noise, levels), "Did you mean 'ddim'"),
+        (lambda: sample(named.denoiser(lambda x, t: x), "pndm", noise, levels), "needs the schedule"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+    make_objective("cosine", "v")
+    for described in (Schedule, Sampler):
+        assert "of your own" in described.__doc__

@@ -24,10 +24,12 @@ VQ = {
     "first_stage_loss.reduction": "mean",
 }
 EMA = {"first_stage_loss.codebook": "ema", "first_stage_loss.codebook_kmeans": 2, "first_stage_loss.codebook_restart": 0.05}
-GAN = {
+ADVERSARIAL = {
     "first_stage_loss.disc_weight": 0.5,
     "first_stage_loss.disc_ndf": 8,
     "first_stage_loss.disc_layers": 2,
+}
+GAN = ADVERSARIAL | {
     "first_stage_loss.perceptual_weight": 0.1,
     "first_stage_loss.perceptual_path": "random",
     "first_stage_loss.perceptual_widths": (8, 8, 8, 8, 8),
@@ -120,7 +122,7 @@ def test_constant_images_give_finite_steps(x):
 
 
 def test_a_batch_of_one_and_more_codes_than_latents_in_it():
-    config = tiny(**VQ | EMA | GAN | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
+    config = tiny(**VQ | EMA | ADVERSARIAL | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
     training = build.make_first_stage_program(config)
     step = jax.jit(training.step)
     state = jax.jit(training.init_state)(jax.random.key(0))
@@ -133,7 +135,7 @@ def test_a_batch_of_one_and_more_codes_than_latents_in_it():
 
 
 def test_the_adversarial_term_waits_for_its_step():
-    config = tiny(**GAN, **{"first_stage_loss.disc_start": 1})
+    config = tiny(**ADVERSARIAL, **{"first_stage_loss.disc_start": 1})
     training = build.make_first_stage_program(config)
     step = jax.jit(training.step)
     first = jax.jit(training.init_state)(jax.random.key(0))

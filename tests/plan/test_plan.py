@@ -97,7 +97,7 @@ def test_by_the_rules_alone_and_in_words(capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--config=shaeps"], "no config shaeps"),
+        (["--config=shaeps"], "nor a config of this name. Did you mean 'shapes'"),
         (["--config=shapes", "--topology=v9:2x2"], "topology"),
         (["--config=shapes", "--topology=v5e:2by2"], "write a chip and a shape"),
         (["--config=shapes", "--topology=cpu:99", "--batch-size=99"], "CPU devices"),

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from ldm_jax.primitives.console import Parser
+
 PROGRAM = """
 import gc, os, signal, sys, time
 from ldm_jax.primitives.console import ends_in_one_line
@@ -38,3 +40,18 @@ with ends_in_one_line():
 def test_a_command_ends_in_one_line(signal, where, status, said):
     done = subprocess.run([sys.executable, "-c", PROGRAM, signal, where], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_a_mistyped_flag_of_argparse_is_one_line(capsys):
+    parser = Parser(prog="it")
+    parser.add_argument("--workdir", required=True)
+    made = parser.add_subparsers(dest="command").add_parser("train")
+    made.add_argument("--steps", type=int)
+    for typed, said in (
+        (["--workdir=w", "--wrokdir=x"], "it: unrecognized arguments: --wrokdir=x. Did you mean '--workdir'?"),
+        ([], "it: the following arguments are required: --workdir."),
+        (["--workdir=w", "train", "--steps=x"], "it train: argument --steps: invalid int value: 'x'."),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(typed)
+        assert ended.value.code == 2 and capsys.readouterr().err == f"{said} --help shows all flags\n"

@@ -1,5 +1,6 @@
 """From models, folders and arrays to numbers: how pictures are batched, split or interrupted changes none of them."""
 
+import dataclasses
 import json
 import re
 
@@ -357,3 +358,24 @@ def test_curves_go_through_their_points():
     curves.chart({"one": [(1, 1)]}, "x", "y")
     with pytest.raises(ValueError, match="no point"):
         curves.chart({}, "x", "y")
+
+
+def test_pictures_that_fit_their_words_score_higher():
+    """A network that reads: the cosine of unit vectors, below 0 counted as 0, times 100."""
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(40, 6))
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    found = evaluation.feature_set(np.arange(40), {"features": seen})
+    reference = references.of_features(found, {"count": 40})
+    at = {str(i): row for i, row in enumerate(seen)} | {f"not {i}": -row for i, row in enumerate(seen)}
+    network = dataclasses.replace(linear("clip"), words=lambda texts: np.stack([at[text] for text in texts]))
+
+    def score(texts):
+        return scoring.measure(found, reference, network, resamples=0, texts=texts).values["clip/text_score"]
+
+    names = [str(i) for i in range(40)]
+    assert score(names) == pytest.approx(100)
+    assert score([f"not {name}" for name in names]) == 0
+    cosines = np.sum(seen * np.roll(seen, 1, axis=0), 1)
+    assert score(names[-1:] + names[:-1]) == pytest.approx(100 * np.maximum(cosines, 0).mean())
+    assert "clip/text_score" not in scoring.measure(found, reference, linear("clip"), resamples=0, texts=names).values

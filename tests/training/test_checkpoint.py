@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept as promised, and what happens when they are damaged."""
 
+import functools
 import gc
 import os
 import resource
@@ -29,6 +30,7 @@ def init_params(key):
 INIT = make_init(init_params, OPTIMIZER, ema=True)
 
 
+@functools.cache
 def state_at(step):
     state = sharding.init_sharded(sharding.make_mesh(1, 1, devices=jax.devices()[:1]), INIT, step)
     return jax.tree.map(lambda x: x, state.__class__(jnp.int32(step), state.params, state.ema, state.opt_state, state.skipped))
@@ -44,13 +46,20 @@ def target_on(mesh):
 ONE = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
     """Steps 1 to 4; the second has the best score."""
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
         for step, score in zip(range(1, 5), (3.0, 1.0, 2.0, 5.0)):
             checkpoints.save(step, state_at(step), score)
-    return tmp_path / "checkpoints"
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of them, to damage."""
+    return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
 def equal(a, b):

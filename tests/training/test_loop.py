@@ -1,11 +1,15 @@
 """The loop: what it logs, when it stops, and that it asks for batches from where it is."""
 
 import json
+import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from ldm_jax.training.checkpoint import Checkpoints, best_in, steps_in
+from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Interrupted, Report, train
 from ldm_jax.training.metrics import Log, clock, image_grid
 from ldm_jax.training.optimizer import make_optimizer
@@ -57,9 +62,9 @@ def test_logs_means_runs_hooks_and_keeps_the_best(tmp_path, capsys):
     def validate(state):
         calls.append(int(state.step))
         picture = image_grid(np.zeros((4, 8, 8, 3)))
-        return Report({"validation/x": 1.0}, {"grid": (picture, "words")}, score=abs(len(calls) - 2))
+        return Report({"validation/x": abs(len(calls) - 2)}, {"grid": (picture, "words")})
 
-    state = run(tmp_path, [jnp.float32(i) for i in range(10)], hooks=[Hook(3, validate)])
+    state = run(tmp_path, [jnp.float32(i) for i in range(10)], hooks=[Hook(3, validate)], judge=Judge("validation/x"))
     assert int(state.step) == 10 and calls == [3, 6, 9, 10]
     logged = {line["step"]: line["train/loss"] for line in lines(tmp_path) if "train/loss" in line}
     assert set(logged) == {5, 10}
@@ -110,15 +115,58 @@ def test_zero_is_off_and_the_last_state_is_saved_all_the_same(tmp_path):
 
 def test_a_best_state_is_saved_at_its_own_step_with_its_own_score(tmp_path):
     def judge(state):
-        return Report(score=abs(int(state.step) - 5) + 0.25)
+        return Report({"off": abs(int(state.step) - 5) + 0.25})
 
-    run(tmp_path, numbers, hooks=[Hook(1, judge)], checkpoint_every=4)
+    run(tmp_path, numbers, hooks=[Hook(1, judge)], judge=Judge("off"), checkpoint_every=4)
     assert best_in(tmp_path / "checkpoints") == (5, 0.25) and steps_in(tmp_path / "checkpoints") == [5, 8, 10]
 
 
 def test_a_judge_of_nothing_finite_judges_nothing(tmp_path):
-    run(tmp_path, numbers, hooks=[Hook(2, lambda state: Report(score=float("nan")))])
+    run(tmp_path, numbers, hooks=[Hook(2, lambda state: Report({"x": float("nan")}))], judge=Judge("x"))
     assert best_in(tmp_path / "checkpoints") is None and steps_in(tmp_path / "checkpoints") == [8, 10]
+
+
+def test_of_some_numbers_more_is_better(tmp_path):
+    def judge(state):
+        return Report({"accuracy": 1 - abs(int(state.step) - 6) / 10}, higher=frozenset({"accuracy"}))
+
+    run(tmp_path, numbers, hooks=[Hook(1, judge)], judge=Judge("accuracy"))
+    assert best_in(tmp_path / "checkpoints") == (6, -1.0)
+
+
+def early(value_at, patience):
+    """A judge with patience, and the hook that it listens to."""
+    hook = Hook(1, lambda state: Report({"loss": value_at(int(state.step))}))
+    return {"hooks": [hook], "judge": Judge("loss", patience), "checkpoint_every": 0}
+
+
+@pytest.mark.parametrize("value", [lambda step: abs(step - 3), lambda step: math.nan if step > 3 else -step])
+def test_a_run_stops_after_so_many_looks_without_a_better_one(tmp_path, capsys, value):
+    state = run(tmp_path, numbers, **early(value, 4))
+    assert int(state.step) == 7 and steps_in(tmp_path / "checkpoints")[-1] == 7
+    assert best_in(tmp_path / "checkpoints")[0] == 3
+    assert "stopped at step 7: 4 looks without a better loss than" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_keeps_its_patience(tmp_path):
+    """Stopped after two looks without a better one of four, it has two left."""
+    options = early(lambda step: abs(step - 3), 4)
+    run(tmp_path, numbers, steps=5, **options)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = checkpoints.restore(INIT(jax.random.key(0)))
+    again = early(lambda step: abs(step - 3), 4)
+    assert int(run(tmp_path, numbers, state=state, **again).step) == 7
+    assert again["judge"].tired and best_in(tmp_path / "checkpoints") == (3, 0.0)
+
+
+def test_scores_of_another_judge_are_not_compared(tmp_path):
+    run(tmp_path, numbers, steps=4, hooks=[Hook(2, lambda state: Report({"loss": 0.1}))], judge=Judge("loss"))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = checkpoints.restore(INIT(jax.random.key(0)))
+    hooks = [Hook(2, lambda state: Report({"distance": 40.0 + int(state.step), "loss": 0.0}))]
+    run(tmp_path, numbers, state=state, hooks=hooks, judge=Judge("distance"), checkpoint_every=0)
+    assert best_in(tmp_path / "checkpoints") == (6, 46.0)
+
 
 
 def test_lines_after_the_checkpoint_are_dropped_when_a_killed_run_goes_on(tmp_path):
@@ -285,3 +333,79 @@ def test_a_signal_in_the_last_pictures_is_not_lost(tmp_path):
     with pytest.raises(Interrupted, match="stopped at step 10"):
         run(tmp_path, numbers, hooks=[Hook(10, draw)])
     assert steps_in(tmp_path / "checkpoints")[-1] == 10
+
+
+class FakeWandb(types.ModuleType):
+    """What of Weights & Biases is used; `broken`: its service is gone."""
+
+    def __init__(self, broken=False):
+        super().__init__("wandb")
+        self.runs, self.Image, self.broken = [], lambda picture: ("image", picture.shape), broken
+
+    def init(self, **options):
+        run = types.SimpleNamespace(options=options, lines=[], finished=False)
+
+        def log(values, step):
+            if self.broken:
+                raise ConnectionError("no network")
+            run.lines.append((step, values))
+
+        run.log, run.finish = log, lambda: setattr(run, "finished", True)
+        self.runs.append(run)
+        return run
+
+
+def test_weights_and_biases_gets_what_the_log_has_and_goes_on_as_one_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 4):
+        with Log(tmp_path / "run" / "stage", "stage", 8, start, "photos", {"seed": 3}) as log:
+            log.scalars(start + 2, {"train/loss": 0.5})
+            log.image(start + 2, "samples", np.zeros((4, 6, 3), np.uint8))
+    first, second = fake.runs
+    assert first.options["project"] == "photos" and first.options["config"] == {"seed": 3}
+    assert first.options["name"] == "run/stage" and first.options["id"] == second.options["id"]
+    assert second.lines == [(6, {"train/loss": 0.5}), (6, {"samples": ("image", (4, 6, 3))})] and second.finished
+
+
+def test_a_service_that_is_gone_is_given_up_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(broken=True))
+    with pytest.warns(UserWarning, match="no network; given up"), Log(tmp_path, "stage", 8, 0, "photos") as log:
+        for step in (1, 2):
+            log.scalars(step, {"train/loss": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("until", [4, 100])
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path, monkeypatch, until):
+    """A disk that is unplugged: one line at the end; where it is there again in time, nothing was lost."""
+    monkeypatch.setattr("ldm_jax.training.checkpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ldm_jax.training.checkpoint.RETRIES", 2)
+
+    def unplug(state):
+        if int(state.step) == 3:
+            while until > 10 and not list(tmp_path.glob("disk/stage/checkpoints/2/commit_success.txt")):
+                time.sleep(0.01)  # a save under way would make its own folders anew
+            (tmp_path / "disk").rename(tmp_path / "unplugged")
+        if int(state.step) == until:
+            (tmp_path / "unplugged").rename(tmp_path / "disk")
+        return Report(images={"grid": (np.zeros((8, 8, 3), np.uint8), "words")})
+
+    (tmp_path / "disk").mkdir()
+    options = {"hooks": [Hook(1, unplug)], "checkpoint_every": 0 if until < 10 else 2, "log_every": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if until < 10:
+            run(tmp_path / "disk" / "stage", numbers, **options)
+        else:
+            with pytest.raises(OSError, match="could not be written .*the folder is gone") as error:
+                run(tmp_path / "disk" / "stage", numbers, **options)
+            assert "\n" not in str(error.value)
+            assert os.listdir(tmp_path) == ["unplugged"]
+            (tmp_path / "unplugged").rename(tmp_path / "disk")
+            with Checkpoints(tmp_path / "disk" / "stage" / "checkpoints") as checkpoints:
+                state = checkpoints.restore(jax.eval_shape(INIT, jax.random.key(0)))
+            assert int(state.step) == 2
+            run(tmp_path / "disk" / "stage", numbers, state=state, log_every=1)
+    assert [line["step"] for line in lines(tmp_path / "disk" / "stage")] == list(range(1, 11))
+    assert steps_in(tmp_path / "disk" / "stage" / "checkpoints")[-1] == 10 and os.listdir(tmp_path) == ["disk"]

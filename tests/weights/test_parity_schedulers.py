@@ -1,7 +1,7 @@
 """The schedulers of diffusers, step by step: same initial state, same noise, every call of the network at the same x and t.
 
-Cases are read from the fixture's config.json; `schedulers.read` says what each stands for. Runs are eager, so that the
-state at every call can be recorded; where the reference has a bug, the test names it, shows that the bug is the whole
+Cases are read from the fixture's config.json; `schedulers.read` says what each stands for. The state at every call is recorded
+by a callback of the compiled program; where the reference has a bug, the test names it, shows that the bug is the whole
 difference, and that our step does what the paper says.
 """
 
@@ -75,10 +75,12 @@ class Run:
     def denoiser(self, calls):
         denoise = self.recipe.wrap(make_denoiser(network, self.recipe.prediction, self.recipe.input_scale))
 
+        def note(x, t, x0):
+            calls.append((np.asarray(x), float(t), np.asarray(x0)))
+
         def recording(x, level):
             prediction = denoise(x, level)
-            if not isinstance(x, jax.core.Tracer):
-                calls.append((np.asarray(x) / self.scale(level), float(level.t), np.asarray(prediction.x0)))
+            jax.debug.callback(note, x / self.scale(level), level.t, prediction.x0, ordered=True)
             return prediction
 
         return recording
@@ -87,20 +89,22 @@ class Run:
         return jnp.asarray(self.x[0] * self.scale(self.grid[0]), jnp.float32)
 
     def ours(self, sampler=None):
-        calls = []
-        with jax.disable_jit():
-            x = sample(self.denoiser(calls), sampler or self.sampler(), self.start(), self.grid, self.noise)
+        calls, sampler = [], sampler or self.sampler()
+        x = jax.jit(lambda x, noise: sample(self.denoiser(calls), sampler, x, self.grid, noise))(self.start(), self.noise)
+        jax.effects_barrier()
         return calls, np.asarray(x) / self.scale(self.grid[-1])
 
     def ours_pairwise(self, levels, tos, sampler):
         """Steps between given pairs of levels, for a reference whose steps do not land where the next one starts."""
         calls = []
         denoise = self.denoiser(calls)
-        state = State(self.start(), self.start())
-        with jax.disable_jit():
-            for i in range(self.steps):
-                level, to = (jax.tree.map(jnp.float32, pair[i]) for pair in (levels, tos))
-                state = sampler.step(state, denoise, level, to, None if self.noise is None else self.noise[i])
+
+        def step(state, given):
+            return sampler.step(state, denoise, *given), None
+
+        pairs = (*(jax.tree.map(jnp.float32, pair) for pair in (levels, tos)), self.noise)
+        state, _ = jax.jit(lambda x: jax.lax.scan(step, State(x, x), pairs))(self.start())
+        jax.effects_barrier()
         return calls, np.asarray(state.x)
 
     def compare(self, calls, final):
@@ -239,20 +243,21 @@ def test_churn_in_the_reference_asks_the_network_too_early(fixture):
         assert run.compare(*run.ours(bug)) < LIMIT, run.case["prefix"]
 
         ours = churned(euler(), run.recipe.schedule, churn, low, high, noise_scale)
-        with jax.disable_jit():
-            state = ours.init(run.start(), run.grid)
-            for i in range(run.steps):
-                level, to = jax.tree.map(jnp.float32, run.grid[i]), jax.tree.map(jnp.float32, run.grid[i + 1])
-                denoise = run.denoiser([])
-                u, ratio = np.asarray(state.x) / level.alpha, float(level.noise_ratio)
-                raised_ratio = ratio * (1 + (most if low <= ratio <= high else 0))
-                u = u + np.sqrt(max(raised_ratio**2 - ratio**2, 0)) * noise_scale * np.asarray(run.noise[i])
-                raised = run.recipe.schedule.from_log_snr(jnp.float32(-2 * np.log(raised_ratio)))
-                raised = raised if raised_ratio > ratio else level
-                eps = denoise(jnp.asarray(u * raised.alpha), raised).eps
-                wanted = (u + eps * (float(to.noise_ratio) - raised_ratio)) * to.alpha
-                state = ours.step(state, denoise, level, to, run.noise[i])
-                np.testing.assert_allclose(state.x, wanted, atol=LIMIT * np.abs(run.x).max())
+        denoise = run.denoiser([])
+        step = jax.jit(lambda *given, ours=ours, denoise=denoise: ours.step(given[0], denoise, *given[1:]))
+        eps_of = jax.jit(lambda x, level, denoise=denoise: denoise(x, level).eps)
+        state = ours.init(run.start(), run.grid)
+        for i in range(run.steps):
+            level, to = jax.tree.map(jnp.float32, run.grid[i]), jax.tree.map(jnp.float32, run.grid[i + 1])
+            u, ratio = np.asarray(state.x) / level.alpha, float(level.noise_ratio)
+            raised_ratio = ratio * (1 + (most if low <= ratio <= high else 0))
+            u = u + np.sqrt(max(raised_ratio**2 - ratio**2, 0)) * noise_scale * np.asarray(run.noise[i])
+            raised = run.recipe.schedule.from_log_snr(jnp.float32(-2 * np.log(raised_ratio)))
+            raised = raised if raised_ratio > ratio else level
+            eps = eps_of(jnp.asarray(u * raised.alpha), raised)
+            wanted = (u + eps * (float(to.noise_ratio) - raised_ratio)) * to.alpha
+            state = step(state, level, to, run.noise[i])
+            np.testing.assert_allclose(state.x, wanted, atol=LIMIT * np.abs(run.x).max())
 
 
 def test_ddim_inversion(fixture):

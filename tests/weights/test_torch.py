@@ -71,6 +71,8 @@ UNCONDITIONAL = {
         "attn_norm_num_groups": 8,
         "attention_head_dim": 16,
     },
+    "no norm in the middle": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": None},
+    "another norm in the middle": {"attn_norm_num_groups": 2},
 }
 CONDITIONAL = {
     "heads per level": {"attention_head_dim": (2, 8)},

@@ -5,6 +5,7 @@
 Every picture is a pure function of (seed, split, number), so a data set can be made anew anywhere.
 """
 
+import contextlib
 import io
 import sys
 import zlib
@@ -112,10 +113,17 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str | Path, **config: Any) -> Shapes:
-    """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already."""
+    """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already. OSError where
+    they can't be; nothing half-written counts as there."""
     tfds.display_progress_bar(sys.stderr.isatty())
     builder = Shapes(config=ShapesConfig(**config), data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare()
+    if not builder.data_path.exists():
+        print(f"data: rendering shapes into {builder.data_path}, once", flush=True)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloading, and nothing is downloaded
+                builder.download_and_prepare()
+        except RuntimeError as error:  # of the writer of records, whose disk is full
+            raise OSError(f"the data set shapes can't be written below {data_dir}: {str(error).splitlines()[0]}") from None
     return builder
 
 

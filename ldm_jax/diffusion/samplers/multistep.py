@@ -54,7 +54,8 @@ def multistep(
     warm_up: tuple[int, Callable[..., jax.Array]] | None = None,
 ) -> Sampler:
     """The solver with this table: `weights(grid) -> [steps, order]`, newest answer first. `eta` > 0: the SDE (x0 only).
-    `warm_up` = (n, average): in the first n steps y is average(x, y, f, level, to), f evaluating y anywhere."""
+    `warm_up` = (n, average): in the first n steps, unless they go to exactly clean, y is average(x, y, f, level, to), f
+    evaluating y anywhere."""
 
     def init(x: jax.Array, grid: Level) -> State:
         solvable(prediction, grid)
@@ -73,7 +74,8 @@ def multistep(
         y = mean(table[index], ys)
         if warm_up is not None:
             steps, average = warm_up
-            y = jax.lax.cond(index < steps, lambda: average(state.x, ys[0], evaluate, level, to), lambda: y)
+            warm = (index < steps) & (to.sigma > 0)  # at exactly clean there is nothing to evaluate
+            y = jax.lax.cond(warm, lambda: average(state.x, ys[0], evaluate, level, to), lambda: y)
         x = move_sde(state.x, y, level, to, eta, key) if eta else move(prediction, state.x, y, level, to)
         return State(x, predicted.x0, (index + 1, table, ys[:-1]))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Level, expand
+from ldm_jax.diffusion.level import PURE_NOISE, Level, expand
 from ldm_jax.diffusion.parameterization import PredictionType, coefficients, determinant
 
 
@@ -28,7 +28,20 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`init(x, grid) -> State` before the first step, and `step(state, denoise, level, next_level, key) -> State`."""
+    """What a sampler is: two pure functions. One of your own is such a pair, and is taken wherever a name in `SAMPLERS` is.
+
+        init(x, grid) -> State(x, x0, memory)                          before the first step
+        step(state, denoise, level, next_level, key) -> State          one step of the grid, from noisy to clean
+
+    x [B, ...] is at grid[0]; denoise(x, level) -> Prediction(x0, eps) may be called as often as the solver needs. `key` is a
+    typed key of this step, or None for deterministic sampling. DDIM, whole:
+
+        def step(state, denoise, level, next_level, key):
+            x0, eps = denoise(state.x, level)
+            return State(next_level.alpha * x0 + next_level.sigma * eps, x0)
+
+        ddim = Sampler(lambda x, grid: State(x, x), step)
+    """
 
     init: Callable[[jax.Array, Level], State]
     step: Callable[..., State]
@@ -49,7 +62,7 @@ def without_memory(sampler: Sampler, x: jax.Array, grid: Level, wrapper: str) ->
 
 def solvable(prediction: PredictionType, grid: Level) -> None:
     """ValueError if `prediction` cannot be integrated from a level of this grid: eps from pure noise, x0 from clean."""
-    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(prediction, grid[:-1])) < 1e-6):
+    if isinstance(grid.alpha, np.ndarray) and np.any(np.abs(determinant(prediction, grid[:-1])) < PURE_NOISE):
         raise ValueError(
             f"A solver in {prediction!r} cannot leave alpha = {grid.alpha[0]:.3g}, sigma = {grid.sigma[0]:.3g}. On pure noise "
             "use one that integrates x0 (dpmpp_2m, unipc, ddim) or flow (heun('flow')), or start the grid below it."

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.level import Denoiser, Level, expand
+from ldm_jax.diffusion.level import PURE_NOISE, Denoiser, Level, expand
 from ldm_jax.diffusion.parameterization import PredictionType, target
 from ldm_jax.diffusion.samplers.first_order import posterior_variance
 from ldm_jax.diffusion.samplers.protocol import (
@@ -119,9 +119,9 @@ def edm(schedule: Schedule, churn: float = 40.0, low: float = 0.05, high: float 
 
 
 def heun_prediction(schedule: Schedule) -> PredictionType:
-    """What `heun` integrates on this schedule: eps, in noise_ratio, or flow where the noisiest level is pure noise (alpha 0),
-    at which noise_ratio is infinite."""
-    return "flow" if float(schedule(np.float64(schedule.span[1])).alpha) == 0 else "eps"
+    """What `heun` integrates on this schedule: eps, in noise_ratio, or flow where the noisiest level is pure noise (alpha 0 or
+    next to it), at which noise_ratio is infinite or as good as that."""
+    return "flow" if float(schedule(np.float64(schedule.span[1])).alpha) < PURE_NOISE else "eps"
 
 
 def restart(sampler: Sampler, schedule: Schedule, low: float, high: float, steps: int = 4, repeats: int = 2) -> Sampler:

@@ -241,6 +241,7 @@ def compose(description: Mapping[str, Mapping]) -> dict:
 def _unusual(network: Mapping[str, Any]) -> dict:
     """Fields that only diffusers can express and that differ from what CompVis does."""
     usual = {"norm_num_groups": 32, "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
+    usual["middle_attention_groups"] = None
     unusual = {name: network[name] for name, value in usual.items() if network.get(name, value) != value}
     for name in ("num_heads", "transformer_depth"):
         if isinstance(network.get(name), list | tuple):

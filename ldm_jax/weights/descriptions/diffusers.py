@@ -94,14 +94,9 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
         raise ValueError(f"{where}: time_embedding_dim {config['time_embedding_dim']}, only {4 * widths[0]} is possible")
     groups = config.get("norm_num_groups") or 32
     # None, the default, means norm_num_groups; with scale_shift, that the middle's attention of a UNet2DModel has no norm.
-    unnormed = not conditional and config.get("resnet_time_scale_shift") == "scale_shift"
-    said = config.get("attn_norm_num_groups")
-    if said != groups and (said is not None or unnormed):
-        raise ValueError(
-            f"{where}: attn_norm_num_groups {said} should be {groups}, as norm_num_groups: our attention in the middle has "
-            "a norm as the other blocks have"
-        )
-
+    middle = config.get("attn_norm_num_groups")
+    if middle is None:
+        middle = 0 if not conditional and config.get("resnet_time_scale_shift") == "scale_shift" else groups
     result = {
         "kind": "unet",
         "in_channels": config["in_channels"],
@@ -134,6 +129,7 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
     usual = {"norm_num_groups": (groups, 32), "norm_eps": (config.get("norm_eps", 1e-5), 1e-5)}
     usual["flip_sin_to_cos"] = (config.get("flip_sin_to_cos", True), True)
     usual["freq_shift"] = (config.get("freq_shift", 0), 0)
+    usual["middle_attention_groups"] = (middle, groups)
     usual["downsample_padding"] = (config.get("downsample_padding", 1), 1)
     return result | {name: value for name, (value, default) in usual.items() if value != default}
 

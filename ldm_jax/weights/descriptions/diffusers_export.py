@@ -104,12 +104,19 @@ def _plain(fields: Mapping[str, Any], widths: list[int], attending: list[bool]) 
     return {
         "add_attention": True,
         "attention_head_dim": head_dim,
-        # Named, for otherwise scale_shift leaves out the norm of the middle's attention.
-        "attn_norm_num_groups": fields.get("norm_num_groups", 32),
+        "attn_norm_num_groups": _middle_groups(fields),
         "downsample_type": resample,
         "time_embedding_type": "positional",
         "upsample_type": resample,
     }
+
+
+def _middle_groups(fields: Mapping[str, Any]) -> int | None:
+    """Named where there is a norm, for None with scale_shift leaves it out."""
+    groups = fields.get("middle_attention_groups")
+    if groups == 0 and not fields.get("use_scale_shift_norm", False):
+        raise _unable("middle_attention_groups 0 without use_scale_shift_norm")
+    return groups or (None if groups == 0 else fields.get("norm_num_groups", 32))
 
 
 def _classes(fields: Mapping[str, Any], transformer: bool) -> dict:

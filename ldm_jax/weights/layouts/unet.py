@@ -36,9 +36,9 @@ def res_block(name: str, other: str, into: int, out: int, emb: int, scale_shift:
     return weights
 
 
-def attention_block(name: str, other: str, width: int, heads: int) -> Layout:
+def attention_block(name: str, other: str, width: int, heads: int, normed: bool = True) -> Layout:
     """Names of a plain attention block's tensors."""
-    weights = norm(f"{name}.norm", f"{other}.group_norm", width)
+    weights = norm(f"{name}.norm", f"{other}.group_norm", width) if normed else []
     weights += fused_qkv(f"{name}.qkv", other, width, heads)
     return weights + linear(f"{name}.proj_out", f"{other}.to_out.0", width, width, window=(1,))
 
@@ -81,7 +81,8 @@ def unet(network: Mapping[str, Any]) -> Layout:
 
     def attend(name: str, other: str, width: int, level: int, middle: bool = False) -> Layout:
         if not transformer:
-            return attention_block(name, other, width, heads_of(network, width, level))
+            normed = not middle or network.get("middle_attention_groups") != 0
+            return attention_block(name, other, width, heads_of(network, width, level), normed)
         depth = per_level(network, "transformer_depth", level, 1)
         cross_only = per_level(network, "disable_self_attentions", level, False)
         if middle:

@@ -1,0 +1,63 @@
+"""Shapes drawn in one to four steps, by any objective of `diffusion.few_steps`, on two CPU cores.
+
+    python train.py --config=configs/shapes.py --workdir=runs/shapes                    # the first stage, and a teacher
+    python train.py --config=configs/shapes_few_steps.py:mean_flow
+    python sample.py --workdir runs/shapes_mean_flow --prompt "a red circle" --steps 2
+
+After the colon: mean_flow (the default), shortcut, consistency, scm, which train from nothing or, with
+--config.diffusion_train.start_from=runs/shapes, from the weights of an ordinary model of the same process (mean_flow and scm
+with --config.diffusion.time_scale=1000, that model's); and consistency_distillation, scm_distillation, progressive, reflow,
+which learn from that model and start from its weights.
+All use the first stage of runs/shapes. Guidance is part of the training, where the objective knows it: pictures take one
+evaluation a step. reflow's teacher is a model of schedule "flow", prediction "flow".
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes
+
+# config.diffusion.options of each.
+OPTIONS = {
+    "mean_flow": {"share": 0.25, "guidance_scale": 3.0, "guidance_mix": 0.0, "improved": False, "power": 1.0},
+    "shortcut": {"share": 0.25, "finest": 128, "guidance_scale": 3.0},
+    "consistency": {"fewest": 10, "most": 160, "target": "online", "times_options": {"mean": -0.4, "std": 2.0}},
+    "consistency_distillation": {
+        "intervals": 40, "target": "average", "guidance_scale": 3.0, "times_options": {"mean": -0.4, "std": 2.0},
+    },
+    "scm": {"warmup": 500, "times_options": {"mean": -0.3, "std": 1.4}},
+    "scm_distillation": {"warmup": 500, "guidance_scale": 3.0, "times_options": {"mean": -0.3, "std": 1.4}},
+    "progressive": {"student_steps": 8, "guidance_scale": 3.0},
+    "reflow": {"teacher_steps": 16, "guidance_scale": 3.0},
+}  # fmt: skip
+SAMPLERS = {"mean_flow": "flow_map", "shortcut": "flow_map", "progressive": "ddim", "reflow": "euler"}
+STUDENTS = ("consistency_distillation", "scm_distillation", "progressive", "reflow")
+
+
+def get_config(objective: str = "mean_flow") -> ConfigDict:
+    if objective not in OPTIONS:
+        raise ValueError(f"shapes_few_steps:{objective}: after the colon comes one of {', '.join(OPTIONS)}")
+    config = shapes.get_config()
+    config.name = f"shapes_{objective}"
+    config.stages = ("latents", "diffusion", "evaluation")
+    config.first_stage.path = "runs/shapes"
+    config.network.second_time = objective in ("mean_flow", "shortcut")
+    config.diffusion.objective = objective
+    config.diffusion.options = ConfigDict(OPTIONS[objective])
+    if "times_options" in OPTIONS[objective]:
+        config.diffusion.time_sampling = "log_normal"
+    if objective == "progressive":
+        config.diffusion.time_sampling = "uniform"  # over its steps
+        config.diffusion.weighting = "truncated_snr"
+    if objective == "reflow":
+        config.diffusion.schedule = "flow"
+        config.diffusion.prediction = "flow"
+    if objective in ("mean_flow", "scm"):
+        # The network is told times up to this instead of 1000, whose fast sinusoids make derivatives in time large (Lu & Song
+        # 2024, section 4.1). With start_from: the one of that model, 1000.
+        config.diffusion.time_scale = 4.0
+    if objective in STUDENTS:
+        config.diffusion_train.start_from = "runs/shapes"
+    config.sampling.sampler = SAMPLERS.get(objective, "consistency")
+    config.sampling.steps = 8 if objective == "progressive" else 4
+    config.sampling.guidance_scale = 1.0  # what the training led by is in the network
+    return config

@@ -1,0 +1,40 @@
+"""The commands that come with the package. Each says at once that it has begun: their libraries take seconds to import."""
+
+import sys
+from pathlib import Path
+
+from ldm_jax.primitives.console import ends_in_one_line, print_anything, quiet
+
+
+def _begin(name: str) -> None:
+    print_anything()
+    quiet()
+    called = Path(sys.argv[0]).name
+    print(f"{called if called.endswith('.py') else name}: starting", file=sys.stderr, flush=True)
+
+
+def sample() -> None:
+    """ldm-sample: draws pictures."""
+    _begin("ldm-sample")
+    with ends_in_one_line():
+        from ldm_jax.cli.sample_command import main
+
+        main(sys.argv)
+
+
+def evaluate() -> None:
+    """ldm-eval: what a model's pictures are worth."""
+    _begin("ldm-eval")
+    with ends_in_one_line():
+        from ldm_jax.cli.evaluation import main
+
+        sys.exit(main())
+
+
+def weights() -> None:
+    """ldm-weights: checkpoints inspected and converted."""
+    print_anything()
+    with ends_in_one_line():
+        from ldm_jax.weights.__main__ import main
+
+        sys.exit(main())

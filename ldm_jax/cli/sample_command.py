@@ -1,0 +1,105 @@
+"""Draws pictures. What is drawn follows from what is given; without anything, it says what the model can do.
+
+    sample.py --workdir runs/shapes --prompt "a red circle" --prompt "a blue star" --num 8
+    sample.py --workdir runs/shapes --prompts FILE --format webp          a prompt a line
+    sample.py --workdir runs/shapes --like_png PICTURE                    the same again
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from ldm_jax import api
+from ldm_jax.cli.records import records, repeated, told
+from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
+from ldm_jax.pictures import FORMATS, save_film, save_pictures
+from ldm_jax.primitives.choices import check_choice, did_you_mean
+from ldm_jax.primitives.console import as_typed, called
+from ldm_jax.workdir import make_samples_folder, use_compilation_cache
+
+DEFINE = {
+    "text": flags.DEFINE_string,
+    "texts": flags.DEFINE_multi_string,
+    "list": flags.DEFINE_list,
+    "number": flags.DEFINE_float,
+    "integer": flags.DEFINE_integer,
+    "switch": flags.DEFINE_bool,
+}
+# Flags of the command itself, beside those that say what to draw.
+COMMAND_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "workdir": ("text", "runs/shapes", "A working directory of train.py, or a checkpoint (folder or file)."),
+    "which": ("text", "last", "Of a working directory's checkpoints: last, best (lowest validation loss), or a step."),
+    "ema_width": ("number", None, "Of a training with diffusion_train.post_hoc: the average's relative width, up to 0.28."),
+    "prompts": ("text", None, "A text file with a prompt a line (for a model of classes, a class a line)."),
+    "like_png": ("text", None, "A picture that sample.py wrote: draws it again; flags beside it stand above its own."),
+    "out": ("text", None, "Where to: a new folder; default WORKDIR/samples/N, or samples/N beside a checkpoint file."),
+    "format": ("text", "png", f"Of the files: {', '.join(FORMATS)}. All say how they were drawn; jpg loses a little."),
+    "labels": ("switch", True, "Whether the grid says what each picture is."),
+}
+
+
+def own_flags() -> flags.FlagValues:
+    """All flags."""
+    found = flags.FlagValues()
+    for name, (of_type, default, text) in {**COMMAND_FLAGS, **all_flags()}.items():
+        DEFINE[of_type](name, default, text, flag_values=found)
+    found.set_gnu_getopt(True)
+    return found
+
+
+def parse(arguments: Sequence[str]) -> flags.FlagValues:
+    """The flags. ValueError, in one line, for what is none."""
+    found = own_flags()
+    try:
+        left = found(list(arguments), known_only=True)[1:]
+    except flags.Error as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    for argument in left:
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("-"):
+            raise ValueError(f"{argument.split('=')[0]} is no flag.{did_you_mean(name, list(found))} --help shows them")
+        raise ValueError(f"{argument!r}: flags begin with --, such as --prompt {argument!r}; --help shows them")
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command. ValueError or OSError for what can't work."""
+    if any(re.fullmatch(r"--?h(elp(full|short)?)?", each) for each in arguments[1:]):
+        known = {**COMMAND_FLAGS, **all_flags()}
+        about = "\n".join(f"  --{name:15} {text}" for name, (_, _, text) in known.items())
+        print(f"{__doc__.replace('sample.py', called('sample.py'))}\nFlags:\n{about}")
+        return
+    flag = parse(arguments)
+    logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
+    check_choice(flag.format, FORMATS, "--format")
+    use_compilation_cache()
+    given = {name: as_typed(flag[name].value) for name in all_flags()}
+    which = int(flag.which) if flag.which.isdigit() else flag.which
+    ldm = api.load_whole(flag.workdir, which=which, ema_width=flag.ema_width)
+    print(ldm.describe(), flush=True)
+    if flag.prompts:
+        given = with_prompts(ldm, given, flag.prompts)
+    if flag.like_png:
+        present = [name for name in given if flag[name].present]
+        given, warning = repeated(ldm, flag.like_png, given, present)
+        print(f"as {flag.like_png}: {told(given)}", flush=True)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+    try:
+        choose_mode(ldm, given)
+    except ValueError:
+        print(usage(ldm))
+        raise
+    folder = make_samples_folder(Path(flag.workdir), flag.out)
+    drawn = draw(ldm, given)
+    texts = records(ldm, given, drawn)
+    grid = save_pictures(
+        folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
+    )
+    if drawn.film:
+        print(f"film: {save_film(folder, drawn.images)}")
+    print(f"{len(drawn.images)} pictures in {folder}; all together: {grid}")

@@ -1,0 +1,84 @@
+"""What is said of the images of a folder: a table beside them (metadata.jsonl or metadata.csv), or a text file beside each.
+
+    metadata.jsonl   a JSON object a line, {"file_name": "1.jpg", "caption": "a red bird"}
+    metadata.csv     the same with a line of column names; labels that are all whole numbers are numbers
+    1.txt            the caption of 1.jpg
+"""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm_jax.data.text_files import parse_json, read_text
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+CAPTIONS, LABELS = ("caption", "text"), ("label", "class")  # what columns are called, the usual name first
+Row = dict[str, Any]
+
+
+def table_in(folder: Path) -> Path | None:
+    """The folder's table, of two the first of `TABLES`; None if it has none. ValueError for one in a format that isn't read."""
+    found = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if found is None and (folder / "metadata.parquet").is_file():
+        raise ValueError(f"{folder / 'metadata.parquet'}: only {' and '.join(TABLES)} are read; convert it to one of them")
+    return found
+
+
+def read_table(path: Path) -> list[Row]:
+    """Its rows, each with `_folder`, where `file_name` counts from. ValueError names the file, the line and what is wrong."""
+    rows = _of_csv(path) if path.suffix == ".csv" else _of_json_lines(path)
+    for number, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+            raise ValueError(f"{path}, line {number}: a row needs a file_name")
+    return [{**row, "_folder": path.parent} for _, row in rows]
+
+
+def _of_json_lines(path: Path) -> list[tuple[int, Any]]:
+    lines = enumerate(read_text(path).split("\n"), 1)
+    return [(number, parse_json(line, f"{path}, line {number}:")) for number, line in lines if line.strip()]
+
+
+def _of_csv(path: Path) -> list[tuple[int, Row]]:
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, Row]] = []
+    try:
+        head = [name.strip() for name in next(reader, [])]
+        if "file_name" not in head or len(set(head)) < len(head):
+            said = ",".join(head)[:80]
+            raise ValueError(f"{path}, line 1: the first line names the columns, each once, also file_name, not {said!r}")
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(head):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(head)} columns; text with commas goes "
+                    'into quotes, "a cat, asleep"'
+                )
+            rows.append((reader.line_num, {name: cell for name, cell in zip(head, cells) if cell != ""}))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    for name in LABELS:
+        cells = [row[name] for _, row in rows if name in row]
+        if cells and all(_is_number(cell) for cell in cells):
+            rows = [(number, row | {name: int(row[name])} if name in row else row) for number, row in rows]
+    return rows
+
+
+def _is_number(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit()
+
+
+def add_captions(rows: Sequence[Row], theirs: str) -> None:
+    """Rows without a caption get that of the text file beside the image, if there is one, under the name `theirs`."""
+    there: dict[Path, set[str]] = {}
+    for row in rows:
+        path = row["_folder"] / row["file_name"]
+        if row.get(theirs) in (None, ""):
+            if path.parent not in there:
+                there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if (name := f"{path.stem}.txt") in there[path.parent]:
+                row[theirs] = " ".join(read_text(path.with_name(name)).split())

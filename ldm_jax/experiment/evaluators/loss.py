@@ -1,0 +1,50 @@
+"""The loss of held-out images."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build
+from ldm_jax.data.pipeline import eval_batches
+from ldm_jax.data.source import Spread
+from ldm_jax.experiment.evaluators.model import Model
+from ldm_jax.training import sharding
+from ldm_jax.training.loop import Report
+from ldm_jax.training.program import Program
+from ldm_jax.training.state import Step, TrainState
+
+PyTree = Any
+
+
+def make_loss(model: Model) -> Callable[[TrainState], Report]:
+    """The hook that takes the loss of held-out images, with the same noise and times at every validation: only the weights
+    differ. Every process loads its share of them."""
+    experiment, constants = model.experiment, model.constants
+    config, condition, mesh = experiment.config, experiment.condition, experiment.mesh
+    batch_size = config["diffusion_train"]["batch_size"]
+    program: Program = build.make_diffusion_program(config, condition, cached=False)
+    transform = build.make_transform(config, condition)
+    source = Spread(experiment.sources["validation"], config["log"]["validation_images"])
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def loss_of(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
+        step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(batch_size, dtype=jnp.int32), batch_size)
+        return program.loss(params, batch, key, step)[1]["loss_simple"]
+
+    def validate(state: TrainState) -> Report:
+        params, losses = {**sharding.replicate(mesh, constants), **state.averaged}, []
+        for name in program.not_averaged:  # an empty history of losses: all times count alike at every validation
+            params[name] = jax.tree.map(jnp.zeros_like, params[name])
+        for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
+            found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
+            with jax.set_mesh(mesh):
+                losses.append(loss_of(params, sharding.to_device(mesh, found), jax.random.key(i)))
+        loss = float(np.mean(jax.device_get(losses)))  # the host waits once, not for every batch
+        return Report({"validation/loss": loss})
+
+    return validate

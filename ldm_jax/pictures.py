@@ -1,0 +1,132 @@
+"""Pictures as files: a grid with what each is, every picture alone with how it was drawn, a film.
+
+    PNG         text chunks {keyword: text}, tEXt for ASCII, iTXt in UTF-8 for all else
+    JPEG, WebP  EXIF: "parameters" as UserComment, where other tools look for it, "ldm_jax" as ImageDescription
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from ldm_jax.primitives.choices import check_choice
+from ldm_jax.primitives.files import write_text
+from ldm_jax.training.metrics import image_grid, to_uint8
+
+# Suffix -> Pillow's format and how it is written. WebP is without loss, JPEG can't be.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("PNG", {}),
+    "webp": ("WEBP", {"lossless": True}),
+    "jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
+_BORDER, _LINE, _MOST_LINES = 2, 13, 3
+
+
+def save_pictures(
+    folder: Path,
+    name: str,
+    images: np.ndarray,
+    words: list[str],
+    columns: int = 0,
+    singly: bool = False,
+    texts: Sequence[Mapping[str, str]] = (),
+    *,
+    suffix: str = "png",
+    labels: bool = False,
+) -> Path:
+    """One grid, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides, with the
+    text chunks {keyword: text} of `texts`, one mapping a picture. `suffix`: one of `FORMATS`; `labels`: the words stand in the
+    grid, too.
+
+    Raises FileExistsError rather than overwrite a picture, ValueError for texts of another number of pictures."""
+    check_choice(suffix, FORMATS, "format")
+    if texts and (len(texts) != len(images) or not singly):
+        raise ValueError(f"texts of {len(texts)} pictures for {len(images)}: give one mapping a picture, with singly=True")
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = folder / f"{name}.{suffix}"
+    files = {grid: labelled_grid(images, words, columns) if labels else image_grid(images, columns)}
+    if singly:
+        files |= {folder / f"{i:04d}.{suffix}": picture for i, picture in enumerate(to_uint8(images))}
+    if taken := [path for path in files if path.exists()]:
+        raise FileExistsError(f"{taken[0]} exists; choose another folder")
+    said = {folder / f"{i:04d}.{suffix}": text for i, text in enumerate(texts)}
+    for path, picture in files.items():
+        save_picture(path, picture, said.get(path, {}))
+    write_text(grid.with_suffix(".txt"), "\n".join(words) + "\n")
+    return grid
+
+
+def save_picture(path: Path, picture: np.ndarray, texts: Mapping[str, str]) -> None:
+    """A uint8 [H, W, 3] picture as a file whose suffix is one of `FORMATS`, with these texts."""
+    kind, options = FORMATS[path.suffix[1:]]
+    if kind == "PNG":
+        options = {"pnginfo": png_info(texts)} if texts else {}
+    elif texts:
+        options = {**options, "exif": exif(texts)}
+    Image.fromarray(picture).save(path, kind, **options)
+
+
+def png_info(texts: Mapping[str, str]) -> PngInfo:
+    """Text chunks of a PNG, {keyword: text}: tEXt for ASCII, iTXt in UTF-8 for all else."""
+    info = PngInfo()
+    for keyword, text in texts.items():
+        (info.add_text if text.isascii() else info.add_itxt)(keyword, text)
+    return info
+
+
+def exif(texts: Mapping[str, str]) -> bytes:
+    """The EXIF data that hold "parameters" and "ldm_jax"."""
+    made = Image.Exif()
+    if "ldm_jax" in texts:
+        made[_DESCRIPTION] = texts["ldm_jax"]  # JSON in ASCII
+    if "parameters" in texts:
+        made.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + texts["parameters"].encode("utf-16-be", "replace")
+    return made.tobytes()
+
+
+def described(image: Image.Image) -> Any:
+    """The "ldm_jax" text of an open picture that `save_picture` wrote; None where there is none."""
+    return image.info.get("ldm_jax") if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
+
+
+def labelled_grid(images: np.ndarray, words: Sequence[str], columns: int = 0) -> np.ndarray:
+    """`image_grid` with a line of words above each row whose pictures share them, or else under each picture: uint8 [H, W, 3].
+    What doesn't fit is cut."""
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
+    shared = all(len(set(words[row])) == 1 for row in rows)
+    parts = []
+    for row in rows:
+        strip = image_grid(images[row], columns)[: -_BORDER or None]
+        width = strip.shape[1] if shared else images.shape[2]
+        lines = [_wrapped(text, width) for text in ([words[row][0]] if shared else words[row])]
+        label = Image.new("RGB", (strip.shape[1], _LINE * max(map(len, lines)) + 2 * _BORDER), "white")
+        for i, each in enumerate(lines):
+            left = _BORDER + i * (images.shape[2] + _BORDER)
+            ImageDraw.Draw(label).multiline_text((left, _BORDER), "\n".join(each), fill="black", font=_font(), spacing=1)
+        parts += [np.asarray(label), strip] if shared else [strip, np.asarray(label)]
+    return np.concatenate(parts + [np.full((_BORDER, parts[0].shape[1], 3), 255, np.uint8)])
+
+
+def _font() -> Any:
+    return ImageFont.load_default(10)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` pixels."""
+    letters = max(4, int(width / _font().getlength("n")))
+    return textwrap.wrap(text, letters, max_lines=_MOST_LINES, placeholder="…") or [""]
+
+
+def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:
+    """The pictures one after the other, there and back, as folder/film.gif."""
+    frames = [Image.fromarray(picture) for picture in to_uint8(images)]
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    path = folder / "film.gif"
+    there_and_back[0].save(path, save_all=True, append_images=there_and_back[1:], duration=milliseconds, loop=0)
+    return path

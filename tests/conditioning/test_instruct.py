@@ -1,0 +1,78 @@
+"""A picture to change beside another condition, led by two scales."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import LatentDiffusion, build
+from ldm_jax.api import Specification
+from ldm_jax.cli import sample
+from tests import tiny
+
+FACTOR = 2.0
+
+
+@pytest.fixture(scope="module")
+def ldm():
+    """The tiny class model with a picture beside its latents."""
+    model = tiny.model("class")
+    network = model.config["network"] | {"in_channels": 8}
+    parts = {"label": model.config["conditioner"], "picture": {"kind": "instruct", "factor": FACTOR}}
+    config = model.config | {"network": network, "conditioner": {"kind": "combined", "parts": parts}}
+    condition = build.make_condition(config, tiny.CLASSES)
+    kernel = model.params["network"]["input_blocks_0_0"]["kernel"]
+    wide = jnp.concatenate([kernel, 0.5 * kernel[:, :, ::-1]], axis=2)
+    made = {**model.params["network"], "input_blocks_0_0": {**model.params["network"]["input_blocks_0_0"], "kernel": wide}}
+    params = {**model.params, "network": made, "conditioner": {"label": model.params["conditioner"]}}
+    return LatentDiffusion(Specification(config, condition, 0.5, 0.25), params)
+
+
+def values(n=2):
+    rng = np.random.default_rng(0)
+    return [{"label": "star", "picture": rng.uniform(-1, 1, (8, 8, 3)).astype(np.float32)} for _ in range(n)]
+
+
+def test_latents_lie_beside_and_the_empty_one_is_zero(ldm):
+    cond, images = ldm.embed(ldm.params, values()), np.stack([value["picture"] for value in values()])
+    np.testing.assert_allclose(cond["concat"], FACTOR * ldm.encode(ldm.params, images), rtol=1e-5)
+    assert not np.any(ldm.null(ldm.params, 2)["concat"])
+    larger = ldm.null(ldm.params, 1, (16, 8))["concat"]
+    assert not np.any(larger) and larger.shape[1:3] == (8, 4)
+
+
+def test_two_scales_are_the_paper_s_equation(ldm):
+    """Brooks et al. 2023, equation 3: e(0, 0) + s_I (e(I, 0) - e(0, 0)) + s_T (e(I, T) - e(I, 0))."""
+    p, cond = ldm.params, ldm.embed(ldm.params, values())
+    nothing = ldm.null(p, 2)
+    between = nothing | {"concat": cond["concat"]}
+    x, level = ldm.noise(jax.random.key(1), 2), ldm.schedule(np.float32(0.6))
+    one, two, three = (ldm.denoiser(p, c)(x, level) for c in (cond, between, nothing))
+    guided = ldm.specification.denoiser(p, cond, 4.0, nothing, image_guidance_scale=1.7)(x, level)
+    for full, picture, empty, found in zip(one, two, three, guided):
+        expected = empty + 1.7 * (picture - empty) + 4.0 * (full - picture)
+        np.testing.assert_allclose(found, expected, atol=2e-4 * float(jnp.abs(expected).max()))
+
+
+def test_the_command_takes_the_picture_beside_the_prompt(ldm, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(path)
+    drawn = [
+        sample.draw(ldm, {"num": 1, "steps": 2, "label": ["star"], "picture": str(path), "image_guidance_scale": scale}).images
+        for scale in (None, 1.5, 3.0)
+    ]
+    assert drawn[0].shape == (1, 8, 8, 3)
+    np.testing.assert_array_equal(drawn[0], drawn[1])  # 1.5 is what such models are drawn with
+    assert np.abs(drawn[0] - drawn[2]).max() > 1e-3
+    with pytest.raises(ValueError, match="give --picture PHOTO.png"):
+        sample.draw(ldm, {"num": 1, "steps": 2, "label": ["star"]})
+
+
+def test_what_it_cannot(ldm):
+    with pytest.raises(ValueError, match="not trained here"):
+        ldm.condition.check()
+    plain = tiny.model("class")
+    cond = plain.embed(plain.params, ["star"])
+    with pytest.raises(ValueError, match="one scale, guidance_scale"):
+        plain.sample(plain.params, jax.random.key(0), cond, image_guidance_scale=1.5)

@@ -1,0 +1,117 @@
+"""What looks at a model while it trains: settings, names, and the same pictures every time."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import scoring
+from ldm_jax.experiment import evaluators
+from ldm_jax.experiment.evaluators import distance
+from ldm_jax.experiment.stage import BEST
+from ldm_jax.scoring import features as networks
+from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.looking import look
+from ldm_jax.scoring.reference import labelled_source
+from ldm_jax.training import sharding
+from tests import tiny
+from tests.scoring.test_evaluate import linear
+from tests.test_habits import config_of
+
+
+def with_evaluators(**sections):
+    config = config_of()
+    config["evaluation"]["evaluators"] = sections
+    return config
+
+
+def test_only_what_has_an_interval_is_on_and_fields_are_filled_in():
+    found = evaluators.settings(with_evaluators(distance={"every": 0}, quick={"type": "distance", "every": 5, "num": 32}))
+    assert found == {"quick": {"type": "distance", "every": 5, **distance.FIELDS, "num": 32}}
+    assert evaluators.settings({"evaluation": {}}) == {}  # a config of an earlier version
+
+
+@pytest.mark.parametrize(
+    "sections, words",
+    [
+        ({"fid": {"every": 5}}, r"evaluators\.fid\.type.*'fid'.*'distance', 'prompts'"),
+        ({"distance": {"every": 5, "nums": 3}}, r"a field of config\.evaluation\.evaluators\.distance.*'nums'.*num"),
+        ({"distance": {"every": -5}}, r"evaluators\.distance\.every=-5: must be a whole number"),
+        ({"distance": {"every": 5, "num": 2}}, r"evaluators\.distance\.num=2: must be at least 16"),
+        ({"distance": {"every": 5, "features": "vgg"}}, r"evaluators\.distance\.features.*'vgg'"),
+        ({"distance": 7}, r"evaluators\.distance=7: must be its settings"),
+        ({"my distance": {"type": "distance", "every": 5}}, "a name is of letters"),
+        ({"prompts": {"every": 5, "objects": 9}}, r"prompts\.objects=9: must be from 1 to 3"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_by_name(sections, words):
+    with pytest.raises(ValueError, match=words):
+        evaluators.settings(with_evaluators(**sections))
+
+
+def test_prompts_are_only_of_pictures_that_can_be_read():
+    config = with_evaluators(prompts={"every": 5})
+    config["conditioner"] = {"kind": "none"}
+    with pytest.raises(ValueError, match="only pictures of 'shapes' with captions"):
+        evaluators.settings(config)
+
+
+def test_a_judge_that_nothing_hears_is_refused_before_training(tmp_path):
+    config = with_evaluators(prompts={"every": 5})
+    config["diffusion_train"]["best"] = "prompts/bound"
+    evaluators.check(config, tmp_path)
+    config["diffusion_train"]["best"] = "prompts/beauty"
+    with pytest.raises(ValueError, match="best='prompts/beauty': .* there are validation/loss, prompts/shape, prompts/colour"):
+        evaluators.check(config, tmp_path)
+    config["diffusion_train"].update(best=BEST["diffusion"], patience=3)
+    config["log"]["validation_every"] = 0
+    with pytest.raises(ValueError, match="best='validation/loss': nothing that is on gives it"):
+        evaluators.check(config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny class model in training, as its evaluators see it."""
+    root, ldm = tmp_path_factory.mktemp("photos"), tiny.model("class")
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(tiny.CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 120, (10, 12, 3)) + 60 * np.eye(3, dtype=int)[label]
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    config = dict(ldm.config) | {"seed": 0, "evaluation": {"batch_size": 8, "features": "auto"}}
+    config["data"] = config_of()["data"] | {"source": "folder", "path": str(root), "image_size": 8}
+    experiment = types.SimpleNamespace(config=config, condition=ldm.condition, mesh=sharding.make_mesh(), workdir=root / "run")
+    first_stage = {name: ldm.params[name] for name in ("first_stage",)}
+    yield ldm, evaluators.Model(experiment, ldm.specification, {**first_stage, "latents": {}})
+    tiny.model.cache_clear()
+
+
+def test_distances_are_those_of_the_same_pictures_every_time(model, monkeypatch):
+    ldm, seen = model
+    network, config = linear(), seen.experiment.config
+    monkeypatch.setattr(networks, "load", lambda *args, **options: network)
+    section = {**distance.FIELDS, "num": 20, "every": 5, "steps": 2, "features": "classifier"}
+    hook = evaluators.named("distance", distance.make(seen, section))
+    averaged = {name: part for name, part in ldm.params.items() if name != "first_stage"}
+    first = hook(types.SimpleNamespace(averaged=averaged))
+    assert first.scalars == hook(types.SimpleNamespace(averaged=averaged)).scalars
+    names = {f"distance/{name}" for name in distance.gives(section, config | {"evaluation": {}}, seen.experiment.workdir)}
+    assert set(first.scalars) == names and "distance/classifier/accuracy" in first.higher
+    assert "distance/classifier/frechet_distance" in names - first.higher
+
+    moved = hook(types.SimpleNamespace(averaged=jax.tree.map(lambda x: x * 1.1, averaged)))
+    assert moved.scalars != first.scalars
+
+    # the pictures of the full evaluation, against the same reference
+    mesh, place = seen.experiment.mesh, seen.experiment.workdir / "evaluation"
+    reference = scoring.of_data(config, "train", network, mesh, folder=place, count=section["reference_num"], batch_size=8)
+    conditions = Conditions(config, ldm.condition, labelled_source(config, "validation"), 20)
+    drawer = Drawer(ldm.specification, sharding.replicate(mesh, ldm.params), conditions, mesh)
+    drawn = look(network.on(mesh), drawer.batches(np.arange(20), 8, {"steps": 2}))
+    expected = scoring.measure(drawn, reference, network, resamples=0, labels=conditions.labels()).values
+    assert reference.about["count"] == 24
+    for name, value in first.scalars.items():
+        assert value == pytest.approx(expected[name.removeprefix("distance/")], rel=1e-6)
