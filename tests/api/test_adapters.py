@@ -1,0 +1,78 @@
+"""LoRA on a model: merged, several, and from the working directory that learnt one."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax import weights
+from ldm_jax.models import init_lora
+from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.state import TrainState
+from tests import tiny
+
+KEY = jax.random.key(0)
+TARGETS = ("qkv", "proj_out")
+
+
+@pytest.fixture(scope="module")
+def ldm():
+    return tiny.model("none")
+
+
+@pytest.fixture(scope="module")
+def lora(ldm):
+    return jax.tree.map(lambda x: x + 0.3, init_lora(KEY, ldm.params["network"], 2, TARGETS))
+
+
+def same(one, other, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
+
+
+def test_several_with_a_traced_scale(ldm, lora):
+    factors = {"network": lora}
+    merged = ldm.with_lora([factors, factors], [0.5, 0.25])
+    assert merged.specification is ldm.specification  # what is compiled serves both
+    same(merged.params, jax.jit(lambda scale: ldm_jax.apply_lora(ldm.params, factors, scale))(0.75), 1e-5)
+    same(ldm.with_lora(factors, 0.0).params, ldm.params)
+    with pytest.raises(ValueError, match="3 scales for 2 LoRAs"):
+        ldm.with_lora([factors, factors], [1.0, 2.0, 3.0])
+
+    def total(scale):
+        return jnp.sum(ldm_jax.apply_lora(ldm.params, factors, scale)["network"]["middle_block_1"]["qkv"]["kernel"])
+
+    pair = lora["middle_block_1"]["qkv"]["kernel"]
+    np.testing.assert_allclose(jax.grad(total)(1.0), jnp.sum(pair["down"] @ pair["up"]), rtol=1e-4)
+
+
+def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
+    base = tmp_path / "base.safetensors"
+    parts = ("network", "first_stage", "conditioner", "diffusion")
+    description = {name: dict(ldm.config[name]) for name in parts} | {"latents": {"scale": 0.5, "shift": 0.25}}
+    weights.write_params(base, description, {name: ldm.params[name] for name in parts if name in ldm.params})
+    config = json.loads(json.dumps(ldm.config))
+    config["first_stage"]["path"] = str(base)
+    config["diffusion_train"] = {"start_from": str(base), "lora": {"rank": 2, "alpha": 6.0, "targets": TARGETS}}
+    workdir = tmp_path / "run"
+    (workdir / "diffusion").mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "versions.json").write_text("{}")
+    (workdir / "latents.json").write_text(json.dumps({"scale": 0.5, "shift": 0.25}))
+    zero = jnp.zeros((), jnp.int32)
+    with Checkpoints(workdir / "diffusion" / "checkpoints", 1) as checkpoints:
+        checkpoints.save(3, TrainState(zero + 3, {"lora": jax.tree.map(jnp.zeros_like, lora)}, {"lora": lora}, {}, zero))
+    loaded = ldm_jax.load(workdir)  # the average, times alpha / rank
+    same(loaded.params, ldm.with_lora({"network": lora}, 3.0).params, 1e-5)
+    draw = functools.partial(loaded.sample, loaded.params, KEY, num=1)
+    assert np.isfinite(draw()).all()
+    learnt = ldm_jax.load_lora(workdir)
+    same(ldm.with_lora(learnt).params, loaded.params, 1e-5)
+    ldm.save_lora(learnt, tmp_path / "file.safetensors")
+    same(ldm.with_lora(tmp_path / "file.safetensors").params, loaded.params, 1e-5)
+    base.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="start_from=.*does not exist"):
+        ldm_jax.load(workdir)
