@@ -118,9 +118,8 @@ def check_options(options: Options) -> None:
     if not (sampler is None or isinstance(sampler, (str, diffusion.Sampler))):
         raise ValueError(f"sampler={sampler!r}: give a name of diffusion.SAMPLERS, or what diffusion.make_sampler gives")
     if not (options.grid is None or isinstance(options.grid, (str, diffusion.Level)) or callable(options.grid)):
-        raise ValueError(
-            f"grid is a {type(options.grid).__name__}: give a name of diffusion.GRIDS, a diffusion.Level, or a function of the steps"
-        )
+        kind = type(options.grid).__name__
+        raise ValueError(f"grid is a {kind}: give a name of diffusion.GRIDS, a diffusion.Level, or a function of the steps")
     if options.steps is not None and not (_is_whole(options.steps) and options.steps >= 1):
         raise ValueError(f"steps={options.steps!r}: must be a whole number of at least 1")
     for name in ("guidance_scale", "image_guidance_scale"):
