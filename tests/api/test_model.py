@@ -67,7 +67,7 @@ def test_what_has_another_meaning_is_refused_in_one_sentence():
         (lambda: ldm.sample(p, key, cond, steps="3"), "steps='3'"),
         (lambda: ldm.sample(p, key, cond, sampler=diffusion.samplers.ddim), "sampler=<function ddim"),
         (lambda: ldm.sample(p, key, cond, sampler=3), "sampler=3"),
-        (lambda: ldm.sample(p, key, cond, grid=ldm.specification.recipe().grid(3)), "grid is a Level"),
+        (lambda: ldm.sample(p, key, cond, grid=[1.0, 0.5, 0.0]), "grid is a list"),
         (lambda: ldm.sample(p, key, cond, guidance_scale="3"), "guidance_scale='3'"),
         (lambda: ldm.sample(p, key, cond, guidance_scale=np.nan), "guidance_scale=nan"),
         (lambda: ldm.sample(p, key, cond, guidance_scale=[np.inf]), "must be a finite number"),
