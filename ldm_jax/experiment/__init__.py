@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], workdir: Path) -> None:
       OSError: something can't be written; once it can, the same call goes on.
     """
     began = time.monotonic()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS reports its routine; Orbax: see `Checkpoints`
     build.check(config)
     check_start(config, Path(workdir))
     try:
