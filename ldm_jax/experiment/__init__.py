@@ -41,7 +41,7 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
       OSError: something can't be written; once it can, the same call goes on.
     """
     began = time.monotonic()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
+    logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS reports its routine; Orbax: see `Checkpoints`
     check(config, Path(workdir))
     try:
         with Experiment(config, Path(workdir), script) as experiment:

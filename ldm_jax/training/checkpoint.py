@@ -57,8 +57,9 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int | None = 2):
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: at least the newest checkpoint is kept")
-        # Orbax reports each of its own phases at warning level, and an unclosed event loop when a load fails.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax reports each of its own phases at warning level, an unclosed event loop when a load fails, and every thread's
+        # traceback when a disk is full: what failed is said by us.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self.keep = Path(folder).absolute(), keep
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: concurrent.futures.Future | None = None

@@ -313,7 +313,7 @@ def first_line(error: BaseException) -> str:
     """What an error is at bottom, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:400] if str(error) else ''}"
 
 
 @contextlib.contextmanager
