@@ -241,6 +241,9 @@ def test_help_lists_configs_and_the_fields_of_a_group(capsys):
         assert re.search(rf"  --config.diffusion_train.{line}", said), said
     train_command(["train.py", "-h", "conditioner", "--config=flowers64"])
     assert re.search(r"n_classes=6 +five, and the empty one", capsys.readouterr().out)
+    assert "\n  --config.diffusion_train.lora.rank=0 " in said  # groups in groups, a field a line
+    train_command(["train.py", "--help=diffusion_train.lora"])
+    assert capsys.readouterr().out.startswith("  --config.diffusion_train.lora.rank=0 ")
     train_command(["train.py", "--help=config"])
     assert "--config.seed=0" in (said := capsys.readouterr().out) and "image_size" not in said
 

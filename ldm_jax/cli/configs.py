@@ -102,19 +102,35 @@ def _comments_in(source: str, section: str) -> dict[str, str]:
 
 
 def fields(config: Any, section: str, path: Path) -> str:
-    """The fields of a section with their values and comments, or of the config itself for section "config"; `path` is the
-    config's file. ValueError for a section that the config doesn't have."""
-    groups = {name: value for name, value in config.items() if hasattr(value, "items")}
-    if section != "config" and section not in groups:
-        near = did_you_mean(section, groups)
-        raise ValueError(f"--help={section}: no such group of fields.{near} There are: config, {', '.join(groups)}")
-    chosen = dict(config if section == "config" else groups[section])
-    said = comments("" if section == "config" else section, list(dict.fromkeys((named()[DEFAULT], path))))
-    order = [name for name in (*said, *chosen) if name in chosen and name not in (groups if section == "config" else ())]
-    prefix = "config" if section == "config" else f"config.{section}"
-    given = {name: f"--{prefix}.{name}={_shown(chosen[name])}" for name in dict.fromkeys(order)}
-    width = min(max(map(len, given.values()), default=0), 60)
-    return "\n".join(f"  {text:{width}}  {said.get(name, '')}".rstrip() for name, text in given.items())
+    """The fields of a group ("diffusion_train", "diffusion_train.lora") with their values and comments, those of groups in it
+    behind them; or of the config itself for section "config". `path` is the config's file. ValueError for a group that the
+    config doesn't have."""
+    prefix, chosen = "config" if section == "config" else f"config.{section}", config
+    for part in [] if section == "config" else section.split("."):
+        groups = [name for name, value in chosen.items() if hasattr(value, "keys")]
+        if part not in groups:
+            near = did_you_mean(part, groups)
+            raise ValueError(f"--help={section}: no such group of fields.{near} There are: config, {', '.join(groups)}")
+        chosen = chosen[part]
+    files = list(dict.fromkeys((named()[DEFAULT], path)))
+    lines = _described(chosen, prefix, files, deep=section != "config")
+    width = min(max((len(text) for text, _ in lines), default=0), 60)
+    return "\n".join(f"  {text:{width}}  {said}".rstrip() for text, said in lines)
+
+
+def _described(chosen: Any, prefix: str, files: Sequence[Path], deep: bool) -> list[tuple[str, str]]:
+    """(--prefix.FIELD=VALUE, comment) of every field, in the order of the files; with `deep`, of the groups in it as well."""
+    said = comments(prefix.removeprefix("config").removeprefix("."), files)
+    order = list(dict.fromkeys(name for name in (*said, *chosen.keys()) if name in chosen))
+    lines = [(f"--{prefix}.{name}={_shown(chosen[name])}", said.get(name, "")) for name in order if not _is_group(chosen[name])]
+    for name in order if deep else []:
+        if _is_group(chosen[name]):
+            lines += _described(chosen[name], f"{prefix}.{name}", files, deep)
+    return lines
+
+
+def _is_group(value: Any) -> bool:
+    return hasattr(value, "keys")
 
 
 def _shown(value: Any) -> str:

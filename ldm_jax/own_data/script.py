@@ -29,9 +29,9 @@ def script(base: Config, config: Config, about: str) -> str:
 
 
 def _lines(name: str, old: Any, new: Any) -> list[str]:
-    """Assignments that make the section or field `name` of the default the new one."""
+    """Assignments that make the group or field `name` of the default the new one."""
     if not isinstance(new, Mapping):
         return [] if old == new and type(old) is type(new) else [f"config.{name} = {new!r}"]
-    if not isinstance(old, Mapping) or set(old) != set(new):
-        return [f"config.{name} = ConfigDict()", *(f"config.{name}.{field} = {value!r}" for field, value in new.items())]
-    return [f"config.{name}.{field} = {value!r}" for field, value in new.items() if old[field] != value]
+    same = isinstance(old, Mapping) and set(old) == set(new)
+    begin = [] if same else [f"config.{name} = ConfigDict()"]
+    return begin + [line for field in new for line in _lines(f"{name}.{field}", old[field] if same else None, new[field])]

@@ -169,6 +169,12 @@ def test_the_file_that_is_written_gives_the_config_again(tmp_path):
         again = configs.load(path).to_dict()
         assert again == config and [type(v) for v in again["data"].values()] == [type(v) for v in config["data"].values()]
     assert own_data.script(BASE, BASE, "nothing").count("config.") == 0
+    nested = own_data.apply(BASE, {"data": BASE["data"] | {"more": {"a": {"b": (1,)}, "c": "x"}}})
+    changed = own_data.apply(nested, {"data": BASE["data"] | {"more": {"a": {"b": (2,)}, "c": "x"}}})
+    for config in (nested, changed):
+        path.write_text(own_data.script(BASE, config, "nested groups"), encoding="utf-8")
+        assert configs.load(path).to_dict() == config
+    assert own_data.script(nested, changed, "").count("    config.data.more.a.b = (2,)") == 1
 
 
 # Looking
