@@ -360,7 +360,7 @@ def test_old_names_of_attention_and_of_flax(tmp_path):
             name = name.replace(f".{new}.", f".{past}.") if ".attentions." in name else name
         return name
 
-    for part in ("unet", "vae"):
+    for part in ("unet", "vqvae"):
         tensors = safetensors_files.read(tmp_path / "new" / part / "diffusion_pytorch_model.safetensors")
         folder = tmp_path / f"old {part}"
         folder.mkdir()
