@@ -96,7 +96,7 @@ FREE = {
     "name", "data.name", "data.path", "data.palette", "data.train_split", "data.validation_split", "first_stage.path",
     "conditioner.tokenizer", "first_stage_train.start_from", "diffusion_train.start_from", "sampling.guidance_scale",
     "first_stage_loss.perceptual_path", "first_stage_loss.perceptual_linear_path", "latents.shift",
-    "first_stage_loss.log_variance", "log.wandb",
+    "first_stage_loss.log_variance", "log.wandb", "diffusion_train.lora.targets",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax import diffusion
 from ldm_jax.api.specification import Specification
@@ -106,7 +107,52 @@ def make_options(options: dict[str, Any]) -> Options:
     for name in options:
         if name not in names:
             raise ValueError(f"{name}: no such option.{did_you_mean(name, names)} There are: {', '.join(names)}")
-    return Options(**options)
+    made = Options(**options)
+    check_options(made)
+    return made
+
+
+def check_options(options: Options) -> None:
+    """ValueError naming the first option that is of another kind than it should be, or not finite. What is traced passes."""
+    sampler = options.sampler
+    if not (sampler is None or isinstance(sampler, (str, diffusion.Sampler))):
+        raise ValueError(f"sampler={sampler!r}: give a name of diffusion.SAMPLERS, or what diffusion.make_sampler gives")
+    if not (options.grid is None or isinstance(options.grid, (str, diffusion.Level)) or callable(options.grid)):
+        kind = type(options.grid).__name__
+        raise ValueError(f"grid is a {kind}: give a name of diffusion.GRIDS, a diffusion.Level, or a function of the steps")
+    if options.steps is not None and not (_is_whole(options.steps) and options.steps >= 1):
+        raise ValueError(f"steps={options.steps!r}: must be a whole number of at least 1")
+    for name in ("guidance_scale", "image_guidance_scale"):
+        scale = getattr(options, name)
+        if scale is not None and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(scale)):
+            numbers = np.asarray(scale)
+            if not jnp.issubdtype(numbers.dtype, jnp.number) or not np.isfinite(numbers).all():
+                raise ValueError(f"{name}={scale!r}: must be a finite number, or one a picture")
+    if options.negative is not None:
+        _check_arrays(options.negative, "negative")
+    for name in ("tile", "overlap"):
+        value = getattr(options, name)
+        if value is not None and not _is_whole(value):
+            raise ValueError(f"{name}={value!r}: must be a whole number of pixels")
+
+
+def _is_whole(value: Any) -> bool:
+    known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return known and bool(np.isfinite(value)) and int(value) == value
+
+
+def _check_arrays(cond: PyTree, name: str) -> None:
+    leaves = jax.tree.leaves(cond)
+    if not (isinstance(cond, dict) and leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves)):
+        what = "an empty dict" if cond == {} else f"a {type(cond).__name__}"
+        raise ValueError(f"{name} is {what}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+
+
+def check_size(spec: Specification, size: Any) -> None:
+    """ValueError unless `size` is a tuple of as many whole numbers as pictures have sides."""
+    sides = len(spec.image_size)
+    if not (isinstance(size, (tuple, list)) and len(size) == sides and all(map(_is_whole, size))):
+        raise ValueError(f"size={size!r}: give {sides} whole numbers, in pixels, such as {spec.image_size}")
 
 
 def program(function: Callable) -> Callable:
@@ -118,8 +164,8 @@ def check_cond(spec: Specification, cond: PyTree) -> None:
     """ValueError if the model takes a condition and there is none, or something that `embed` didn't give."""
     if cond is None and spec.condition.kind != "none":
         raise ValueError(f"this model takes {spec.condition.takes}; give cond=ldm.embed(params, [...])")
-    if cond is not None and not (isinstance(cond, dict) and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(cond))):
-        raise ValueError(f"cond is a {type(cond).__name__}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+    if cond is not None:
+        _check_arrays(cond, "cond")
 
 
 def count(cond: PyTree, num: int | None = None) -> int:
@@ -155,8 +201,10 @@ def prepare(
     defaults = spec.config["sampling"]
     own = len(options.grid.alpha) - 1 if isinstance(options.grid, diffusion.Level) else defaults["steps"]
     steps = own if options.steps is None else options.steps
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise ValueError(f"steps={steps!r}: must be a whole number of at least 1")
+    if isinstance(strength, str):
+        raise ValueError(f"strength={strength!r}: must be a number in (0, 1]")
+    check_size(spec, size)
+    steps, size = int(steps), tuple(map(int, size))
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale
     check_cond(spec, cond)
     shape = spec.first_stage.latent_shape(*size)

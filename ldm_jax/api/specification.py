@@ -90,7 +90,10 @@ class Specification:
         """
         if isinstance(values, str):
             raise ValueError(f"embed takes a list, one entry a picture: [{values!r}]")
+        if isinstance(values, np.ndarray) and values.dtype.kind in "OSU":
+            values = values.tolist()  # of texts
         arrays = isinstance(values, (jax.Array, np.ndarray, Mapping))
+        values = values if arrays or isinstance(values, Sequence) else list(values)
         if not arrays and not len(values):
             raise ValueError("embed was given no condition: one entry a picture")
         inputs = values if arrays else self.condition.parse(values)

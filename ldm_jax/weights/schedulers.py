@@ -198,6 +198,11 @@ def _stopping(levels: Callable[[int], Level], end: Level) -> Callable[[int], Lev
     return grid
 
 
+def _whole(grid: Callable[[int], Level], n: int) -> bool:
+    """Whether no step of no length was left out: where one was, it is the one that the reference takes with a lower order."""
+    return len(grid(n)) == n + 1
+
+
 def _end(o: Settings, table: Discrete, default: str = "zero") -> Level:
     ends = {"zero": CLEAN, "sigma_min": table(0.0)}
     return choose(ends, o.take("final_sigmas_type", default), "diffusers final_sigmas_type")
@@ -265,10 +270,12 @@ def _multistep(o: Settings) -> Recipe:
     if order == 3 and (euler or exact):
         raise ValueError("solver_order 3 has no counterpart with euler_at_final or solver_type 'heun'.")
 
-    def sampler(n: int) -> s.Sampler:
-        return s.dpm_multistep(order, solves, exact, eta, euler or (lower and n < 15))
+    grid = _stopping(levels, end)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
+    def sampler(n: int) -> s.Sampler:
+        return s.dpm_multistep(order, solves, exact, eta, (euler or (lower and n < 15)) and _whole(grid, n))
+
+    return Recipe(schedule, kind, grid, sampler, _clipping(o, None, False), start_scale=_unit)
 
 
 def _solver_type(o: Settings) -> bool:
@@ -309,7 +316,11 @@ def _deis(o: Settings) -> Recipe:
     check_choice(o.take("solver_type", "logrho"), ["logrho"], "diffusers solver_type")
     end = schedule(0.0)
     grid, wrap = _stopping(levels, end), _clipping(o, None, False)
-    return Recipe(schedule, kind, grid, lambda n: s.deis(order, lower and n < 15), wrap, start_scale=_unit)
+
+    def sampler(n: int) -> s.Sampler:
+        return s.deis(order, lower and n < 15 and _whole(grid, n))
+
+    return Recipe(schedule, kind, grid, sampler, wrap, start_scale=_unit)
 
 
 def _distilled(o: Settings, trajectory: bool) -> Recipe:

@@ -63,9 +63,27 @@ def test_what_has_another_meaning_is_refused_in_one_sentence():
         (lambda: ldm.sample(p, key, cond, sampelr="ddim"), "Did you mean 'sampler'"),
         (lambda: ldm.sample(p, 7, cond), "give a random key"),
         (lambda: ldm.sample(p, key, cond, steps=2.5), "whole number"),
+        (lambda: ldm.sample(p, key, cond, steps=float("inf")), "steps=inf: must be a whole number"),
+        (lambda: ldm.sample(p, key, cond, steps="3"), "steps='3'"),
+        (lambda: ldm.sample(p, key, cond, sampler=diffusion.samplers.ddim), "sampler=<function ddim"),
+        (lambda: ldm.sample(p, key, cond, sampler=3), "sampler=3"),
+        (lambda: ldm.sample(p, key, cond, grid=ldm.specification.recipe().grid(3)), "grid is a Level"),
+        (lambda: ldm.sample(p, key, cond, guidance_scale="3"), "guidance_scale='3'"),
+        (lambda: ldm.sample(p, key, cond, guidance_scale=np.nan), "guidance_scale=nan"),
+        (lambda: ldm.sample(p, key, cond, guidance_scale=[np.inf]), "must be a finite number"),
+        (lambda: ldm.sample(p, key, cond, negative="star"), "negative is a str"),
+        (lambda: ldm.sample(p, key, cond, negative=["star"]), "negative is a list"),
+        (lambda: ldm.sample(p, key, {}), "cond is an empty dict"),
+        (lambda: ldm.sample(p, key, cond, size=8), "size=8: give 2 whole numbers"),
+        (lambda: ldm.sample(p, key, cond, size="8x8"), "size='8x8'"),
+        (lambda: ldm.sample(p, key, cond, size=(8, 8, 8)), r"size=\(8, 8, 8\)"),
+        (lambda: ldm.sample(p, key, cond, tile="8"), "tile='8'"),
+        (lambda: ldm.image_to_image(p, key, image, cond, strength="0.5"), "strength='0.5'"),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
+    for names in (np.array(["star"]), iter(["star"])):  # a list by another name
+        np.testing.assert_array_equal(ldm.embed(p, names)["context"], ldm.embed(p, ["star"])["context"])
     legacy = ldm.sample(p, jax.random.PRNGKey(3), cond, steps=1)
     np.testing.assert_array_equal(legacy, ldm.sample(p, jax.random.key(3), cond, steps=1))
 

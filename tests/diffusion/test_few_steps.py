@@ -447,12 +447,12 @@ def answer(params, x, t, s=None):
     return h
 
 
-def trained(name, schedule, prediction, steps, **options):
+def trained(name, schedule, prediction, updates, **options):
     """A perceptron's average after so many updates of 256 points of the mixture."""
     denoise = mixture(MEANS)
     make = few_steps.OBJECTIVES[name]
     objective = make.make(schedule, prediction, **options)
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, updates))
     teacher = lambda x, t, without=False: target(prediction, denoise(x, level_of(schedule, t)), level_of(schedule, t))  # noqa: E731
 
     def update(state, step):
@@ -470,7 +470,7 @@ def trained(name, schedule, prediction, steps, **options):
 
     params = perceptron(KEY)
     state = params, params, optimizer.init(params)
-    return jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(steps))[0])(state)[1]
+    return jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(updates))[0])(state)[1]
 
 
 def errors(name, schedule, prediction, params, counts=(1, 2)):

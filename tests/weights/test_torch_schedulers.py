@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="needs the extra parity: pip install -e .[parity]")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra parity: pip install -e .[parity]")
 
-STEPS = 6
+STEPS = 8  # divides the 1000 times: DDIM in the reference always steps by 1000 // n, wherever the next one starts
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 FOLDERS = {  # the scheduler_config.json of published models
     "PNDM of version 1": {**TABLE, "_class_name": "PNDMScheduler", "set_alpha_to_one": False, "skip_prk_steps": True,
@@ -29,7 +29,7 @@ FOLDERS = {  # the scheduler_config.json of published models
     "Euler, trailing, pure noise": {**TABLE, "_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction",
                                     "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
 }  # fmt: skip
-NAMES = sorted(name for name in scheduler_names.NAMES if not name.startswith(("EDM", "FlowMatch")))
+NAMES = sorted(name for name in scheduler_names.NAMES if not name.endswith("Scheduler"))
 
 
 def network(x, t, xp):
@@ -59,6 +59,8 @@ def theirs(scheduler, noise):
 def test_a_scheduler_by_its_usual_name_is_the_one_of_from_config(folder, name, monkeypatch):
     config = FOLDERS[folder]
     cls, settings = scheduler_names.NAMES[name]
+    if cls == "PNDMScheduler" and config.get("prediction_type") == "v_prediction":
+        pytest.skip("diffusers averages v over past levels, where it is another mixture: see test_plms_of_a_v_network")
     own = getattr(diffusers, config["_class_name"]).from_config(config)
     scheduler = getattr(diffusers, cls).from_config(own.config, **settings)
     silent(monkeypatch, scheduler)
@@ -74,7 +76,8 @@ def test_a_scheduler_by_its_usual_name_is_the_one_of_from_config(folder, name, m
     denoise = recipe.wrap(make_denoiser(lambda x, t: network(x, t.reshape(-1, 1, 1, 1), jnp), recipe.prediction))
     x = start(jnp.asarray(noise), noise.shape, grid, recipe.start_scale)
     steps = jnp.zeros((len(grid) - 1, *noise.shape))
-    final = jax.jit(lambda x: sample(denoise, recipe.sampler(STEPS), x, grid, steps))(x)
+    with jax.disable_jit():
+        final = sample(denoise, recipe.sampler(STEPS), x, grid, steps)
     assert np.round(grid.t[0]) == np.round(float(times[0]))
     end = grid.alpha[-1]
     over_alpha = cls.startswith(("Euler", "Heun", "LMS", "KDPM2"))
