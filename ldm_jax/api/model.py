@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from ldm_jax import build, diffusion
-from ldm_jax.api import adapters, control, drawing, editing
+from ldm_jax.api import adapters, control, drawing, editing, embeddings
 from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition
@@ -151,6 +151,10 @@ class LatentDiffusion:
     def with_control(self, path: Any) -> "LatentDiffusion":
         """This model with a ControlNet, of a diffusers folder or a single file; see `control.with_control`."""
         return LatentDiffusion(*control.with_control(self.specification, self.params, path))
+
+    def with_embedding(self, path: Any, token: str | None = None) -> "LatentDiffusion":
+        """This model with a further word, of a file of textual inversion; see `embeddings.with_embedding`."""
+        return LatentDiffusion(*embeddings.with_embedding(self.specification, self.params, path, token))
 
     control = _method(control.control)
 

@@ -174,6 +174,8 @@ def save(
         raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
     if path.exists():
         raise ValueError(f"{path} exists already; save somewhere else")
+    if condition is not None and (words := getattr(condition.setting.tokenizer, "added", ())):
+        raise ValueError(f"a model with learnt words ({', '.join(words)}) can't be written: save it without, they have files")
     description = {part: copy.deepcopy(dict(config[part])) for part in PARTS if part in config}
     size = tuple(side // weights.latent_factor(config["first_stage"]) for side in build.image_size(config))
     description["latents"] = {"scale": scale, "shift": shift, "size": size}

@@ -73,13 +73,37 @@ class Tokenizer:
         self.unknown = None if ends == CLIP_ENDS else vocabulary["[UNK]"]
         self.pad = vocabulary.get("[PAD]", self._end) if pad is None else pad
         self._special = {"[PAD]", "[UNK]", *ends}
+        self._words: dict[str, str] = {}  # that were added: the tokens that each stands for
         self.truncated = 0
 
-    def __getstate__(self) -> tuple[str, int]:
-        return self._inner.to_str(), self.pad
+    def __getstate__(self) -> tuple[str, int, dict[str, str]]:
+        return self._inner.to_str(), self.pad, self._words
 
-    def __setstate__(self, state: tuple[str, int]) -> None:
+    def __setstate__(self, state: tuple[str, int, dict[str, str]]) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state[0]), state[1])
+        self._words = state[2]
+
+    @property
+    def end(self) -> int:
+        """The number of the token that ends a text."""
+        return self._end
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Words of `with_word`."""
+        return tuple(self._words)
+
+    def with_word(self, word: str, count: int = 1) -> "Tokenizer":
+        """A tokenizer that knows one more word, as `count` further tokens: `vocab_size` and those after it. ValueError for a
+        word that is there already."""
+        if not word.strip() or word in self._inner.get_vocab():
+            raise ValueError(f"{word!r} is a token already, or none: give another one")
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        tokens = [word, *(f"{word}_{i}" for i in range(1, count))]
+        inner.add_tokens([tokenizers.AddedToken(token, normalized=False, special=False) for token in tokens])
+        made = Tokenizer(inner, self.pad)
+        made._words = {**self._words, word: " ".join(tokens)}
+        return made
 
     @property
     def is_clip(self) -> bool:
@@ -102,6 +126,8 @@ class Tokenizer:
         """`encode` for one text: int32 [length]."""
         if length < 2:
             raise ValueError(f"length={length}: begin and end alone take 2 tokens")
+        for word, tokens in self._words.items():
+            text = text.replace(word, tokens)
         words = self._inner.encode(text, add_special_tokens=False)
         ids = words.ids
         if strict and self.unknown in ids:
@@ -166,6 +192,11 @@ class Tokenizers:
     def is_clip(self) -> bool:
         """As of the parts."""
         return all(part.is_clip for part in self.parts)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """As of the parts."""
+        return self.parts[0].added
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,37 @@
+"""Files of textual inversion (Gal et al. 2023): the vectors of a new word, for a text encoder's table.
+
+    {"<cat-toy>": [D] or [n, D]}                        diffusers: the word is the name
+    {"emb_params": [n, D]}, {"string_to_param": {"*": [n, D]}}      of other programs: the word is the file's name
+    {"clip_l": [n, D], "clip_g": [n, D']}               for both text encoders of Stable Diffusion XL
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ldm_jax.weights import files
+
+_NAMELESS = ("emb_params", "string_to_param.*", "*")
+_TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+
+def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The word, and its vectors float32 [n, D] by the text encoder that they are for, "" where there is one.
+
+    ValueError for a file of anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    tensors = {name: tensor for name, tensor in files.tensors(path, []).items() if np.ndim(tensor) in (1, 2)}
+    if set(tensors) == set(_TOWERS):
+        found = {tower: tensors[name] for name, tower in _TOWERS.items()}
+    elif len(tensors) == 1:
+        found = {"": next(iter(tensors.values()))}
+    else:
+        named = ", ".join(list(tensors)[:6]) or "none"
+        raise ValueError(f"{path}: vectors of one word are expected ({', '.join(_TOWERS)}, or one tensor); there are {named}")
+    vectors = {tower: np.atleast_2d(np.asarray(tensor, np.float32)) for tower, tensor in found.items()}
+    if len({len(rows) for rows in vectors.values()}) > 1:
+        raise ValueError(f"{path}: the text encoders have different numbers of vectors")
+    name = next(iter(tensors))
+    return path.stem if name in (*_NAMELESS, *_TOWERS) else name, vectors
