@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.diffusion import samplers as s
-from ldm_jax.diffusion.denoiser import clip, consistency_boundary, dynamic_threshold, edm_input_scale, map_x0
+from ldm_jax.diffusion.denoiser import consistency_boundary
 from ldm_jax.diffusion.grids import beta, ending_at, exponential, from_times, karras
-from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
-from ldm_jax.diffusion.parameterization import Pair, edm
+from ldm_jax.diffusion.level import CLEAN, Level
 from ldm_jax.diffusion.recipe import Recipe
 from ldm_jax.diffusion.schedules import (
     Discrete,
     RectifiedFlow,
     Schedule,
-    VarianceExploding,
     from_betas,
     linear,
     scaled_linear,
@@ -30,7 +28,8 @@ from ldm_jax.diffusion.schedules import (
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
 from ldm_jax.primitives.choices import check_choice, choose
-from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings
+from ldm_jax.weights.continuous_schedulers import edm_multistep, edm_recipe, flow_recipe
+from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings, clipping, solver_type
 
 _LEAST = 2.0**-24  # the last alpha_bar of a zero-terminal-SNR table in classes that divide by alpha
 _LATER_BETAS = (0.00085, 0.012)  # the defaults of the classes that came with Stable Diffusion
@@ -114,19 +113,6 @@ def _kind(o: Settings, default: str = "epsilon") -> str:
     return choose(kinds, o.take("prediction_type", default), "diffusers prediction_type")
 
 
-def _clipping(o: Settings, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
-    """`clipped`: the class's default for clip_sample; None if it can only threshold."""
-    limit, ratio, top = (
-        o.take(key, default)
-        for key, default in (("clip_sample_range", 1.0), ("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0))
-    )
-    if o.take("thresholding", False):
-        return lambda denoise: map_x0(denoise, dynamic_threshold(ratio, top), keep_eps)
-    if clipped is not None and o.take("clip_sample", clipped):
-        return lambda denoise: map_x0(denoise, clip(limit), keep_eps)
-    return lambda denoise: denoise
-
-
 def _spaced(o: Settings, size: int, default: str) -> Callable[[int], np.ndarray]:
     """diffusers' timesteps of the classes that visit N of N."""
     spacing, offset = o.take("timestep_spacing", default), o.take("steps_offset", 0)
@@ -143,7 +129,7 @@ def _indexed(o: Settings, sampler: s.Sampler, clipped: bool | None, keep_eps: bo
     table, kind = _table(o), _kind(o)
     times = _spaced(o, table.size, "leading")
     end = CLEAN if o.take("set_alpha_to_one", one) else table(0.0)
-    wrap = _clipping(o, clipped, keep_eps) if clipped is not None else Recipe.wrap
+    wrap = clipping(o, clipped, keep_eps) if clipped is not None else Recipe.wrap
     return Recipe(table, kind, _stopping(lambda n: table(np.round(times(n))), end), lambda n: sampler, wrap)
 
 
@@ -228,7 +214,7 @@ def _sigma_space(
     levels = _respaced(
         o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
     )
-    wrap = _clipping(o, False, False) if clips else Recipe.wrap
+    wrap = clipping(o, False, False) if clips else Recipe.wrap
     grid = _stopping(levels or plain, _end(o, table))
     start = Recipe.start_scale if leading else lambda level: level.sigma
     return Recipe(table, kind, grid, lambda n: sampler(table), wrap, start_scale=start)
@@ -264,7 +250,7 @@ def _multistep(o: Settings) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o), _kind(o)
     algorithms = {"dpmsolver++": ("x0", 0.0), "sde-dpmsolver++": ("x0", 1.0), "dpmsolver": ("eps", 0.0)}
     solves, eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
-    order, exact = o.take("solver_order", 2), _solver_type(o)
+    order, exact = o.take("solver_order", 2), solver_type(o)
     lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
     end = _final(o, schedule)
     if order == 3 and (euler or exact):
@@ -275,11 +261,7 @@ def _multistep(o: Settings) -> Recipe:
     def sampler(n: int) -> s.Sampler:
         return s.dpm_multistep(order, solves, exact, eta, (euler or (lower and n < 15)) and _whole(grid, n))
 
-    return Recipe(schedule, kind, grid, sampler, _clipping(o, None, False), start_scale=_unit)
-
-
-def _solver_type(o: Settings) -> bool:
-    return choose({"midpoint": False, "heun": True}, o.take("solver_type", "midpoint"), "diffusers solver_type")
+    return Recipe(schedule, kind, grid, sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _final(o: Settings, schedule: Schedule) -> Level:
@@ -292,13 +274,13 @@ def _singlestep(o: Settings) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o), _kind(o)
     algorithms = {"dpmsolver++": "x0", "dpmsolver": "eps"}
     solves = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
-    order, exact, lower = o.take("solver_order", 2), _solver_type(o), o.take("lower_order_final", False)
+    order, exact, lower = o.take("solver_order", 2), solver_type(o), o.take("lower_order_final", False)
     end = _final(o, schedule)
 
     def sampler(n: int) -> s.Sampler:
         return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, _clipping(o, None, False), start_scale=_unit)
+    return Recipe(schedule, kind, _stopping(levels, end), sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _unipc(o: Settings) -> Recipe:
@@ -306,7 +288,7 @@ def _unipc(o: Settings) -> Recipe:
     solves = "x0" if o.take("predict_x0", True) else "eps"
     sampler = s.unipc(o.take("solver_order", 2), solves, o.take("solver_type", "bh2"), o.take("lower_order_final", True))
     grid = _stopping(levels, _final(o, schedule))
-    return Recipe(schedule, kind, grid, lambda n: sampler, _clipping(o, None, False), start_scale=_unit)
+    return Recipe(schedule, kind, grid, lambda n: sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _deis(o: Settings) -> Recipe:
@@ -315,7 +297,7 @@ def _deis(o: Settings) -> Recipe:
     check_choice(o.take("algorithm_type", "deis"), ["deis"], "diffusers algorithm_type")
     check_choice(o.take("solver_type", "logrho"), ["logrho"], "diffusers solver_type")
     end = schedule(0.0)
-    grid, wrap = _stopping(levels, end), _clipping(o, None, False)
+    grid, wrap = _stopping(levels, end), clipping(o, None, False)
 
     def sampler(n: int) -> s.Sampler:
         return s.deis(order, lower and n < 15 and _whole(grid, n))
@@ -328,7 +310,7 @@ def _distilled(o: Settings, trajectory: bool) -> Recipe:
     table, kind = _table(o, 0.00085, 0.012, "scaled_linear"), _kind(o)
     original, scaling = o.take("original_inference_steps", 50), o.take("timestep_scaling", 10.0)
     o.pop("set_alpha_to_one", None), o.pop("steps_offset", None), o.pop("timestep_spacing", None)
-    clipped = _clipping(o, False, True)
+    clipped = clipping(o, False, True)
 
     def grid(n: int) -> Level:
         trained = (np.arange(original, 0, -1) * (table.size // original) - 1).astype(float)
@@ -341,48 +323,6 @@ def _distilled(o: Settings, trajectory: bool) -> Recipe:
     if trajectory:
         return Recipe(table, kind, grid, lambda n: s.tcd(table), clipped)
     return Recipe(table, kind, grid, lambda n: s.consistency(), lambda f: consistency_boundary(clipped(f), scaling=scaling))
-
-
-def _edm(o: Settings, sampler: Callable[[Settings], Callable[[int], s.Sampler]]) -> Recipe:
-    low, high, data, rho = (
-        o.take(k, v) for k, v in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5), ("rho", 7.0))
-    )
-    o.pop("num_train_timesteps", None)
-    schedule = VarianceExploding(low, high)
-    grids = {"karras": lambda n: karras(schedule, n, rho), "exponential": lambda n: exponential(schedule, n)}
-    grid = choose(grids, o.take("sigma_schedule", "karras"), "diffusers sigma_schedule")
-    choose({"zero": None}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of EDM")
-    kinds = {"epsilon": edm(data), "v_prediction": _negated(edm(data))}
-    kind = choose(kinds, o.take("prediction_type", "epsilon"), "diffusers prediction_type of EDM")
-    return Recipe(schedule, kind, grid, sampler(o), _clipping(o, None, False), edm_input_scale(data))
-
-
-def _negated(pair: Pair) -> Pair:
-    return lambda level: tuple(-a for a in pair(level))
-
-
-def _edm_multistep(o: Settings) -> Callable[[int], s.Sampler]:
-    order, exact = o.take("solver_order", 2), _solver_type(o)
-    lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
-    algorithms = {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}
-    eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
-    return lambda n: s.dpm_multistep(order, "x0", exact, eta, euler or (lower and n < 15))
-
-
-def _flow(o: Settings, sampler: s.Sampler) -> Recipe:
-    """Flow matching. The times are spaced down to the shifted 1/N, and shifted again: so does the reference."""
-    size, shift = o.take("num_train_timesteps", 1000), o.take("shift", 1.0)
-    if o.take("stochastic_sampling", False):
-        sampler = s.consistency()
-    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
-        o.pop(key, None)  # these only count with use_dynamic_shifting, which `finish` refuses: use mu_shift
-    schedule = RectifiedFlow(shift, size)
-    low = float(schedule(1 / size).sigma)
-
-    def grid(n: int) -> Level:
-        return from_times(schedule, np.linspace(1, low, n))
-
-    return Recipe(schedule, "flow", grid, lambda n: sampler, start_scale=_unit)
 
 
 CLASSES: dict[str, Callable[[Settings], Recipe]] = {
@@ -401,8 +341,8 @@ CLASSES: dict[str, Callable[[Settings], Recipe]] = {
     "DEISMultistepScheduler": _deis,
     "LCMScheduler": lambda o: _distilled(o, False),
     "TCDScheduler": lambda o: _distilled(o, True),
-    "EDMEulerScheduler": lambda o: _edm(o, lambda o: lambda n: s.euler()),
-    "EDMDPMSolverMultistepScheduler": lambda o: _edm(o, _edm_multistep),
-    "FlowMatchEulerDiscreteScheduler": lambda o: _flow(o, s.euler()),
-    "FlowMatchHeunDiscreteScheduler": lambda o: _flow(o, s.heun("flow")),
+    "EDMEulerScheduler": lambda o: edm_recipe(o, lambda o: lambda n: s.euler()),
+    "EDMDPMSolverMultistepScheduler": lambda o: edm_recipe(o, edm_multistep),
+    "FlowMatchEulerDiscreteScheduler": lambda o: flow_recipe(o, s.euler()),
+    "FlowMatchHeunDiscreteScheduler": lambda o: flow_recipe(o, s.heun("flow")),
 }

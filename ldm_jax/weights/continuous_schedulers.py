@@ -1,0 +1,59 @@
+"""diffusers' schedulers that have no table of betas: EDM's, and those of flow matching."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ldm_jax.diffusion import samplers as s
+from ldm_jax.diffusion.denoiser import edm_input_scale
+from ldm_jax.diffusion.grids import exponential, from_times, karras
+from ldm_jax.diffusion.level import Level
+from ldm_jax.diffusion.parameterization import Pair, edm
+from ldm_jax.diffusion.recipe import Recipe
+from ldm_jax.diffusion.schedules import RectifiedFlow, VarianceExploding
+from ldm_jax.primitives.choices import choose
+from ldm_jax.weights.scheduler_settings import Settings, clipping, solver_type
+
+
+def edm_recipe(o: Settings, sampler: Callable[[Settings], Callable[[int], s.Sampler]]) -> Recipe:
+    """Karras et al. (2022), with their preconditioning."""
+    low, high, data, rho = (
+        o.take(k, v) for k, v in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5), ("rho", 7.0))
+    )
+    o.pop("num_train_timesteps", None)
+    schedule = VarianceExploding(low, high)
+    grids = {"karras": lambda n: karras(schedule, n, rho), "exponential": lambda n: exponential(schedule, n)}
+    grid = choose(grids, o.take("sigma_schedule", "karras"), "diffusers sigma_schedule")
+    choose({"zero": None}, o.take("final_sigmas_type", "zero"), "diffusers final_sigmas_type of EDM")
+    kinds = {"epsilon": edm(data), "v_prediction": _negated(edm(data))}
+    kind = choose(kinds, o.take("prediction_type", "epsilon"), "diffusers prediction_type of EDM")
+    return Recipe(schedule, kind, grid, sampler(o), clipping(o, None, False), edm_input_scale(data))
+
+
+def _negated(pair: Pair) -> Pair:
+    return lambda level: tuple(-a for a in pair(level))
+
+
+def edm_multistep(o: Settings) -> Callable[[int], s.Sampler]:
+    """DPM-Solver++ on EDM's levels."""
+    order, exact = o.take("solver_order", 2), solver_type(o)
+    lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
+    algorithms = {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}
+    eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
+    return lambda n: s.dpm_multistep(order, "x0", exact, eta, euler or (lower and n < 15))
+
+
+def flow_recipe(o: Settings, sampler: s.Sampler) -> Recipe:
+    """Flow matching. The times are spaced down to the shifted 1/N, and shifted again: so does the reference."""
+    size, shift = o.take("num_train_timesteps", 1000), o.take("shift", 1.0)
+    if o.take("stochastic_sampling", False):
+        sampler = s.consistency()
+    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
+        o.pop(key, None)  # these only count with use_dynamic_shifting, which `finish` refuses: use mu_shift
+    schedule = RectifiedFlow(shift, size)
+    low = float(schedule(1 / size).sigma)
+
+    def grid(n: int) -> Level:
+        return from_times(schedule, np.linspace(1, low, n))
+
+    return Recipe(schedule, "flow", grid, lambda n: sampler, start_scale=lambda level: 1.0)
