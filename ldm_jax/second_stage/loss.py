@@ -94,7 +94,7 @@ def make_loss(
             """Of the batch's first `count` rows."""
             seen = jax.tree.map(lambda x: x[:count], inputs)
             if without:
-                null = condition.encoded(condition.null, to_latents)
+                null = condition.dropped(seen, condition.encoded(condition.null, to_latents))
                 seen = jax.tree.map(lambda x, null: jnp.broadcast_to(null, x.shape), seen, null)
             return condition.apply(params["conditioner"], seen)
 
