@@ -543,19 +543,19 @@ def errors(name, schedule, prediction, params, counts=(1, 2)):
 @pytest.mark.parametrize(
     ("name", "process", "most", "options"),
     [
-        ("mean_flow", "flow", 0.4, {"times": "uniform", "share": 0.75, "power": 0.0}),
-        ("mean_flow", "cosine", 0.4, {"times": "uniform", "share": 0.75, "power": 0.0, "improved": True}),
-        ("shortcut", "flow", 0.4, {"share": 0.5}),
-        ("shortcut", "cosine", 0.4, {"share": 0.5}),
-        ("consistency", "cosine", 0.6, {"steps": 3000, "most": 160}),
-        ("consistency_distillation", "cosine", 0.4, {}),
-        ("scm", "cosine", 0.6, {"times": "uniform", "warmup": 1000}),
-        ("scm_distillation", "cosine", 0.4, {"times": "uniform", "warmup": 1000}),
+        ("mean_flow", "flow", 0.3, {"times": "uniform", "share": 0.75, "power": 0.0}),
+        ("mean_flow", "cosine", 0.3, {"times": "uniform", "share": 0.75, "power": 0.0, "improved": True}),
+        ("shortcut", "flow", 0.3, {"share": 0.5}),
+        ("shortcut", "cosine", 0.3, {"share": 0.5}),
+        ("consistency", "cosine", 0.35, {"steps": 3000, "most": 160}),
+        ("consistency_distillation", "cosine", 0.3, {}),
+        ("scm", "cosine", 0.35, {"times": "uniform", "warmup": 1000}),
+        ("scm_distillation", "cosine", 0.2, {"times": "uniform", "warmup": 1000}),
     ],
 )
 def test_the_trained_map_is_the_flow_map(name, process, most, options):
     schedule, prediction = PROCESSES[process]
     params = trained(name, schedule, prediction, 3000, **options)
-    (one, *_), euler = errors(name, schedule, prediction, params)
-    print(name, process, one, euler)
+    (one, two), euler = errors(name, schedule, prediction, params)
+    print(f"{name} {process}: {one:.3f} after one step, {two:.3f} after two; one Euler step of the exact velocity {euler:.3f}")
     assert one < most * euler
