@@ -121,6 +121,7 @@ def unet() -> ConfigDict:
     network.resblock_updown = False
     network.dropout = 0.0
     network.second_time = False
+    network.guidance_dim = 0
     return network
 
 

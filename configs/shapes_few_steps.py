@@ -6,8 +6,8 @@
 
 After the colon: mean_flow (the default), shortcut, consistency, scm, which train from nothing or, with
 --config.diffusion_train.start_from=runs/shapes, from the weights of an ordinary model of the same process (mean_flow and scm
-with --config.diffusion.time_scale=1000, that model's); and consistency_distillation, scm_distillation, progressive, reflow,
-which learn from that model and start from its weights.
+with --config.diffusion.time_scale=1000, that model's); and consistency_distillation, scm_distillation, latent_consistency,
+progressive, reflow, which learn from that model and start from its weights.
 All use the first stage of runs/shapes. Guidance is part of the training, where the objective knows it: pictures take one
 evaluation a step. reflow's teacher is a model of schedule "flow", prediction "flow".
 """
@@ -26,11 +26,12 @@ OPTIONS = {
     },
     "scm": {"warmup": 500, "times_options": {"mean": -0.3, "std": 1.4}},
     "scm_distillation": {"warmup": 500, "guidance_scale": 3.0, "times_options": {"mean": -0.3, "std": 1.4}},
+    "latent_consistency": {"intervals": 50, "least_scale": 1.0, "most_scale": 5.0, "target": "average"},
     "progressive": {"student_steps": 8, "guidance_scale": 3.0},
     "reflow": {"teacher_steps": 16, "guidance_scale": 3.0},
 }  # fmt: skip
 SAMPLERS = {"mean_flow": "flow_map", "shortcut": "flow_map", "progressive": "ddim", "reflow": "euler"}
-STUDENTS = ("consistency_distillation", "scm_distillation", "progressive", "reflow")
+STUDENTS = ("consistency_distillation", "scm_distillation", "latent_consistency", "progressive", "reflow")
 
 
 def get_config(objective: str = "mean_flow") -> ConfigDict:
@@ -45,8 +46,9 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
     config.diffusion.options = ConfigDict(OPTIONS[objective])
     if "times_options" in OPTIONS[objective]:
         config.diffusion.time_sampling = "log_normal"
-    if objective == "progressive":
+    if objective in ("latent_consistency", "progressive"):
         config.diffusion.time_sampling = "uniform"  # over its steps
+    if objective == "progressive":
         config.diffusion.weighting = "truncated_snr"
     if objective == "reflow":
         config.diffusion.schedule = "flow"
@@ -60,4 +62,7 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
     config.sampling.sampler = SAMPLERS.get(objective, "consistency")
     config.sampling.steps = 8 if objective == "progressive" else 4
     config.sampling.guidance_scale = 1.0  # what the training led by is in the network
+    if objective == "latent_consistency":
+        config.network.guidance_dim = 64
+        config.sampling.guidance_scale = 3.0  # told to the network
     return config

@@ -35,7 +35,7 @@ SINCE = {
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
     "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
     "latents": {"standardise": False},
-    "network": {"second_time": False},
+    "network": {"second_time": False, "guidance_dim": 0},
     "diffusion": {
         "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",
         "options": {},

@@ -129,7 +129,7 @@ class LatentDiffusion:
     ) -> diffusion.Denoiser:
         """(x [B, h, w, C], level) -> Prediction(x0, eps): what samplers of `ldm_jax.diffusion` take, and what to wrap. With a
         guidance scale (a number or [B]) it is led away from `negative`, by default the empty condition."""
-        if guidance_scale is not None and negative is None:
+        if guidance_scale is not None and negative is None and not self.specification.told_guidance:
             leaves = jax.tree.leaves(cond)
             size = canvas(self.specification, cond)
             negative = self.specification.null(params, leaves[0].shape[0] if leaves else 1, size, cond)

@@ -220,7 +220,10 @@ def prepare(
             f"image_guidance_scale={second}: this model has one scale, guidance_scale; it takes {spec.condition.takes}"
         )
     second = spec.condition.image_guidance_scale if second is None else second
-    off = cond is None or all(isinstance(s, (int, float)) and s == 1 for s in (scale, 1 if second is None else second))
+    if spec.told_guidance and negative is not None:
+        raise ValueError("negative: this model is told the guidance scale and leads from nothing; leave it out")
+    scales = scale, 1 if second is None else second
+    off = spec.told_guidance or cond is None or all(isinstance(s, (int, float)) and s == 1 for s in scales)
     if off and negative is not None:
         raise ValueError(f"guidance_scale={scale} leaves the negative condition without effect; give one above 1")
     if not off and negative is None:
@@ -232,6 +235,8 @@ def prepare(
         last=editing.last_steps(strength, steps),
         windows=_windows(spec.first_stage.factor, options.tile, options.overlap, options.wrap),
     )
+    if spec.told_guidance:
+        return plan, Guidance(cond, None, jnp.asarray(scale, jnp.float32))
     if off:
         return plan, Guidance(cond)
     return plan, Guidance(cond, negative, *(None if s is None else jnp.asarray(s, jnp.float32) for s in (scale, second)))

@@ -38,6 +38,11 @@ class Specification:
         return build.make_network(self.config)
 
     @property
+    def told_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network, which then needs one evaluation a step."""
+        return bool(getattr(self.network, "guidance_dim", 0))
+
+    @property
     def image_size(self) -> tuple[int, ...]:
         """The spatial shape in pixels of training."""
         return build.image_size(self.config)
@@ -131,6 +136,14 @@ class Specification:
 
         if cond is not None and negative is not None:  # a ControlNet steers both
             negative = {name: cond[name] for name in HINT if name in cond} | negative
+        if self.told_guidance:
+            scale = self.config["sampling"]["guidance_scale"] if guidance_scale is None else guidance_scale
+
+            def told(x, t, *s):
+                w = jnp.broadcast_to(jnp.asarray(scale, jnp.float32) - 1, x.shape[:1])
+                return network(x, t, dict(cond or {}) | {"guidance": w}, *s)
+
+            return diffusion.make_denoiser(told, recipe.prediction, recipe.input_scale)
         if guidance_scale is None or negative is None:
             return diffusion.make_denoiser(lambda x, t, *s: network(x, t, cond, *s), recipe.prediction, recipe.input_scale)
         if image_guidance_scale is not None:

@@ -153,7 +153,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "first_stage_train": _TRAIN,
     "network": _SIZES
     | {"dropout": _BELOW_1, "num_heads": _HEADS, "num_head_channels": _HEADS, "transformer_depth": _WHOLE,
-       "mlp_ratio": _POSITIVE},
+       "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE},
     "conditioner": _SIZES
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
        "multiplier": _POSITIVE, "mask_area": _SHARE},

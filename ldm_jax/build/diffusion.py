@@ -1,5 +1,6 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -40,7 +41,7 @@ _OBJECTIVE_OPTIONS = {
 DENOISING = "diffusion"
 TEACHER = second_stage.TEACHER
 # Fields of the frozen model's network that the student's may have otherwise.
-TEACHER_FIELDS = {"second_time": False}
+TEACHER_FIELDS = {"second_time": False, "guidance_dim": 0}
 _WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
@@ -73,13 +74,15 @@ def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None
         recipe = recipe if sampler is None else recipe.with_sampler(sampler)
         return recipe if grid is None else recipe.with_grid(grid)
     section = config["sampling"]
-    return diffusion.make_recipe(
+    recipe = diffusion.make_recipe(
         make_schedule(config),
         config["diffusion"]["prediction"],
         section["sampler"] if sampler is None else sampler,
         section["grid"] if grid is None else grid,
         end=section.get("end", "clean") if grid is None else "clean",
     )
+    kind = few_steps_kind(config)
+    return dataclasses.replace(recipe, wrap=kind.wrap) if kind and kind.wrap else recipe
 
 
 def _by_schedulers_name(config: Mapping[str, Any], sampler: str) -> diffusion.Recipe | None:
@@ -114,6 +117,8 @@ def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         return condition.apply(condition.init(key), inputs)
 
     cond, concat = jax.eval_shape(cond_of, jax.random.key(0), condition.inputs), 0
+    if getattr(network, "guidance_dim", 0):
+        cond = dict(cond or {}) | {"guidance": jax.ShapeDtypeStruct((1,), jnp.float32)}
     if cond is not None and "concat" in cond:
         concat = cond["concat"].shape[-1]
         if (lies := list(cond["concat"].shape[1:-1])) != space:
@@ -168,12 +173,18 @@ def check_few_steps(config: Mapping[str, Any], condition: Condition) -> None:
     if bool(told) != bool(kind and kind.second_time):
         must = "it tells no step's length; set it to False" if told else "it tells the network how far to step; set it to True"
         raise ValueError(f"config.network.second_time={told} with config.diffusion.objective={name!r}: {must}")
+    if dim := network.get("guidance_dim", 0):
+        if not (kind and kind.tells_guidance):
+            raise ValueError(
+                f"config.network.guidance_dim={dim}: objective={name!r} tells the network no guidance scale; set it to 0"
+            )
+        told = True
     if kind is None:
         return
     if told and make_lora(config):
         raise ValueError(
             f"config.diffusion_train.lora.rank={make_lora(config)['rank']}: objective={name!r} has the network learn how to be "
-            "told a step's length, which a low-rank change of it can't; set it to 0"
+            "told a step's length or a guidance scale, which a low-rank change of it can't; set it to 0"
         )
     guided = section.get("options", {}).get("guidance_scale", 1.0) != 1
     if guided and (condition.kind == "none" or not config["conditioner"].get("null_probability", 0.0)):
@@ -214,7 +225,7 @@ def make_diffusion_program(
     check_few_steps(config, condition)
     inputs = example_inputs(config)
     lora = make_lora(config)
-    teacher = make_network(config, **TEACHER_FIELDS) if kind and kind.teacher else None
+    teacher = make_network(teacher_config(config)) if kind and kind.teacher else None
     null_probability = config["conditioner"].get("null_probability", 0.0)
     loss_fn = second_stage.make_loss(
         network, stage, condition, make_objective(config), null_probability=null_probability, teacher=teacher
@@ -275,12 +286,18 @@ def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -
     return parts | {"latents": {"scale": channel, "shift": channel}}
 
 
+def teacher_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the network of the frozen model that an objective learns from: without what few steps alone need."""
+    network = config["network"]
+    return {**config, "network": {**network, **{name: off for name, off in TEACHER_FIELDS.items() if name in network}}}
+
+
 def teacher_shapes(config: Mapping[str, Any], condition: Condition) -> PyTree:
     """Shapes of the frozen model that an objective learns from, in the arithmetic's type: {"network"}, with "conditioner" where
-    that is trained here. The network is config.network without what only few steps need."""
+    that is trained here."""
     key, dtype = jax.random.key(0), compute_dtype(config)
-    network = make_network(config, **TEACHER_FIELDS)
-    parts = {"network": models.shapes(network, *example_inputs(config))}
+    config = teacher_config(config)
+    parts = {"network": models.shapes(make_network(config), *example_inputs(config))}
     if not condition.frozen:
         parts["conditioner"] = jax.eval_shape(condition.init, key)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parts)

@@ -37,8 +37,9 @@ class Problem(NamedTuple):
     """What an objective may need.
 
     Attributes:
-      network: (params, x [B, ..., C], t [B], s=None, without=False) -> output. `s` [B]: how far it is to step, in units of t,
-        for networks that take that. `without`: under the empty condition. x may be the first rows of the batch alone.
+      network: (params, x [B, ..., C], t [B], s=None, without=False, guidance=None) -> output. `s` [B]: how far it is to step,
+        in units of t, for networks that take that; `guidance` [B]: a guidance scale, told to networks that take one. `without`:
+        under the empty condition. x may be the first rows of the batch alone.
       params: the parameters to differentiate with respect to.
       ema: their running average, for objectives with a target network.
       step: the number of the update, int32 scalar.

@@ -15,8 +15,8 @@ TIME_SCALE = 1000.0  # times that a network is told end there, where the config 
 
 
 def pretrained(config: Mapping[str, Any], params: PyTree) -> PyTree:
-    """Network and conditioner to go on from, of anything that `load` reads; the embedding of a step's length, where that model
-    has none, stays what it is in `params`, which is nothing yet.
+    """Network and conditioner to go on from, of anything that `load` reads; embeddings of inputs that it doesn't have
+    (`models.ADDED_INPUTS`) stay what they are in `params`, which is nothing yet.
 
     Raises:
       ValueError: unless shaped as `params`, and told times in the same units.
@@ -30,7 +30,7 @@ def pretrained(config: Mapping[str, Any], params: PyTree) -> PyTree:
         )
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
-        fresh = {name: part for name, part in params["network"].items() if name in models.STEP_EMBEDDINGS}
+        fresh = {name: part for name, part in params["network"].items() if name in models.ADDED_INPUTS}
         found["network"] = fresh | found["network"]
     check_shapes(path, found, params)
     return found

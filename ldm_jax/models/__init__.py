@@ -17,7 +17,7 @@ from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.layers import STEP_EMBEDDINGS, nearest, sinusoidal_embedding
+from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, nearest, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
@@ -25,6 +25,7 @@ from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
 __all__ = [
+    "ADDED_INPUTS",
     "DINOv2",
     "DIT_SIZES",
     "Autoencoder",

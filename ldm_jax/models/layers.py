@@ -21,6 +21,7 @@ from ldm_jax.primitives.choices import check_choice
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 STEP_EMBEDDINGS = ("step_embed_0", "step_embed_2", "s_embedder")  # what `second_time` adds to a U-Net, to a DiT
+ADDED_INPUTS = (*STEP_EMBEDDINGS, "time_embed_cond_proj")  # and `guidance_dim`; they add nothing at first
 REMAT = ("none", "dots", "blocks")
 SAME = ((1, 1), (1, 1))  # of a 3x3 kernel, at stride 2 too; XLA's "SAME" pads (0, 1) there
 

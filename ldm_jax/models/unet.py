@@ -11,6 +11,7 @@ Conditioning `cond` is None or a dict with any of
     "vector"   [B, D]        added to the time embedding through an MLP (num_classes="sequential") or a linear layer
                              ("continuous", D = 1)
     "label"    int [B]       class or noise level, looked up and added to the time embedding (num_classes an int)
+    "guidance" [B]           guidance scale less 1, where the network is told it (guidance_dim)
     "residuals"              what a ControlNet gives: added to the skips, in order, and to the middle
     "hint"     [B, H', W', 3]  what a ControlNet is shown, in [0, 1], pixels
 
@@ -42,7 +43,7 @@ from ldm_jax.models.layers import (
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
 
-COND_KEYS = ("concat", "context", "vector", "label", "residuals", "hint")
+COND_KEYS = ("concat", "context", "vector", "label", "guidance", "residuals", "hint")
 
 
 class ResBlock(nn.Module):
@@ -101,6 +102,10 @@ class UNet(nn.Module):
     the velocity at t itself). Its embedding is added to that of t and is zero at first, so that a network without it can be
     gone on from.
 
+    With `guidance_dim` the guidance scale is an input, for distilled networks that need one evaluation where guidance takes
+    two (Meng et al. 2023; latent consistency models, Luo et al. 2023): so many sinusoids of 1000 cond["guidance"] go through a
+    linear layer, zero at first, into those of t.
+
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the
     call has `train=True`, and needs `rngs={"dropout": key}`.
@@ -135,6 +140,7 @@ class UNet(nn.Module):
     freq_shift: float = 0.0
     downsample_padding: int = 1
     second_time: bool = False
+    guidance_dim: int = 0
     middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
@@ -268,7 +274,12 @@ class UNet(nn.Module):
             options = {"flip_sin_to_cos": self.flip_sin_to_cos, "freq_shift": self.freq_shift}
             return sinusoidal_embedding(t, self.model_channels, **options)
 
-        emb = mlp("time_embed", waves(t))
+        times = waves(t)
+        if self.guidance_dim:
+            told = sinusoidal_embedding(1000 * cond["guidance"], self.guidance_dim, flip_sin_to_cos=False, freq_shift=1.0)
+            layer = Dense(self.model_channels, False, ZEROS, dtype=self.dtype, name="time_embed_cond_proj")
+            times = times + layer(told).astype(times.dtype)
+        emb = mlp("time_embed", times)
         if s is not None:
             emb = emb + mlp("step_embed", waves(s), ZEROS)
         if self.num_classes == "sequential":
@@ -306,6 +317,7 @@ class UNet(nn.Module):
             "context": self.context_dim,
             "vector": {"sequential": self.adm_in_channels, "continuous": 1}.get(self.num_classes),
             "label": 0 if isinstance(self.num_classes, int) else None,
+            "guidance": self.guidance_dim or None,
             "hint": 0 if self.hint_channels else None,
         }
         missing = [key for key, width in needs.items() if width is not None and key not in cond]

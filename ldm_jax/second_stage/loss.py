@@ -94,14 +94,22 @@ def make_loss(
             """Of the batch's first `count` rows."""
             seen = jax.tree.map(lambda x: x[:count], inputs)
             if without:
-                null = condition.encoded(condition.null, to_latents)
+                null = condition.dropped(seen, condition.encoded(condition.null, to_latents))
                 seen = jax.tree.map(lambda x, null: jnp.broadcast_to(null, x.shape), seen, null)
             return condition.apply(params["conditioner"], seen)
 
         def apply(
-            params: PyTree, x: jax.Array, t: jax.Array, s: jax.Array | None = None, *, without: bool = False
+            params: PyTree,
+            x: jax.Array,
+            t: jax.Array,
+            s: jax.Array | None = None,
+            *,
+            without: bool = False,
+            guidance: jax.Array | None = None,
         ) -> jax.Array:
             second, cond = {} if s is None else {"s": s}, cond_of(params, len(x), without)
+            if getattr(network, "guidance_dim", 0) and guidance is not None:
+                cond = dict(cond or {}) | {"guidance": guidance - 1}
             return network.apply({"params": params["network"]}, x, t, cond, train=True, rngs=rngs, **second)
 
         def taught(x: jax.Array, t: jax.Array, *, without: bool = False) -> jax.Array:

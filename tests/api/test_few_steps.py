@@ -61,3 +61,30 @@ def test_an_ordinary_model_is_not_told(ldm):
     plain = tiny.model("none")
     with pytest.raises(ValueError, match="takes no step's length"):
         plain.sample(plain.params, jax.random.key(0), num=1, sampler="flow_map")
+
+
+@pytest.fixture(scope="module")
+def told():
+    """The tiny model of prompts, told the guidance scale."""
+    plain = tiny.model("text")
+    config = dict(plain.config) | {"diffusion": plain.config["diffusion"] | {"objective": "latent_consistency"}}
+    config["network"] = plain.config["network"] | {"guidance_dim": 8}
+    config["sampling"] = config["sampling"] | {"sampler": "consistency"}
+    layer = {"kernel": np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)}
+    network = plain.params["network"] | {"time_embed_cond_proj": layer}
+    return LatentDiffusion(Specification(config, plain.condition, 0.5, 0.25), plain.params | {"network": network})
+
+
+def test_a_guidance_scale_that_is_an_input_takes_one_evaluation(told):
+    """x0 of the network alone, told the scale less 1, within the boundary condition; no negative condition."""
+    cond, key = told.embed(told.params, ["a red circle", "a blue star"]), jax.random.key(0)
+    images = told.sample(told.params, key, cond, steps=1, guidance_scale=4.0)
+    x, level = told.noise(key, 2), told.specification.recipe().grid(1)[0]
+    t = np.full(2, level.t, np.float32)
+    v = jax.jit(told.apply)(told.params, x, t, cond | {"guidance": np.full(2, 3.0, np.float32)})
+    s = 10 * level.t
+    x0 = 0.25 / (s**2 + 0.25) * x + s / np.sqrt(s**2 + 0.25) * (level.alpha * x - level.sigma * v)
+    np.testing.assert_allclose(images, np.clip(jax.jit(told.decode)(told.params, x0), -1, 1), atol=2e-3)
+    assert np.abs(images - told.sample(told.params, key, cond, steps=1, guidance_scale=9.0)).max() > 1e-3
+    with pytest.raises(ValueError, match="told the guidance scale"):
+        told.sample(told.params, key, cond, steps=1, negative=cond)

@@ -59,6 +59,7 @@ class Words:
 
     null = np.zeros(1, np.float32)
     encoded = staticmethod(lambda inputs, encode: inputs)
+    dropped = staticmethod(lambda inputs, null: null)
     apply = staticmethod(lambda params, inputs: {"context": inputs * params})
 
 

@@ -79,6 +79,7 @@ CONDITIONAL = {
     "one number of heads": {"attention_head_dim": 4, "resnet_time_scale_shift": "scale_shift"},
     "linear, deep": {"attention_head_dim": (2, 4), "use_linear_projection": True, "transformer_layers_per_block": (2, 1)},
     "upscaler": {"only_cross_attention": (True, False), "num_class_embeds": 9, "attention_head_dim": 8},
+    "told the guidance scale": {"time_cond_proj_dim": 12, "attention_head_dim": 8},
     "vector": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10, "attention_head_dim": 8},
     "different widths": {
         "block_out_channels": (16, 24, 48),
@@ -120,19 +121,23 @@ def test_conditional_unets_and_their_return(tmp_path, name):
     model = randomized(diffusers.UNet2DConditionModel(**fields))
     model.save_pretrained(tmp_path / "theirs", safe_serialization=name != "linear, deep")
     x, t, context = torch.randn(2, 4, 16, 24), torch.tensor([3, 801]), torch.randn(2, 5, 12)
-    labels, cond = None, {"context": context.numpy()}
+    labels, cond, told = None, {"context": context.numpy()}, {}
+    if fields.get("time_cond_proj_dim"):  # of latent consistency models, which are told it less 1
+        w = torch.tensor([0.0, 6.5])
+        embedding = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, w, embedding_dim=12)
+        cond["guidance"], told["timestep_cond"] = w.numpy(), embedding
     if fields.get("num_class_embeds"):
         labels = torch.tensor([2, 5])
         cond["label"] = labels.numpy()
     elif fields.get("class_embed_type"):
         labels = torch.randn(2, 10)
         cond["vector"] = labels.numpy()
-    theirs = nhwc(model(x, t, context, class_labels=labels).sample)
+    theirs = nhwc(model(x, t, context, class_labels=labels, **told).sample)
     checkpoint = weights.read(tmp_path / "theirs")
     cases.compare(name, cases.Network(checkpoint)(nhwc(x), t.numpy(), cond), theirs, LIMIT)
     weights.write_diffusers(tmp_path / "ours", checkpoint.description, checkpoint.params)
     model = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "ours")
-    cases.compare(f"{name} back", nhwc(model(x, t, context, class_labels=labels).sample), theirs, LIMIT)
+    cases.compare(f"{name} back", nhwc(model(x, t, context, class_labels=labels, **told).sample), theirs, LIMIT)
 
 
 def test_added_embeddings_of_xl(tmp_path):

@@ -7,6 +7,7 @@
     consistency_distillation    the same, of a frozen model                      a teacher           consistency
     scm                         where trajectories end, in continuous time       jvp                 consistency
     scm_distillation            the same, of a frozen model                      a teacher, jvp      consistency
+    latent_consistency          where they end, at any guidance scale            a teacher           consistency
     progressive                 one step for two of a frozen model               a teacher           ddim
     reflow                      the straight way to a frozen model's pictures    a teacher           euler
 
@@ -17,11 +18,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ldm_jax.diffusion.denoiser import consistency_boundary
 from ldm_jax.diffusion.few_steps.continuous import scm, scm_distillation
 from ldm_jax.diffusion.few_steps.discrete import consistency, consistency_distillation
 from ldm_jax.diffusion.few_steps.distillation import progressive, reflow
+from ldm_jax.diffusion.few_steps.latent_consistency import latent_consistency
 from ldm_jax.diffusion.few_steps.mean_flow import mean_flow
 from ldm_jax.diffusion.few_steps.shortcut import shortcut
+from ldm_jax.diffusion.level import Denoiser
 from ldm_jax.diffusion.objectives import Objective
 
 
@@ -36,6 +40,8 @@ class Kind:
       second_time: whether the network is told how far it steps.
       forward_mode: whether it takes a derivative of the network by `jax.jvp`, which flash attention does not have.
       teacher: whether it learns from a frozen model, `Problem.teacher`.
+      tells_guidance: whether a network that takes a guidance scale is told one.
+      wrap: what its denoisers are wrapped in, in training and drawing.
     """
 
     make: Callable[..., Objective]
@@ -44,6 +50,8 @@ class Kind:
     second_time: bool = False
     forward_mode: bool = False
     teacher: bool = False
+    tells_guidance: bool = False
+    wrap: Callable[[Denoiser], Denoiser] | None = None
 
 
 OBJECTIVES: dict[str, Kind] = {
@@ -57,11 +65,19 @@ OBJECTIVES: dict[str, Kind] = {
     "scm_distillation": Kind(
         scm_distillation, "consistency", "where a trained model's trajectories end", forward_mode=True, teacher=True
     ),
+    "latent_consistency": Kind(
+        latent_consistency,
+        "consistency",
+        "where a trained model's trajectories end, at any guidance scale",
+        teacher=True,
+        tells_guidance=True,
+        wrap=consistency_boundary,
+    ),
     "progressive": Kind(progressive, "ddim", "one step for two of a trained model", teacher=True),
     "reflow": Kind(reflow, "euler", "straight ways to a trained model's pictures", teacher=True),
 }
 
 __all__ = [
-    "OBJECTIVES", "Kind", "consistency", "consistency_distillation", "mean_flow", "progressive", "reflow", "scm",
-    "scm_distillation", "shortcut",
+    "OBJECTIVES", "Kind", "consistency", "consistency_distillation", "latent_consistency", "mean_flow", "progressive", "reflow",
+    "scm", "scm_distillation", "shortcut",
 ]  # fmt: skip

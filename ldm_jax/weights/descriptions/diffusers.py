@@ -46,7 +46,7 @@ _UNET_READ = {
     "dropout", "norm_num_groups", "norm_eps", "freq_shift", "flip_sin_to_cos", "downsample_padding",
     "attention_head_dim", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block",
     "only_cross_attention", "mid_block_only_cross_attention", "num_class_embeds", "attn_norm_num_groups",
-    "projection_class_embeddings_input_dim", "time_embedding_dim",
+    "projection_class_embeddings_input_dim", "time_embedding_dim", "time_cond_proj_dim",
     # of no influence on the function:
     "sample_size", "num_train_timesteps", "use_linear_projection", "upcast_attention",
     "addition_embed_type_num_heads", "addition_time_embed_dim",
@@ -126,6 +126,8 @@ def unet(config: Mapping[str, Any], where: str) -> dict:
         result |= {"num_classes": "sequential", "adm_in_channels": config["projection_class_embeddings_input_dim"]}
     elif config.get("num_class_embeds") is not None:
         result["num_classes"] = config["num_class_embeds"]
+    if config.get("time_cond_proj_dim"):
+        result["guidance_dim"] = int(config["time_cond_proj_dim"])
     usual = {"norm_num_groups": (groups, 32), "norm_eps": (config.get("norm_eps", 1e-5), 1e-5)}
     usual["flip_sin_to_cos"] = (config.get("flip_sin_to_cos", True), True)
     usual["freq_shift"] = (config.get("freq_shift", 0), 0)

@@ -28,6 +28,8 @@ def unet(fields: Mapping[str, Any]) -> dict:
     transformer, updown = fields.get("use_spatial_transformer", False), fields.get("resblock_updown", False)
     if not fields.get("conv_resample", True):
         raise _unable("conv_resample False")
+    if fields.get("guidance_dim") and not transformer:
+        raise _unable("guidance_dim without a spatial transformer")
     if transformer and updown:
         raise _unable("resblock_updown together with a spatial transformer")
     blocks = per_level(fields, "num_res_blocks", 0)
@@ -82,6 +84,7 @@ def _cross(fields: Mapping[str, Any], widths: list[int]) -> dict:
         # The number of heads, whatever its name says.
         "attention_head_dim": [heads_of(fields, width, level) for level, width in enumerate(widths)],
         "cross_attention_dim": fields["context_dim"],
+        "time_cond_proj_dim": fields.get("guidance_dim") or None,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "mid_block_only_cross_attention": fields.get("disable_middle_self_attn", False) or None,
         "only_cross_attention": [bool(per_level(fields, "disable_self_attentions", level, False)) for level in levels],

@@ -95,6 +95,8 @@ def unet(network: Mapping[str, Any]) -> Layout:
         return 2**level in tuple(network["attention_resolutions"])
 
     weights = linear("time_embed.0", "time_embedding.linear_1", channels, emb)
+    if network.get("guidance_dim"):
+        weights += linear("time_embed_cond_proj", "time_embedding.cond_proj", network["guidance_dim"], channels, bias=False)
     weights += linear("time_embed.2", "time_embedding.linear_2", emb, emb)
     weights += _label_embedding(network, emb)
     weights += conv("input_blocks.0.0", "conv_in", network["in_channels"], channels)
