@@ -4,6 +4,8 @@ import atexit
 import importlib.metadata
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -56,3 +58,12 @@ def fixtures_dir() -> Path:
 def data_dir() -> Path:
     """Real images: flowers, emoji, street scenes, blood cells, Fashion-MNIST archives."""
     return _folder("LDM_DATA", "data")
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """Commands that a test calls in this process take SIGTERM over, and would keep it."""
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    sys.unraisablehook = hook

@@ -186,6 +186,9 @@ def test_another_config_is_refused_with_the_difference(trained):
     assert "network.model_channels: 16 there, 32 now" in str(error.value)
 
 
+FOLDER = {"data.source": "folder", "evaluation.evaluators.prompts.every": 0, "diffusion_train.best": "validation/loss"}
+
+
 def tiny_config(**overrides):
     spec = importlib.util.spec_from_file_location("shapes_config", ROOT / "configs" / "shapes.py")
     module = importlib.util.module_from_spec(spec)
@@ -212,8 +215,9 @@ def tiny_config(**overrides):
         ({"diffusion_train.optimizer": "sgd"}, "optimizer='sgd'"),
         ({"diffusion_train.batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
         ({"mesh.fsdp": 3}, "fsdp=3"),
-        ({"data.source": "folder", "data.path": ""}, "config.data.path is empty"),
-        ({"data.source": "folder", "data.path": "/nowhere"}, "/nowhere"),
+        ({**FOLDER, "data.path": ""}, "config.data.path is empty"),
+        ({**FOLDER, "data.path": "/nowhere"}, "/nowhere"),
+        ({"data.source": "folder"}, "only pictures of 'shapes' with captions can be read"),
         ({"data.source": "foldr"}, "Did you mean 'folder'"),
         ({"data.flip": True}, "left and right"),
         ({"data.counts": (0, 0, 0)}, "not all zero"),

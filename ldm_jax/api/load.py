@@ -128,15 +128,15 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
     pipeline of diffusers draws with which kind of model.
     """
+    spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
+    if isinstance(ldm, Autoencoder):
+        return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)
     kind = build.few_steps_kind(ldm.config)
     if kind and kind.sampler in ("flow_map", "consistency"):
         raise ValueError(
             f"this model predicts {kind.learns} (objective={ldm.config['diffusion']['objective']!r}), and programs that read "
             f"format={format!r} would draw with it as with an ordinary model: keep its working directory"
         )
-    spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
-    if isinstance(ldm, Autoencoder):
-        return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)
     own = format == "diffusers" and (shift.any() or (ldm.condition.kind == "superres" and (scale != 1).any()))
     if (scale.ndim or shift.ndim or own) and ldm.config["first_stage"]["kind"] != "none":
         params = params | {"first_stage": fold_scale(params["first_stage"], scale, shift)}

@@ -1,18 +1,36 @@
-"""diffusers' schedulers that have no table of betas: EDM's, and those of flow matching."""
+"""diffusers' schedulers that have no table of betas: EDM's, and those of flow matching; and what they share with the others."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from ldm_jax.diffusion import samplers as s
-from ldm_jax.diffusion.denoiser import edm_input_scale
+from ldm_jax.diffusion.denoiser import clip, dynamic_threshold, edm_input_scale, map_x0
 from ldm_jax.diffusion.grids import exponential, from_times, karras
-from ldm_jax.diffusion.level import Level
+from ldm_jax.diffusion.level import Denoiser, Level
 from ldm_jax.diffusion.parameterization import Pair, edm
 from ldm_jax.diffusion.recipe import Recipe
 from ldm_jax.diffusion.schedules import RectifiedFlow, VarianceExploding
 from ldm_jax.primitives.choices import choose
-from ldm_jax.weights.scheduler_settings import Settings, clipping, solver_type
+from ldm_jax.weights.scheduler_settings import Settings
+
+
+def clipping(o: Settings, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
+    """What a config does to predictions of x0. `clipped`: the class's default for clip_sample; None if it only thresholds."""
+    limit, ratio, top = (
+        o.take(key, default)
+        for key, default in (("clip_sample_range", 1.0), ("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0))
+    )
+    if o.take("thresholding", False):
+        return lambda denoise: map_x0(denoise, dynamic_threshold(ratio, top), keep_eps)
+    if clipped is not None and o.take("clip_sample", clipped):
+        return lambda denoise: map_x0(denoise, clip(limit), keep_eps)
+    return lambda denoise: denoise
+
+
+def solver_type(o: Settings) -> bool:
+    """Whether second-order steps weigh the derivative as Heun does, exactly, and not as the midpoint."""
+    return choose({"midpoint": False, "heun": True}, o.take("solver_type", "midpoint"), "diffusers solver_type")
 
 
 def edm_recipe(o: Settings, sampler: Callable[[Settings], Callable[[int], s.Sampler]]) -> Recipe:

@@ -1,13 +1,9 @@
 """What diffusers' scheduler classes take: their parameters by name, and the settings of one config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from ldm_jax.diffusion.denoiser import clip, dynamic_threshold, map_x0
-from ldm_jax.diffusion.level import Denoiser
-from ldm_jax.primitives.choices import choose
 
 # What the constructors of diffusers' classes take. A config may hold more, left over from another
 # class: diffusers ignores that.
@@ -96,21 +92,3 @@ class Settings(dict):
             raise ValueError(
                 f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand."
             )
-
-
-def clipping(o: Settings, clipped: bool | None, keep_eps: bool) -> Callable[[Denoiser], Denoiser]:
-    """What a config does to predictions of x0. `clipped`: the class's default for clip_sample; None if it only thresholds."""
-    limit, ratio, top = (
-        o.take(key, default)
-        for key, default in (("clip_sample_range", 1.0), ("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0))
-    )
-    if o.take("thresholding", False):
-        return lambda denoise: map_x0(denoise, dynamic_threshold(ratio, top), keep_eps)
-    if clipped is not None and o.take("clip_sample", clipped):
-        return lambda denoise: map_x0(denoise, clip(limit), keep_eps)
-    return lambda denoise: denoise
-
-
-def solver_type(o: Settings) -> bool:
-    """Whether second-order steps weigh the derivative as Heun does, exactly, and not as the midpoint."""
-    return choose({"midpoint": False, "heun": True}, o.take("solver_type", "midpoint"), "diffusers solver_type")

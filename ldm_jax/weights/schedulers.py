@@ -28,8 +28,8 @@ from ldm_jax.diffusion.schedules import (
 )
 from ldm_jax.diffusion.schedules import sigmoid as sigmoid_betas
 from ldm_jax.primitives.choices import check_choice, choose
-from ldm_jax.weights.continuous_schedulers import edm_multistep, edm_recipe, flow_recipe
-from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings, clipping, solver_type
+from ldm_jax.weights.continuous_schedulers import clipping, edm_multistep, edm_recipe, flow_recipe, solver_type
+from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings
 
 _LEAST = 2.0**-24  # the last alpha_bar of a zero-terminal-SNR table in classes that divide by alpha
 _LATER_BETAS = (0.00085, 0.012)  # the defaults of the classes that came with Stable Diffusion
