@@ -2,6 +2,7 @@
 the parts of an experiment are told. Nothing is trained."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
@@ -21,8 +22,10 @@ from ldm_jax.api import sampling
 from ldm_jax.build import data as build_data
 from ldm_jax.build.check import CHOICES, check, check_numbers
 from ldm_jax.data.source import Info
-from ldm_jax.experiment import STAGES, diffusion, evaluation, first_stage, latents, pictures, stage
-from ldm_jax.training import sharding
+from ldm_jax.experiment import STAGES, diffusion, evaluation, evaluators, first_stage, latents, pictures, stage, starting
+from ldm_jax.experiment.evaluators import loss, prompts
+from ldm_jax.training import metrics, sharding
+from ldm_jax.training.judge import Judge
 from ldm_jax.training.program import Program
 from ldm_jax.training.state import TrainState
 from tests.test_habits import config_of, fields_of
@@ -57,6 +60,8 @@ LPIPS = {
     "first_stage_loss.perceptual_weight": 1.0, "first_stage_loss.perceptual_path": "random",
     "first_stage_loss.perceptual_widths": (4, 4, 4, 4, 4),
 }  # fmt: skip
+LORA = {"diffusion_train.lora.rank": 2, "diffusion_train.start_from": "elsewhere"}
+DISTANCE = {"evaluation.evaluators.distance.every": 5}
 AVERAGES = {"diffusion_train.post_hoc": (0.05, 0.1), "checkpoint.snapshots": 5}
 TFDS = {"data.source": "tfds", "data.path": ".", "conditioner.kind": "text"}
 # Fields that belong to a choice which the default does not make: what else is set, in both configs.
@@ -80,7 +85,7 @@ WITH = {
     "first_stage_loss.perceptual_widths": LPIPS,
     "first_stage_loss.alignment_weight": LPIPS,
     "first_stage_loss.disc_weight": GAN,
-    **{f"first_stage_loss.disc_{name}": GAN for name in ("adaptive", "start", "loss", "ndf", "layers", "actnorm")},
+    **{f"first_stage_loss.disc_{name}": GAN for name in ("adaptive", "factor", "start", "loss", "ndf", "layers", "actnorm")},
     **{f"first_stage_loss.{name}": GAN for name in ("disc_learning_rate", "r1_weight", "lecam_weight", "alternate")},
     "first_stage.unit_codes": VQ,
     "first_stage.fsq_levels": {"first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.embed_dim": 2},
@@ -95,6 +100,14 @@ WITH = {
     "evaluation.features": {"evaluation.num": 8},
     "evaluation.probe_steps": {"evaluation.num": 8, "evaluation.features": "classifier"},
     "mesh.data": {"mesh.fsdp": 2},
+    **{f"evaluation.evaluators.distance.{name}": DISTANCE for name in ("num", "features", "steps")},
+    "evaluation.evaluators.prompts.num": {"evaluation.evaluators.prompts.every": 5},
+    "evaluation.evaluators.distance.type": {"evaluation.evaluators.distance": {"every": 5, "type": "distance"}},
+    "evaluation.evaluators.prompts.type": {"evaluation.evaluators.prompts": {"every": 5, "type": "prompts"}},
+    "diffusion_train.best": {"evaluation.evaluators.prompts.every": 5},
+    "diffusion_train.lora.rank": LORA | {"diffusion_train.lora.rank": 0},
+    "diffusion_train.lora.alpha": LORA,
+    "diffusion_train.lora.targets": LORA,
 }  # fmt: skip
 # Another legal value, where no rule gives one.
 OTHER = {
@@ -142,6 +155,14 @@ OTHER = {
     "evaluation.num": 8,
     "log.profile": (2, 4),
     "data.spread": 0.5,
+    "first_stage_train.best": "validation/ssim",
+    "diffusion_train.best": "prompts/bound",
+    "evaluation.evaluators.distance.type": "prompts",
+    "evaluation.evaluators.prompts.type": "distance",
+    "evaluation.evaluators.distance.features": "contrastive",
+    "log.wandb": "project",
+    "diffusion.objective": "consistency",
+    "diffusion_train.lora.targets": ("to_q",),
 }  # fmt: skip
 
 
@@ -169,9 +190,9 @@ def with_fields(fields):
     """The default, tiny, with these fields set; a whole section is replaced."""
     config = config_of()
     for name, value in fields.items():
-        section, _, field = name.rpartition(".")
-        place = config[section] if section else config
-        place[field] = value
+        *section, field = name.split(".")
+        place = functools.reduce(lambda section, part: section[part], section, config)
+        place[field] = copy.deepcopy(value)
     return build.with_lists(config)
 
 
@@ -243,6 +264,8 @@ def plain(value):
         return value.shape, float(np.asarray(value, np.float64).sum())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Judge):
+        value = vars(value)
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -266,6 +289,9 @@ class Rows:
         Image.fromarray(np.full((32, 32, 3), 20 * i, np.uint8)).save(picture, "PNG")
         row = {"image": picture.getvalue(), "caption": "a red circle and a blue star", "label": i % 4}
         return {name: row[name] for name in self.info.columns} | {"name": str(i)}
+
+
+evaluators_settings = evaluators.settings
 
 
 class _Enough(Exception):
@@ -315,6 +341,11 @@ def told(config, folder):
     def enough(*_, **__):
         raise _Enough
 
+    def settings(config):
+        found = evaluators_settings(config)
+        said.append(f"evaluators {found}")
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
         tell = functools.partial(said.tell, patch)
         tell(sharding, "make_mesh")
@@ -326,6 +357,7 @@ def told(config, folder):
         for module in (stage, diffusion):
             tell(module, "in_memory", lambda source, *_: source)
         tell(stage, "Checkpoints")
+        tell(metrics, "WandbRun", lambda *_: None, of=lambda told: told["project"])
         tell(stage, "train", lambda *_, **__: None)
         tell(sharding, "init_sharded", state)
         tell(sharding, "compile_step", lambda *_: None)
@@ -340,16 +372,18 @@ def told(config, folder):
         tell(latents.latents, "measure", found)
         tell(latents, "draw", lambda encoded, key, rows: jnp.zeros((len(rows), 1)))
         tell(latents, "write_json", of=lambda told: told["value"])
-        for module in (diffusion, pictures):
+        for module in (loss, pictures):
             tell(module, "Spread", of=lambda told: {**told, "source": None})
         tell(latents, "latent_cache", lambda *_, **__: sized)
-        tell(diffusion, "pretrained", lambda path, params: params)
+        tell(starting, "pretrained", lambda config, params: params, of=lambda told: [
+            told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
         tell(build.diffusion.diffusion, "make_recipe")
         tell(pictures, "_drawn", drawn, of=lambda told: told["num"])
         ldm = types.SimpleNamespace(params={}, specification=None)
-        patch.setattr(api, "load_workdir", lambda workdir: ldm)
+        tell(api, "load_workdir", lambda workdir, which: ldm)
         patch.setattr(evaluation, "steps_in", lambda folder: [1])
-        tell(evaluation.shapes, "prompts")
+        tell(prompts.shapes, "prompts")
+        patch.setattr(evaluators, "settings", settings)
         patch.setattr(evaluation, "save", lambda *_: None)
         patch.setattr(scoring, "evaluate", measured)
         tell(scoring.features.probes, "train", enough)
