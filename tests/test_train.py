@@ -336,6 +336,7 @@ def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
         "diffusion_train.steps": 6,
         "diffusion_train.learning_rate": 1e-2,
         "diffusion_train.post_hoc": "()",
+        "checkpoint.snapshots": 0,
         "mesh.data": 1,
         "stages": ("latents", "diffusion"),
     }
