@@ -40,11 +40,10 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """`run(state)` after every `every` steps, and after the last; never, if `every` is 0. `gives`: names of its numbers."""
+    """`run(state)` after every `every` steps, and after the last; never, if `every` is 0."""
 
     every: int
     run: Callable[[TrainState], Report]
-    gives: tuple[str, ...] = ()
 
 
 class Interrupted(Exception):
