@@ -8,7 +8,6 @@ from typing import Any
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import label_maps, shapes
 from ldm_jax.data.folder import folder
-from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import LatentTransform, Transform
 from ldm_jax.primitives.choices import check_choice
 
@@ -24,6 +23,8 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
         raise ValueError(f"config.data.path is empty: name {what}, --config.data.path=...")
     if kind == "folder":
         return folder(section["path"], split, columns, {c: n for c, n in names.items() if c != "image"})
+    from ldm_jax.data.tfds_source import shapes_source, tfds_source  # here, because importing them takes half a second
+
     if kind == "tfds":
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"

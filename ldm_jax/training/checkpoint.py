@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.training.checkpoint_reader import (
     ITEMS,
@@ -166,6 +165,8 @@ class Checkpoints:
             "judged": dict(judged or {}),
         }
         self._saved += 1
+        from orbax.checkpoint import v1 as ocp  # here, because importing it takes half a second
+
         try:
             if _place_of(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
                 raise FileNotFoundError("the folder is gone, or another is in its place")
