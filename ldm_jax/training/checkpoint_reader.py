@@ -105,8 +105,8 @@ def score_of(folder: str | Path, step: int) -> float | None:
 
 
 def judged_of(folder: str | Path, step: int) -> dict[str, Any]:
-    """What the checkpoint of `step` says of its judge: "by", the number's name, and "since", the looks in a row before it that
-    gave no better one; {} for one of an earlier version."""
+    """What the checkpoint of `step` says of its judge: "by", the number's name, "since", the looks in a row before it that
+    gave no better one, and "higher", whether more of it is better; {} for one of an earlier version."""
     found = _metadata(folder, step).get("judged")
     return found if isinstance(found, dict) else {}
 
