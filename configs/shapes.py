@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.compiler = "recommended"  # a TPU's compiler gets options that were seen to help | "default"
 
     config.data = ConfigDict()
+    config.data.medium = "image"  # what is learnt and drawn: see ldm_jax/media
     config.data.source = "shapes"  # "shapes" | "folder" | "tfds"
     config.data.name = "shapes"  # the TFDS data set
     config.data.path = ""  # the folder of images, or TFDS data_dir; "" for shapes: ~/.cache/ldm_jax

@@ -32,6 +32,7 @@ FREE_FIELDS = (
 NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
+    "data": {"medium": "image"},
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
     "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
     "latents": {"standardise": False},

@@ -35,10 +35,11 @@ FILES = {
         "api", "build", "conditioning", "data", "diffusion", "evaluation", "first_stage", "models", "probes", "retrieval",
         "training", "weights", "workdir",
     },
-    "build": {"conditioning", "data", "diffusion", "first_stage", "models", "second_stage", "training", "weights"},
+    "build": {"conditioning", "data", "diffusion", "first_stage", "media", "models", "second_stage", "training", "weights"},
     "api": {"build", "conditioning", "data", "diffusion", "first_stage", "models", "training", "weights"},
     "workdir": {"training"},
     "pictures": {"training"},
+    "media": {"data", "pictures"},
     "experiment": {
         "api", "build", "conditioning", "data", "evaluation", "first_stage", "models", "pictures", "scoring", "training",
         "weights", "workdir",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import api, build, scoring
+from ldm_jax import api, build, media, scoring
 from ldm_jax.api import sampling
 from ldm_jax.build import data as build_data
 from ldm_jax.build.check import CHOICES, check, check_numbers
@@ -53,7 +53,7 @@ TINY = {
     "log.validation_images": 4,
 }
 # What names things, and is meant for nothing else.
-LABELS = {"name": "train.py trains in runs/NAME"}
+LABELS = {"name": "train.py trains in runs/NAME", "data.medium": "there is one so far"}
 VQ = {"first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.n_embed": 16}
 EMA = VQ | {"first_stage_loss.codebook": "ema"}
 GAN = {"first_stage_loss.disc_weight": 0.5, "first_stage_loss.disc_ndf": 4}
@@ -352,8 +352,8 @@ def told(config, folder):
         tell(sharding, "make_mesh")
         for module, name in ((build_data, "folder"), (tfds_source, "tfds_source"), (tfds_source, "shapes_source")):
             tell(module, name, rows)
-        tell(build_data, "Transform")
-        tell(build_data.label_maps, "read_palette", lambda path: None)
+        tell(media.image, "Transform")
+        tell(media.image.label_maps, "read_palette", lambda path: None)
         tell(stage, "batches", batches)
         for module in (stage, diffusion):
             tell(module, "in_memory", lambda source, *_: source)

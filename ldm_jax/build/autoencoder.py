@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ldm_jax import first_stage, models
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.first_stage import FirstStage, FirstStageProgram, LatentTerms, LossWeights, Parts
+from ldm_jax.media import make_medium
 from ldm_jax.primitives.choices import check_choice, construct
 from ldm_jax.training.optimizer import by_part, make_optimizer, trained_only
 
@@ -19,7 +20,7 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
     section = config["first_stage"]
     kind = check_choice(section["kind"], ("kl", "vq", "none"), "config.first_stage.kind")
     if kind == "none":
-        return FirstStage(size=image_size(config))
+        return FirstStage(channels=make_medium(config["data"]).channels, size=image_size(config))
     fields = without(section, "kind", "path", "force_upcast")
     fields["n_embed"] = fields.get("n_embed") or None
     module = construct(models.Autoencoder, fields | {"dtype": first_stage_dtype(config)}, "config.first_stage")

@@ -12,8 +12,12 @@ import numpy as np
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
+from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.build.options import image_size
 from ldm_jax.conditioning import Condition, kind_of
+from ldm_jax.first_stage import FirstStage
+from ldm_jax.media import MEDIA
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
@@ -57,6 +61,7 @@ def check(config: Mapping[str, Any]) -> None:
         check_choice(name, STAGES, "config.stages")
     check_numbers(config)
     stage = make_first_stage(config)
+    check_medium(config, stage)
     size = config["data"]["image_size"]
     stage.latent_shape(*((size, size) if isinstance(size, int) else size))
     check_choice(config["evaluation"].get("features", "auto").partition(":")[0], FEATURES, "config.evaluation.features")
@@ -76,6 +81,20 @@ def check(config: Mapping[str, Any]) -> None:
         program.shapes  # noqa: B018 -- every module is traced
     if "diffusion" in config["stages"]:
         check_diffusion(config)
+
+
+def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
+    """Raises ValueError where the medium doesn't fit the data that are named, or the first stage it."""
+    medium, data = make_medium(config), config["data"]
+    check_choice(data["source"], medium.sources, f"config.data.source (of medium={medium.name!r})")
+    if len(image_size(config)) != medium.axes:
+        raise ValueError(f"config.data.image_size={data['image_size']}: medium={medium.name!r} has {medium.axes} sides")
+    medium.check()
+    taken = stage.module.in_channels if stage.module is not None else stage.channels
+    if taken != medium.channels:
+        raise ValueError(
+            f"config.first_stage.in_channels={taken}: medium={medium.name!r} gives arrays of {medium.channels} channels"
+        )
 
 
 def check_diffusion(config: Mapping[str, Any]) -> None:
@@ -173,7 +192,8 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
 
 # (section, field) -> the names that it may be.
 CHOICES = {
-    ("data", "source"): ("shapes", "folder", "tfds"),
+    ("data", "medium"): tuple(MEDIA),
+    ("data", "source"): tuple(dict.fromkeys(source for medium in MEDIA.values() for source in medium.sources)),
     ("data", "crop"): ("center", "random"),
     ("data", "on_error"): ("raise", "skip"),
     ("first_stage", "attn_type"): ("vanilla", "none"),

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from ldm_jax import build
 from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
-from ldm_jax.data.decode import decode_mask, decode_rgb
+from ldm_jax.data.decode import decode_mask
 from ldm_jax.data.text_files import read_text
 from ldm_jax.diffusion.editing import last_steps
 from ldm_jax.primitives.arrays import key_of
@@ -222,7 +223,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     if index is not None and name != "interpolate":
         key = jax.random.fold_in(key, index)[None]  # one a picture: see `LatentDiffusion.sample`
     if name == "upscale":
-        low = np.repeat(read_image(flags["upscale"])[None], num, 0)
+        low = np.repeat(build.make_medium(ldm.config).read(flags["upscale"])[None], num, 0)
         return Drawn(np.asarray(ldm.upscale(p, key, low, **options)), [flags["upscale"]] * num, num)
     values, words = _conditions(ldm, flags)
     if name == "interpolate":
@@ -301,7 +302,7 @@ def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray
     """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
     if len(flags["image"]) != 1:
         raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
-    image, mask = read_image(flags["image"][0]), None
+    image, mask = build.make_medium(ldm.config).read(flags["image"][0]), None
     if name == "inpaint":
         mask = read_mask(flags["mask"], image.shape[:2])
     if name == "outpaint":
@@ -335,7 +336,7 @@ def _film(
     if paths:
         if flags["sampler"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
             raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
-        images = [read_image(path) for path in paths]
+        images = [build.make_medium(ldm.config).read(path) for path in paths]
         if images[0].shape != images[1].shape:
             raise ValueError(f"--interpolate between pictures of {images[0].shape[:2]} and {images[1].shape[:2]}: one size")
         ends = ldm.embed(p, values * 2 if len(values) == 1 else values) if values else None
@@ -345,11 +346,6 @@ def _film(
         options["noise"] = ldm.noise(key, 1 if len(values) > 1 else 2, options.pop("size", None))
     cond = _embedded(ldm, flags, values, options)
     return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), words, frames, film=True)
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """float32 [H, W, 3] in [-1, 1] of any image file: EXIF applied, transparency on white, 16 bits as 8."""
-    return decode_rgb(path, str(path)).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:

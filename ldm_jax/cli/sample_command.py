@@ -13,10 +13,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from ldm_jax import api
+from ldm_jax import api, build
 from ldm_jax.cli.records import records, repeated, told
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
-from ldm_jax.pictures import FORMATS, save_film, save_pictures
+from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.console import as_typed, called
 from ldm_jax.workdir import make_samples_folder, use_compilation_cache
@@ -96,10 +96,10 @@ def main(arguments: Sequence[str]) -> None:
         raise
     folder = make_samples_folder(Path(flag.workdir), flag.out)
     drawn = draw(ldm, given)
-    texts = records(ldm, given, drawn)
-    grid = save_pictures(
+    texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, Path(flag.workdir))
+    grid = medium.save(
         folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
     )
     if drawn.film:
-        print(f"film: {save_film(folder, drawn.images)}")
-    print(f"{len(drawn.images)} pictures in {folder}; all together: {grid}")
+        print(f"film: {save_film(folder, medium.shown(drawn.images))}")
+    print(f"{len(drawn.images)} {medium.many} in {folder}; all together: {grid}")

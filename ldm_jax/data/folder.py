@@ -1,4 +1,4 @@
-"""A folder of images as a source: the Hugging Face `imagefolder` convention, class subfolders, or bare files.
+"""A folder of images (or sounds) as a source: the Hugging Face `imagefolder` convention, class subfolders, or bare files.
 
     root/metadata.jsonl          a row an image: file_name, relative to the metadata's own folder, and any of
     (or metadata.csv)            caption, label (with label_name), label_map_file_name, boxes, split
@@ -9,7 +9,8 @@
 
 Subfolders are splits if all that hold images are named so, or if those that are have metadata of their own; a folder "train"
 beside others is refused, since it may be a class. Hidden and system folders are passed by (`walk`), and every file is an image
-whose suffix the installed Pillow can open. `info.left_out` says what was found and not taken.
+whose suffix the installed Pillow can open (of other kinds, what their `FileKind` says). `info.left_out` says what was found
+and not taken.
 
 `boxes` is a list of {"label": 3, "name": "car", "box": [x0, y0, x1, y1]}, in fractions of width and height.
 Everything but the pixels is read and checked here, so that mistakes show before anything else happens.
@@ -25,11 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.decode import suffixes
 from ldm_jax.data.metadata import add_captions, read_table, table_in
 from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
 from ldm_jax.data.text_files import read_names
-from ldm_jax.data.walk import Found, find_images
+from ldm_jax.data.walk import IMAGES, FileKind, Found, find_files
 
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name", "boxes": "boxes"}
 Row = dict[str, Any]
@@ -56,27 +56,30 @@ def folder(
     columns: Sequence[str] | None = None,
     names: Mapping[str, str] | None = None,
     class_names: Sequence[str] | str | Path | None = None,
+    kind: FileKind = IMAGES,
 ) -> Folder:
-    """The images below `path`.
+    """The images below `path`, or the files of another kind.
 
     split        a split folder, a value of the `split` column, or, where a folder has no splits, 'train' for all of
                  it. Parts are written 'train[:90%]', 'train[90%:]' (by hash of the file name: classes stay mixed).
-    columns      what is needed of image, caption, label, label_map, boxes, box_labels; None: all that are there
+    columns      what is needed of image (or the kind's column), caption, label, label_map, boxes, box_labels; None: all that
+                 are there
     names        what the metadata call them if not caption, label, label_map_file_name, boxes
     class_names  of `label`: a list, or a file with one (JSON, or a name a line). By default from subfolders, text labels or
                  label_name.
+    kind         of files that are looked for; its column takes the place of "image"
     Raises FileNotFoundError for a folder or named files that are not there, ValueError for everything else that is wrong.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     names = {**NAMES, **(names or {})}
-    found = find_images(root)
-    splits = _read_splits(root, found)
+    found = find_files(root, kind)
+    splits = _read_splits(root, found, kind)
     if not any(splits.values()):
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
         raise ValueError(
-            f"{root} holds no images ({', '.join(sorted(suffixes()))}), neither directly nor in subfolders{passed}"
+            f"{root} holds no {kind.many} ({', '.join(sorted(kind.suffixes()))}), neither directly nor in subfolders{passed}"
         )
     rows = _select(splits, split, root)
     _check_files(rows, names["label_map"])
@@ -84,7 +87,7 @@ def folder(
         add_captions(rows, names["caption"])
 
     has = {column: [row for row in rows if row.get(theirs) not in (None, "")] for column, theirs in names.items()}
-    present = ("image", *(column for column, found in has.items() if found))
+    present = (kind.column, *(column for column, found in has.items() if found))
     chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()))
     for column in chosen:
         having = has.get(column, rows)
@@ -92,13 +95,13 @@ def folder(
             first = next(row for row in rows if row.get(names[column]) in (None, ""))
             raise ValueError(
                 f"{root}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
-                f"{first['file_name']}. Complete them or remove those images"
+                f"{first['file_name']}. Complete them or remove those {kind.many}"
             )
     every = [row for group in splits.values() for row in group]
     index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
     boxes = _box_index(every, names["boxes"]) if "box_labels" in chosen else {}
     number = {label: i for i, label in enumerate(index)}
-    delivered = [_deliver(row, chosen, names, number) for row in rows]
+    delivered = [_deliver(row, chosen, names, number, kind) for row in rows]
     info = Info(
         str(root),
         chosen,
@@ -107,12 +110,12 @@ def folder(
         sum(1 if isinstance(row["caption"], str) else len(row["caption"]) for row in delivered)
         if "caption" in chosen
         else None,
-        tuple(_left_out(root, found, every, names["label_map"]).items()),
+        tuple(_left_out(root, found, every, names["label_map"], kind).items()),
     )
     return Folder(info, delivered)
 
 
-def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
+def _read_splits(root: Path, found: Found, kind: FileKind) -> dict[str, list[Row]]:
     """All rows by split; a folder without splits has the one key ''."""
     if table := table_in(root):
         splits: dict[str, list[Row]] = {}
@@ -125,7 +128,7 @@ def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
     known = {name for names in SPLIT_NAMES.values() for name in names}
     top = {folder for folder in found.folders if folder and "/" not in folder}
     told = {folder for folder in top if folder.lower() in known and table_in(root / folder)}
-    holders = {folder.split("/")[0] for folder in found.images if folder} | told
+    holders = {folder.split("/")[0] for folder in found.files if folder} | told
     named = {folder for folder in holders if folder.lower() in known}
     others = holders - named
     if named and others and named != told:
@@ -136,8 +139,8 @@ def _read_splits(root: Path, found: Found) -> dict[str, list[Row]]:
         )
     splits = {}
     for folder in sorted(named):
-        splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder)))
-    return splits or {"": _read_rows(root, found)}
+        splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder), kind))
+    return splits or {"": _read_rows(root, found, kind)}
 
 
 def _listed(names: set[str]) -> str:
@@ -146,25 +149,25 @@ def _listed(names: set[str]) -> str:
 
 def _below(found: Found, folder: str) -> Found:
     """What was found in one of the root's folders, as seen from there."""
-    inside = {name[len(folder) + 1 :]: files for name, files in found.images.items() if f"{name}/".startswith(f"{folder}/")}
+    inside = {name[len(folder) + 1 :]: files for name, files in found.files.items() if f"{name}/".startswith(f"{folder}/")}
     return Found(inside, (), found.left_out)
 
 
-def _read_rows(root: Path, found: Found) -> list[Row]:
+def _read_rows(root: Path, found: Found, kind: FileKind) -> list[Row]:
     if table := table_in(root):
         return read_table(table)
     rows: list[Row] = []
-    for folder, names in found.images.items():
+    for folder, names in found.files.items():
         classes = {"label": folder.split("/")[0]} if folder else {}
         rows += [{"file_name": f"{folder}/{name}" if folder else name, "_folder": root, **classes} for name in names]
     if rows and 0 < sum("label" in row for row in rows) < len(rows):
         bare = next(row["file_name"] for row in rows if "label" not in row)
-        raise ValueError(f"{root} has images in class subfolders and beside them, such as {bare}; sort them in")
+        raise ValueError(f"{root} has {kind.many} in class subfolders and beside them, such as {bare}; sort them in")
     return rows
 
 
-def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Counter:
-    """What was passed by; images that no row of any split has; class folders without images."""
+def _left_out(root: Path, found: Found, rows: list[Row], map_name: str, kind: FileKind) -> Counter:
+    """What was passed by; files that no row of any split has; class folders without files."""
     left = Counter(found.left_out)
     bases = {row["_folder"]: Path(os.path.relpath(row["_folder"], root)).as_posix() for row in rows}
     told = [table for base in bases if (table := table_in(base))]
@@ -175,13 +178,13 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str) -> Count
         if isinstance(row.get(n), str)
     }
     if count := len(set(found.paths()) - taken):
-        left[f"images that {told[0].name} does not name" if told else "images outside of the split folders"] = count
+        left[f"{kind.many} {f'that {told[0].name} does not name' if told else 'outside of the split folders'}"] = count
     labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
     for base in {base for base, _ in labels}:
         deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
         empty = {folder for folder in deep if "/" not in folder and folder != base} - {label for _, label in labels}
         if empty and base == ".":
-            left[f"class folders without images ({_listed(empty)})"] = len(empty)
+            left[f"class folders without {kind.many} ({_listed(empty)})"] = len(empty)
     return left
 
 
@@ -268,10 +271,12 @@ def _is_numbers(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(isinstance(v, int | float) for v in value)
 
 
-def _deliver(row: Row, columns: Sequence[str], names: Mapping[str, str], index: Mapping[Any, int]) -> Row:
+def _deliver(
+    row: Row, columns: Sequence[str], names: Mapping[str, str], index: Mapping[Any, int], kind: FileKind
+) -> Row:
     out: Row = {"name": str(row["_folder"] / row["file_name"])}
     for column in columns:
-        if column == "image":
+        if column == kind.column:
             out[column] = out["name"]
         elif column == "label":
             out[column] = index[row[names["label"]]]

@@ -36,8 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax.data import fingerprint as fingerprints
-from ldm_jax.data.source import DamagedData, Info, Source, check_on_error
-from ldm_jax.data.transform import Transform
+from ldm_jax.data.source import DATA, DamagedData, Info, Source, check_on_error
 from ldm_jax.primitives.files import read_json, write_json, write_text
 
 _log = logging.getLogger(__name__)
@@ -52,8 +51,8 @@ class Damaged(DamagedData):
 
 
 class LatentCache:
-    """Rows of a cache, with `moments` [h, w, 2C] (and `mirrored`, those of the flipped image) in place of `image`; made
-    by `open_latent_cache`. Reading a damaged row raises `Damaged`."""
+    """Rows of a cache, with `moments` [h, w, 2C] (and `mirrored`, those of the flipped image) in place of what they were made
+    of; made by `open_latent_cache`. Reading a damaged row raises `Damaged`."""
 
     def __init__(self, path: Path, meta: Mapping[str, Any], root: str = ""):
         info = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["info"].items()}
@@ -107,7 +106,7 @@ class LatentCache:
 def latent_cache(
     path: str | Path,
     source: Source,
-    transform: Transform,
+    transform: Any,
     encode: Callable[[np.ndarray], Any],
     fingerprint: Mapping[str, Any],
     *,
@@ -124,8 +123,8 @@ def latent_cache(
     """The cache at `path`, written now unless it is there already.
 
     transform      gives the geometry (centre crop: a cache holds one view); with `flip` mirrored copies are stored too
-    encode         float32 [batch_size, H, W, 3] in [-1, 1] -> moments [batch_size, h, w, 2C]. Every process calls it equally
-                   often, so it may be a computation over all of them
+    encode         float32 [batch_size, *transform.array_shape] in [-1, 1] -> moments [batch_size, *space, 2C]. Every process
+                   calls it equally often, so it may be a computation over all of them
     fingerprint    what the moments depend on beside source and geometry, such as {"first_stage": hash_arrays(...)}
     on_error       "raise", or "skip": unreadable images are logged and left out
     report         called with (rows done, rows in all) of this process after every batch
@@ -181,7 +180,7 @@ def latent_cache(
     barrier("latent cache: counted")
     if process_index == 0:
         info = source.info
-        columns = ("moments", *(c for c in info.columns if c != "image"))
+        columns = ("moments", *(c for c in info.columns if c not in DATA))
         kept = {"name": info.name, "columns": columns, "class_names": info.class_names, "box_names": info.box_names}
         digests = [fingerprints.names_digest(source), *(int(part["contents"], 16) for part in parts)]
         meta = {"bound": bound, "info": kept, "shards": [part["shard"] for part in parts]}
@@ -231,16 +230,12 @@ def hash_arrays(named: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _bound(source: Source, transform: Transform, dtype: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _bound(source: Source, transform: Any, dtype: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rows": len(source),
         "columns": source.info.columns,
-        "size": transform.shape,
-        "flip": transform.flip,
         "dtype": dtype,
-        **({"short_side": transform.short_side} if transform.short_side else {}),
-        **({"whole_boxes": True} if transform.whole_boxes else {}),
-        **({"palette": transform.palette} if transform.palette else {}),
+        **transform.geometry,
         **fingerprint,
     }
 
@@ -286,7 +281,7 @@ def _write_shard(
     source: Source,
     numbers: range,
     batches: int,
-    transform: Transform,
+    transform: Any,
     encode: Callable[[np.ndarray], Any],
     batch_size: int,
     dtype: str,
@@ -299,9 +294,9 @@ def _write_shard(
         for part, views in _decoded(source, transform, numbers, batches, batch_size, on_error):
             digests += [view.digest for view in views]
             rows = [view.row for view in views if view.row is not None]
-            images = np.zeros((batch_size, *transform.shape, 3), np.float32)  # one shape: one compilation
+            images = np.zeros((batch_size, *transform.array_shape), np.float32)  # one shape: one compilation
             for i, row in enumerate(rows):
-                images[i] = row.pop("image").astype(np.float32) / np.float32(127.5) - np.float32(1)
+                images[i] = transform.scaled(row.pop(transform.column))
             images[len(rows) :] = images[len(rows) - 1] if rows else 0
             encoded = {"moments": encode(images)} | ({"mirrored": encode(images[:, :, ::-1])} if transform.flip else {})
             stored = {name: _checked(np.asarray(some)[: len(rows)], dtype, rows) for name, some in encoded.items()}
@@ -328,7 +323,7 @@ class _View(NamedTuple):
 
 
 def _decoded(
-    source: Source, transform: Transform, numbers: range, batches: int, batch_size: int, on_error: str
+    source: Source, transform: Any, numbers: range, batches: int, batch_size: int, on_error: str
 ) -> Iterator[tuple[range, list[_View]]]:
     """Row numbers and what could be read of them, batch by batch; the next batch is decoded while one is in use."""
 

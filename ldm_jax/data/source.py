@@ -1,6 +1,7 @@
 """What a source is: random access to rows, each a dict of raw columns.
 
     image        bytes, a path, or decoded uint8 [H, W, 3]
+    sound        the same of a sound: bytes, a path, or decoded float32 [T, channels]
     caption      str, or a tuple of them (one is drawn a visit)
     label        int in [0, len(info.class_names))
     label_map    like image: the file of a semantic map, one index a pixel
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-COLUMNS = ("image", "caption", "label", "label_map", "boxes", "box_labels")
+DATA = ("image", "sound")  # columns with what is learnt and drawn; a source has one of them
+COLUMNS = (*DATA, "caption", "label", "label_map", "boxes", "box_labels")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -69,9 +71,10 @@ class Source(Protocol):
 
 
 def describe(source: Source) -> str:
-    """What was found, in one line: images, classes, captions, and how many things are left out and why."""
+    """What was found, in one line: images (or sounds), classes, captions, and how many things are left out and why."""
     info = source.info
-    said = [_counted(len(source), "image")]
+    what = next((column for column in DATA if column in info.columns), "row")
+    said = [_counted(len(source), what)]
     if "label" in info.columns and info.class_names:
         some = ", ".join(info.class_names[:6]) + (", ..." if len(info.class_names) > 6 else "")
         said.append(f"{_counted(len(info.class_names), 'class', 'classes')} ({some})")
@@ -81,7 +84,7 @@ def describe(source: Source) -> str:
         said.append("captions" if info.captions is None else _counted(info.captions, "caption"))
     said += [words for column, words in (("label_map", "label maps"), ("boxes", "boxes")) if column in info.columns]
     skipped = getattr(source, "skipped", 0)
-    left = [*info.left_out, *([("images that can't be read", skipped)] if skipped else [])]
+    left = [*info.left_out, *([(f"{what}s that can't be read", skipped)] if skipped else [])]
     return ", ".join(said) + ("; left out: " + ", ".join(f"{count} {what}" for what, count in left) if left else "")
 
 

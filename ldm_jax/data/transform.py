@@ -2,12 +2,22 @@
 
 `fit` decodes and resizes (bicubic, anti-aliased) until the shorter side fits; `Transform` crops and flips what `fit`
 leaves, and turns the other columns along with it. The two are apart so that `in_memory` can keep the result of the first.
+
+What every transform is, whatever its rows hold (`Transform` is that of images): called as (row, rng) -> example, with
+
+    column            of the rows, such as "image"; examples call the array "image" in any case
+    array_shape       of that array, (*space, channels)
+    fit(row)          the row with its datum decoded: what `in_memory` keeps
+    view(row, rng)    the row as it is seen in one visit, in the numbers that are kept
+    scaled(datum)     float32 in [-1, 1] of what `view` gave
+    crop, flip        whether visits differ ("random"), and whether half of them are mirrored
+    geometry          what the arrays depend on beside rows, {name: value}, for caches
 """
 
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -52,6 +62,7 @@ class Transform:
     task: Task | None = None
     whole_boxes: bool = False
     short_side: int = 0
+    column: ClassVar[str] = "image"
 
     def __post_init__(self):
         if self.crop not in ("center", "random"):
@@ -65,6 +76,17 @@ class Transform:
     def shape(self) -> tuple[int, int]:
         """Height and width of the output."""
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """Of an example's "image"."""
+        return (*self.shape, 3)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What of the fields the arrays depend on."""
+        optional = {"short_side": self.short_side, "whole_boxes": self.whole_boxes, "palette": self.palette}
+        return {"size": self.shape, "flip": self.flip, **{name: value for name, value in optional.items() if value}}
 
     def fit(self, row: Row) -> Row:
         """The row with its image as uint8 [h, w, 3] (and label map as integers [h, w]), resized so that it just covers
@@ -119,12 +141,16 @@ class Transform:
             seen["crop"] = np.float32([left, top, left + width, top + height]) / full
         return mirror(seen) if self.flip and rng is not None and rng.random() < 0.5 else seen
 
+    @staticmethod
+    def scaled(image: np.ndarray) -> np.ndarray:
+        """0..255 -> float32 in [-1, 1]."""
+        return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
     def __call__(self, row: Row, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """One example. Without `rng` nothing is random: centre crop, no flip, the first caption, and of a task what the row's
         name draws."""
         row = self.view(row, rng)
-        image = row["image"].astype(np.float32) / np.float32(127.5) - np.float32(1)
-        example = {"image": image} | other_columns(row, self.tokenize, self.max_boxes, rng)
+        example = {"image": self.scaled(row["image"])} | other_columns(row, self.tokenize, self.max_boxes, rng)
         return example | of_task(self.task, example, row, rng)
 
 

@@ -1,15 +1,15 @@
-"""Which files below a folder are images, and what is passed by.
+"""Which files below a folder are images (or sounds, or whatever kind is looked for), and what is passed by.
 
 Hidden and system folders and files are passed by at every depth: names that begin with a dot (".ipynb_checkpoints", "._1.jpg"),
 and the litter of archivers, network drives and operating systems ("__MACOSX", "@eaDir", "Thumbs.db"). Links to folders are
 followed, but no folder is read twice, and none that holds the root. Working directories of trainings are passed by: what a
-model drew must not become what it learns. What looks like an image and is not read is counted.
+model drew must not become what it learns. What looks like a file of the kind and is not read is counted.
 """
 
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,21 +27,56 @@ _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM
 
 
 @dataclass(frozen=True)
+class FileKind:
+    """What a folder is searched for.
+
+    column      of a source's rows that holds such a file
+    one, many   what it is called, in words
+    suffixes    gives those of the files that are read, lower case with a dot
+    unread      suffixes of files that are of this kind and not read
+    mime        how the kind's MIME types begin, such as "image/"
+    beginnings  first bytes of such files, to know those without a suffix by
+    """
+
+    column: str
+    one: str
+    many: str
+    suffixes: Callable[[], frozenset[str]]
+    unread: frozenset[str]
+    mime: str
+    beginnings: tuple[bytes, ...] = ()
+
+    def looks_so(self, path: Path) -> bool:
+        """Whether a file that is not read would be one of the kind."""
+        suffix = _suffix(path.name)
+        if suffix:
+            return suffix in self.unread or (mimetypes.types_map.get(suffix) or "").startswith(self.mime)
+        try:
+            with open(path, "rb") as file:
+                return bool(self.beginnings) and file.read(8).startswith(self.beginnings)
+        except OSError:
+            return False
+
+
+IMAGES = FileKind("image", "image", "images", suffixes, OTHER_IMAGES, "image/", _BEGINNINGS)
+
+
+@dataclass(frozen=True)
 class Found:
     """What is below a root.
 
-    images    folder, relative to the root ("" is the root itself) -> names of its image files, all in order
+    files     folder, relative to the root ("" is the root itself) -> names of its files of the kind, all in order
     folders   all folders that were looked into
     left_out  what was passed by -> how often
     """
 
-    images: dict[str, list[str]]
+    files: dict[str, list[str]]
     folders: tuple[str, ...]
     left_out: Counter
 
     def paths(self) -> Iterable[str]:
-        """Every image, relative to the root."""
-        return (f"{folder}/{name}" if folder else name for folder, names in self.images.items() for name in names)
+        """Every file, relative to the root."""
+        return (f"{folder}/{name}" if folder else name for folder, names in self.files.items() for name in names)
 
 
 def is_hidden(name: str) -> bool:
@@ -53,9 +88,9 @@ def _is_workdir(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "versions.json"))
 
 
-def find_images(root: Path) -> Found:
-    """All images below `root`. ValueError for a folder that may not be read."""
-    images: dict[str, list[str]] = {}
+def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
+    """All files of a kind below `root`. ValueError for a folder that may not be read."""
+    found: dict[str, list[str]] = {}
     folders, left_out, unread = [], Counter(), set()
     above = {_identity(folder) for folder in Path(os.path.realpath(root)).parents}
     seen, queue, links = {_identity(root)} | above, [""], []
@@ -72,7 +107,7 @@ def find_images(root: Path) -> Found:
             if is_hidden(entry.name):
                 if entry.is_dir():
                     left_out["hidden or system folders"] += 1
-                elif _suffix(entry.name) in suffixes():
+                elif _suffix(entry.name) in kind.suffixes():
                     left_out["hidden files"] += 1
             elif entry.is_dir() and _is_workdir(root / inside):
                 left_out["working directories of trainings"] += 1
@@ -80,17 +115,17 @@ def find_images(root: Path) -> Found:
                 (links if entry.is_symlink() else subfolders).append(inside)
             elif not entry.is_file():
                 left_out["broken links"] += entry.is_symlink()
-            elif _suffix(entry.name) in suffixes():
+            elif _suffix(entry.name) in kind.suffixes():
                 files.append(entry.name)
-            elif _looks_like_an_image(root / inside):
+            elif kind.looks_so(root / inside):
                 unread.add(_suffix(entry.name) or "no suffix")
                 left_out["of unread formats"] += 1
         if files:
-            images[folder] = sorted(files)
+            found[folder] = sorted(files)
         queue += _new(subfolders, root, seen, left_out)
     if count := left_out.pop("of unread formats", 0):
-        left_out[f"image files that are not read ({', '.join(sorted(unread))})"] = count
-    return Found({folder: images[folder] for folder in sorted(images)}, tuple(sorted(folders)), +left_out)
+        left_out[f"{kind.one} files that are not read ({', '.join(sorted(unread))})"] = count
+    return Found({folder: found[folder] for folder in sorted(found)}, tuple(sorted(folders)), +left_out)
 
 
 def _new(folders: list[str], root: Path, seen: set[tuple[int, int]], left_out: Counter) -> list[str]:
@@ -120,14 +155,3 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
-
-
-def _looks_like_an_image(path: Path) -> bool:
-    suffix = _suffix(path.name)
-    if suffix:
-        return suffix in OTHER_IMAGES or (mimetypes.types_map.get(suffix) or "").startswith("image/")
-    try:
-        with open(path, "rb") as file:
-            return file.read(8).startswith(_BEGINNINGS)
-    except OSError:
-        return False

@@ -53,7 +53,7 @@ def train_diffusion(experiment: Experiment) -> None:
         return sharding.to_device(experiment.mesh, found | {"inputs": condition.from_batch(batch)})
 
     def make_batches(start: int) -> Iterator[PyTree]:
-        transform = (build.make_latent_transform if cached else build.make_transform)(config, condition)
+        transform = build.make_latent_transform(config, condition) if cached else experiment.transform(condition)
         return map(to_batch, experiment.batches(source, transform, section["batch_size"], start))
 
     def make_hooks() -> list[Hook]:

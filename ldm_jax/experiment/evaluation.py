@@ -29,7 +29,7 @@ def evaluate(experiment: Experiment) -> None:
     params = sharding.replicate(mesh, ldm.params)
     shown = held_out(experiment, 64)
     images = draw(ldm.specification, params, shown.inputs, len(shown.words), config["evaluation"]["batch_size"], mesh)
-    found = {"validation": (*side_by_side(images, shown), shown.words)}
+    found = {"validation": (*side_by_side(experiment.medium.shown(images), shown), shown.words)}
     results = {}
     if config["evaluation"]["prompts"] and readable(config):  # 0: none
         for objects in (1, 2):
@@ -38,7 +38,7 @@ def evaluate(experiment: Experiment) -> None:
             found[f"{objects}_objects"] = (drawn, 0, words)
     if config["evaluation"].get("num", 0):
         results |= distances(experiment, ldm, which)
-    distributed.on_first("evaluation", lambda: save(experiment, found, results))
+    distributed.on_first("evaluation", lambda: save(experiment, found, results, images))
 
 
 def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> dict[str, float]:
@@ -57,13 +57,15 @@ def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> d
     return dict(found["results"][0]["values"]) if found["results"] else {}
 
 
-def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float]) -> None:
-    """A new folder under WORKDIR/evaluation, made beside its place and renamed when it is whole."""
+def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float], drawn: np.ndarray) -> None:
+    """A new folder under WORKDIR/evaluation, made beside its place and renamed when it is whole. `drawn`: for the conditions of
+    validation, of which the medium's own files, such as sounds, are written as well."""
     folder = free_folder(experiment.workdir / "evaluation")
     temporary = folder.with_name(f".{folder.name}.incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     for name, (pictures, columns, words) in found.items():
         save_pictures(temporary, name, pictures, words, columns)
+    experiment.medium.write(temporary / "validation", drawn)
     write_json(temporary / "results.json", results)
     os.rename(temporary, folder)
     experiment.say(f"evaluation: {len(found['validation'][2])} pictures for validation conditions in {folder}")

@@ -55,7 +55,7 @@ def train_first_stage(experiment: Experiment) -> None:
     constants = {"perceptual": load_perceptual(config["first_stage_loss"])} if program.constants else {}
 
     def make_batches(start: int) -> Iterator[PyTree]:
-        transform = build.make_transform(config)
+        transform = experiment.transform()
         for batch in experiment.batches(experiment.sources["train"], transform, section["batch_size"], start):
             yield sharding.to_device(experiment.mesh, {"image": batch["image"]})
 
@@ -129,7 +129,7 @@ def make_validation(experiment: Experiment, program: FirstStageProgram, constant
             scalars["validation/rfid"] = evaluation.frechet_distance(*np.moveaxis(all_["features"], 1, 0))
         save_statistics(experiment, int(state.step), all_)
         pairs = all_["pairs"][:32]
-        grid = image_grid(pairs.reshape(-1, *pairs.shape[2:]), columns=8)
+        grid = image_grid(experiment.medium.shown(pairs.reshape(-1, *pairs.shape[2:])), columns=8)
         return Report(scalars, {"reconstructions": (grid, "pairs: original, reconstruction")}, HIGHER)
 
     return validate
@@ -169,5 +169,5 @@ def validation_batches(experiment: Experiment, batch_size: int) -> Iterator[dict
     those that count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for batch in eval_batches(source, build.make_transform(experiment.config), batch_size, **share):
+    for batch in eval_batches(source, experiment.transform(), batch_size, **share):
         yield {"image": sharding.to_device(experiment.mesh, batch["image"]), "mask": batch["mask"]}

@@ -70,7 +70,7 @@ def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
     config = experiment.config
     batch_size, key = config["diffusion_train"]["batch_size"], key_of(config["seed"])
     numbers = sharding.local_rows(experiment.mesh, batch_size)
-    batches = experiment.batches(experiment.sources["train"], build.make_transform(config), batch_size, 0)
+    batches = experiment.batches(experiment.sources["train"], experiment.transform(), batch_size, 0)
 
     def encode(params: PyTree, batch: PyTree) -> jax.Array:
         images, rows, number = batch["image"], batch["row"], batch["number"][0]
@@ -95,7 +95,7 @@ def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> Lat
     return latent_cache(
         experiment.workdir / "latents",
         experiment.sources["train"],
-        build.make_transform(experiment.config),
+        experiment.transform(),
         encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
         {"first_stage": hash_arrays(named)},
         report=report,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import api, build
+from ldm_jax import api
 from ldm_jax.api import drawing
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
@@ -31,15 +31,17 @@ def held_out(experiment: Experiment, count: int) -> HeldOut:
     """Conditions of `count` rows, spread over the validation set."""
     condition = experiment.condition
     source = Spread(experiment.sources["validation"], count)
-    batch = next(eval_batches(source, build.make_transform(experiment.config, condition), len(source)))
+    batch = next(eval_batches(source, experiment.transform(condition), len(source)))
     rows = [source[i] for i in range(len(source))]
     words = [condition.in_words(row, source.info) for row in rows]
     shown = condition.as_pictures(batch, rows)
-    return HeldOut(condition.from_batch(batch), words, shown, None if shown is None else batch["image"])
+    real = None if shown is None else experiment.medium.shown(batch["image"])
+    return HeldOut(condition.from_batch(batch), words, shown, real)
 
 
 def side_by_side(images: np.ndarray, shown: HeldOut) -> tuple[np.ndarray, int]:
-    """Pictures for a grid and its columns: drawn ones alone, or condition, drawn and real one side by side."""
+    """Pictures, as the medium shows them, for a grid, and its columns: drawn ones alone, or condition, drawn and real one side
+    by side."""
     if shown.conditions is None:
         return images, 0
     triples = np.stack([shown.conditions, images, shown.images], axis=1)

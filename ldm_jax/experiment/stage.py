@@ -45,6 +45,7 @@ class Experiment:
                 section = config[f"{stage}_train"]
                 sharding.check_batch_size(section["batch_size"], self.mesh, section.get("accumulate", 1))
         distributed.on_first("working directory", lambda: check_workdir(self.config, workdir))
+        self.medium = build.make_medium(self.config, workdir)
         condition = build.make_condition(self.config) if "diffusion" in config["stages"] else Condition({}, None)
         # the data set is made by the first process where it is not there yet
         distributed.on_first("data", lambda: build.make_source(self.config, "train", condition.columns))
@@ -63,6 +64,7 @@ class Experiment:
 
     def _write(self, condition: Condition) -> None:
         open_workdir(self.config, self.workdir, self._script)
+        self.medium.learn(self.sources["train"], self.workdir)
         condition.learn(self.sources["train"], self.workdir)
 
     def _say_what_captions_lose(self) -> None:
@@ -87,10 +89,13 @@ class Experiment:
         began = time.monotonic()
         source = build.make_source(self.config, split, columns)
         if self.config["data"]["in_memory"]:
-            transform = build.make_transform(self.config)
-            source = in_memory(source, transform.fit, self.config["data"]["on_error"])
+            source = in_memory(source, self.transform().fit, self.config["data"]["on_error"])
         self.say(f"data: {describe(source)} to {split} on ({source.info.name}; {time.monotonic() - began:.0f} s)")
         return source
+
+    def transform(self, condition: Condition | None = None) -> Any:
+        """Rows -> arrays; with a condition, also what it reads."""
+        return build.make_transform(self.config, condition, self.workdir)
 
     def example(self) -> str:
         """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""

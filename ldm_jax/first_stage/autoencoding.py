@@ -18,7 +18,8 @@ AT_ONCE = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class FirstStage:
-    """Images [B, *space, 3] in [-1, 1] <-> raw latents [B, *space / factor, channels], as pure functions of params.
+    """Images [B, *space, C] in [-1, 1], C the medium's channels, <-> raw latents [B, *space / factor, channels], as pure
+    functions of params.
 
     `module` is None where diffusion runs on pixels. `size`: spatial shape that parameters are initialised with.
     """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax import media
 from ldm_jax.cli import sample
 from ldm_jax.cli.sample import choose_mode, draw
 from ldm_jax.models import init_lora
@@ -133,13 +134,13 @@ def test_images_of_every_sort(tmp_path):
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0] = (255, 0, 0, 255)
     Image.fromarray(rgba).save(tmp_path / "alpha.png")
-    np.testing.assert_array_equal(sample.read_image(tmp_path / "alpha.png")[:, 0], [[1, -1, -1], [1, 1, 1]])
+    np.testing.assert_array_equal(media.Image({}).read(tmp_path / "alpha.png")[:, 0], [[1, -1, -1], [1, 1, 1]])
     Image.fromarray(np.uint16([[0, 65535]])).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(sample.read_image(tmp_path / "deep.png")[0], [[-1] * 3, [1] * 3])
+    np.testing.assert_array_equal(media.Image({}).read(tmp_path / "deep.png")[0], [[-1] * 3, [1] * 3])
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.fromarray(np.zeros((2, 6, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
-    assert sample.read_image(tmp_path / "turned.png").shape == (6, 2, 3)
+    assert media.Image({}).read(tmp_path / "turned.png").shape == (6, 2, 3)
     Image.fromarray(rgba).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(sample.read_mask(tmp_path / "mask.png", (2, 2)), [[1, 1], [0, 0]])
 

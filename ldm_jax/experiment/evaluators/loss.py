@@ -27,7 +27,7 @@ def make_loss(model: Model) -> Callable[[TrainState], Report]:
     config, condition, mesh = experiment.config, experiment.condition, experiment.mesh
     batch_size = config["diffusion_train"]["batch_size"]
     program: Program = build.make_diffusion_program(config, condition, cached=False)
-    transform = build.make_transform(config, condition)
+    transform = experiment.transform(condition)
     source = Spread(experiment.sources["validation"], config["log"]["validation_images"])
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

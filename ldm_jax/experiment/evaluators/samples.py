@@ -17,7 +17,8 @@ def make_samples(model: Model) -> Callable[[TrainState], Report]:
     shown, batch_size = held_out(experiment, COUNT), experiment.config["evaluation"]["batch_size"]
 
     def show(state: TrainState) -> Report:
-        images = draw(model.spec, model.params(state), shown.inputs, len(shown.words), batch_size, experiment.mesh)
+        drawn = draw(model.spec, model.params(state), shown.inputs, len(shown.words), batch_size, experiment.mesh)
+        images = experiment.medium.shown(drawn)
         return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
 
     return show

@@ -1,0 +1,27 @@
+"""What is learnt and drawn: one file a medium; `MEDIA` names them, and a new one is a file and a name there.
+
+medium   a file holds        the array, float32 in [-1, 1]   shown as              written as
+image    a picture           [H, W, 3]                       itself                PNG, WebP or JPEG
+
+config.data.medium says which ("image" where the field is missing). Nothing else knows what an array means: first stages,
+diffusion, caches and samplers work on arrays of any kind. What a medium has to give is in `Medium`: a transform of rows into
+arrays, pictures to show them as, and the files that people expect.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm_jax.media.image import Image
+from ldm_jax.media.medium import Medium
+from ldm_jax.primitives.choices import choose
+
+MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Image,)}
+
+__all__ = ["MEDIA", "Image", "Medium", "make_medium"]
+
+
+def make_medium(section: Mapping[str, Any], workdir: Path | None = None) -> Medium:
+    """The medium of config.data. `workdir`: where one that learns something of its data keeps it. ValueError that names what
+    there is."""
+    return choose(MEDIA, section.get("medium", Image.name), "config.data.medium")(section, workdir)
