@@ -10,11 +10,10 @@ rates are alike. It learns far more from few steps; of a small model's step on a
 
 from collections.abc import Collection, Mapping
 
-import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
 from ldm_jax.primitives.choices import check_choice
+from ldm_jax.training.muon import muon
 
 DECAYS = ("constant", "linear", "cosine", "inverse_sqrt", "wsd")
 FINAL = 0.2  # of the steps after warm-up: the part in which "wsd" falls
@@ -75,16 +74,7 @@ def make_optimizer(
     if name == "adamw":
         transform = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
     else:
-        transform = muon(
-            schedule,
-            weight_decay=weight_decay,
-            adam_b1=b1,
-            adam_b2=b2,
-            adam_learning_rate=lambda step: 0.1 * schedule(step),
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,
-            mu_dtype=mu_dtype,
-        )
+        transform = muon(schedule, lambda step: 0.1 * schedule(step), b1, b2, weight_decay, mu_dtype)
     return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
 
 
@@ -122,15 +112,3 @@ def trained_only(optimizer: optax.GradientTransformation, frozen: Collection[str
         return {name: "frozen" if name in frozen else "trained" for name in params}
 
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
-
-
-def _matrices(params):
-    """Which parameters are matrices of more than a few rows and columns, and which of their axes are inputs."""
-
-    def one(path, x):
-        is_kernel = x.ndim >= 2 and path[-1] == jax.tree_util.DictKey("kernel")
-        if is_kernel and min(x.shape[-1], x.size // x.shape[-1]) > 4:
-            return MuonDimensionNumbers(tuple(range(x.ndim - 1)), (x.ndim - 1,))
-        return None
-
-    return jax.tree_util.tree_map_with_path(one, params)
