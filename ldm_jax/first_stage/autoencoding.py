@@ -29,6 +29,11 @@ class FirstStage:
     channels: int = 3
     size: tuple[int, ...] = ()
 
+    @property
+    def image_channels(self) -> int:
+        """Of what is encoded."""
+        return self.channels if self.module is None else self.module.in_channels
+
     def init(self, key: jax.Array) -> PyTree:
         """Random parameters."""
         if self.module is None:

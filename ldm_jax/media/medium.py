@@ -59,6 +59,10 @@ class Medium:
         """A user's file as a datum of any size. ValueError or FileNotFoundError that names the file and what is wrong."""
         raise NotImplementedError
 
+    def laid(self, mask: np.ndarray) -> np.ndarray:
+        """A mask [H, W] that a user drew for a datum as `shown`, as it lies on the array."""
+        return mask
+
     def shown(self, arrays: np.ndarray) -> np.ndarray:
         """[N, *space, channels] -> pictures [N, H, W, 3], float32 in [-1, 1]: for grids in training and beside files."""
         raise NotImplementedError
