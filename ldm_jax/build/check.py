@@ -92,7 +92,8 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     medium.check()
     if stage.image_channels != medium.channels:
         raise ValueError(
-            f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of {medium.channels} channels"
+            f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
+            f"{medium.channels} channels"
         )
 
 

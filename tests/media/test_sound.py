@@ -10,7 +10,7 @@ from ldm_jax.cli import sample_command
 from ldm_jax.cli.sample import draw
 from ldm_jax.data.sound import read_sound, wav_bytes
 from tests.test_habits import config_of
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, random_model
 
 DATA = {
     "medium": "sound", "source": "folder", "path": ".", "image_size": (16, 24), "crop": "center", "flip": False,
@@ -83,11 +83,10 @@ def test_what_is_read_is_heard_again(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     """Random weights."""
-    from tests.tiny import random_model
-
     first_stage = CONFIG["first_stage"] | {"in_channels": 1, "out_ch": 1}
     network = CONFIG["network"] | {"attention_resolutions": [], "use_spatial_transformer": False, "context_dim": None}
-    return random_model(CONFIG | {"data": DATA, "first_stage": first_stage, "network": network, "conditioner": {"kind": "none"}})
+    parts = {"data": DATA, "first_stage": first_stage, "network": network, "conditioner": {"kind": "none"}}
+    return random_model(CONFIG | parts)
 
 
 def test_sounds_are_drawn_written_and_started_from(model, tmp_path, monkeypatch, capsys):
