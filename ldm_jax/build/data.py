@@ -8,7 +8,6 @@ from typing import Any
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
-from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.media import Medium
 from ldm_jax.media import make_medium as make
@@ -28,6 +27,8 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
         raise ValueError(f"config.data.path is empty: name {what}, --config.data.path=...")
     if kind == "folder":
         return folder(section["path"], split, columns, {c: n for c, n in names.items() if c != own}, kind=medium.files)
+    from ldm_jax.data.tfds_source import shapes_source, tfds_source  # here, because importing them takes half a second
+
     if kind == "tfds":
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"

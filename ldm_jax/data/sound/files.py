@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from scipy.io import wavfile
-from scipy.signal import resample_poly
 
 from ldm_jax.data.walk import FileKind
 
@@ -58,6 +56,8 @@ def read_sound(encoded: Encoded, name: str = "sound") -> tuple[np.ndarray, int]:
 
 def wav_bytes(samples: np.ndarray, rate: int) -> bytes:
     """Samples [T] or [T, channels] in [-1, 1] (what exceeds that is cut off) as a WAV file of 16 bits."""
+    from scipy.io import wavfile  # here, because importing it takes a while, as below
+
     file = io.BytesIO()
     wavfile.write(file, rate, np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"))
     return file.getvalue()
@@ -67,11 +67,15 @@ def resampled(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
     """Samples [T, channels] at another rate, float32, by a polyphase filter against aliases."""
     if rate == to:
         return samples
+    from scipy.signal import resample_poly
+
     common = math.gcd(rate, to)
     return resample_poly(samples, to // common, rate // common, axis=0).astype(np.float32)
 
 
 def _of_wav(data: bytes) -> tuple[np.ndarray, int]:
+    from scipy.io import wavfile
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that are none of sound
         warnings.filterwarnings("error", "Reached EOF prematurely", wavfile.WavFileWarning)

@@ -17,7 +17,6 @@ import functools
 from typing import Any
 
 import numpy as np
-import scipy.fft
 
 from ldm_jax.primitives.choices import check_choice
 
@@ -48,13 +47,13 @@ def stft(samples: np.ndarray, window: int, hop: int) -> np.ndarray:
     margin = (window - hop) // 2
     padded = np.pad(samples, [(0, 0)] * (samples.ndim - 1) + [(margin, window - hop - margin)])
     frames = np.lib.stride_tricks.sliding_window_view(padded, window, axis=-1)[..., ::hop, :]
-    return np.moveaxis(scipy.fft.rfft(frames * hann(window)), -1, -2)
+    return np.moveaxis(np.fft.rfft(frames * hann(window)), -1, -2)
 
 
 def istft(spectrum: np.ndarray, window: int, hop: int) -> np.ndarray:
     """The samples [..., T] whose `stft` is nearest to `spectrum` [..., window / 2 + 1, frames] (Griffin and Lim 1984,
     equation 6)."""
-    frames = scipy.fft.irfft(np.moveaxis(spectrum, -2, -1), window) * hann(window)
+    frames = np.fft.irfft(np.moveaxis(spectrum, -2, -1), window) * hann(window)
     count, margin = frames.shape[-2], (window - hop) // 2
     length = (count - 1) * hop + window
     out, weight = np.zeros((*frames.shape[:-2], length), np.float32), np.zeros(length, np.float32)
