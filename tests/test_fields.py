@@ -21,6 +21,7 @@ from ldm_jax import api, build, media, scoring
 from ldm_jax.api import sampling
 from ldm_jax.build import data as build_data
 from ldm_jax.build.check import CHOICES, check, check_numbers
+from ldm_jax.data import tfds_source
 from ldm_jax.data.source import Info
 from ldm_jax.experiment import STAGES, diffusion, evaluation, evaluators, first_stage, latents, pictures, stage, starting
 from ldm_jax.experiment.evaluators import loss, prompts
@@ -349,8 +350,9 @@ def told(config, folder):
     with pytest.MonkeyPatch.context() as patch:
         tell = functools.partial(said.tell, patch)
         tell(sharding, "make_mesh")
-        for name in ("folder", "tfds_source", "shapes_source"):
-            tell(build_data, name, rows)
+        tell(build_data, "folder", rows)
+        for name in ("tfds_source", "shapes_source"):
+            tell(tfds_source, name, rows)
         tell(media.image, "Transform")
         tell(media.image.label_maps, "read_palette", lambda path: None)
         tell(stage, "batches", batches)
