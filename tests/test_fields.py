@@ -53,7 +53,7 @@ TINY = {
     "log.validation_images": 4,
 }
 # What names things, and is meant for nothing else.
-LABELS = {"name": "train.py trains in runs/NAME", "data.medium": "there is one so far"}
+LABELS = {"name": "train.py trains in runs/NAME"}
 VQ = {"first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.n_embed": 16}
 EMA = VQ | {"first_stage_loss.codebook": "ema"}
 GAN = {"first_stage_loss.disc_weight": 0.5, "first_stage_loss.disc_ndf": 4}

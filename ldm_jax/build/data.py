@@ -58,6 +58,14 @@ def make_transform(config: Mapping[str, Any], condition: Condition | None = None
     )
 
 
+def make_probe_transform(config: Mapping[str, Any], split: str) -> Any:
+    """How small networks that judge look at rows that are no pictures: in training at random crops. None for pictures, of which
+    they choose the size."""
+    if make_medium(config).name == "image":
+        return None
+    return make_transform({**config, "data": {**config["data"], "crop": "random" if split == "train" else "center"}})
+
+
 def make_latent_transform(config: Mapping[str, Any], condition: Condition) -> LatentTransform:
     """The same for rows of a latent cache."""
     return LatentTransform(config["data"]["flip"], condition.tokenize, task=condition.task())

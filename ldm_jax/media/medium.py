@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.walk import FileKind
-from ldm_jax.pictures import save_pictures
 
 
 class Medium:
@@ -59,6 +58,10 @@ class Medium:
         """A user's file as a datum of any size. ValueError or FileNotFoundError that names the file and what is wrong."""
         raise NotImplementedError
 
+    def laid(self, mask: np.ndarray) -> np.ndarray:
+        """A mask [H, W] that a user drew for a datum as `shown`, as it lies on the array."""
+        return mask
+
     def shown(self, arrays: np.ndarray) -> np.ndarray:
         """[N, *space, channels] -> pictures [N, H, W, 3], float32 in [-1, 1]: for grids in training and beside files."""
         raise NotImplementedError
@@ -82,6 +85,8 @@ class Medium:
     ) -> Path:
         """One grid of pictures with its words; `singly`: every datum as files of its own besides, NUMBER.SUFFIX. Arguments and
         errors as of `save_pictures`, to which the pictures go; `files_of` is written beside them."""
+        from ldm_jax.pictures import save_pictures  # here, because TensorBoard comes with it
+
         if singly:
             self.write(folder, arrays)
         return save_pictures(folder, name, self.shown(arrays), words, columns, singly, texts, suffix=suffix, labels=labels)
