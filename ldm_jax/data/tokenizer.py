@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from ldm_jax.data.detokenize import join
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
 
@@ -163,6 +164,14 @@ class Tokenizer:
             return self._inner.decode(kept).replace("</w>", " ").strip()
         names = [self._inner.id_to_token(int(i)) for i in ids]
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
+
+    def text(self, ids: np.ndarray) -> str:
+        """The same as a line of text up to the first end, with blanks as people set them (`detokenize`): a text that was
+        encoded is that text again, in lower case. "[UNK]" where the tokenizer lacks a word."""
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(self._end)] if self._end in ids else ids
+        said = self.decode(np.asarray(ids, np.int64))
+        return said if self.is_clip else join(said.split())
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file in the format of the `tokenizers` library, whole or not at all."""
