@@ -70,7 +70,8 @@ class LatentDiffusion:
     @property
     def abilities(self) -> tuple[str, ...]:
         """Names of the methods that make pictures with this model."""
-        return self.condition.abilities
+        among = build.make_medium(self.config).abilities
+        return tuple(name for name in self.condition.abilities if among is None or name in among)
 
     def describe(self) -> str:
         """What the model is, what it can be given, and which methods make pictures with it."""

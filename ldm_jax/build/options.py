@@ -32,7 +32,10 @@ def compiler(config: Mapping[str, Any]) -> str:
 
 
 def dims(config: Mapping[str, Any]) -> int:
-    """How many spatial axes the data have: the first stage's `dims`, or, where diffusion runs on pixels, the network's."""
+    """How many spatial axes the data have: the first stage's `dims` (one of text), or, where diffusion runs on pixels, the
+    network's."""
+    if config["first_stage"]["kind"] == "text":
+        return 1
     own = config["first_stage"].get("dims") if config["first_stage"]["kind"] != "none" else None
     return own or config.get("network", {}).get("dims", 2)
 

@@ -2,8 +2,8 @@
 
 Words of `data.tokenizer` are runs of letters and digits; every mark and every ideograph is a word of its own. A blank is left
 out only where a mark or an ideograph ends or begins, so the text has the same words again: `words(join(words(text))) ==
-words(text)` for all text. Text that is spaced as usual comes back as it was, but for what tokenizers take away (capitals, runs of
-blanks).
+words(text)` for all text. Text that is spaced as usual comes back as it was, but for what tokenizers take away: capitals, runs
+of blanks.
 """
 
 import unicodedata

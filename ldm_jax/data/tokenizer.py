@@ -25,6 +25,7 @@ from ldm_jax.data.detokenize import join
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
 
+END = 3  # the number of [EOS] in every tokenizer that is trained here: [PAD], [UNK], [BOS], [EOS] come first
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 
@@ -143,6 +144,10 @@ class Tokenizer:
         out[0], out[1 + len(ids)] = self._begin, self._end
         out[1 : 1 + len(ids)] = ids
         return out
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without begin and end."""
+        return len(self._inner.encode(text, add_special_tokens=False).ids)
 
     def losses(self, texts: Iterable[str], length: int) -> Losses:
         """How many of `texts` are cut when they are encoded to `length` tokens, and how many words become [UNK]."""

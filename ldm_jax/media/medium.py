@@ -22,6 +22,8 @@ class Medium:
         `data.source.DATA`).
       sources: the names that config.data.source may have.
       axes: how many sides config.data.image_size has.
+      decoded: whether a row's datum has to be decoded, which config.data.in_memory does once.
+      abilities: methods of `LatentDiffusion` that make sense with it; None: all.
       one, many: what a datum is called in words.
     """
 
@@ -29,6 +31,8 @@ class Medium:
     files: FileKind | None = None
     sources: tuple[str, ...] = ("folder",)
     axes = 2
+    decoded = True
+    abilities: tuple[str, ...] | None = None
     one, many = "", ""
 
     def __init__(self, section: Mapping[str, Any], workdir: Path | None = None):
@@ -53,11 +57,20 @@ class Medium:
     def learn(self, source: Any, folder: Path) -> None:
         """Writes into the working directory what is learnt of the training set before any model, such as a vocabulary."""
 
+    def look(self, source: Any) -> str:
+        """What is to be said of a split's rows before anything is trained on them, after `learn`; "" for nothing. ValueError
+        that names one which can't be taken."""
+        return ""
+
     # What people give and get
 
     def read(self, path: str | Path) -> np.ndarray:
         """A user's file as a datum of any size. ValueError or FileNotFoundError that names the file and what is wrong."""
         raise NotImplementedError
+
+    def words(self, arrays: np.ndarray) -> list[str] | None:
+        """What data say, for those that are text: a line each."""
+        return None
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:
         """[N, *space, channels] -> pictures [N, H, W, 3], float32 in [-1, 1]: for grids in training and beside files."""

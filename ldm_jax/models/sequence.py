@@ -4,9 +4,9 @@ for language generation"; the latents are drawn from a posterior as in Rombach e
     tokens [N] -> transformer -> [N, width] -> resampler: L queries attend to them -> moments [L, 2 D]
     latents [L, D] -> transformer -> [L, width] -> N places attend to them -> scores of every token [N, V]
 
-The resampler is the Perceiver's (Jaegle et al. 2021). There the decoder is a language model that writes one token after the other;
-here every place is decided at once, of the latents alone: what a decoded sentence has of grammar is the latents', and decoding
-is one pass.
+The resampler is the Perceiver's (Jaegle et al. 2021). There the decoder is a language model that writes one token after the
+other; here every place is decided at once, of the latents alone: what a decoded sentence has of grammar is the latents', and
+decoding is one pass.
 """
 
 from typing import Any
@@ -109,7 +109,7 @@ class TextDecoder(nn.Module):
 
 
 class TextAutoencoder(nn.Module):
-    """A first stage of tokens, KL-regularized. Tokens are int [B, length, 1], from 0 to vocab_size - 1, one number a place.
+    """A first stage of tokens, KL-regularized. Tokens are [B, length, 1], whole numbers from 0 to vocab_size - 1, of any type.
 
     `encode` gives moments [B, latents, 2 embed_dim], means and then log-variances; `decode` takes latents
     [B, latents, embed_dim] and gives scores float32 [B, length, vocab_size], of which the largest is the token. `length` is a
@@ -152,7 +152,12 @@ class TextAutoencoder(nn.Module):
     def encode(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         if tokens.shape[1:] != (self.length, 1):
             raise ValueError(f"tokens of shape {tokens.shape} are not [B, {self.length}, 1]")
-        return self.encoder(tokens[..., 0], train).astype(jnp.float32)
+        return self.encoder(tokens[..., 0].astype(jnp.int32), train).astype(jnp.float32)
+
+    @staticmethod
+    def drawn(scores: jax.Array) -> jax.Array:
+        """Scores [B, length, vocab_size] -> the likeliest tokens, float32 [B, length, 1]."""
+        return jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.float32)
 
     def decode(self, z: jax.Array, train: bool = False) -> jax.Array:
         if z.shape[1:] != (self.latents, self.embed_dim):
