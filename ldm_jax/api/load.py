@@ -167,6 +167,7 @@ def load_workdir(
     params.pop(HISTORY, None)  # of training
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
+    config["data"] = build.make_medium(config, workdir).settled()
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
     return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)

@@ -25,6 +25,7 @@ from ldm_jax.data.detokenize import join
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
 
+TEXT_TOKENIZER = "text_tokenizer.json"  # of the data, in the working directory of a model of text
 END = 3  # the number of [EOS] in every tokenizer that is trained here: [PAD], [UNK], [BOS], [EOS] come first
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
@@ -148,6 +149,12 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """How many tokens a text has, without begin and end."""
         return len(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def words(self, text: str) -> list[str]:
+        """The words and marks of a text, as they are told apart here; those that are unknown stay."""
+        if self._inner.normalizer is not None:
+            text = self._inner.normalizer.normalize_str(text)
+        return [word for word, _ in self._inner.pre_tokenizer.pre_tokenize_str(text)]
 
     def losses(self, texts: Iterable[str], length: int) -> Losses:
         """How many of `texts` are cut when they are encoded to `length` tokens, and how many words become [UNK]."""

@@ -62,6 +62,10 @@ class Medium:
         that names one which can't be taken."""
         return ""
 
+    def settled(self) -> dict[str, Any]:
+        """config.data with what `learn` wrote named by its path: for models that are loaded, whose working directory isn't."""
+        return dict(self.section)
+
     # What people give and get
 
     def read(self, path: str | Path) -> np.ndarray:

@@ -16,13 +16,12 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
-from ldm_jax.data.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+from ldm_jax.data.tokenizer import END, TEXT_TOKENIZER, Tokenizer, load_tokenizer, train_tokenizer
 from ldm_jax.data.transform import of_task, other_columns
 from ldm_jax.media.medium import Medium
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
 
-FILE = "text_tokenizer.json"
 WIDTH, HEIGHT, SIZE = 280, 44, 12  # of a line that is drawn, in pixels
 TOO_LONG = ("raise", "cut")
 
@@ -125,22 +124,32 @@ class Text(Medium):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The vocabulary. ValueError before it is learnt."""
+        """The vocabulary: of the working directory, or else of the file that is named. ValueError before it is learnt."""
+        if self.workdir is not None and (self.workdir / TEXT_TOKENIZER).is_file():
+            return self._fitting(load_tokenizer(self.workdir / TEXT_TOKENIZER))
         if _is_file(self.section["tokenizer"]):
             return self._fitting(load_tokenizer(self.section["tokenizer"]))
-        if self.workdir is None or not (self.workdir / FILE).is_file():
-            place = self.workdir or "its working directory"
-            raise ValueError(f"the vocabulary of this model is not known: {place} has no {FILE}")
-        return self._fitting(load_tokenizer(self.workdir / FILE))
+        place = self.workdir or "its working directory"
+        raise ValueError(f"the vocabulary of this model is not known: {place} has no {TEXT_TOKENIZER}")
 
     def transform(self, **columns: Any) -> TextTransform:
         """Tokens of this vocabulary."""
         return TextTransform(self.tokenizer, self.length, self.section["too_long"], **columns)
 
     def learn(self, source: Any, folder: Path) -> None:
-        """The vocabulary, unless it is there."""
-        if not _is_file(self.section["tokenizer"]) and not (folder / FILE).is_file():
-            train_tokenizer(_texts(source), self.section["tokenizer"], self.section["vocab_size"]).save(folder / FILE)
+        """The vocabulary, unless it is there: learnt, or copied from the file that is named."""
+        kind, path = self.section["tokenizer"], folder / TEXT_TOKENIZER
+        if path.is_file():
+            return
+        known = load_tokenizer(kind) if _is_file(kind) else train_tokenizer(_texts(source), kind, self.section["vocab_size"])
+        self._fitting(known).save(path)
+
+    def settled(self) -> dict[str, Any]:
+        """With the vocabulary's file as its tokenizer."""
+        section = super().settled()
+        if self.workdir is not None:
+            section["tokenizer"] = str(self.workdir.absolute() / TEXT_TOKENIZER)
+        return section
 
     def look(self, source: Any) -> str:
         """What is lost of a source's texts, in one line. ValueError that names the first text that is too long, unless those
