@@ -5,7 +5,7 @@ on two CPU cores.
     python sample.py --workdir runs/sentences --label question --num 8
     python -m ldm_jax.evaluation --workdir runs/sentences --num 1000
 
-An autoencoder of sequences turns 24 tokens into 8 latents of 16 numbers; a diffusion transformer draws those. docs/text.md says
+An autoencoder of sequences turns 16 tokens into 8 latents of 16 numbers; a diffusion transformer draws those. docs/text.md says
 what to expect, and how to train on text files of your own.
 """
 
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.name = "sentences"
     config.data.medium = "text"
     config.data.source = "sentences"  # or "folder", of .txt and .jsonl files
-    config.data.image_size = 24  # tokens of a sentence, with its begin and its end
+    config.data.image_size = 16  # tokens of a sentence, with its begin and its end
     config.data.examples = (50_000, 4_000)
     config.data.tokenizer = "words"  # "words" | "wordpiece", learnt of the training set | path of a tokenizer.json
     config.data.vocab_size = 160  # at most
@@ -37,10 +37,10 @@ def get_config() -> ConfigDict:
     config.first_stage.dropout = 0.0  # of the encoder's input
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.kl_weight = 0.01  # of the divergence from N(0, 1), in nats a sentence, as the likelihood is
-    config.first_stage_train.steps = 3000
+    config.first_stage_train.steps = 2500
     config.first_stage_train.batch_size = 64
-    config.first_stage_train.optimizer = "muon"
-    config.first_stage_train.learning_rate = 5e-3
+    config.first_stage_train.optimizer = "adamw"
+    config.first_stage_train.learning_rate = 3e-3
     config.first_stage_train.warmup_steps = 50
     config.first_stage_train.best = "validation/token_accuracy"
 
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.network.kind = "dit"
     config.network.dims = 1
     config.network.depth = 4
-    config.network.hidden_size = 128
+    config.network.hidden_size = 96
     config.network.num_heads = 4
     config.network.patch_size = 1
     config.network.input_size = config.first_stage.latents
@@ -60,16 +60,17 @@ def get_config() -> ConfigDict:
     config.conditioner.kind = "label"
     config.conditioner.n_classes = 4
     config.conditioner.null_probability = 0.1
-    config.diffusion_train.steps = 6000
+    config.diffusion_train.steps = 4000
     config.diffusion_train.batch_size = 64
-    config.diffusion_train.learning_rate = 5e-3
+    config.diffusion_train.optimizer = "adamw"
+    config.diffusion_train.learning_rate = 2e-3
     config.diffusion_train.ema_decay = 0.995
     config.sampling.steps = 50
     config.sampling.guidance_scale = 1.5
     config.evaluation.prompts = 0
     config.evaluation.num = 1000  # sentences that are drawn and measured after training
     config.evaluation.batch_size = 64
-    config.log.images_every = 1500
-    config.log.validation_every = 1500
-    config.checkpoint.every = 1500
+    config.log.images_every = 1000
+    config.log.validation_every = 1000
+    config.checkpoint.every = 1000
     return config

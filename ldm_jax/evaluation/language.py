@@ -7,7 +7,8 @@ n-gram model      p(w | h) = (c(hw) + t(h) p(w | h')) / (c(h) + t(h)), with t(h)
                   can't see further than its order
 novel             the share of sentences that are no training sentence
 
-All are functions of words, whatever a word is. A sentence begins with n - 1 begins and ends with one end, which counts as a word.
+All are functions of words, whatever a word is. A sentence begins with n - 1 begins and ends with one end, which counts as a
+word.
 """
 
 import math

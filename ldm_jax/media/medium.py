@@ -21,7 +21,7 @@ class Medium:
       files: what a folder source looks for; None where there is no such source. Its column is what rows have (add it to
         `data.source.DATA`).
       sources: the names that config.data.source may have.
-      axes: how many sides config.data.image_size has.
+      axes: how many sides config.data.image_size has; unit: what it counts.
       decoded: whether a row's datum has to be decoded, which config.data.in_memory does once.
       abilities: methods of `LatentDiffusion` that make sense with it; None: all.
       one, many: what a datum is called in words.
@@ -31,6 +31,7 @@ class Medium:
     files: FileKind | None = None
     sources: tuple[str, ...] = ("folder",)
     axes = 2
+    unit = "pixels"
     decoded = True
     abilities: tuple[str, ...] | None = None
     one, many = "", ""

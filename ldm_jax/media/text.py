@@ -89,6 +89,7 @@ class Text(Medium):
     name = "text"
     sources = ("sentences", "folder")
     axes = 1
+    unit = "tokens"
     one, many = "sentence", "sentences"
     channels = 1
     decoded = False

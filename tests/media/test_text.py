@@ -102,7 +102,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(section, tmp_path):
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("data.image_size", 25, "image_size=.*25.*: must be a multiple of config.first_stage.latents=8"),
+        ("data.image_size", 17, "image_size=.*17.*: must be a multiple of config.first_stage.latents=8"),
         ("data.medium", "image", "first_stage.kind='text' is of tokens"),
         ("data.source", "tfds", r"config.data.source \(of medium='text'\)"),
         ("first_stage.heads", 5, "width 64 must be divisible by heads 5"),

@@ -19,7 +19,7 @@ import itertools
 import numpy as np
 
 KINDS = ("statement", "denial", "question", "command")
-LONGEST = 22  # words, with the mark at the end; longer ones are drawn anew
+LONGEST = 14  # words, with the mark at the end; longer ones are drawn anew
 
 _NOUNS = (
     "dog cat bird horse fox rabbit child farmer teacher sister brother friend neighbour doctor painter king robot letter book "
