@@ -39,6 +39,7 @@ TINY = {
     "diffusion_train.warmup_steps": 2,
     "sampling.steps": 3,
     "evaluation.num": 16,
+    "evaluation.evaluators.prompts.every": 0,
     "evaluation.batch_size": 8,
     "log.every": 5,
     "log.validation_every": 10,
@@ -121,6 +122,8 @@ def test_a_model_is_loaded_and_drawn_from_as_functions(trained):
     assert tokens.shape == (2, 16, 1) and (tokens == np.rint(tokens)).all() and (tokens >= 0).all() and (tokens < 160).all()
     z = ldm.encode(ldm.params, tokens)
     assert z.shape == (2, 8, 4) and ldm.decode(ldm.params, z).shape == (2, 16, 160)
+    with pytest.raises(ValueError, match="this is a model of text: keep its folder"):
+        ldm_jax.save(ldm, trained[0] / "export")
     with pytest.raises(ValueError, match="this model can't image_to_image"):
         draw(ldm, {"image": ["x.txt"], "label": ["command"]})
 

@@ -128,6 +128,9 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
     pipeline of diffusers draws with which kind of model.
     """
+    medium = ldm.specification.config.get("data", {}).get("medium", "image")
+    if medium != "image":
+        raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
     if isinstance(ldm, Autoencoder):
         return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)

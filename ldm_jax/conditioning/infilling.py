@@ -28,6 +28,7 @@ class Infilling(Condition):
 
     kind = "infill"
     flags = {"infill": ("texts", f"A sentence with {HOLE} for each word to draw; {REST} at its end: any more.", '"a ___ ..."')}
+    required = ("vocab_size", "n_embed", "n_layer")
     abilities = ("sample", "variation")
     of_pictures = True
     guidance_scale = 1.0
@@ -92,6 +93,11 @@ class Infilling(Condition):
 
     def task(self):
         return functools.partial(with_holes, hole=self.section["vocab_size"])
+
+    def check(self):
+        if len(self.setting.image_size) != 1:
+            raise ValueError("config.conditioner.kind='infill' is of text: config.data.medium='text'")
+        super().check()
 
     def learn(self, source, folder: Path) -> None:
         """Nothing: the vocabulary is the data's, which the medium learns."""

@@ -106,7 +106,7 @@ class Experiment:
     def example(self) -> str:
         """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""
         condition, source = self.condition, Spread(self.sources["validation"], 100)
-        flag = next((name for name in ("prompt", "label") if name in condition.flags), None)
+        flag = next((name for name in ("prompt", "label", "infill") if name in condition.flags), None)
         for i in range(len(source) if flag else 0):
             said = condition.in_words(source[i], source.info)
             try:

@@ -7,7 +7,6 @@ WORKDIR/text_tokenizer.json, or is the tokenizer.json that config.data.tokenizer
 import dataclasses
 import functools
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -155,13 +154,12 @@ class Text(Medium):
     def look(self, source: Any) -> str:
         """What is lost of a source's texts, in one line. ValueError that names the first text that is too long, unless those
         are cut."""
-        tokenizer, most, counted = self.tokenizer, self.length - 2, Counter()
-        for row in map(source.__getitem__, range(len(source))):
-            count = tokenizer.count(row["text"])
-            if count > most and self.section["too_long"] == "raise":
-                raise ValueError(_too_long(row["name"], count, self.length, row["text"]))
-            counted["cut"] += count > most
-        return str(tokenizer.losses(_texts(source), self.length)).replace("captions", "texts")
+        lost = self.tokenizer.losses(_texts(source), self.length)
+        if lost.cut and self.section["too_long"] == "raise":
+            for row in map(source.__getitem__, range(len(source))):
+                if (count := self.tokenizer.count(row["text"])) > self.length - 2:
+                    raise ValueError(_too_long(row["name"], count, self.length, row["text"]))
+        return str(lost).replace("captions", "texts")
 
     def words(self, arrays: np.ndarray) -> list[str]:
         """Tokens [B, N, 1] as lines of text."""

@@ -14,7 +14,7 @@ shuffled text   the same with the words of every sentence in a random order
 3-gram model    drawn of a 3-gram model of the training set
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,55 +51,75 @@ def measure(
     return values | {f"distinct_{n}": language.distinct(drawn, n) for n in (1, 2, 3)}
 
 
+class Scorer:
+    """What looks at the sentences of a model: it is loaded for a config and a condition that know their vocabulary."""
+
+    def __init__(self, config: Mapping[str, Any], condition: Any):
+        self.medium, self.condition = build.make_medium(config), condition
+        self.grammar = config["data"]["source"] == "sentences"
+        self.rows = {split: build.make_source(config, split, condition.columns) for split in ("train", "validation")}
+        self.training, held_out = (self.words(source[i]["text"] for i in range(len(source))) for source in self.rows.values())
+        self.known, self.held_out = held_out[::2], held_out[1::2]
+        if not self.held_out:
+            raise ValueError(f"{self.rows['validation'].info.name}: one sentence; a half of them is compared with the other")
+        self.model = language.NGrams(self.known, ORDER)
+
+    def words(self, lines: Iterable[str]) -> Words:
+        """The words of texts, as the vocabulary tells them apart."""
+        return [self.medium.tokenizer.words(line) for line in lines]
+
+    def measure(self, drawn: Words, kinds: Sequence[str] | None = None) -> dict[str, float]:
+        """The numbers of sentences, see above; `kinds`: what each was asked to be."""
+        return measure(drawn, self.model, self.training, kinds, self.grammar)
+
+    def of(self, tokens: np.ndarray, conditions: Conditions) -> tuple[dict[str, float], list[str]]:
+        """The numbers of tokens [B, N, 1] that were drawn for these conditions, and the lines that they are."""
+        lines, names, labels = self.medium.words(tokens), conditions.source.info.class_names, conditions.labels()
+        values = self.measure(self.words(lines), None if labels is None or not names else [names[label] for label in labels])
+        if hasattr(self.condition, "kept_words"):
+            values |= self.condition.kept_words(conditions.inputs(np.arange(conditions.num)), tokens)
+        return values, lines
+
+
+def draw(drawer: Drawer, num: int, batch_size: int, options: Mapping[str, Any], what: str = "drawing") -> np.ndarray:
+    """Tokens [num, N, 1] of what a drawer draws, in every process."""
+    tokens = []
+    with progress(num, what) as done:
+        for batch in drawer.batches(np.arange(num), batch_size, options):
+            tokens.append(np.asarray(sharding.replicate(drawer.mesh, batch.images))[batch.rows >= 0])
+            done(len(tokens[-1]))
+    return np.concatenate(tokens)
+
+
 def evaluate_texts(
     ldm: api.LatentDiffusion, request: Any, out: Path, *, model: Mapping[str, Any], mesh: Any, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """`scoring.evaluate` for a model of text: OUT/results.json, results.md, report.html and the drawn sentences,
     OUT/SETTING.txt. ValueError for what is of pictures."""
-    for name in ("memorisation", "reconstructions", "likelihood"):
+    for name in ("memorisation", "reconstructions", "likelihood", "pictures"):
         if getattr(request, name):
-            raise ValueError(f"{name} is of pictures; this model draws sentences")
-    config = ldm.config
-    medium = build.make_medium(config)
-    rows = {split: build.make_source(config, split, ldm.condition.columns) for split in ("train", "validation")}
-    words = {split: _words(medium, source) for split, source in rows.items()}
-    known, held_out = words["validation"][::2], words["validation"][1::2]
-    if not held_out:
-        raise ValueError(f"{rows['validation'].info.name}: one sentence; a half of them is compared with the other")
-    scorer, grammar = language.NGrams(known, ORDER), config["data"]["source"] == "sentences"
-    source = rows[request.conditions]
-    conditions = Conditions(config, ldm.condition, source, request.num)
-    names = source.info.class_names
-    labels = conditions.labels()
-    kinds = None if labels is None or not names else [names[label] for label in labels]
+            raise ValueError(f"{name} is of models that draw pictures; this one draws sentences: leave it out")
+    config, scorer = ldm.config, Scorer(ldm.config, ldm.condition)
+    conditions = Conditions(config, ldm.condition, scorer.rows[request.conditions], request.num)
     drawer = Drawer(ldm.specification, sharding.replicate(mesh, ldm.params), conditions, mesh, request.seed)
     distributed.on_first("evaluation", lambda: out.mkdir(parents=True, exist_ok=True))
     found = []
     for setting in settings_of(config, request.samplers, request.steps, request.guidance_scales):
         options = {"sampler": setting.sampler, "steps": setting.steps, "guidance_scale": setting.guidance_scale}
-        tokens = []
-        with progress(request.num, f"drawing {setting.name}") as done:
-            for batch in drawer.batches(np.arange(request.num), request.batch_size, options):
-                tokens.append(np.asarray(sharding.replicate(mesh, batch.images))[batch.rows >= 0])
-                done(len(tokens[-1]))
-        drawn = np.concatenate(tokens)
+        drawn = draw(drawer, request.num, request.batch_size, options, f"drawing {setting.name}")
         if jax.process_index():
             continue
-        lines = medium.words(drawn)
-        values = measure(_words(medium, [{"text": line} for line in lines]), scorer, words["train"], kinds, grammar)
-        if (kept := getattr(ldm.condition, "kept_words", None)) is not None:
-            values |= kept(conditions.inputs(np.arange(request.num)), drawn)
+        values, lines = scorer.of(drawn, conditions)
         write_text(out / f"{setting.name}.txt", "".join(f"{line}\n" for line in lines))
         found.append({"setting": setting.name, **setting._asdict(), "num": request.num, "values": values, "notes": []})
         say(f"{setting.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    beside = baselines(held_out, words["train"], request.num, request.seed)
-    for name, some in beside.items():
-        values = measure(some, scorer, words["train"], None, grammar)
-        found.append({"setting": name, "num": len(some), "values": values, "notes": []})
+    for name, some in baselines(scorer.held_out, scorer.training, request.num, request.seed).items():
+        found.append({"setting": name, "num": len(some), "values": scorer.measure(some), "notes": []})
+    source = conditions.source
     about = {"identity": {**model, "seed": request.seed, "conditions": f"{source.info.name}, {len(source)} rows"},
-             "pictures": {"size": [medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
+             "pictures": {"size": [scorer.medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
              "features": {"kind": "words"},
-             "reference": {"data": rows["validation"].info.name, "count": len(known)}}  # fmt: skip
+             "reference": {"data": scorer.rows["validation"].info.name, "count": len(scorer.known)}}  # fmt: skip
     results = {**about, "config": dict(config), "results": found}
 
     def write() -> None:
@@ -120,8 +140,3 @@ def baselines(held_out: Words, training: Words, num: int, seed: int) -> dict[str
         "shuffled text": language.shuffled(real, rng),
         f"{ORDER}-gram model": [chain.draw(rng, longest) for _ in range(num)],
     }
-
-
-def _words(medium: Any, source: Sequence[Mapping[str, Any]]) -> Words:
-    """The words of texts, as the vocabulary has them."""
-    return [medium.tokenizer.words(source[i]["text"]) for i in range(len(source))]
