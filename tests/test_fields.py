@@ -21,6 +21,7 @@ from ldm_jax import api, build, media, scoring
 from ldm_jax.api import sampling
 from ldm_jax.build import data as build_data
 from ldm_jax.build.check import CHOICES, check, check_numbers
+from ldm_jax.data import tfds_source
 from ldm_jax.data.source import Info
 from ldm_jax.experiment import STAGES, diffusion, evaluation, evaluators, first_stage, latents, pictures, stage, starting
 from ldm_jax.experiment.evaluators import loss, prompts
@@ -52,7 +53,7 @@ TINY = {
     "log.validation_images": 4,
 }
 # What names things, and is meant for nothing else.
-LABELS = {"name": "train.py trains in runs/NAME", "data.medium": "there is one so far"}
+LABELS = {"name": "train.py trains in runs/NAME"}
 VQ = {"first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.n_embed": 16}
 EMA = VQ | {"first_stage_loss.codebook": "ema"}
 GAN = {"first_stage_loss.disc_weight": 0.5, "first_stage_loss.disc_ndf": 4}
@@ -349,8 +350,9 @@ def told(config, folder):
     with pytest.MonkeyPatch.context() as patch:
         tell = functools.partial(said.tell, patch)
         tell(sharding, "make_mesh")
-        for name in ("folder", "tfds_source", "shapes_source"):
-            tell(build_data, name, rows)
+        tell(build_data, "folder", rows)
+        for name in ("tfds_source", "shapes_source"):
+            tell(tfds_source, name, rows)
         tell(media.image, "Transform")
         tell(media.image.label_maps, "read_palette", lambda path: None)
         tell(stage, "batches", batches)

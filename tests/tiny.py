@@ -59,6 +59,11 @@ def model(kind: str = "text") -> LatentDiffusion:
         config["conditioner"]["tokenizer"] = str(path)
     if kind in ("superres", "inpaint"):
         config["sampling"] = config["sampling"] | {"guidance_scale": 1.0}
+    return random_model(config, tokenizer)
+
+
+def random_model(config, tokenizer=None) -> LatentDiffusion:
+    """The model of a config, no weight zero."""
     condition = build.make_condition(config, CLASSES, tokenizer)
 
     def init(key):

@@ -51,7 +51,7 @@ def image_to_image(
 ) -> jax.Array:
     """SDEdit (Meng et al. 2022): `image` [B, H, W, 3] is noised and sampled anew from there. `strength` in (0, 1] is the part
     of the steps that are run: how much may change. `noise`: unit noise [B, h, w, C] instead of the key's."""
-    image = _images(image, len(image) if cond is None else count(cond))
+    image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     return _image_to_image(spec, plan, params, key, guidance, image, _unit(noise, plan))
 
@@ -100,7 +100,7 @@ def inpaint(
         choices = ("concat",) if part is not None else INPAINTING[1:]
         raise ValueError(f"method={method!r}: a model that takes {spec.condition.takes} inpaints by {' or '.join(choices)}")
     check_choice(method, INPAINTING, "method")
-    image = _images(image, len(image) if part is not None or cond is None else count(cond))
+    image = _images(spec, image, len(image) if part is not None or cond is None else count(cond))
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     mask = mask[..., None] if mask.ndim == image.ndim - 1 else mask
     if mask.shape != (*image.shape[:-1], 1):
@@ -181,7 +181,7 @@ def invert(
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
     the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact."""
-    image = _images(image, len(image) if cond is None else count(cond))
+    image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = _source(spec, params, cond, image, options | {"steps": steps, "sampler": "ddim"})
     return _invert(spec, (plan, iterations), params, guidance, image)
 
@@ -218,7 +218,7 @@ def edit(
             f"method={method!r}, sampler={options.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, "
             "each with its own sampler"
         )
-    image = _images(image, len(image) if cond is None else count(cond))
+    image = _images(spec, image, len(image) if cond is None else count(cond))
     options["sampler"] = INVERSIONS[method]
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     _, source = _source(spec, params, source, image, options)
@@ -247,13 +247,14 @@ def _source(
     return prepare(spec, params, cond, len(image), size, make_options(kept))
 
 
-def _images(images: jax.Array, num: int) -> jax.Array:
+def _images(spec: Specification, images: jax.Array, num: int) -> jax.Array:
     """Checked, float32; values unless they are traced."""
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.ndim < 3 or images.shape[-1] != 3 or len(images) != num or not jnp.issubdtype(images.dtype, jnp.floating):
+    images, channels = images if isinstance(images, jax.Array) else np.asarray(images), spec.first_stage.image_channels
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    if images.ndim < 3 or images.shape[-1] != channels or len(images) != num or not floating:
         raise ValueError(
             f"images of shape {tuple(images.shape)}, {images.dtype.name}, for {num} conditions: they must be float "
-            f"[{num}, H, W, 3] in [-1, 1]"
+            f"[{num}, H, W, {channels}] in [-1, 1]"
         )
     check_range(images, "images")
     return jnp.asarray(images, jnp.float32)

@@ -7,7 +7,14 @@ a Linen module, a schedule, a training step. Nothing here computes, allocates pa
 from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage, make_first_stage_program, make_perceptual
 from ldm_jax.build.check import check, make_program, parameter_counts
 from ldm_jax.build.condition import make_condition
-from ldm_jax.build.data import make_latent_transform, make_medium, make_mix, make_source, make_transform
+from ldm_jax.build.data import (
+    make_latent_transform,
+    make_medium,
+    make_mix,
+    make_probe_transform,
+    make_source,
+    make_transform,
+)
 from ldm_jax.build.diffusion import (
     SCHEDULE_OPTIONS,
     TEACHER,
@@ -28,6 +35,6 @@ __all__ = [
     "SCHEDULE_OPTIONS", "TEACHER", "check", "compute_dtype", "example_inputs", "few_steps_kind", "first_stage_dtype",
     "image_size", "make_condition", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
     "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network",
-    "make_objective", "make_perceptual", "make_program", "make_recipe", "make_schedule", "make_source", "make_transform",
-    "parameter_counts", "teacher_shapes", "with_lists",
+    "make_objective", "make_perceptual", "make_probe_transform", "make_program", "make_recipe", "make_schedule", "make_source",
+    "make_transform", "parameter_counts", "teacher_shapes", "with_lists",
 ]  # fmt: skip

@@ -90,10 +90,10 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     if len(image_size(config)) != medium.axes:
         raise ValueError(f"config.data.image_size={data['image_size']}: medium={medium.name!r} has {medium.axes} sides")
     medium.check()
-    taken = stage.module.in_channels if stage.module is not None else stage.channels
-    if taken != medium.channels:
+    if stage.image_channels != medium.channels:
         raise ValueError(
-            f"config.first_stage.in_channels={taken}: medium={medium.name!r} gives arrays of {medium.channels} channels"
+            f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
+            f"{medium.channels} channels"
         )
 
 

@@ -10,7 +10,6 @@ from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
 from ldm_jax.data.sentences import Sentences
 from ldm_jax.data.texts import texts
-from ldm_jax.data.tfds_source import shapes_source, tfds_source
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.media import Medium
 from ldm_jax.media import make_medium as make
@@ -35,6 +34,8 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
         return texts(section["path"], split, columns, names)
     if kind == "folder":
         return folder(section["path"], split, columns, {c: n for c, n in names.items() if c != own}, kind=medium.files)
+    from ldm_jax.data.tfds_source import shapes_source, tfds_source  # here, because importing them takes half a second
+
     if kind == "tfds":
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"
@@ -61,6 +62,14 @@ def make_transform(config: Mapping[str, Any], condition: Condition | None = None
         task=condition.task() if condition else None,
         whole_boxes=condition.whole_boxes if condition else False,
     )
+
+
+def make_probe_transform(config: Mapping[str, Any], split: str) -> Any:
+    """How small networks that judge look at rows that are no pictures: in training at random crops. None for pictures, of which
+    they choose the size."""
+    if make_medium(config).name == "image":
+        return None
+    return make_transform({**config, "data": {**config["data"], "crop": "random" if split == "train" else "center"}})
 
 
 def make_latent_transform(config: Mapping[str, Any], condition: Condition) -> LatentTransform:

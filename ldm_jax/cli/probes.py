@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser.add_subparsers(dest="command", required=True).add_parser("train")
     command.add_argument("--kind", choices=probes.KINDS, required=True)
     command.add_argument("--data", required=True, help="a folder of images, or a working directory, whose data are meant")
+    command.add_argument("--folder", type=Path, help="what to read in place of a working directory's data, as these are read")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--size", type=int, help="the side to look at pictures with; by default the working directory's")
     command.add_argument("--columns", nargs="*", help="of the data; by default what the kind needs")
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     columns = default if chosen.columns is None else chosen.columns
     try:
         config = data_of(chosen.data)
+        if chosen.folder:
+            splits = {"train_split": "train", "validation_split": "validation"}
+            config = {**config, "data": {**config["data"], "source": "folder", "path": str(chosen.folder), **splits}}
         size = chosen.size or config["data"]["image_size"]
         if not size:
             raise ValueError(f"{chosen.data} is a folder of images: say at which --size to look at them")
@@ -41,10 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
             sources[0],
             size,
             chosen.out,
+            transform=build.make_probe_transform(config, "train"),
             **{name: getattr(chosen, name) for name in ("flip", "steps", "batch_size", "learning_rate", "seed")},
             **({"n_classes": chosen.classes} if chosen.classes else {}),
         )
-        probe = dataclasses.replace(probe, measured=probes.measure(probe, sources[1]))
+        measured = probes.measure(probe, sources[1], build.make_probe_transform(config, "validation"))
+        probe = dataclasses.replace(probe, measured=measured)
         probes.write(probe, chosen.out)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

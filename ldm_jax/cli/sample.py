@@ -302,9 +302,10 @@ def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray
     """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
     if len(flags["image"]) != 1:
         raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
-    image, mask = build.make_medium(ldm.config).read(flags["image"][0]), None
+    medium = build.make_medium(ldm.config)
+    image, mask = medium.read(flags["image"][0]), None
     if name == "inpaint":
-        mask = read_mask(flags["mask"], image.shape[:2])
+        mask = medium.laid(read_mask(flags["mask"], image.shape[:2]))
     if name == "outpaint":
         top, bottom, left, right = _sides(flags["outpaint"])
         mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)

@@ -19,7 +19,6 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from ldm_jax.primitives.choices import check_choice
 
@@ -153,10 +152,12 @@ def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     before, after = (size - 1) // 2, size // 2
     down, across = kernel.sum(1, dtype=np.float64), kernel.sum(0, dtype=np.float64) / kernel.sum(dtype=np.float64)
     if np.abs(np.outer(down, across) - kernel).sum() < 3e-7:
+        from scipy import ndimage  # here, and fftconvolve below, because importing them takes a second
+
         origin = before - after  # an even kernel's middle is the one before its half
         once = ndimage.correlate1d(image, down, 0, mode="reflect", origin=origin)
         return ndimage.correlate1d(once, across, 1, mode="reflect", origin=origin)
-    from scipy.signal import fftconvolve  # here, because importing it takes a second
+    from scipy.signal import fftconvolve
 
     padded = np.pad(image, ((before, after), (before, after), (0, 0)), "symmetric")
     return fftconvolve(padded, kernel[::-1, ::-1, None], "valid", axes=(0, 1)).astype(np.float32)

@@ -80,6 +80,7 @@ def folder(
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
         raise ValueError(
             f"{root} holds no {kind.many} ({', '.join(sorted(kind.suffixes()))}), neither directly nor in subfolders{passed}"
+            + (f". {kind.hint}" if kind.hint else "")
         )
     rows = _select(splits, split, root)
     _check_files(rows, names["label_map"])

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -71,6 +70,8 @@ def batches(
     if start_step < 0:
         raise ValueError(f"start_step={start_step}: a step is at least 0")
     count = len(_not_empty(source))
+    import grain  # here: a command that trains nothing need not wait half a second for it
+
     # An endless repeat() has sys.maxsize elements, which overflows in batches of one.
     examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat(2**50 // count + 1)
     examples = examples.random_map(_Load(source, transform, on_error))
@@ -144,14 +145,14 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
         yield from many(range(start, min(start + 1024, len(source))))
 
 
-class _Load(grain.transforms.RandomMap):
+class _Load:
     """Row number -> example, with `skipped`: how many unreadable rows stood before the one that was taken."""
 
     def __init__(self, source: Source, transform: ToExample, on_error: str):
         check_on_error(on_error)
         self._source, self._transform, self._skip = source, transform, on_error == "skip"
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+    def __call__(self, element: int, rng: np.random.Generator) -> Batch:
         return self.example(int(element), rng)
 
     def example(self, number: int, rng: np.random.Generator | None) -> Batch:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ldm_jax.data.shapes import prepare as prepare_shapes
+from ldm_jax.data.shapes.builder import prepare as prepare_shapes
 from ldm_jax.data.source import Info, MissingColumn, MissingSplit, canonical_split, choose_columns, parse_split
 
 # What columns are called in `shapes`; a slash leads into a sequence of objects.

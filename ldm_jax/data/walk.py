@@ -36,6 +36,7 @@ class FileKind:
     unread      suffixes of files that are of this kind and not read
     mime        how the kind's MIME types begin, such as "image/"
     beginnings  first bytes of such files, to know those without a suffix by
+    hint        a sentence for those who have only files that are not read
     """
 
     column: str
@@ -45,6 +46,7 @@ class FileKind:
     unread: frozenset[str]
     mime: str
     beginnings: tuple[bytes, ...] = ()
+    hint: str = ""
 
     def looks_so(self, path: Path) -> bool:
         """Whether a file that is not read would be one of the kind."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from ldm_jax.diffusion.level import CLEAN, PURE_NOISE, Level
 from ldm_jax.diffusion.schedules import Discrete, Schedule, make_schedule
@@ -98,6 +97,8 @@ def beta(
     end: Level = CLEAN,
 ) -> Level:
     """noise_ratio at the quantiles of a Beta(a, b) distribution between `low` and `high`: dense at both ends."""
+    from scipy import special  # here, because importing it takes a third of a second
+
     low, high = _ratios(schedule, steps, low, high)
     ratios = low + (high - low) * special.betaincinv(a, b, 1 - np.linspace(0, 1, steps))
     return from_log_snrs(schedule, -2 * np.log(ratios), end)

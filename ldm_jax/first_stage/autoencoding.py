@@ -36,6 +36,11 @@ class FirstStage:
         """The largest of `factors`; of pictures, that of both sides."""
         return max(self.factors)
 
+    @property
+    def image_channels(self) -> int:
+        """Of what is encoded."""
+        return self.channels if self.module is None else self.module.in_channels
+
     def init(self, key: jax.Array) -> PyTree:
         """Random parameters."""
         if self.module is None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.walk import FileKind
-from ldm_jax.pictures import save_pictures
 
 
 class Medium:
@@ -73,6 +72,10 @@ class Medium:
         """A user's file as a datum of any size. ValueError or FileNotFoundError that names the file and what is wrong."""
         raise NotImplementedError
 
+    def laid(self, mask: np.ndarray) -> np.ndarray:
+        """A mask [H, W] that a user drew for a datum as `shown`, as it lies on the array."""
+        return mask
+
     def words(self, arrays: np.ndarray) -> list[str] | None:
         """What data say, for those that are text: a line each."""
         return None
@@ -100,6 +103,8 @@ class Medium:
     ) -> Path:
         """One grid of pictures with its words; `singly`: every datum as files of its own besides, NUMBER.SUFFIX. Arguments and
         errors as of `save_pictures`, to which the pictures go; `files_of` is written beside them."""
+        from ldm_jax.pictures import save_pictures  # here, because TensorBoard comes with it
+
         if singly:
             self.write(folder, arrays)
         return save_pictures(folder, name, self.shown(arrays), words, columns, singly, texts, suffix=suffix, labels=labels)

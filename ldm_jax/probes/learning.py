@@ -33,13 +33,15 @@ def train(
     out: str | Path,
     *,
     flip: bool = False,
+    transform: Any = None,
     steps: int = 800,
     batch_size: int = 32,
     learning_rate: float = 4e-3,
     seed: int = 0,
     **options: Any,
 ) -> Probe:
-    """Trains a probe on a source, writes it to the folder `out`, and returns it. `options` are fields of its network.
+    """Trains a probe on a source, writes it to the folder `out`, and returns it. `transform`: of rows that are no
+    pictures (see `data.transform`), in place of random crops of `size`. `options` are fields of its network.
 
     Raises:
       ValueError: an unknown kind, a source without the column that it needs, a folder that holds another probe.
@@ -50,7 +52,7 @@ def train(
     if needs and needs not in source.info.columns:
         raise ValueError(f"a {kind} learns from {needs}, but {source.info.name} has {', '.join(source.info.columns)}")
     out = Path(out)
-    transform = Transform(size, "random", flip)
+    transform = Transform(size, "random", flip) if transform is None else transform
     source = in_memory(source, transform.fit)
     tokenizer = None
     if kind == "classifier":
@@ -62,12 +64,13 @@ def train(
         said = {"vocab_size": tokenizer.vocab_size, "max_seq_len": CAPTION_LENGTH, "pad": tokenizer.pad}
         options = {**said, **options}
         transform = dataclasses.replace(transform, tokenize=_Tokenize(tokenizer, CAPTION_LENGTH))
-    probe = Probe(kind, (size, size), options, {}, source.info.class_names, tokenizer)
+    *sides, channels = transform.array_shape
+    probe = Probe(kind, tuple(sides), options, {}, source.info.class_names, tokenizer)
     write(probe, out)
 
     network = probe.network
     optimizer = make_optimizer("muon", learning_rate, steps, min(50, steps), "cosine", b2=0.99, clip_norm=1.0)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, CAPTION_LENGTH), jnp.int32)
     inputs = (images,) if kind != "contrastive" else (images, tokens if tokenizer else images)
     init = make_init(lambda key: models.initialize(network, key, *inputs), optimizer, ema=True)
@@ -157,10 +160,11 @@ def recoloured(images: jax.Array, key: jax.Array, strength: float = 0.15) -> jax
     return jnp.clip(mean + (1 + contrast) * (images - mean) + brightness, -1, 1)
 
 
-def measure(probe: Probe, source: Source) -> dict[str, float]:
+def measure(probe: Probe, source: Source, transform: Any = None) -> dict[str, float]:
     """What the probe gets right on a source: accuracy; mean IoU and pixel accuracy; or how often, of the source's pictures
-    (at most 256), a picture's own caption is nearest to it (`recall_at_1`; equal captions count as its own)."""
-    transform = Transform(probe.size)
+    (at most 256), a picture's own caption is nearest to it (`recall_at_1`; equal captions count as its own). `transform`: of
+    rows that are no pictures."""
+    transform = Transform(probe.size) if transform is None else transform
     examples = [transform(source[i]) | {"caption": source[i].get("caption")} for i in range(len(source))]
     images = np.stack([example["image"] for example in examples])
     if probe.kind == "classifier":

@@ -71,7 +71,9 @@ class Probe:
         return self.network.apply({"params": params}, self._sized(images), method="features")
 
     def _sized(self, images: jax.Array) -> jax.Array:
-        return images if images.shape[1:3] == self.size else jax.image.resize(images, (len(images), *self.size, 3), "bilinear")
+        if images.shape[1:3] == self.size:
+            return images
+        return jax.image.resize(images, (len(images), *self.size, images.shape[-1]), "bilinear")
 
     @functools.partial(jax.jit, static_argnums=0)
     def _read(self, params: PyTree, tokens: jax.Array) -> jax.Array:

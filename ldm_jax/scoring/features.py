@@ -217,7 +217,7 @@ def _probe(kind: str, path: str, config: Mapping[str, Any] | None, folder: Path 
 
     def run(params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         if images.shape[1:3] != tuple(probe.size):
-            images = jax.image.resize(images, (len(images), *probe.size, 3), "bilinear")
+            images = jax.image.resize(images, (len(images), *probe.size, images.shape[-1]), "bilinear")
         if kind == "contrastive":
             return {"features": network.apply({"params": params}, images, method="image")}
         seen = network.apply({"params": params}, images, method="features")
@@ -248,8 +248,10 @@ def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, s
         columns = ("label",) if kind == "classifier" else ()
         sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
         steps = config.get("evaluation", {}).get("probe_steps", PROBE_STEPS)
-        made = probes.train(kind, sources[0], size, place, flip=section.get("flip", False), steps=steps)
-        measured = probes.measure(made, sources[1]) or {"steps": float(steps)}
+        seen = {split: build.make_probe_transform(config, split) for split in ("train", "validation")}
+        flip = section.get("flip", False)
+        made = probes.train(kind, sources[0], size, place, flip=flip, transform=seen["train"], steps=steps)
+        measured = probes.measure(made, sources[1], seen["validation"]) or {"steps": float(steps)}
         probes.write(dataclasses.replace(made, measured=measured), place)
 
     distributed.on_first(f"training a {kind}", train)

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.training.checkpoint_reader import (
     ITEMS,
@@ -166,6 +165,8 @@ class Checkpoints:
             "judged": dict(judged or {}),
         }
         self._saved += 1
+        from orbax.checkpoint import v1 as ocp  # here, because importing it takes half a second
+
         try:
             if _place_of(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
                 raise FileNotFoundError("the folder is gone, or another is in its place")
@@ -233,8 +234,9 @@ class Checkpoints:
 
     def verify(self, step: int | None = None) -> str | None:
         """What is wrong with the checkpoint of `step` (the newest, without one), every array of it read; None if it is intact.
-        FileNotFoundError if there is none."""
-        return verify(self.folder, step)
+        All processes are told the same: it is intact if all of them can read it. FileNotFoundError if there is none."""
+        newest = self.steps[-1:]
+        return _of_all(verify(self.folder, newest[0] if step is None and newest else step) or "") or None
 
     def _load(self, step: int, parts: Mapping[str, PyTree]) -> dict[str, PyTree] | None:
         """The items of one step, or None (and a warning) if they are damaged."""
@@ -245,8 +247,7 @@ class Checkpoints:
             loaded = read(self.folder / str(step), dict(parts), recorded)
         except Damaged as damage:
             reason = str(damage)
-        if jax.process_count() > 1 and not bool(multihost_utils.process_allgather(np.array(not reason)).all()):
-            reason = reason or "another process can't read it"
+        reason = _of_all(reason)
         return self._set_aside(step, reason) if reason else loaded
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -261,6 +262,13 @@ class Checkpoints:
             (self.folder / str(step)).rename(destination)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
+
+
+def _of_all(reason: str) -> str:
+    """What this process found wrong, or that another one did: "" in all processes, or in none."""
+    if jax.process_count() == 1 or bool(multihost_utils.process_allgather(np.array(not reason)).all()):
+        return reason
+    return reason or "another process can't read it"
 
 
 def _place_of(folder: Path) -> tuple[int, int] | None:

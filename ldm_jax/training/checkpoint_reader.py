@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.primitives.files import SEAL
 from ldm_jax.training import sharding
@@ -106,8 +105,8 @@ def score_of(folder: str | Path, step: int) -> float | None:
 
 
 def judged_of(folder: str | Path, step: int) -> dict[str, Any]:
-    """What the checkpoint of `step` says of its judge: "by", the number's name, and "since", the looks in a row before it that
-    gave no better one; {} for one of an earlier version."""
+    """What the checkpoint of `step` says of its judge: "by", the number's name, "since", the looks in a row before it that
+    gave no better one, and "higher", whether more of it is better; {} for one of an earlier version."""
     found = _metadata(folder, step).get("judged")
     return found if isinstance(found, dict) else {}
 
@@ -227,6 +226,8 @@ def _load_part(path: Path, part: str, mesh: Mesh | None) -> PyTree:
 
 def _load_items(path: Path, mesh: Mesh | None, only: str = "") -> dict[str, PyTree]:
     """All items of a checkpoint, or one. Raises Damaged."""
+    from orbax.checkpoint import v1 as ocp  # here, as in `read`: importing it takes half a second, and errors come before
+
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
     with quiet(), ocp.Context(multiprocessing_options=alone) if alone else contextlib.nullcontext():
@@ -303,6 +304,8 @@ def recorded_in(path: Path) -> tuple[dict[str, int], dict[str, str]]:
 
 def read(path: Path, target: dict[str, PyTree], recorded: Mapping[str, int]) -> dict[str, PyTree]:
     """The items of `target` (ShapeDtypeStructs with shardings), checked against the recorded checksums. Raises Damaged."""
+    from orbax.checkpoint import v1 as ocp
+
     try:
         loaded = ocp.load_checkpointables(path, target)
     except Exception as error:

@@ -18,13 +18,13 @@ class Judge:
     """The best value of the number called `by` so far, and how many looks since gave no better one.
 
     `patience`: after so many of them in a row the run is `tired`; 0: never. Scores are the number itself, or minus it where
-    more is better, so that the lowest is the best."""
+    more is better (`higher`), so that the lowest is the best."""
 
     def __init__(self, by: str = "", patience: int = 0):
         if patience < 0:
             raise ValueError(f"patience={patience}: at least 0, which is never")
         self.by, self.patience = by, patience
-        self.best, self.since = np.inf, 0
+        self.best, self.since, self.higher = np.inf, 0, False
 
     @property
     def tired(self) -> bool:
@@ -32,13 +32,14 @@ class Judge:
         return 0 < self.patience <= self.since
 
     @property
-    def record(self) -> dict[str, str | int]:
+    def record(self) -> dict[str, str | int | bool]:
         """What a checkpoint keeps beside its score."""
-        return {"by": self.by, "since": self.since}
+        return {"by": self.by, "since": self.since, "higher": self.higher}
 
     def recall(self, folder: str | Path, step: int) -> None:
         """Takes up where the checkpoint of `step` under `folder` left. What another number judged doesn't count."""
         found = judged_of(folder, step)
+        self.higher = found.get("by") == self.by and bool(found.get("higher", False))
         best = best_in(folder, self.by, until=step)
         self.best = _of_first([best[1] if best else np.inf])[0]
         self.since = int(_of_first([found.get("since", 0) if found.get("by") == self.by else 0])[0])
@@ -51,7 +52,9 @@ class Judge:
           scalars: all that the hooks of this step found.
           higher: the names of those of which more is better."""
         value = scalars.get(self.by)
-        score = np.nan if value is None else -float(value) if self.by in higher else float(value)
+        if value is not None:
+            self.higher = self.by in higher
+        score = np.nan if value is None else -float(value) if self.higher else float(value)
         there, score = _of_first([float(value is not None), score])
         if not there:
             return None, False
@@ -62,7 +65,7 @@ class Judge:
     def in_words(self, step: int) -> str:
         """Why a run stopped at `step`, for the reader."""
         looks = f"{self.since} look{'s' * (self.since > 1)}"
-        return f"stopped at step {step}: {looks} without a better {self.by} than {abs(self.best):.5g}"
+        return f"stopped at step {step}: {looks} without a better {self.by} than {-self.best if self.higher else self.best:.5g}"
 
 
 def _of_first(values: list[float]) -> list[float]:

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ldm_jax.data import shapes
+from ldm_jax.data.shapes import builder
 from ldm_jax.data.shapes.builder import png
 from ldm_jax.data.shapes.render import coverage
 from ldm_jax.data.shapes.scene import DIAMETERS, GAP, MARGIN, SIZE_JITTER
@@ -212,7 +213,7 @@ def test_png_round_trip(shape):
 
 
 def test_builder(tmp_path):
-    made = [shapes.prepare(tmp_path / name, train=40, validation=8, seed=4) for name in ("a", "b")]
+    made = [builder.prepare(tmp_path / name, train=40, validation=8, seed=4) for name in ("a", "b")]
     raw = {"image": tfds.decode.SkipDecoding(), "label_map": tfds.decode.SkipDecoding()}
     a, b = (builder.as_data_source("train", decoders=raw) for builder in made)
     assert len(a) == 40 and len(made[0].as_data_source("validation")) == 8
@@ -232,7 +233,7 @@ def test_builder(tmp_path):
     assert "tensorflow" not in sys.modules
     for bad in ({"resolution": 16}, {"train": 0}, {"counts": (0, 0, 0)}, {"fills": (1, 0)}, {"spread": 1.5}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            shapes.prepare(tmp_path / "a", **bad)
+            builder.prepare(tmp_path / "a", **bad)
 
 
 def test_a_full_disk_while_it_is_made_is_an_error_of_one_line(tmp_path):
@@ -243,9 +244,9 @@ def test_a_full_disk_while_it_is_made_is_an_error_of_one_line(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
     try:
         with pytest.raises(OSError, match="shapes can't be written below") as error:
-            shapes.prepare(tmp_path, **config)
+            builder.prepare(tmp_path, **config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
     assert "\n" not in str(error.value)
-    assert shapes.prepare(tmp_path, **config).info.splits["train"].num_examples == 96
+    assert builder.prepare(tmp_path, **config).info.splits["train"].num_examples == 96

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ldm_jax.data.pipeline import eval_batches, in_memory
-from ldm_jax.data.shapes import SHAPES, prepare, read_back
+from ldm_jax.data.shapes import SHAPES, read_back
+from ldm_jax.data.shapes.builder import prepare
 from ldm_jax.data.tfds_source import TfdsSource, shapes_source, tfds_source
 from ldm_jax.data.transform import Transform
 

@@ -13,7 +13,7 @@ from ldm_jax.build.check import check_numbers
 from ldm_jax.cli import configs
 from ldm_jax.cli import own_data as command
 from ldm_jax.cli.train import parse
-from ldm_jax.data.shapes import prepare
+from ldm_jax.data.shapes.builder import prepare
 from ldm_jax.data.survey import Survey, survey
 from ldm_jax.own_data import Cost, Machine
 

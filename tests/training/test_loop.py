@@ -148,6 +148,18 @@ def test_a_run_stops_after_so_many_looks_without_a_better_one(tmp_path, capsys, 
     assert "stopped at step 7: 4 looks without a better loss than" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("value", "higher", "best"), [(-3.0, False, "-3"), (-3.0, True, "-3"), (2.5, True, "2.5")])
+def test_the_best_is_said_as_it_was_measured(tmp_path, value, higher, best):
+    """Also of a number below zero, one of which more is better, and by who comes back to a stopped run."""
+    names = frozenset({"loss"}) if higher else frozenset()
+    judge = Judge("loss", 2)
+    hook = Hook(1, lambda state: Report({"loss": value}, higher=names))
+    run(tmp_path, numbers, hooks=[hook], judge=judge, checkpoint_every=0)
+    again = Judge("loss", 2)
+    again.recall(tmp_path / "checkpoints", 3)
+    assert judge.in_words(3) == again.in_words(3) == f"stopped at step 3: 2 looks without a better loss than {best}"
+
+
 def test_a_run_that_goes_on_keeps_its_patience(tmp_path):
     """Stopped after two looks without a better one of four, it has two left."""
     options = early(lambda step: abs(step - 3), 4)

@@ -1,6 +1,6 @@
-"""`shapes`, the embedded data set: scenes, their rendering, the exact reader and the TFDS builder."""
+"""`shapes`, the embedded data set: scenes, their rendering, the exact reader. (`builder` makes TFDS data of them; it takes half
+a second to import.)"""
 
-from ldm_jax.data.shapes.builder import ShapesConfig, prepare
 from ldm_jax.data.shapes.reader import Found, check, check_all, read_all, read_back
 from ldm_jax.data.shapes.render import bounding_box, render, render_all
 from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Mix, Scene, Thing, draw_scene, prompts
@@ -13,13 +13,11 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "Scene",
-    "ShapesConfig",
     "Thing",
     "bounding_box",
     "check",
     "check_all",
     "draw_scene",
-    "prepare",
     "prompts",
     "read_all",
     "read_back",

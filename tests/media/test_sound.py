@@ -1,0 +1,114 @@
+"""Sounds as a medium: what config.data.sound may say, what is shown and written, and commands that are given sounds."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import api, build, media
+from ldm_jax.build.check import check
+from ldm_jax.cli import sample_command
+from ldm_jax.cli.sample import draw
+from ldm_jax.data.sound import read_sound, wav_bytes
+from tests.test_habits import config_of
+from tests.tiny import CONFIG, random_model
+
+DATA = {
+    "medium": "sound", "source": "folder", "path": ".", "image_size": (16, 24), "crop": "center", "flip": False,
+    "sound": {"rate": 8000, "window": 256, "hop": 64, "shortest": 0.05, "iterations": 8},
+}  # fmt: skip
+
+
+def tone(frequency, seconds, rate=8000, channels=1):
+    return np.float32(0.5 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate))[:, None].repeat(channels, 1)
+
+
+def sound(**fields):
+    return media.make_medium(DATA | {"sound": DATA["sound"] | fields})
+
+
+def config(**data):
+    found = config_of("spoken_digits")
+    found["data"] |= build.with_lists(data)
+    return found
+
+
+def test_the_config_fits_and_what_does_not_is_said():
+    check(config())
+    for data, message in (
+        ({"flip": True}, "config.data.flip=True: of pictures"),
+        ({"short_side": 80}, "config.data.short_side=80: of pictures"),
+        ({"source": "shapes"}, r"config.data.source \(of medium='sound'\)='shapes'"),
+        ({"sound": {"hops": 64}}, "config.data.sound.hops: Setting has no such field. Did you mean 'hop'"),
+        ({"sound": {"window": 300, "hop": 200}}, "config.data.sound: hop=200: at most half of window=300"),
+        ({"sound": {"high": 9000.0}}, "config.data.sound: low=0, high=9000"),
+        ({"sound": {"channels": 3}}, "config.data.sound: channels=3"),
+        ({"sound": {"channels": 2}}, "in_channels=1: medium='sound' gives arrays of 2 channels"),
+        ({"sound": {"iterations": 0}}, "config.data.sound.iterations=0"),
+        ({"image_size": (4, 64, 64)}, "medium='sound' has 2 sides"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(config(**data))
+
+
+def test_low_frequencies_are_shown_below_and_the_right_channel_under_the_left_one():
+    mono, stereo = np.full((2, 16, 24, 1), -1, np.float32), np.full((1, 16, 24, 2), -1, np.float32)
+    mono[:, 0], stereo[:, 0, :, 1] = 1, 1
+    dark, light = media.sound.COLOURS[[0, -1]] / 127.5 - 1
+    picture = sound().shown(mono)[1]
+    assert picture.shape == (16, 24, 3)
+    np.testing.assert_allclose(picture[-1, 5], light, atol=1e-6)
+    np.testing.assert_allclose(picture[0, 5], dark, atol=1e-6)
+    picture = sound(channels=2).shown(stereo)[0]
+    assert picture.shape == (32, 24, 3)
+    np.testing.assert_allclose(picture[[15, 31], 5], [dark, light], atol=1e-6)
+    np.testing.assert_array_equal(sound().laid(np.eye(3)[:2])[0], [0, 1, 0])
+
+
+def test_what_is_read_is_heard_again(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.2, channels=2), 8000))
+    medium = sound(channels=2, iterations=32)
+    array = medium.read(tmp_path / "a.wav")
+    assert array.shape == (16, 25, 2)  # 1600 samples: every frame that begins in them
+    samples, rate = read_sound(medium.files_of(array)["wav"])
+    assert samples.shape == (1600, 2) and rate == 8000
+    spectrum = np.abs(np.fft.rfft(samples[:, 0]))
+    assert abs(spectrum.argmax() * 5 - 1000) < 130  # a band is that wide
+    np.testing.assert_allclose(np.sqrt(np.mean(samples**2)), 0.5 / np.sqrt(2), rtol=0.2)
+    with pytest.raises(ValueError, match="a.wav has 2 channels, the model 1"):
+        sound().read(tmp_path / "a.wav")
+    with pytest.raises(ValueError, match="a.wav has 8000 samples a second, the model 16000"):
+        sound(rate=16000, channels=2).read(tmp_path / "a.wav")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights."""
+    first_stage = CONFIG["first_stage"] | {"in_channels": 1, "out_ch": 1}
+    network = CONFIG["network"] | {"attention_resolutions": [], "use_spatial_transformer": False, "context_dim": None}
+    parts = {"data": DATA, "first_stage": first_stage, "network": network, "conditioner": {"kind": "none"}}
+    return random_model(CONFIG | parts)
+
+
+def test_sounds_are_drawn_written_and_started_from(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "load_whole", lambda *_, **__: model)
+    sample_command.main(["sample.py", "--workdir", str(tmp_path), "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")])
+    assert "2 sounds in" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "0000.png", "0000.wav", "0001.png", "0001.wav", "grid.png", "grid.txt",
+    ]  # fmt: skip
+    samples, rate = read_sound(tmp_path / "out" / "0001.wav")
+    assert samples.shape == (24 * 64, 1) and rate == 8000
+    assert Image.open(tmp_path / "out" / "0001.png").size == (24, 16)
+    again = draw(model, {"num": 2, "steps": 2}).images
+    np.testing.assert_allclose(build.make_medium(model.config).samples(again[1]), samples, atol=2**-14)
+
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.1), 8000))
+    changed = draw(model, {"image": [str(tmp_path / "a.wav")], "strength": 0.5, "num": 1, "steps": 2}).images
+    assert changed.shape == (1, 16, 13, 1)  # 800 samples
+    mask = np.zeros((16, 13), np.uint8)
+    mask[:4] = 255  # of the picture: the highest bands
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    painted = draw(model, {"image": [str(tmp_path / "a.wav")], "mask": str(tmp_path / "mask.png"), "num": 1, "steps": 2}).images
+    original = build.make_medium(model.config).read(tmp_path / "a.wav")
+    np.testing.assert_array_equal(painted[0, :12], original[:12])
+    assert np.abs(painted[0, 12:] - original[12:]).max() > 0.01
