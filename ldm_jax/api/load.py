@@ -128,6 +128,9 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
     pipeline of diffusers draws with which kind of model.
     """
+    medium = ldm.specification.config.get("data", {}).get("medium", "image")
+    if medium != "image":
+        raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
     if isinstance(ldm, Autoencoder):
         return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)
@@ -167,6 +170,7 @@ def load_workdir(
     params.pop(HISTORY, None)  # of training
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
+    config["data"] = build.make_medium(config, workdir).settled()
     if config["conditioner"]["kind"] == "text":
         config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
     return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)

@@ -70,13 +70,14 @@ class LatentDiffusion:
     @property
     def abilities(self) -> tuple[str, ...]:
         """Names of the methods that make pictures with this model."""
-        return self.condition.abilities
+        among = build.make_medium(self.config).abilities
+        return tuple(name for name in self.condition.abilities if among is None or name in among)
 
     def describe(self) -> str:
         """What the model is, what it can be given, and which methods make pictures with it."""
         size, sampling = " x ".join(map(str, self.specification.image_size)), self.config["sampling"]
         return (
-            f"{self.config['name']}: {size} pixels, takes {self.condition.takes}; "
+            f"{self.config['name']}: {size} {build.make_medium(self.config).unit}, takes {self.condition.takes}; "
             f"{sampling['sampler']} in {sampling['steps']} steps, guidance scale {sampling['guidance_scale']:g}\n"
             f"{self._trained_for()}"
             f"can {', '.join(self.abilities)}"

@@ -315,7 +315,7 @@ def encode(spec: Specification, plan: Plan, params: PyTree, images: jax.Array) -
 def decode(spec: Specification, plan: Plan, params: PyTree, z: jax.Array) -> jax.Array:
     """Images in [-1, 1]; a canvas that is closed is decoded with its ends seeing each other."""
     if plan.windows is None:
-        return jnp.clip(spec.decode(params, z), -1.0, 1.0)
+        return spec.first_stage.drawn(spec.decode(params, z))
     tile, factors = max(DECODED, *plan.windows.side), spec.first_stage.factors
     margin = min(plan.windows.side[-1], z.shape[-2]) if plan.windows.wrap else 0
     z = jnp.concatenate([z[..., z.shape[-2] - margin :, :], z, z[..., :margin, :]], axis=-2)

@@ -9,19 +9,23 @@ import jax.numpy as jnp
 
 from ldm_jax import first_stage, models
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
+from ldm_jax.data.tokenizer import END
 from ldm_jax.first_stage import FirstStage, FirstStageProgram, LatentTerms, LossWeights, Parts
 from ldm_jax.media import make_medium
 from ldm_jax.primitives.choices import check_choice, construct
 from ldm_jax.training.optimizer import by_part, make_optimizer, trained_only
+from ldm_jax.training.state import from_loss
 
 
 def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
-    """The autoencoder of config.first_stage: kind "kl" or "vq"; "none" passes pixels through."""
+    """The autoencoder of config.first_stage: kind "kl" or "vq", "text" of tokens; "none" passes pixels through."""
     section = config["first_stage"]
-    kind = check_choice(section["kind"], ("kl", "vq", "none"), "config.first_stage.kind")
+    kind = check_choice(section["kind"], ("kl", "vq", "text", "none"), "config.first_stage.kind")
+    if kind == "text":
+        return make_text_stage(config)
     if kind == "none":
-        axes = (1,) * len(image_size(config))
-        return FirstStage(factors=axes, channels=make_medium(config["data"]).channels, size=image_size(config))
+        size = image_size(config)
+        return FirstStage(factors=(1,) * len(size), channels=make_medium(config["data"]).channels, size=size)
     fields = without(section, "kind", "path", "force_upcast")
     fields["n_embed"] = fields.get("n_embed") or None
     module = construct(models.Autoencoder, fields | {"dtype": first_stage_dtype(config)}, "config.first_stage")
@@ -32,6 +36,20 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
         )
     size = (module.resolution,) * 2 if module.dims == 2 else image_size(config)
     return FirstStage(module, module.factors, module.embed_dim, size)
+
+
+def make_text_stage(config: Mapping[str, Any]) -> FirstStage:
+    """The autoencoder of sequences: `length` and `vocab_size` are config.data.image_size and config.data.vocab_size."""
+    data, section = config["data"], config["first_stage"]
+    if data.get("medium") != "text":
+        raise ValueError(f"config.first_stage.kind='text' is of tokens: config.data.medium={data.get('medium', 'image')!r}")
+    (length,) = size = image_size(config)
+    fields = without(section, "kind", "path", "force_upcast")
+    known = {"vocab_size": data["vocab_size"], "length": length, "dtype": first_stage_dtype(config)}
+    module = construct(models.TextAutoencoder, fields | known, "config.first_stage")
+    if length % module.latents:
+        raise ValueError(f"config.data.image_size={size}: must be a multiple of config.first_stage.latents={module.latents}")
+    return FirstStage(module, (length // module.latents,), module.embed_dim, size)
 
 
 def first_stage_dtype(config: Mapping[str, Any]) -> Any:
@@ -82,6 +100,8 @@ def make_perceptual(section: Mapping[str, Any]) -> models.LPIPS:
 
 def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
     """All that trains the autoencoder. ValueError for what can't be, before a file is read."""
+    if config["first_stage"]["kind"] == "text":
+        return make_text_program(config)
     stage, section, train = make_first_stage(config), config["first_stage_loss"], config["first_stage_train"]
     weights, terms = make_loss_weights(section), make_latent_terms(section, stage.module)
     dims, halved = stage.module.dims, tuple(min(factor, 2) for factor in stage.factors)
@@ -119,4 +139,25 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
         compiler=compiler(config),
         prepare=parts.prepare(weights, terms),
         distance=parts.distance if weights.perceptual else None,
+    )
+
+
+def make_text_program(config: Mapping[str, Any]) -> FirstStageProgram:
+    """All that trains the autoencoder of sequences; of config.first_stage_loss it reads kl_weight."""
+    stage, train = make_first_stage(config), config["first_stage_train"]
+    if train["frozen"]:
+        raise ValueError(f"config.first_stage_train.frozen={train['frozen']}: of text all is trained; set it to ()")
+    loss = first_stage.sequences.make_loss(stage.module, config["first_stage_loss"]["kl_weight"], END)
+    tokens = jax.ShapeDtypeStruct((train["batch_size"], *stage.size, 1), jnp.float32)
+    return FirstStageProgram(
+        init=lambda key: {"autoencoder": stage.init(key)},
+        gradients=[from_loss(loss)],
+        optimizer=make_stage_optimizer(train),
+        batch={"image": tokens},
+        ema_decay=train["ema_decay"],
+        accumulate=train.get("accumulate", 1),
+        compiler=compiler(config),
+        loss=loss,
+        prepare=lambda params, batches, key: params,
+        distance=None,
     )

@@ -61,8 +61,8 @@ def check(config: Mapping[str, Any]) -> None:
         check_choice(name, STAGES, "config.stages")
     check_numbers(config)
     stage = make_first_stage(config)
-    check_medium(config, stage)
     check_dims(config)
+    check_medium(config, stage)
     stage.latent_shape(*image_size(config))
     check_choice(config["evaluation"].get("features", "auto").partition(":")[0], FEATURES, "config.evaluation.features")
     inception = config["evaluation"].get("inception_path", "")
@@ -76,7 +76,7 @@ def check(config: Mapping[str, Any]) -> None:
     if "first_stage" in config["stages"] and not config["first_stage"]["path"] and stage.module is not None:
         section = config["first_stage_loss"]
         program = make_first_stage_program(config)
-        if section["perceptual_weight"] > 0 or section["alignment_weight"] > 0:
+        if section.get("perceptual_weight", 0) > 0 or section.get("alignment_weight", 0) > 0:
             check_perceptual(section)
         program.shapes  # noqa: B018 -- every module is traced
     if "diffusion" in config["stages"]:
@@ -102,7 +102,8 @@ def check_dims(config: Mapping[str, Any]) -> None:
     axes, size = dims(config), image_size(config)
     if len(size) != axes:
         section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
-        raise ValueError(f"config.{section}.dims={axes}: must be {len(size)}, the sides of config.data.image_size={size}")
+        must = f"must be {len(size)}, as many as config.data.image_size={size} has sides"
+        raise ValueError(f"config.{section}.dims={axes}: {must}")
     if "diffusion" in config["stages"] and (told := config["network"].get("dims", 2)) != axes:
         raise ValueError(f"config.network.dims={told}: must be {axes}, as config.first_stage.dims is")
 
@@ -172,10 +173,11 @@ _SIZES = dict.fromkeys(
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
-             "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
+             "vocab_size": _AT_LEAST_1, "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
              "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
-    "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
+    "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "latents": _AT_LEAST_1, "width": _AT_LEAST_1,
+                             "resampler_depth": _AT_LEAST_1, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
     "first_stage_loss": _FIRST_STAGE_LOSS
     | {"log_variance": ("a number", lambda v: True)}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},

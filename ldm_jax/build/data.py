@@ -8,6 +8,8 @@ from typing import Any
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
+from ldm_jax.data.sentences import Sentences
+from ldm_jax.data.texts import texts
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.media import Medium
 from ldm_jax.media import make_medium as make
@@ -21,10 +23,15 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     own = medium.files.column if medium.files else medium.name
     split, columns = section[f"{split}_split"], (own, *columns)
     names = {c: section[f"{c}_column"] for c in columns if section.get(f"{c}_column")}
+    train, validation = section.get("examples", (0, 0))
     kind = check_choice(section["source"], medium.sources, "config.data.source")
+    if kind == "sentences":
+        return Sentences(split, columns, train=train, validation=validation)
     if kind != "shapes" and not section["path"]:
-        what = f"the folder of {medium.files.many}" if kind == "folder" else "TFDS's data_dir"
+        what = f"the folder of {medium.files.many if medium.files else medium.many}" if kind == "folder" else "TFDS's data_dir"
         raise ValueError(f"config.data.path is empty: name {what}, --config.data.path=...")
+    if kind == "folder" and medium.files is None:
+        return texts(section["path"], split, columns, names)
     if kind == "folder":
         return folder(section["path"], split, columns, {c: n for c, n in names.items() if c != own}, kind=medium.files)
     from ldm_jax.data.tfds_source import shapes_source, tfds_source  # here, because importing them takes half a second
@@ -32,7 +39,6 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     if kind == "tfds":
         return tfds_source(section["name"], split, section["path"], columns, names)
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"
-    train, validation = section["examples"]
     mix = dataclasses.asdict(make_mix(config))
     return shapes_source(path, split, columns, resolution=section["image_size"], train=train, validation=validation, **mix)
 

@@ -32,8 +32,11 @@ def compiler(config: Mapping[str, Any]) -> str:
 
 
 def dims(config: Mapping[str, Any]) -> int:
-    """How many spatial axes the data have: the first stage's `dims`, or, where diffusion runs on pixels, the network's."""
+    """How many spatial axes the data have: the first stage's `dims` (one of text), or, where diffusion runs on pixels, the
+    network's."""
     section = config.get("first_stage", {})
+    if section.get("kind") == "text":
+        return 1
     own = section.get("dims") if section.get("kind") != "none" else None
     return own or config.get("network", {}).get("dims", 2)
 

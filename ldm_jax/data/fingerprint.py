@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.source import DATA, Source
+from ldm_jax.data.source import Source
 
-FILES = (*DATA, "label_map")  # columns that may hold the path of a file
+FILES = ("image", "sound", "label_map")  # columns that may hold the path of a file
 _SIZE = 2**256
 
 
@@ -62,7 +62,7 @@ def stamp(source: Source) -> str | None:
     """The fingerprint of sizes and times; None where rows are not in files of their own and the source has no `stamp()`."""
     if hasattr(source, "stamp"):
         return source.stamp()
-    if not len(source) or not any(isinstance(source[0].get(column), str) for column in DATA):
+    if not len(source) or not any(isinstance(source[0].get(column), str) for column in FILES):
         return None
     return total([names_digest(source), *(digest_row(source, i, source[i], stat=True) for i in range(len(source)))])
 

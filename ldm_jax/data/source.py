@@ -2,6 +2,7 @@
 
     image        bytes, a path, or decoded uint8 [H, W, 3]
     sound        the same of a sound: bytes, a path, or decoded float32 [T, channels]
+    text         str, one line
     caption      str, or a tuple of them (one is drawn a visit)
     label        int in [0, len(info.class_names))
     label_map    like image: the file of a semantic map, one index a pixel
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-DATA = ("image", "sound")  # columns with what is learnt and drawn; a source has one of them
+DATA = ("image", "sound", "text")  # columns with what is learnt and drawn; a source has one of them
 COLUMNS = (*DATA, "caption", "label", "label_map", "boxes", "box_labels")
 SPLIT_NAMES = {
     "train": ("train", "training"),

@@ -21,9 +21,12 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from ldm_jax.data.detokenize import join
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
 
+TEXT_TOKENIZER = "text_tokenizer.json"  # of the data, in the working directory of a model of text
+END = 3  # the number of [EOS] in every tokenizer that is trained here: [PAD], [UNK], [BOS], [EOS] come first
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 
@@ -143,6 +146,16 @@ class Tokenizer:
         out[1 : 1 + len(ids)] = ids
         return out
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without begin and end."""
+        return len(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def words(self, text: str) -> list[str]:
+        """The words and marks of a text, as they are told apart here; those that are unknown stay."""
+        if self._inner.normalizer is not None:
+            text = self._inner.normalizer.normalize_str(text)
+        return [word for word, _ in self._inner.pre_tokenizer.pre_tokenize_str(text)]
+
     def losses(self, texts: Iterable[str], length: int) -> Losses:
         """How many of `texts` are cut when they are encoded to `length` tokens, and how many words become [UNK]."""
         count = cut = words = 0
@@ -163,6 +176,14 @@ class Tokenizer:
             return self._inner.decode(kept).replace("</w>", " ").strip()
         names = [self._inner.id_to_token(int(i)) for i in ids]
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
+
+    def text(self, ids: np.ndarray) -> str:
+        """The same as a line of text up to the first end, with blanks as people set them (`detokenize`): a text that was
+        encoded is that text again, in lower case. "[UNK]" where the tokenizer lacks a word."""
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(self._end)] if self._end in ids else ids
+        said = self.decode(np.asarray(ids, np.int64))
+        return said if self.is_clip else join(said.split())
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file in the format of the `tokenizers` library, whole or not at all."""

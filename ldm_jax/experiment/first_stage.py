@@ -16,8 +16,9 @@ import numpy as np
 from ldm_jax import api, build, evaluation, models, weights
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
+from ldm_jax.experiment import sentences
 from ldm_jax.experiment.stage import BEST, Experiment
-from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr
+from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr, sequences
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
@@ -31,12 +32,13 @@ HIGHER = frozenset(f"validation/{name}" for name in ("psnr", "ssim", *codebook.U
 
 def check_judge(config: Mapping[str, Any]) -> None:
     """ValueError where the number that is to judge the first stage is one that no validation of it gives."""
-    section, loss = config["first_stage_train"], config["first_stage_loss"]
+    section, loss, kind = config["first_stage_train"], config["first_stage_loss"], config["first_stage"]["kind"]
     size = config["data"]["image_size"]
     names = ["psnr", *(["ssim"] if (size if isinstance(size, int) else min(size)) >= 11 else [])]
-    names += ["lpips"] if loss["perceptual_weight"] > 0 else []
+    names += ["lpips"] if loss.get("perceptual_weight", 0) > 0 else []
     names += ["rfid"] if config["evaluation"].get("inception_path", "") else []
-    names += codebook.USAGE if config["first_stage"]["kind"] == "vq" else []
+    names += codebook.USAGE if kind == "vq" else []
+    names = sequences.MEASURES if kind == "text" else names
     given = [f"validation/{name}" for name in names] if config["log"]["validation_every"] else []
     by = section.get("best", BEST["first_stage"])
     if by not in given and (by != BEST["first_stage"] or section.get("patience", 0)):
@@ -88,6 +90,9 @@ def load_perceptual(section: Mapping[str, Any]) -> PyTree:
 def make_validation(experiment: Experiment, program: FirstStageProgram, constants: PyTree) -> Callable[[TrainState], Report]:
     """The hook that looks at reconstructions of held-out images; every process looks at its share of them."""
     config, stage = experiment.config, build.make_first_stage(experiment.config)
+    if config["first_stage"]["kind"] == "text":
+        batch_size = config["first_stage_train"]["batch_size"]
+        return sentences.make_validation(experiment, lambda: validation_batches(experiment, batch_size), save_statistics)
     module, batch_size = stage.module, config["first_stage_train"]["batch_size"]
     inception = read_inception(config["evaluation"]["inception_path"])
 

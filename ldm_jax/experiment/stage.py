@@ -54,6 +54,7 @@ class Experiment:
         distributed.on_first("working directory", lambda: self._held.enter_context(lock.hold(workdir)))
         try:
             distributed.on_first("working directory", lambda: self._write(condition))
+            self._look()
             self.condition = condition
             if "diffusion" in config["stages"]:
                 self.condition = api.load_condition(self.config, workdir)
@@ -66,6 +67,11 @@ class Experiment:
         open_workdir(self.config, self.workdir, self._script)
         self.medium.learn(self.sources["train"], self.workdir)
         condition.learn(self.sources["train"], self.workdir)
+
+    def _look(self) -> None:
+        for source in self.sources.values():
+            if said := self.medium.look(source):
+                self.say(f"data: {source.info.name}: {said}")
 
     def _say_what_captions_lose(self) -> None:
         tokenizer = self.condition.setting.tokenizer
@@ -88,7 +94,7 @@ class Experiment:
     def _source(self, split: str, columns: tuple[str, ...]) -> Any:
         began = time.monotonic()
         source = build.make_source(self.config, split, columns)
-        if self.config["data"]["in_memory"]:
+        if self.config["data"]["in_memory"] and self.medium.decoded:
             source = in_memory(source, self.transform().fit, self.config["data"]["on_error"])
         self.say(f"data: {describe(source)} to {split} on ({source.info.name}; {time.monotonic() - began:.0f} s)")
         return source
@@ -100,7 +106,7 @@ class Experiment:
     def example(self) -> str:
         """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""
         condition, source = self.condition, Spread(self.sources["validation"], 100)
-        flag = next((name for name in ("prompt", "label") if name in condition.flags), None)
+        flag = next((name for name in ("prompt", "label", "infill") if name in condition.flags), None)
         for i in range(len(source) if flag else 0):
             said = condition.in_words(source[i], source.info)
             try:

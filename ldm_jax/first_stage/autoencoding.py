@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ldm_jax import models
 from ldm_jax.first_stage import latents
@@ -44,7 +45,7 @@ class FirstStage:
         """Random parameters."""
         if self.module is None:
             return {}
-        image = jax.ShapeDtypeStruct((1, *self.size, self.module.in_channels), jax.numpy.float32)
+        image = jax.ShapeDtypeStruct((1, *self.size, self.module.in_channels), jnp.float32)
         return models.initialize(self.module, key, image)
 
     def encode(self, params: PyTree, x: jax.Array) -> dict[str, jax.Array]:
@@ -64,6 +65,11 @@ class FirstStage:
 
         rows = max(AT_ONCE // math.prod(self.grown(z.shape[1:-1])), 1)
         return models.in_parts(decoded, params, z, rows, tpu_least=8)
+
+    def drawn(self, decoded: jax.Array) -> jax.Array:
+        """A datum of what `decode` gave: clipped to [-1, 1]; of scores of tokens the likeliest."""
+        of_module = getattr(self.module, "drawn", None)
+        return jnp.clip(decoded, -1.0, 1.0) if of_module is None else of_module(decoded)
 
     def latent_shape(self, *size: int) -> tuple[int, ...]:
         """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple, or has

@@ -3,6 +3,7 @@
 medium   a file holds        the array, float32 in [-1, 1]   shown as              written as
 image    a picture           [H, W, 3]                       itself                PNG, WebP or JPEG
 sound    a sound             [mels, frames, channels]        its spectrogram       WAV beside that
+text     lines of text       [N, 1], numbers of words    a line of text         .txt
 
 config.data.medium says which ("image" where the field is missing). Nothing else knows what an array means: first stages,
 diffusion, caches and samplers work on arrays of any kind. What a medium has to give is in `Medium`: a transform of rows into
@@ -16,11 +17,12 @@ from typing import Any
 from ldm_jax.media.image import Image
 from ldm_jax.media.medium import Medium
 from ldm_jax.media.sound import Sound
+from ldm_jax.media.text import Text
 from ldm_jax.primitives.choices import choose
 
-MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Image, Sound)}
+MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Image, Sound, Text)}
 
-__all__ = ["MEDIA", "Image", "Medium", "Sound", "make_medium"]
+__all__ = ["MEDIA", "Image", "Medium", "Sound", "Text", "make_medium"]
 
 
 def make_medium(section: Mapping[str, Any], workdir: Path | None = None) -> Medium:

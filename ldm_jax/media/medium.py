@@ -20,7 +20,9 @@ class Medium:
       files: what a folder source looks for; None where there is no such source. Its column is what rows have (add it to
         `data.source.DATA`).
       sources: the names that config.data.source may have.
-      axes: how many sides config.data.image_size has.
+      axes: how many sides config.data.image_size has; unit: what it counts.
+      decoded: whether a row's datum has to be decoded, which config.data.in_memory does once.
+      abilities: methods of `LatentDiffusion` that make sense with it; None: all.
       one, many: what a datum is called in words.
     """
 
@@ -28,6 +30,9 @@ class Medium:
     files: FileKind | None = None
     sources: tuple[str, ...] = ("folder",)
     axes = 2
+    unit = "pixels"
+    decoded = True
+    abilities: tuple[str, ...] | None = None
     one, many = "", ""
 
     def __init__(self, section: Mapping[str, Any], workdir: Path | None = None):
@@ -52,6 +57,15 @@ class Medium:
     def learn(self, source: Any, folder: Path) -> None:
         """Writes into the working directory what is learnt of the training set before any model, such as a vocabulary."""
 
+    def look(self, source: Any) -> str:
+        """What is to be said of a split's rows before anything is trained on them, after `learn`; "" for nothing. ValueError
+        that names one which can't be taken."""
+        return ""
+
+    def settled(self) -> dict[str, Any]:
+        """config.data with what `learn` wrote named by its path: for models that are loaded, whose working directory isn't."""
+        return dict(self.section)
+
     # What people give and get
 
     def read(self, path: str | Path) -> np.ndarray:
@@ -61,6 +75,10 @@ class Medium:
     def laid(self, mask: np.ndarray) -> np.ndarray:
         """A mask [H, W] that a user drew for a datum as `shown`, as it lies on the array."""
         return mask
+
+    def words(self, arrays: np.ndarray) -> list[str] | None:
+        """What data say, for those that are text: a line each."""
+        return None
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:
         """[N, *space, channels] -> pictures [N, H, W, 3], float32 in [-1, 1]: for grids in training and beside files."""

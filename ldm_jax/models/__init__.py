@@ -22,6 +22,7 @@ from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, sinusoidal_embe
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
+from ldm_jax.models.sequence import TextAutoencoder
 from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
@@ -45,6 +46,7 @@ __all__ = [
     "STEP_EMBEDDINGS",
     "Segmenter",
     "SpatialRescaler",
+    "TextAutoencoder",
     "TinyDecoder",
     "TransformerEmbedder",
     "UNet",

@@ -28,9 +28,11 @@ DIT_SIZES = {
 
 
 class DiT(nn.Module):
-    """x [B, *space, in_channels], t [B], {"label": int [B]} -> [B, *space, in_channels], twice the channels if learn_sigma.
+    """x [B, *space, in_channels], t [B], {"label": int [B], "context": [B, S, context_dim]} -> [B, *space, in_channels], twice
+    the channels if learn_sigma.
 
-    Space is `dims` axes. The null class is label `num_classes`; without `num_classes` there are no labels. Sides are multiples
+    Space is `dims` axes. A context, where `context_dim` says that there is one, joins the tokens ("in-context conditioning",
+    section 3.2). The null class is label `num_classes`; without `num_classes` there are no labels. Sides are multiples
     of `patch_size`; positions are stretched where they differ from `input_size`, the size of training: numbers for all axes,
     or for each. With `factorised_attention`, of three axes, blocks in turn attend within frames and over time (Ma et al. 2024,
     "Latte"), else all of them to all of space and time. With
@@ -52,10 +54,16 @@ class DiT(nn.Module):
     mlp_norm_eps: float = 1e-6  # diffusers' `norm_eps`, 1e-5 by its default, reaches the norm before the MLP only
     second_time: bool = False
     dims: int = 2
+    context_dim: int = 0
     factorised_attention: bool = False
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
+
+    @property
+    def out_channels(self) -> int:
+        """What it gives, of each number of x one or two."""
+        return 2 * self.in_channels if self.learn_sigma else self.in_channels
 
     @nn.compact
     def __call__(
@@ -77,8 +85,14 @@ class DiT(nn.Module):
             )
         if self.factorised_attention and self.dims != 3:
             raise ValueError(f"factorised_attention is of frames and of time, three axes; this DiT is of dims={self.dims}")
-        if sorted(cond) != ([] if self.num_classes is None else ["label"]):
-            raise ValueError(f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, and nothing else')
+        takes = [name for name, on in (("context", self.context_dim), ("label", self.num_classes is not None)) if on]
+        if sorted(cond) != takes:
+            raise ValueError(
+                f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, and '
+                "nothing else"
+            )
+        if self.context_dim and self.factorised_attention:
+            raise ValueError("factorised_attention is within frames and over time, where a context has no place: context_dim=0")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4")
 
@@ -86,6 +100,10 @@ class DiT(nn.Module):
         base = tuple(side // p for side, p in zip(trained, patch))
         tokens = PatchEmbed(self.hidden_size, patch, self.dtype, name="x_embedder")(x).reshape(B, math.prod(grid), -1)
         tokens = constrain(tokens + position_embedding(self.hidden_size, grid, base).astype(self.dtype))
+        count = tokens.shape[1]
+        if self.context_dim:
+            context = Dense(self.hidden_size, dtype=self.dtype, name="context_embedder")(cond["context"])
+            tokens = constrain(jnp.concatenate([tokens, context], axis=1))
         s = step_length(s, t, self.second_time)
         times = tuple(sinusoidal_embedding(each, 256, freq_shift=self.freq_shift) for each in (t, s) if each is not None)
         labels, width = cond.get("label"), self.hidden_size
@@ -106,8 +124,8 @@ class DiT(nn.Module):
             tokens = constrain(tokens)
             last = own if last is None else last
 
-        out_channels = 2 * C if self.learn_sigma else C
-        out = FinalLayer(math.prod(patch) * out_channels, self.dtype, name="final_layer")(tokens, last)
+        out_channels = self.out_channels
+        out = FinalLayer(math.prod(patch) * out_channels, self.dtype, name="final_layer")(tokens[:, :count], last)
         out = out.reshape(B, *grid, *patch, out_channels)
         order = [axis for i in range(self.dims) for axis in (1 + i, 1 + self.dims + i)]
         return out.transpose(0, *order, 2 * self.dims + 1).reshape(B, *space, out_channels).astype(x.dtype)

@@ -21,6 +21,7 @@ from ldm_jax.scoring import reference as references
 from ldm_jax.scoring import report
 from ldm_jax.scoring.copies import Neighbours
 from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.language import evaluate_texts
 from ldm_jax.scoring.likelihood import check_density, measure_likelihood
 from ldm_jax.scoring.looking import look, of_array, read_pictures
 from ldm_jax.scoring.measures import measure
@@ -103,6 +104,10 @@ def evaluate(
     """
     request.check()
     mesh = sharding.make_mesh() if mesh is None else mesh
+    if ldm.config["data"].get("medium") == "text":
+        if config["data"].get("medium") != "text":
+            raise ValueError("--data: a model of text is measured on its own data; leave it out")
+        return evaluate_texts(ldm, request, out, model=model, mesh=mesh, say=say)
     if request.likelihood:
         check_density(ldm.specification)
     settings = settings_of(ldm.config, request.samplers, request.steps, request.guidance_scales)

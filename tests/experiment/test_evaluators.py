@@ -58,6 +58,21 @@ def test_prompts_are_only_of_pictures_that_can_be_read():
         evaluators.settings(config)
 
 
+def test_sentences_are_of_text_and_distances_of_pictures(tmp_path):
+    with pytest.raises(ValueError, match="sentences.every=5: it reads sentences, and this model draws none"):
+        evaluators.settings(with_evaluators(sentences={"every": 5}))
+    config = config_of("sentences")
+    config["evaluation"]["evaluators"] = {"distance": {"every": 5}}
+    with pytest.raises(ValueError, match="distance.every=5: it looks at pictures, and this model draws sentences"):
+        evaluators.settings(config)
+    config["evaluation"]["evaluators"] = {"sentences": {"every": 5}}
+    config["diffusion_train"]["best"] = "sentences/valid"
+    evaluators.check(config, tmp_path)
+    config["data"] |= {"source": "folder", "path": "."}  # whose sentences no grammar reads
+    with pytest.raises(ValueError, match="best='sentences/valid': .* sentences/perplexity, sentences/novel"):
+        evaluators.check(config, tmp_path)
+
+
 def test_a_judge_that_nothing_hears_is_refused_before_training(tmp_path):
     config = with_evaluators(prompts={"every": 5})
     config["diffusion_train"]["best"] = "prompts/bound"

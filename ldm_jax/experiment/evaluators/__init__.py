@@ -4,6 +4,7 @@ loss        of held-out images                            config.log.validation_
 samples     a grid of pictures for held-out conditions    config.log.images_every
 distance    of drawn pictures from the training pictures  config.evaluation.evaluators.NAME.every, type "distance"
 prompts     how many of them show what was asked for      config.evaluation.evaluators.NAME.every, type "prompts"
+sentences   what drawn sentences are worth                config.evaluation.evaluators.NAME.every, type "sentences"
 
 `config.evaluation.evaluators` maps names to settings: `type` (without one, the name itself), `every`, and what the type has in
 FIELDS. They are made when they are first due; their numbers are called NAME/NUMBER. A type is a module with FIELDS, `check`,
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.experiment.evaluators import distance, prompts
+from ldm_jax.experiment.evaluators import distance, prompts, sentences
 from ldm_jax.experiment.evaluators.loss import make_loss
 from ldm_jax.experiment.evaluators.model import Model
 from ldm_jax.experiment.evaluators.samples import make_samples
@@ -25,7 +26,7 @@ from ldm_jax.training.state import TrainState
 
 __all__ = ["TYPES", "Model", "check", "hooks", "settings"]
 
-TYPES = {"distance": distance, "prompts": prompts}
+TYPES = {"distance": distance, "prompts": prompts, "sentences": sentences}
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

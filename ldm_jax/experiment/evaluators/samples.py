@@ -19,6 +19,8 @@ def make_samples(model: Model) -> Callable[[TrainState], Report]:
     def show(state: TrainState) -> Report:
         drawn = draw(model.spec, model.params(state), shown.inputs, len(shown.words), batch_size, experiment.mesh)
         images = experiment.medium.shown(drawn)
-        return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(shown.words))})
+        said = experiment.medium.words(drawn)
+        lines = shown.words if said is None else [": ".join(filter(None, pair)) for pair in zip(shown.words, said)]
+        return Report(images={"samples": (image_grid(*side_by_side(images, shown)), "\n".join(lines))})
 
     return show

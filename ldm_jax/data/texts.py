@@ -1,0 +1,184 @@
+"""Text files as a source: {"text", and where they are there "label" and "caption"}, a row a sentence.
+
+    root/train.txt            a sentence a line; blank lines are passed by
+    root/train.jsonl          an object a line: {"text": ..., "label": ..., "caption": ...}
+    root/train/poems/1.txt    folders are classes; also right below the root
+    root/train/1.txt          without classes
+    one.txt, one.jsonl        a single file in place of the folder
+
+Splits are files or folders of the root that are named so (train; val, valid or validation; test). Where there are none all is
+'train'. Parts are written 'train[:90%]', 'train[90%:]', by hash of the text: equal sentences stay in one part. White space at
+the ends of a line is passed by, and so are hidden files (`walk`). Files of other kinds are counted in `info.left_out`.
+"""
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
+from ldm_jax.data.text_files import parse_json, read_text
+from ldm_jax.data.walk import is_hidden
+
+SUFFIXES = (".txt", ".jsonl")
+NAMES = {"text": "text", "label": "label", "caption": "caption"}
+Row = dict[str, Any]
+
+
+class Texts:
+    """The rows of text files; made by `texts`."""
+
+    def __init__(self, info: Info, rows: Sequence[Row]):
+        self.info = info
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return dict(self._rows[index])
+
+
+def texts(
+    path: str | Path, split: str = "train", columns: Sequence[str] | None = None, names: Mapping[str, str] | None = None
+) -> Texts:
+    """The sentences below `path`, or of that file.
+
+    columns  what is needed of text, label and caption; None: all that are there
+    names    what .jsonl files call them, if not so
+    Raises FileNotFoundError if nothing is there, ValueError, with file and line, for everything else that is wrong.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"no folder and no file {root}")
+    names, left = {**NAMES, **(names or {})}, Counter()
+    files = _splits(root, left)
+    if not any(files.values()):
+        passed = "".join(f"; passed by: {count} {what}" for what, count in left.items())
+        raise ValueError(f"{root} holds no text ({', '.join(SUFFIXES)}), neither directly nor in subfolders{passed}")
+    every = {name: [row for each in found for row in _read(*each, names)] for name, found in files.items()}
+    rows = _select(every, split, root)
+    together = [row for group in every.values() for row in group]
+    present = tuple(column for column in names if any(column in row for row in together))
+    chosen = choose_columns(str(root), columns, present)
+    for column in chosen:
+        if lacking := next((row for row in together if column not in row), None):
+            raise ValueError(f"{lacking['name']} has no {names[column]}, and others do: complete it, or take it out")
+    classes = _classes(together, root) if "label" in chosen else {}
+    delivered = [
+        {name: classes[value] if name == "label" else value for name, value in row.items() if name in ("name", *chosen)}
+        for row in rows
+    ]
+    captions = len(rows) if "caption" in chosen else None
+    class_names = tuple(map(str, classes)) or None
+    return Texts(Info(str(root), chosen, class_names, captions=captions, left_out=tuple(left.items())), delivered)
+
+
+def _splits(root: Path, left: Counter) -> dict[str, list[tuple[Path, str | None]]]:
+    """Files and their classes by split; what has no splits has the one key ''."""
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{root}: text is read from files {' and '.join(SUFFIXES)}, or from a folder of them")
+        return {"": [(root, None)]}
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    entries = [entry for entry in _entries(root) if not is_hidden(entry.name)]
+    told = [entry for entry in entries if Path(entry.name).stem.lower() in known and (entry.is_dir() or _is_text(entry.path))]
+    others = [entry.name for entry in entries if entry not in told and (entry.is_dir() or _is_text(entry.path))]
+    if told and others:
+        raise ValueError(
+            f"{root}: {told[0].name!r} names a split, and {others[0]!r} beside it none. Put everything into splits, or the "
+            "classes into a folder of their own"
+        )
+    found: dict[str, list[tuple[Path, str | None]]] = {}
+    for entry in told:
+        path = Path(entry.path)
+        inside = _of_folder(path, left) if entry.is_dir() else [(path, None)]
+        found.setdefault(canonical_split(path.stem if not entry.is_dir() else path.name), []).extend(inside)
+    return found or {"": _of_folder(root, left)}
+
+
+def _of_folder(root: Path, left: Counter) -> list[tuple[Path, str | None]]:
+    """Text files below a folder, each with the folder right below it that is its class."""
+    found: list[tuple[Path, str | None]] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        inside = Path(folder).relative_to(root).parts
+        for name in sorted(names):
+            if not is_hidden(name):
+                if _is_text(name):
+                    found.append((Path(folder) / name, inside[0] if inside else None))
+                else:
+                    left["files that are no text"] += 1
+    if len({place is None for _, place in found}) > 1:
+        bare = next(path for path, place in found if place is None)
+        raise ValueError(f"{root} has text in class subfolders and beside them, such as {bare.name}; sort it in")
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"{folder} can't be read: {error.strerror}") from error
+
+
+def _is_text(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _read(path: Path, place: str | None, names: Mapping[str, str]) -> list[Row]:
+    """The rows of one file; `place`: the class that its folder names."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        line, name = line.strip(), f"{path}, line {number}"
+        if not line:
+            continue
+        row: Row = {"text": line}
+        if path.suffix.lower() == ".jsonl":
+            said = parse_json(line, f"{name}:")
+            if not isinstance(said, dict):
+                raise ValueError(f'{name}: a line is an object such as {{"{names["text"]}": "a sentence"}}, not {line[:60]!r}')
+            row = {column: said[theirs] for column, theirs in names.items() if said.get(theirs) is not None}
+            for column in ("text", "caption"):
+                if column in row and not (isinstance(row[column], str) and row[column].strip()):
+                    raise ValueError(f"{name}: {names[column]} is text, not {row[column]!r}")
+            if "text" not in row:
+                raise ValueError(f"{name}: it has no {names['text']!r} but {', '.join(map(repr, said)) or 'nothing'}")
+            row = {column: " ".join(v.split()) if column == "text" else v for column, v in row.items()}
+        rows.append({"name": name} | row | ({"label": place} if place is not None and "label" not in row else {}))
+    return rows
+
+
+def _select(every: Mapping[str, list[Row]], split: str, root: Path) -> list[Row]:
+    name, part = parse_split(split)
+    key = canonical_split(name)
+    if key not in every:
+        if set(every) != {""} or key != "train":
+            there = ", ".join(repr(k or "train") for k in sorted(every))
+            raise MissingSplit(f"{root} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
+        key = ""
+    rows = every[key]
+    if part is not None:
+        rows = sorted(rows, key=lambda row: (zlib.crc32(row["text"].encode()), row["text"]))
+        rows = rows[slice_bounds(part, len(rows))]
+    if not rows:
+        raise ValueError(f"{root}: split {split!r} is empty")
+    return rows
+
+
+def _classes(rows: Sequence[Row], root: Path) -> dict[Any, int]:
+    """Label as written -> number, in order: text sorted, whole numbers as they are, from 0 on."""
+    labels = {row["label"] for row in rows if isinstance(row["label"], str | int) and not isinstance(row["label"], bool)}
+    odd = next((row for row in rows if not isinstance(row["label"], str | int) or isinstance(row["label"], bool)), None)
+    if odd is not None:
+        raise ValueError(f"{odd['name']}: a label is text or a whole number, not {odd['label']!r}")
+    if len({type(label) for label in labels}) > 1:
+        raise ValueError(f"{root}: labels must all be whole numbers or all text; found both")
+    if all(isinstance(label, str) for label in labels):
+        return {label: number for number, label in enumerate(sorted(labels))}
+    if min(labels) < 0 or max(labels) >= 2**20:
+        raise ValueError(f"{root}: label {min(labels) if min(labels) < 0 else max(labels)}: classes are numbered from 0 on")
+    return {label: label for label in range(max(labels) + 1)}

@@ -1,0 +1,50 @@
+"""What drawn sentences are worth: numbers that can be said beforehand."""
+
+import numpy as np
+import pytest
+
+from ldm_jax.data.sentences import KINDS, Sentences
+from ldm_jax.evaluation.language import NGrams
+from ldm_jax.scoring.language import baselines, measure
+
+TRAIN = Sentences("train", train=400, validation=200)
+HELD_OUT = Sentences("validation", train=400, validation=200)
+
+
+def words(source):
+    return [[*text[:-1].split(), text[-1]] for text in source.texts]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return NGrams(words(HELD_OUT)[::2], 3)
+
+
+def test_real_sentences_are_valid_new_and_of_their_kind(scorer):
+    real = words(HELD_OUT)[1::2]
+    kinds = [KINDS[HELD_OUT[i]["label"]] for i in range(1, 200, 2)]
+    found = measure(real, scorer, words(TRAIN), kinds, grammar=True)
+    assert found["valid"] == found["right_kind"] == found["novel"] == found["different"] == 1
+    assert 0 < found["distinct_1"] < found["distinct_2"] < found["distinct_3"] <= 1
+    turned = [KINDS[(KINDS.index(kind) + 1) % 4] for kind in kinds]
+    assert measure(real, scorer, words(TRAIN), turned, grammar=True)["right_kind"] == 0
+
+
+def test_copies_are_not_new_and_one_sentence_is_not_many(scorer):
+    copied = measure(words(TRAIN)[:50], scorer, words(TRAIN), grammar=True)
+    assert copied["novel"] == 0 and copied["different"] == copied["valid"] == 1
+    same = measure(words(HELD_OUT)[:1] * 50, scorer, words(TRAIN))
+    assert same["different"] == 1 / 50 and same["novel"] == 1 and same["distinct_1"] <= 0.02
+    assert "valid" not in same and "right_kind" not in same
+
+
+def test_what_stands_beside_is_worse_in_what_it_should_be(scorer):
+    beside = baselines(words(HELD_OUT)[1::2], words(TRAIN), 100, seed=0)
+    found = {name: measure(some, scorer, words(TRAIN), grammar=True) for name, some in beside.items()}
+    assert list(found) == ["held-out text", "shuffled text", "3-gram model"]
+    assert found["held-out text"]["valid"] == 1 and found["shuffled text"]["valid"] < 0.1
+    assert 0.2 < found["3-gram model"]["valid"] < 0.9  # it knows neighbours, and forgets the subject
+    perplexity = [each["perplexity"] for each in found.values()]
+    assert perplexity[1] > 2 * max(perplexity[0], perplexity[2])
+    again = baselines(words(HELD_OUT)[1::2], words(TRAIN), 100, seed=0)
+    assert again == beside and np.all([len(some) == 100 for some in beside.values()])
