@@ -14,7 +14,7 @@ from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
-from ldm_jax.build.options import image_size
+from ldm_jax.build.options import dims, image_size
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.first_stage import FirstStage
 from ldm_jax.media import MEDIA
@@ -62,8 +62,8 @@ def check(config: Mapping[str, Any]) -> None:
     check_numbers(config)
     stage = make_first_stage(config)
     check_medium(config, stage)
-    size = config["data"]["image_size"]
-    stage.latent_shape(*((size, size) if isinstance(size, int) else size))
+    check_dims(config)
+    stage.latent_shape(*image_size(config))
     check_choice(config["evaluation"].get("features", "auto").partition(":")[0], FEATURES, "config.evaluation.features")
     inception = config["evaluation"].get("inception_path", "")
     if inception and not Path(inception).exists():
@@ -95,6 +95,16 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
             f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
             f"{medium.channels} channels"
         )
+
+
+def check_dims(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where data, first stage and network don't agree on how many spatial axes there are."""
+    axes, size = dims(config), image_size(config)
+    if len(size) != axes:
+        section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
+        raise ValueError(f"config.{section}.dims={axes}: must be {len(size)}, the sides of config.data.image_size={size}")
+    if "diffusion" in config["stages"] and (told := config["network"].get("dims", 2)) != axes:
+        raise ValueError(f"config.network.dims={told}: must be {axes}, as config.first_stage.dims is")
 
 
 def check_diffusion(config: Mapping[str, Any]) -> None:
