@@ -172,6 +172,7 @@ _SIZES = dict.fromkeys(
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
+             "frame_step": _AT_LEAST_1,
              "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
              "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
