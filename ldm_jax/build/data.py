@@ -11,6 +11,7 @@ from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
 from ldm_jax.data.moving_shapes import MovingShapes
 from ldm_jax.data.transform import LatentTransform
+from ldm_jax.data.vessels import Vessels
 from ldm_jax.media import Medium
 from ldm_jax.media import make_medium as make
 from ldm_jax.primitives.choices import check_choice
@@ -53,7 +54,11 @@ def _moving_shapes(config: Mapping[str, Any], split: str, columns: Sequence[str]
     return MovingShapes(split, columns, frames, height, tuple(config["data"]["examples"]))
 
 
-EMBEDDED = {"shapes": _shapes, "moving_shapes": _moving_shapes}  # data sets that are made here
+def _vessels(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Any:
+    return Vessels(split, columns, image_size(config), tuple(config["data"]["examples"]))
+
+
+EMBEDDED = {"shapes": _shapes, "moving_shapes": _moving_shapes, "vessels": _vessels}  # data sets that are made here
 
 
 def make_mix(config: Mapping[str, Any]) -> shapes.Mix:
