@@ -129,8 +129,8 @@ def read_volume_back(volume: np.ndarray) -> list[int]:
 
 
 def check_all(volumes: np.ndarray, labels: Sequence[int]) -> dict[str, np.ndarray]:
-    """Whether volumes [n, D, H, W, 1] in [-1, 1] show what was asked for: bool [n] for "count" (one or two objects), "kind" (all
-    objects are of the class) and "all"."""
+    """Whether volumes [n, D, H, W, 1] in [-1, 1] show what was asked for: bool [n] for "count" (one or two objects), "kind"
+    (all objects are of the class) and "all"."""
     found = [read_volume_back(volume) for volume in volumes]
     count = np.array([1 <= len(each) <= 2 for each in found])
     kind = np.array([bool(each) and all(one == label for one in each) for each, label in zip(found, labels, strict=True)])
