@@ -9,7 +9,7 @@ from ldm_jax.data.stack_transforms import FilmTransform
 from ldm_jax.data.stacks import FILMS, gif, read_film
 from ldm_jax.data.transform import Transform
 from ldm_jax.media.medium import Medium
-from ldm_jax.training.metrics import to_uint8
+from ldm_jax.pictures import to_uint8
 
 
 class Film(Medium):

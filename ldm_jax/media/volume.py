@@ -10,7 +10,7 @@ from ldm_jax.data.stack_transforms import VolumeTransform, in_window
 from ldm_jax.data.stacks import VOLUMES, gif, read_volume
 from ldm_jax.media.film import strips
 from ldm_jax.media.medium import Medium
-from ldm_jax.training.metrics import to_uint8
+from ldm_jax.pictures import to_uint8
 
 SLICES = 8  # that are shown
 
