@@ -119,7 +119,9 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
             + (", and the learned variance as many" if learned == 2 else "")
         )
     condition.check()
-    kind = condition.kind
+    kind, axes = condition.kind, dims(config)
+    if axes != 2 and (condition.spatial or condition.of_pictures or condition.encodes or condition.whole_boxes):
+        raise ValueError(f"config.conditioner.kind={kind!r} is told pictures: with dims={axes} choose none, class or text")
     if condition.of_pictures and config["latents"]["cache"] and stage.module is not None:
         raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")
     labels = condition.network_classes
@@ -170,19 +172,28 @@ _SIZES = dict.fromkeys(
     ),
     _AT_LEAST_1,
 )  # fmt: skip
+_AXES = {
+    "dims": ("1, 2 or 3, how many axes the data have", lambda v: v in (1, 2, 3)),
+    "strides": ("1 or 2 for each axis", lambda v: v in (1, 2)),
+    "kernel_size": ("odd, for all axes or for each", lambda v: v >= 1 and v % 2 == 1),
+}
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
-             "vocab_size": _AT_LEAST_1, "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
+             "frame_step": _AT_LEAST_1, "vocab_size": _AT_LEAST_1,
+             "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
              "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
-    "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "latents": _AT_LEAST_1, "width": _AT_LEAST_1,
-                             "resampler_depth": _AT_LEAST_1, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
+    "first_stage": _SIZES
+    | _AXES
+    | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1}
+    | dict.fromkeys(("latents", "width", "resampler_depth"), _AT_LEAST_1),
     "first_stage_loss": _FIRST_STAGE_LOSS
     | {"log_variance": ("a number", lambda v: True)}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
     "network": _SIZES
+    | _AXES
     | {"dropout": _BELOW_1, "num_heads": _HEADS, "num_head_channels": _HEADS, "transformer_depth": _WHOLE,
        "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE},
     "conditioner": _SIZES
@@ -248,7 +259,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             values = values.get(scope, {})
         for name, (must, test) in fields.items():
             value = values.get(name)
-            for number in value if isinstance(value, (tuple, list)) else (value,):
+            for number in jax.tree.leaves(value):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
                     raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
     for (section, name), names in CHOICES.items():
