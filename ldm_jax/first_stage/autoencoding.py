@@ -41,11 +41,6 @@ class FirstStage:
         """Of what is encoded."""
         return self.channels if self.module is None else self.module.in_channels
 
-    @property
-    def factor(self) -> int:
-        """The largest of `factors`; of pictures, that of both sides."""
-        return max(self.factors)
-
     def init(self, key: jax.Array) -> PyTree:
         """Random parameters."""
         if self.module is None:
