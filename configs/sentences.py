@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.first_stage.dropout = 0.0  # of the encoder's input
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.kl_weight = 0.01  # of the divergence from N(0, 1), in nats a sentence, as the likelihood is
-    config.first_stage_train.steps = 2500
+    config.first_stage_train.steps = 2000
     config.first_stage_train.batch_size = 64
     config.first_stage_train.optimizer = "adamw"
     config.first_stage_train.learning_rate = 3e-3
