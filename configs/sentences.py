@@ -37,8 +37,8 @@ def get_config() -> ConfigDict:
     config.first_stage.dropout = 0.0  # of the encoder's input
     config.first_stage_loss = ConfigDict()
     config.first_stage_loss.kl_weight = 0.01  # of the divergence from N(0, 1), in nats a sentence, as the likelihood is
-    config.first_stage_train.steps = 2500
-    config.first_stage_train.batch_size = 64
+    config.first_stage_train.steps = 1500
+    config.first_stage_train.batch_size = 32
     config.first_stage_train.optimizer = "adamw"
     config.first_stage_train.learning_rate = 3e-3
     config.first_stage_train.warmup_steps = 50
@@ -60,17 +60,17 @@ def get_config() -> ConfigDict:
     config.conditioner.kind = "label"
     config.conditioner.n_classes = 4
     config.conditioner.null_probability = 0.1
-    config.diffusion_train.steps = 4000
+    config.diffusion_train.steps = 3000
     config.diffusion_train.batch_size = 64
     config.diffusion_train.optimizer = "adamw"
     config.diffusion_train.learning_rate = 2e-3
     config.diffusion_train.ema_decay = 0.995
-    config.sampling.steps = 50
+    config.sampling.steps = 25
     config.sampling.guidance_scale = 1.5
     config.evaluation.prompts = 0
     config.evaluation.num = 1000  # sentences that are drawn and measured after training
     config.evaluation.batch_size = 64
-    config.log.images_every = 1000
-    config.log.validation_every = 1000
-    config.checkpoint.every = 1000
+    config.log.images_every = 1500
+    config.log.validation_every = 750
+    config.checkpoint.every = 500
     return config

@@ -78,7 +78,7 @@ class Infilling(Condition):
             raise ValueError(f"{text!r} has no hole: this model takes {self.takes}")
         tokens: list[int] = []
         for i, piece in enumerate(pieces):
-            row = self._tokenizer.encode_one(piece, length, strict=True)
+            row = self._tokenizer.encode_one(piece, len(piece) + 2, strict=True)
             tokens += [self.hole] * bool(i) + row[1 : row.tolist().index(END)].tolist()
         if len(tokens) > length - 2:
             raise ValueError(f"{text!r} has {len(tokens)} words and holes, {len(tokens) - (length - 2)} more than fit")

@@ -20,7 +20,7 @@ from typing import Any
 
 from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
 from ldm_jax.data.text_files import parse_json, read_text
-from ldm_jax.data.walk import is_hidden
+from ldm_jax.data.walk import is_hidden, is_workdir
 
 SUFFIXES = (".txt", ".jsonl")
 NAMES = {"text": "text", "label": "label", "caption": "caption"}
@@ -84,8 +84,9 @@ def _splits(root: Path, left: Counter) -> dict[str, list[tuple[Path, str | None]
         return {"": [(root, None)]}
     known = {name for names in SPLIT_NAMES.values() for name in names}
     entries = [entry for entry in _entries(root) if not is_hidden(entry.name)]
-    told = [entry for entry in entries if Path(entry.name).stem.lower() in known and (entry.is_dir() or _is_text(entry.path))]
-    others = [entry.name for entry in entries if entry not in told and (entry.is_dir() or _is_text(entry.path))]
+    entries = [entry for entry in entries if (_of_folder(Path(entry.path)) if entry.is_dir() else _is_text(entry.path))]
+    told = [entry for entry in entries if Path(entry.name).stem.lower() in known]
+    others = [entry.name for entry in entries if entry not in told]
     if told and others:
         raise ValueError(
             f"{root}: {told[0].name!r} names a split, and {others[0]!r} beside it none. Put everything into splits, or the "
@@ -99,17 +100,22 @@ def _splits(root: Path, left: Counter) -> dict[str, list[tuple[Path, str | None]
     return found or {"": _of_folder(root, left)}
 
 
-def _of_folder(root: Path, left: Counter) -> list[tuple[Path, str | None]]:
-    """Text files below a folder, each with the folder right below it that is its class."""
+def _of_folder(root: Path, left: Counter | None = None) -> list[tuple[Path, str | None]]:
+    """Text files below a folder, each with the folder right below it that is its class; none of a training's working
+    directory. Only with `left`, what is passed by, all is looked at and checked."""
     found: list[tuple[Path, str | None]] = []
+    if is_workdir(root):
+        return found
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name) and not is_workdir(Path(folder) / name))
         inside = Path(folder).relative_to(root).parts
         for name in sorted(names):
             if not is_hidden(name):
                 if _is_text(name):
                     found.append((Path(folder) / name, inside[0] if inside else None))
-                else:
+                    if left is None:
+                        return found
+                elif left is not None:
                     left["files that are no text"] += 1
     if len({place is None for _, place in found}) > 1:
         bare = next(path for path, place in found if place is None)

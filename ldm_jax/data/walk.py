@@ -88,7 +88,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def _is_workdir(folder: Path) -> bool:
+def is_workdir(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "versions.json"))
 
 
@@ -113,7 +113,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                     left_out["hidden or system folders"] += 1
                 elif _suffix(entry.name) in kind.suffixes():
                     left_out["hidden files"] += 1
-            elif entry.is_dir() and _is_workdir(root / inside):
+            elif entry.is_dir() and is_workdir(root / inside):
                 left_out["working directories of trainings"] += 1
             elif entry.is_dir():
                 (links if entry.is_symlink() else subfolders).append(inside)

@@ -4,9 +4,10 @@ for language generation"; the latents are drawn from a posterior as in Rombach e
     tokens [N] -> transformer -> [N, width] -> resampler: L queries attend to them -> moments [L, 2 D]
     latents [L, D] -> transformer -> [L, width] -> N places attend to them -> scores of every token [N, V]
 
-The resampler is the Perceiver's (Jaegle et al. 2021). There the decoder is a language model that writes one token after the
-other; here every place is decided at once, of the latents alone: what a decoded sentence has of grammar is the latents', and
-decoding is one pass.
+The resampler is the Perceiver's (Jaegle et al. 2021); query i starts from the i-th of L equal pieces of the row, and a place
+from the latent of its piece, without which a small model takes long to find out what to look at. There the decoder is a
+language model that writes one token after the other; here every place is decided at once, of the latents alone: what a decoded
+sentence has of grammar is the latents', and decoding is one pass.
 """
 
 from typing import Any
@@ -73,7 +74,8 @@ class TextEncoder(nn.Module):
         for i in range(self.depth):
             h = SelfAttentionBlock(self.heads, self.attention, self.dtype, name=f"blocks_{i}")(h)
         h = LayerNorm(dtype=self.dtype, name="norm")(h)
-        q = Queries(self.latents, self.width, self.dtype, name="queries")(B)
+        q = Dense(self.width, dtype=self.dtype, name="pool")(h.reshape(B, self.latents, -1))
+        q = q + Queries(self.latents, self.width, self.dtype, name="queries")(B)
         for i in range(self.resampler_depth):
             block = TransformerBlock(self.heads, head, attention=self.attention, dtype=self.dtype, name=f"resampler_{i}")
             q = constrain(block(q, h))
@@ -100,7 +102,8 @@ class TextDecoder(nn.Module):
         for i in range(self.depth):
             h = SelfAttentionBlock(self.heads, self.attention, self.dtype, name=f"blocks_{i}")(h)
         h = LayerNorm(dtype=self.dtype, name="norm")(h)
-        q = Queries(self.length, self.width, self.dtype, name="queries")(B)
+        q = Dense(self.length // L * self.width, dtype=self.dtype, name="spread")(h).reshape(B, self.length, self.width)
+        q = q + Queries(self.length, self.width, self.dtype, name="queries")(B)
         for i in range(self.depth):
             block = TransformerBlock(self.heads, head, attention=self.attention, dtype=self.dtype, name=f"writer_{i}")
             q = constrain(block(q, h))

@@ -44,7 +44,7 @@ def test_what_a_user_writes(condition):
         ("the dog sleeps.", "has no hole"),
         ("the ___ wolf.", "words that no training caption had: 'wolf'"),
         ("the ___ dog near the small cat sleeps.", "has 9 words and holes, 3 more than fit"),
-        ("the small dog near the small cat sleeps ___", "2 more than the 6 that fit"),
+        ("the small dog near the small cat sleeps ___", "3 more than fit"),
         (3, "a sentence is a str, this is int"),
     ],
 )
