@@ -16,8 +16,10 @@ LEAVES = {
     "models": {"jax", "numpy", "flax"},
     # wandb only if a config names a project
     "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL", "wandb"},
-    # faiss and scann only if a user has them and asks for them; soundfile where it is there
-    "data": {"numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann", "soundfile"},
+    # faiss and scann only if a user has them and asks for them; soundfile and imageio where they are there
+    "data": {
+        "numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann", "soundfile", "imageio",
+    },
     "evaluation": {"jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "msgpack", "yaml"},
 }

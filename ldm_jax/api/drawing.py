@@ -44,8 +44,7 @@ def sample(
     check_cond(spec, cond)
     num = count(cond, num)
     if noise is not None:
-        factor = spec.first_stage.factor
-        full = tuple(side * factor for side in noise.shape[1:-1])
+        full = spec.first_stage.grown(noise.shape[1:-1])
         if noise.shape[0] != num or (size is not None and tuple(size) != full):
             raise ValueError(f"noise of shape {noise.shape} for {num} pictures of size {size}")
         size = full
@@ -132,7 +131,7 @@ def variation(
     num = count(cond, num)
     if noise is None:
         noise = unit_noise(spec, key, 1, size or canvas(spec, cond))
-    full = tuple(side * spec.first_stage.factor for side in noise.shape[1:-1])
+    full = spec.first_stage.grown(noise.shape[1:-1])
     plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
     return _variation(spec, plan, params, key, guidance, noise, jnp.asarray(amount, jnp.float32))
 
@@ -172,7 +171,7 @@ def interpolate(
         )
     if any(not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
-    full = tuple(side * spec.first_stage.factor for side in noise.shape[1:-1])
+    full = spec.first_stage.grown(noise.shape[1:-1])
     plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
     return _interpolate(spec, plan, params, key, guidance, noise)
 

@@ -134,8 +134,7 @@ def _inpaint(spec, static, params, key, guidance, image, mask, noise):
     starts, steps = keys_of(key, plan.shape[0])
     z = encode(spec, plan, params, image)
     # a latent pixel is known if all its pixels are
-    space, factor = z.shape[1:-1], spec.first_stage.factor
-    blocks = mask.reshape(len(z), *(n for side in space for n in (side, factor)))
+    blocks = mask.reshape(len(z), *(n for pair in zip(z.shape[1:-1], spec.first_stage.factors) for n in pair))
     known = 1 - blocks.max(tuple(range(2, blocks.ndim, 2)))[..., None]
     if method == "imposed":
         sampler = editing.imposed(sampler, z, known, resample, noise)

@@ -162,6 +162,16 @@ def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[st
     ]
 
 
+def _check_of_pictures(config: Mapping, format: str) -> None:
+    """ValueError for networks of other than two axes, or with other windows: the formats have no word for them."""
+    usual = {"dims": (2,), "kernel_size": (3, (3, 3)), "strides": ((), (2, 2)), "factorised_attention": (False,)}
+    for part in ("first_stage", "network"):
+        for name, values in usual.items():
+            value = config.get(part, {}).get(name, values[0])
+            if (tuple(value) if isinstance(value, (list, tuple)) else value) not in values:
+                raise ValueError(f"config.{part}.{name}={value}: files of {format} hold models of pictures; keep the workdir")
+
+
 def save(
     path: str | Path, format: str, config: Mapping, params: PyTree, scale: float, shift: float, condition: Condition | None
 ) -> None:
@@ -174,6 +184,7 @@ def save(
         raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
     if path.exists():
         raise ValueError(f"{path} exists already; save somewhere else")
+    _check_of_pictures(config, format)
     if condition is not None and (words := getattr(condition.setting.tokenizer, "added", ())):
         raise ValueError(f"a model with learnt words ({', '.join(words)}) can't be written: save it without, they have files")
     description = {part: copy.deepcopy(dict(config[part])) for part in PARTS if part in config}

@@ -30,8 +30,8 @@ DECODED = 64  # latent pixels: the least side of the tiles that a first stage ge
 class Windows(NamedTuple):
     """In latent pixels, along every axis. `wrap`: the canvas is closed along its last one."""
 
-    side: int
-    stride: int
+    side: tuple[int, ...]
+    stride: tuple[int, ...]
     wrap: bool
 
 
@@ -183,7 +183,7 @@ def canvas(spec: Specification, cond: PyTree) -> tuple[int, ...]:
     if cond is not None and "hint" in cond:
         return cond["hint"].shape[1:-1]
     if cond is not None and "concat" in cond:
-        return tuple(side * spec.first_stage.factor for side in cond["concat"].shape[1:-1])
+        return spec.first_stage.grown(cond["concat"].shape[1:-1])
     return spec.image_size
 
 
@@ -233,7 +233,7 @@ def prepare(
         recipe=spec.recipe(options.sampler, options.grid),
         steps=steps,
         last=editing.last_steps(strength, steps),
-        windows=_windows(spec.first_stage.factor, options.tile, options.overlap, options.wrap),
+        windows=_windows(spec.first_stage.factors, options.tile, options.overlap, options.wrap),
     )
     if spec.told_guidance:
         return plan, Guidance(cond, None, jnp.asarray(scale, jnp.float32))
@@ -242,15 +242,16 @@ def prepare(
     return plan, Guidance(cond, negative, *(None if s is None else jnp.asarray(s, jnp.float32) for s in (scale, second)))
 
 
-def _windows(factor: int, tile: int | None, overlap: int | None, wrap: bool) -> Windows | None:
+def _windows(factors: tuple[int, ...], tile: int | None, overlap: int | None, wrap: bool) -> Windows | None:
     if tile is None:
         if overlap is not None or wrap:
             raise ValueError(f"overlap={overlap}, wrap={wrap}: these are of windows; give their side, tile=...")
         return None
+    factor = max(factors)  # powers of two: a multiple of the largest is one of all
     overlap = tile // factor // 2 * factor if overlap is None else overlap
     if tile < factor or tile % factor or overlap % factor or not 0 <= overlap < tile:
         raise ValueError(f"tile={tile}, overlap={overlap}: multiples of {factor} pixels, the overlap less than the tile")
-    return Windows(tile // factor, (tile - overlap) // factor, wrap)
+    return Windows(tuple(tile // f for f in factors), tuple((tile - overlap) // f for f in factors), wrap)
 
 
 def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance) -> diffusion.Denoiser:
@@ -258,7 +259,7 @@ def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance
     if plan.windows is None:
         return spec.denoiser(params, guidance.cond, guidance.scale, guidance.negative, plan.recipe, guidance.image_scale)
     side, stride, wrap = plan.windows
-    window = tuple(min(side, full) for full in plan.shape[1:-1])
+    window = tuple(map(min, side, plan.shape[1:-1]))
     conds = (guidance.cond, guidance.negative)
     along = [None if cond is None else cond.get("concat") for cond in conds]
 
@@ -268,7 +269,7 @@ def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance
         return spec.denoiser(params, cond, guidance.scale, negative, inner, guidance.image_scale)(x, level)
 
     return plan.recipe.wrap(
-        editing.tiled(denoise_window, window, tuple(min(stride, s) for s in window), -1 if wrap else None, along)
+        editing.tiled(denoise_window, window, tuple(map(min, stride, window)), -1 if wrap else None, along)
     )
 
 
@@ -307,16 +308,17 @@ def encode(spec: Specification, plan: Plan, params: PyTree, images: jax.Array) -
     """Scaled latents of images, tile by tile where there are windows."""
     if plan.windows is None:
         return spec.encode(params, images)
-    tile = max(DECODED, plan.windows.side)
-    return encode_tiled(lambda x: spec.encode(params, x), images, factor=spec.first_stage.factor, tile=tile)
+    tile = max(DECODED, *plan.windows.side)
+    return encode_tiled(lambda x: spec.encode(params, x), images, factor=spec.first_stage.factors, tile=tile)
 
 
 def decode(spec: Specification, plan: Plan, params: PyTree, z: jax.Array) -> jax.Array:
     """Images in [-1, 1]; a canvas that is closed is decoded with its ends seeing each other."""
     if plan.windows is None:
         return jnp.clip(spec.decode(params, z), -1.0, 1.0)
-    tile, factor = max(DECODED, plan.windows.side), spec.first_stage.factor
-    margin = min(plan.windows.side, z.shape[-2]) if plan.windows.wrap else 0
+    tile, factors = max(DECODED, *plan.windows.side), spec.first_stage.factors
+    margin = min(plan.windows.side[-1], z.shape[-2]) if plan.windows.wrap else 0
     z = jnp.concatenate([z[..., z.shape[-2] - margin :, :], z, z[..., :margin, :]], axis=-2)
-    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=factor, tile=tile)
-    return jnp.clip(images[..., margin * factor : images.shape[-2] - margin * factor, :], -1.0, 1.0)
+    images = decode_tiled(lambda z: spec.decode(params, z), z, factor=factors, tile=tile)
+    cut = margin * factors[-1]
+    return jnp.clip(images[..., cut : images.shape[-2] - cut, :], -1.0, 1.0)

@@ -20,7 +20,8 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
     section = config["first_stage"]
     kind = check_choice(section["kind"], ("kl", "vq", "none"), "config.first_stage.kind")
     if kind == "none":
-        return FirstStage(channels=make_medium(config["data"]).channels, size=image_size(config))
+        axes = (1,) * len(image_size(config))
+        return FirstStage(factors=axes, channels=make_medium(config["data"]).channels, size=image_size(config))
     fields = without(section, "kind", "path", "force_upcast")
     fields["n_embed"] = fields.get("n_embed") or None
     module = construct(models.Autoencoder, fields | {"dtype": first_stage_dtype(config)}, "config.first_stage")
@@ -29,8 +30,8 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
             f"config.first_stage: kind={kind!r} with n_embed={module.n_embed}, fsq_levels={module.fsq_levels}: only VQ models "
             "have a codebook"
         )
-    size = (module.resolution,) * len(image_size(config))
-    return FirstStage(module, 2 ** (len(module.ch_mult) - 1), module.embed_dim, size)
+    size = (module.resolution,) * 2 if module.dims == 2 else image_size(config)
+    return FirstStage(module, module.factors, module.embed_dim, size)
 
 
 def first_stage_dtype(config: Mapping[str, Any]) -> Any:
@@ -75,7 +76,7 @@ def make_latent_terms(section: Mapping[str, Any], module: models.Autoencoder) ->
 
 
 def make_perceptual(section: Mapping[str, Any]) -> models.LPIPS:
-    """The perceptual network of config.first_stage_loss."""
+    """The perceptual network of config.first_stage_loss; films and volumes are frames to it, one after the other."""
     return models.LPIPS(tuple(section["perceptual_widths"]))
 
 
@@ -83,9 +84,14 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
     """All that trains the autoencoder. ValueError for what can't be, before a file is read."""
     stage, section, train = make_first_stage(config), config["first_stage_loss"], config["first_stage_train"]
     weights, terms = make_loss_weights(section), make_latent_terms(section, stage.module)
+    dims, halved = stage.module.dims, tuple(min(factor, 2) for factor in stage.factors)
     disc = models.Discriminator(
-        section["disc_ndf"], section["disc_layers"], section["disc_actnorm"], dtype=compute_dtype(config)
+        section["disc_ndf"], section["disc_layers"], section["disc_actnorm"], compute_dtype(config), dims, halved
     )
+    if weights.perceptual and dims == 1:
+        raise ValueError("config.first_stage_loss.perceptual_weight: LPIPS sees pictures, or frames; set it to 0 with dims=1")
+    if terms.alignment and dims != 2:
+        raise ValueError(f"config.first_stage_loss.alignment_weight: features are of pictures; set it to 0 with dims={dims}")
     parts = Parts(stage, make_perceptual(section), disc, section["perceptual_widths"][3])
     frozen = tuple(train["frozen"])
     if unknown := sorted({*frozen} - {*first_stage.PARTS}):

@@ -14,7 +14,7 @@ from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
-from ldm_jax.build.options import image_size
+from ldm_jax.build.options import dims, image_size
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.first_stage import FirstStage
 from ldm_jax.media import MEDIA
@@ -62,8 +62,8 @@ def check(config: Mapping[str, Any]) -> None:
     check_numbers(config)
     stage = make_first_stage(config)
     check_medium(config, stage)
-    size = config["data"]["image_size"]
-    stage.latent_shape(*((size, size) if isinstance(size, int) else size))
+    check_dims(config)
+    stage.latent_shape(*image_size(config))
     check_choice(config["evaluation"].get("features", "auto").partition(":")[0], FEATURES, "config.evaluation.features")
     inception = config["evaluation"].get("inception_path", "")
     if inception and not Path(inception).exists():
@@ -97,6 +97,16 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
         )
 
 
+def check_dims(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where data, first stage and network don't agree on how many spatial axes there are."""
+    axes, size = dims(config), image_size(config)
+    if len(size) != axes:
+        section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
+        raise ValueError(f"config.{section}.dims={axes}: must be {len(size)}, the sides of config.data.image_size={size}")
+    if "diffusion" in config["stages"] and (told := config["network"].get("dims", 2)) != axes:
+        raise ValueError(f"config.network.dims={told}: must be {axes}, as config.first_stage.dims is")
+
+
 def check_diffusion(config: Mapping[str, Any]) -> None:
     """Raises ValueError where network, condition, first stage and process don't fit one another."""
     kind_of(config["conditioner"]).check_fields(config["conditioner"])
@@ -108,7 +118,9 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
             + (", and the learned variance as many" if learned == 2 else "")
         )
     condition.check()
-    kind = condition.kind
+    kind, axes = condition.kind, dims(config)
+    if axes != 2 and (condition.spatial or condition.of_pictures or condition.encodes or condition.whole_boxes):
+        raise ValueError(f"config.conditioner.kind={kind!r} is told pictures: with dims={axes} choose none, class or text")
     if condition.of_pictures and config["latents"]["cache"] and stage.module is not None:
         raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")
     labels = condition.network_classes
@@ -159,18 +171,27 @@ _SIZES = dict.fromkeys(
     ),
     _AT_LEAST_1,
 )  # fmt: skip
+_AXES = {
+    "dims": ("1, 2 or 3, how many axes the data have", lambda v: v in (1, 2, 3)),
+    "strides": ("1 or 2 for each axis", lambda v: v in (1, 2)),
+    "kernel_size": ("odd, for all axes or for each", lambda v: v >= 1 and v % 2 == 1),
+}
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
+             "frame_step": _AT_LEAST_1,
              "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
              "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
     "mesh": dict.fromkeys(("data", "fsdp", "tensor"), _HEADS),
-    "first_stage": _SIZES | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
+    "first_stage": _SIZES
+    | _AXES
+    | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1},
     "first_stage_loss": _FIRST_STAGE_LOSS
     | {"log_variance": ("a number", lambda v: True)}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
     "network": _SIZES
+    | _AXES
     | {"dropout": _BELOW_1, "num_heads": _HEADS, "num_head_channels": _HEADS, "transformer_depth": _WHOLE,
        "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE},
     "conditioner": _SIZES
@@ -236,7 +257,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             values = values.get(scope, {})
         for name, (must, test) in fields.items():
             value = values.get(name)
-            for number in value if isinstance(value, (tuple, list)) else (value,):
+            for number in jax.tree.leaves(value):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
                     raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
     for (section, name), names in CHOICES.items():

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.build.options import image_size
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import shapes
 from ldm_jax.data.folder import folder
+from ldm_jax.data.moving_shapes import MovingShapes
 from ldm_jax.data.transform import LatentTransform
+from ldm_jax.data.vessels import Vessels
 from ldm_jax.media import Medium
 from ldm_jax.media import make_medium as make
 from ldm_jax.primitives.choices import check_choice
@@ -22,19 +25,40 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     split, columns = section[f"{split}_split"], (own, *columns)
     names = {c: section[f"{c}_column"] for c in columns if section.get(f"{c}_column")}
     kind = check_choice(section["source"], medium.sources, "config.data.source")
-    if kind != "shapes" and not section["path"]:
+    if kind in EMBEDDED:
+        return EMBEDDED[kind](config, split, columns)
+    if not section["path"]:
         what = f"the folder of {medium.files.many}" if kind == "folder" else "TFDS's data_dir"
         raise ValueError(f"config.data.path is empty: name {what}, --config.data.path=...")
     if kind == "folder":
         return folder(section["path"], split, columns, {c: n for c, n in names.items() if c != own}, kind=medium.files)
-    from ldm_jax.data.tfds_source import shapes_source, tfds_source  # here, because importing them takes half a second
+    from ldm_jax.data.tfds_source import tfds_source  # here, because importing it takes half a second
 
-    if kind == "tfds":
-        return tfds_source(section["name"], split, section["path"], columns, names)
+    return tfds_source(section["name"], split, section["path"], columns, names)
+
+
+def _shapes(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Any:
+    from ldm_jax.data.tfds_source import shapes_source
+
+    section = config["data"]
     path = section["path"] or Path.home() / ".cache" / "ldm_jax"
     train, validation = section["examples"]
     mix = dataclasses.asdict(make_mix(config))
     return shapes_source(path, split, columns, resolution=section["image_size"], train=train, validation=validation, **mix)
+
+
+def _moving_shapes(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Any:
+    frames, height, width = image_size(config)
+    if height != width:
+        raise ValueError(f"config.data.image_size={(frames, height, width)}: films of moving_shapes are as high as wide")
+    return MovingShapes(split, columns, frames, height, tuple(config["data"]["examples"]))
+
+
+def _vessels(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Any:
+    return Vessels(split, columns, image_size(config), tuple(config["data"]["examples"]))
+
+
+EMBEDDED = {"shapes": _shapes, "moving_shapes": _moving_shapes, "vessels": _vessels}  # data sets that are made here
 
 
 def make_mix(config: Mapping[str, Any]) -> shapes.Mix:

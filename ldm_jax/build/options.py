@@ -31,10 +31,18 @@ def compiler(config: Mapping[str, Any]) -> str:
     return config.get("compiler", COMPILERS[0])
 
 
+def dims(config: Mapping[str, Any]) -> int:
+    """How many spatial axes the data have: the first stage's `dims`, or, where diffusion runs on pixels, the network's."""
+    section = config.get("first_stage", {})
+    own = section.get("dims") if section.get("kind") != "none" else None
+    return own or config.get("network", {}).get("dims", 2)
+
+
 def image_size(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The spatial shape of config.data.image_size: a side (of a square), or a tuple of as many sides as the data have axes."""
+    """The spatial shape of config.data.image_size: a side (of a square, or a cube), or a tuple of as many sides as the data
+    have axes."""
     size = config["data"]["image_size"]
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size,) * dims(config) if isinstance(size, int) else tuple(size)
 
 
 def make_stage_optimizer(section: Mapping[str, Any]):

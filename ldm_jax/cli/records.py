@@ -41,7 +41,7 @@ def records(ldm: LatentDiffusion, flags: Flags, drawn: Drawn) -> list[dict[str, 
     """The text chunks of each picture of `drawn`, which `draw(ldm, flags)` gave."""
     mode, flags = choose_mode(ldm, flags), with_defaults(flags)
     of_model = {"version": ldm_jax.__version__, "model": ldm.config["name"], "weights": fingerprint(ldm)}
-    found, (height, width) = [], drawn.images.shape[1:3]
+    found, size = [], "x".join(map(str, reversed(drawn.images.shape[1:-1])))  # width first
     for i in range(len(drawn.images)):
         index = i if flags["index"] is None else flags["index"]
         one = alone(ldm, flags, index) | how(ldm, flags, mode)
@@ -54,7 +54,7 @@ def records(ldm: LatentDiffusion, flags: Flags, drawn: Drawn) -> list[dict[str, 
         sampler = "ddim" if mode == "interpolate" and one["image"] else sampler
         lines.append(
             f"Steps: {one['steps']}, Sampler: {sampler}, CFG scale: {one['guidance_scale']:g}, Seed: {one['seed']}, "
-            f"Index: {index}, Size: {width}x{height}, Model: {_line(of_model['model'])}, Version: ldm_jax {ldm_jax.__version__}"
+            f"Index: {index}, Size: {size}, Model: {_line(of_model['model'])}, Version: ldm_jax {ldm_jax.__version__}"
         )
         kept = {
             name: value

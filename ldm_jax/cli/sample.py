@@ -105,6 +105,7 @@ def _mode(needs: str, may: str, usage: str) -> Mode:
     return Mode(frozenset(needs.split()), frozenset(may.split()), usage)
 
 
+OF_PICTURES = ("upscale", "inpaint", "outpaint", "panorama")  # modes that mean height and width
 # The first whose needs are met is meant.
 MODES = {
     "upscale": _mode("upscale", "tiled", "--upscale SMALL.png"),
@@ -144,6 +145,8 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
     if name not in ldm.abilities:
         takes = f"it takes {condition.takes}"
         raise ValueError(f"{meant}: this model can't {name}, it can {', '.join(ldm.abilities)}; {takes}")
+    if name in OF_PICTURES and len(ldm.specification.image_size) != 2:
+        raise ValueError(f"{meant}: this is of pictures; what this model draws has {len(ldm.specification.image_size)} axes")
     telling = {name for kind in KINDS.values() for name in kind.flags}
     conditions = sorted(named & telling)
     if len(conditions) > 1:
@@ -217,7 +220,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     if flags["strength"] is not None:
         options["strength"] = flags["strength"]
     if flags["size"]:
-        options["size"] = _size(flags["size"])
+        options["size"] = _size(flags["size"], len(ldm.specification.image_size))
     p, num = ldm.params, flags["num"]
     first = key = key_of(flags["seed"])
     if index is not None and name != "interpolate":
@@ -246,7 +249,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
             images = images[:, : values[0].shape[0], : values[0].shape[1]]
         return Drawn(np.asarray(images), words, num)
 
-    image, mask, (height, width) = _prepared(ldm, flags, name)
+    image, mask, size = _prepared(ldm, flags, name)
     image = np.repeat(image[None], len(words), 0)
     if name in ("inpaint", "outpaint"):
         # a combination takes its prompts beside the picture, and embeds both together
@@ -258,7 +261,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options), **options)
     else:
         images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options), **options)
-    return Drawn(np.asarray(images[:, :height, :width]), words, num)
+    return Drawn(np.asarray(images[(slice(None), *map(slice, size))]), words, num)
 
 
 def with_loras(ldm: LatentDiffusion, said: Sequence[str]) -> LatentDiffusion:
@@ -298,7 +301,7 @@ def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: di
     return ldm.embed(ldm.params, values) if values else None
 
 
-def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
     """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
     if len(flags["image"]) != 1:
         raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
@@ -310,8 +313,8 @@ def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray
         top, bottom, left, right = _sides(flags["outpaint"])
         mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
         image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
-    size = image.shape[:2]
-    padding = [(0, -side % ldm.first_stage.factor) for side in size]
+    size = image.shape[:-1]
+    padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
     return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
 
 
@@ -339,7 +342,7 @@ def _film(
             raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
         images = [build.make_medium(ldm.config).read(path) for path in paths]
         if images[0].shape != images[1].shape:
-            raise ValueError(f"--interpolate between pictures of {images[0].shape[:2]} and {images[1].shape[:2]}: one size")
+            raise ValueError(f"--interpolate between pictures of {images[0].shape[:-1]} and {images[1].shape[:-1]}: one size")
         ends = ldm.embed(p, values * 2 if len(values) == 1 else values) if values else None
         options["noise"] = ldm.invert(p, np.stack(images), ends, steps=flags["steps"], tile=options.get("tile"))
         options |= {"sampler": "ddim", "guidance_scale": 1.0}
@@ -361,11 +364,12 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise ValueError(f"--size {text!r}: write it HEIGHTxWIDTH, such as 64x256")
-    return int(found[1]), int(found[2])
+def _size(text: str, axes: int = 2) -> tuple[int, ...]:
+    """The sides in an array's order, "64x256" or, of films, "8x32x32"."""
+    if not re.fullmatch(r"\d+(x\d+)*", text) or text.count("x") != axes - 1:
+        how = {1: "LENGTH, such as 256", 2: "HEIGHTxWIDTH, such as 64x256", 3: "FRAMESxHEIGHTxWIDTH, such as 8x32x32"}[axes]
+        raise ValueError(f"--size {text!r}: write it {how}")
+    return tuple(map(int, text.split("x")))
 
 
 def _sides(values: Sequence[str]) -> tuple[int, int, int, int]:

@@ -69,6 +69,9 @@ def stamp(source: Source) -> str | None:
 
 def _file(path: str, stat: bool) -> bytes:
     try:
+        if os.path.isdir(path):  # of frames
+            inside = [(name, os.path.join(path, name)) for name in sorted(os.listdir(path))]
+            return b"".join(f";{name}=".encode(errors="surrogatepass") + _file(file, stat) for name, file in inside)
         if stat:
             status = os.stat(path)
             # the time of the last change of the inode can't be set by hand, as that of the last writing can

@@ -2,6 +2,8 @@
 
     image        bytes, a path, or decoded uint8 [H, W, 3]
     sound        the same of a sound: bytes, a path, or decoded float32 [T, channels]
+    film         the same of a film: a path (of a file, or of a folder of frames), or decoded uint8 [T, H, W, 3]
+    volume       the same of a volume: a path, or decoded numbers [D, H, W]
     caption      str, or a tuple of them (one is drawn a visit)
     label        int in [0, len(info.class_names))
     label_map    like image: the file of a semantic map, one index a pixel
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-DATA = ("image", "sound")  # columns with what is learnt and drawn; a source has one of them
+DATA = ("image", "sound", "film", "volume")  # columns with what is learnt and drawn; a source has one of them
 COLUMNS = (*DATA, "caption", "label", "label_map", "boxes", "box_labels")
 SPLIT_NAMES = {
     "train": ("train", "training"),

@@ -37,6 +37,7 @@ class FileKind:
     mime        how the kind's MIME types begin, such as "image/"
     beginnings  first bytes of such files, to know those without a suffix by
     hint        a sentence for those who have only files that are not read
+    stacks      whether a folder that holds pictures, and neither files of the kind nor folders, is one of them too
     """
 
     column: str
@@ -47,6 +48,7 @@ class FileKind:
     mime: str
     beginnings: tuple[bytes, ...] = ()
     hint: str = ""
+    stacks: bool = False
 
     def looks_so(self, path: Path) -> bool:
         """Whether a file that is not read would be one of the kind."""
@@ -103,7 +105,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             continue
         folder = queue.pop()
         folders.append(folder)
-        subfolders, files = [], []
+        subfolders, files, pictures = [], [], 0
         for entry in _entries(root / folder):
             inside = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
@@ -119,11 +121,19 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                 left_out["broken links"] += entry.is_symlink()
             elif _suffix(entry.name) in kind.suffixes():
                 files.append(entry.name)
+            elif kind.stacks and _suffix(entry.name) in suffixes():
+                pictures += 1
             elif kind.looks_so(root / inside):
                 unread.add(_suffix(entry.name) or "no suffix")
                 left_out["of unread formats"] += 1
         if files:
-            found[folder] = sorted(files)
+            found[folder] = sorted({*files, *found.get(folder, ())})
+        if pictures and (files or subfolders or not folder):
+            left_out["pictures beside what is looked for"] += pictures
+        elif pictures:
+            above_it, _, name = folder.rpartition("/")
+            found[above_it] = sorted([*found.get(above_it, ()), name])
+            folders.remove(folder)
         queue += _new(subfolders, root, seen, left_out)
     if count := left_out.pop("of unread formats", 0):
         left_out[f"{kind.one} files that are not read ({', '.join(sorted(unread))})"] = count

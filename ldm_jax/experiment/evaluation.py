@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_jax import api, scoring
 from ldm_jax.experiment.evaluators import Model
-from ldm_jax.experiment.evaluators.prompts import read_back, readable
+from ldm_jax.experiment.evaluators.prompts import read_back, readable, reader
 from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.pictures import save_pictures
@@ -21,8 +21,8 @@ PyTree = Any
 
 
 def evaluate(experiment: Experiment) -> None:
-    """Pictures from the averaged weights for held-out conditions; for `shapes`, how many of them are what was asked for; with
-    config.evaluation.num, their distance from the data."""
+    """Pictures from the averaged weights for held-out conditions; of data that can be read back (`prompts.READERS`), how many
+    of them are what was asked for; with config.evaluation.num, their distance from the data."""
     config, mesh = experiment.config, experiment.mesh
     which = config["evaluation"].get("which", "last")
     ldm = api.load_workdir(experiment.workdir, which=which)
@@ -32,10 +32,10 @@ def evaluate(experiment: Experiment) -> None:
     found = {"validation": (*side_by_side(experiment.medium.shown(images), shown), shown.words)}
     results = {}
     if config["evaluation"]["prompts"] and readable(config):  # 0: none
-        for objects in (1, 2):
-            measured, drawn, words = check_shapes(Model(experiment, ldm.specification, {}), params, objects)
+        for objects in reader(config).objects:
+            measured, drawn, words = check_prompts(Model(experiment, ldm.specification, {}), params, objects)
             results |= measured
-            found[f"{objects}_objects"] = (drawn, 0, words)
+            found[f"{objects}_objects"] = (experiment.medium.shown(drawn), 0, words)
     if config["evaluation"].get("num", 0):
         results |= distances(experiment, ldm, which)
     distributed.on_first("evaluation", lambda: save(experiment, found, results, images))
@@ -71,13 +71,15 @@ def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float
     experiment.say(f"evaluation: {len(found['validation'][2])} pictures for validation conditions in {folder}")
 
 
-def check_shapes(model: Model, params: PyTree, objects: int) -> tuple[dict[str, float], np.ndarray, list[str]]:
+def check_prompts(model: Model, params: PyTree, objects: int) -> tuple[dict[str, float], np.ndarray, list[str]]:
     """Draws held-out prompts of so many objects and reads the pictures back: what is right, some pictures, their prompts."""
     count = model.experiment.config["evaluation"]["prompts"]
     found, images, words = read_back(model, params, count, objects)
     said = f"shape {found['shape']:.1%}, colour {found['colour']:.1%}, both {found['bound']:.1%}"
     if objects == 2:
         said += f", also the relation {found['all']:.1%}"
+    if "direction" in found:
+        said += f", direction {found['direction']:.1%}, all {found['all']:.1%} (shuffled captions {found['shuffled/all']:.1%})"
     model.experiment.say(f"evaluation: {count} held-out prompts with {objects} object{'s' * (objects > 1)}: {said} right")
     results = {f"{objects}_objects/{name}": value for name, value in found.items()}
     return results, images[:64], words[:64]

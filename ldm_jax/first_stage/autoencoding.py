@@ -18,14 +18,15 @@ AT_ONCE = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class FirstStage:
-    """Images [B, *space, C] in [-1, 1], C the medium's channels, <-> raw latents [B, *space / factor, channels], as pure
+    """Images [B, *space, C] in [-1, 1], C the medium's channels, <-> raw latents [B, *space / factors, channels], as pure
     functions of params.
 
-    `module` is None where diffusion runs on pixels. `size`: spatial shape that parameters are initialised with.
+    `module` is None where diffusion runs on pixels. `factors`: how many times smaller latents are, along each axis. `size`:
+    spatial shape that parameters are initialised with.
     """
 
     module: Any = None
-    factor: int = 1
+    factors: tuple[int, ...] = (1, 1)
     channels: int = 3
     size: tuple[int, ...] = ()
 
@@ -33,6 +34,11 @@ class FirstStage:
     def image_channels(self) -> int:
         """Of what is encoded."""
         return self.channels if self.module is None else self.module.in_channels
+
+    @property
+    def factor(self) -> int:
+        """The largest of `factors`; of pictures, that of both sides."""
+        return max(self.factors)
 
     def init(self, key: jax.Array) -> PyTree:
         """Random parameters."""
@@ -56,14 +62,27 @@ class FirstStage:
         def decoded(params: PyTree, z: jax.Array) -> jax.Array:
             return self.module.apply({"params": params}, z, method="decode")
 
-        rows = max(AT_ONCE // math.prod(side * self.factor for side in z.shape[1:-1]), 1)
+        rows = max(AT_ONCE // math.prod(self.grown(z.shape[1:-1])), 1)
         return models.in_parts(decoded, params, z, rows, tpu_least=8)
 
     def latent_shape(self, *size: int) -> tuple[int, ...]:
-        """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple."""
-        if any(side % self.factor or side < self.factor for side in size):
-            raise ValueError(f"image size {' x '.join(map(str, size))}: both sides must be multiples of {self.factor}")
-        return (*(side // self.factor for side in size), self.channels)
+        """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple, or has
+        another number of sides."""
+        there = " x ".join(map(str, size))
+        if len(size) != len(self.factors):
+            raise ValueError(
+                f"image size {there}: {len(size)} sides, but this model is of {len(self.factors)} (its dims)"
+            )
+        if any(side % factor or side < factor for side, factor in zip(size, self.factors)):
+            if len({*self.factors}) > 1:
+                raise ValueError(f"image size {there}: sides must be multiples of {' x '.join(map(str, self.factors))}")
+            which = {1: "it", 2: "both sides"}.get(len(size), "all sides")
+            raise ValueError(f"image size {there}: {which} must be multiples of {self.factor}")
+        return (*(side // factor for side, factor in zip(size, self.factors)), self.channels)
+
+    def grown(self, space: Sequence[int]) -> tuple[int, ...]:
+        """The size in pixels of what has latents of this spatial shape."""
+        return tuple(side * factor for side, factor in zip(space, self.factors, strict=True))
 
     def encode_mean(self, params: PyTree, x: jax.Array) -> jax.Array:
         """The posterior's mean, or the latents before quantization, raw [B, ..., C]."""

@@ -112,7 +112,10 @@ class Parts:
         return {"perceptual": models.shapes(self.perceptual, image, image)}
 
     def distance(self, params: PyTree, x: jax.Array, y: jax.Array) -> jax.Array:
-        """LPIPS [B] of pictures [B, H, W, 3]."""
+        """LPIPS [B] of pictures [B, H, W, 3]; of films [B, T, H, W, 3] the mean over their frames."""
+        if x.ndim > 4:
+            frames = (each.reshape(-1, *each.shape[-3:]) for each in (x, y))
+            return self.distance(params, *frames).reshape(len(x), -1).mean(1)
         return self.perceptual.apply({"params": params["perceptual"]}, x, y)
 
     def networks(self, weights: LossWeights, terms: LatentTerms) -> Networks:
@@ -187,9 +190,10 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
             z = latents.sample_posterior(encoded, z_key, step.rows)
         numbers = x[0].size if summed else 1
         if terms.equivariance:
-            h = apply("decode", block_mean(z), train=True, quantize=False, features=True, i=1)
+            shrunk = [min(factor, 2) for factor in module.factors]
+            h = apply("decode", block_mean(z, shrunk), train=True, quantize=False, features=True, i=1)
             small = models.last_layer(own["decoder"]["conv_out"], h, module.dtype)
-            metrics["equivariance"] = jnp.abs(small - block_mean(x)).mean()
+            metrics["equivariance"] = jnp.abs(small - block_mean(x, shrunk)).mean()
             penalty = penalty + terms.equivariance * numbers * metrics["equivariance"]
         if terms.alignment:
             known = perceptual.apply({"params": params["perceptual"]}, x, method="features")[3]

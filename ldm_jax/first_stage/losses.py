@@ -83,10 +83,10 @@ class LossWeights:
 class Networks:
     """The networks as functions of `params`, a dict with the parts that each needs.
 
-    features        (params, x [B, H, W, 3], key, Step) -> h, penalty, (metrics, assigned): all of the autoencoder but `last`
-    last            (parameters of the last convolution, h) -> xr [B, H, W, 3]
+    features        (params, x [B, *space, 3], key, Step) -> h, penalty, (metrics, assigned): all of the autoencoder but `last`
+    last            (parameters of the last convolution, h) -> xr [B, *space, 3]
     perceptual      (params, x, y) -> distance [B]
-    discriminate    (parameters of the discriminator, x) -> logits [B, h, w, 1]
+    discriminate    (parameters of the discriminator, x) -> logits [B, *patches, 1]
     """
 
     features: Callable[[PyTree, jax.Array, jax.Array, Step], tuple[jax.Array, jax.Array, tuple[Metrics, PyTree]]]
@@ -123,7 +123,7 @@ def make_gradients(networks: Networks, weights: LossWeights, alternate: bool = F
     One function, which looks at a batch once. With `alternate` two, which take turns as in the reference: the discriminator
     then sees reconstructions of the autoencoder as it has become. `params` has the parts "autoencoder", "discriminator" if
     there is one, and what else `networks` needs; gradients are of the first two and of "alignment".
-    `batch` holds "image" [B, H, W, 3] in [-1, 1].
+    `batch` holds "image" [B, *space, 3] in [-1, 1].
     """
     adversarial = weights.discriminator > 0
 
@@ -168,8 +168,9 @@ def make_gradients(networks: Networks, weights: LossWeights, alternate: bool = F
             loss = factor * discriminator_loss(weights.adversarial, real, fake)
             metrics = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
             if weights.r1:
-                slope = jax.grad(lambda x: networks.discriminate(disc, x).mean((1, 2, 3)).sum())(x)
-                metrics["r1"] = jnp.square(slope).sum((1, 2, 3)).mean()
+                own = tuple(range(1, x.ndim))  # a picture's axes
+                slope = jax.grad(lambda x: networks.discriminate(disc, x).mean(own).sum())(x)
+                metrics["r1"] = jnp.square(slope).sum(own).mean()
                 loss = loss + factor * weights.r1 / 2 * metrics["r1"]
             if weights.lecam:
                 anchor = params["lecam"]

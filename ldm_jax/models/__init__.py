@@ -12,12 +12,13 @@ from ldm_jax.models.conditioners import (
     clip_normalize,
     text_time_vector,
 )
+from ldm_jax.models.convolution import nearest
 from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, nearest, sinusoidal_embedding
+from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter

@@ -2,7 +2,7 @@
 
 Fields and parameters are named as in CompVis/latent-diffusion (`ldm/models/autoencoder.py`,
 `ldm/modules/diffusionmodules/model.py`). An image [B, H, W, 3] in [-1, 1] becomes a latent of
-H / 2^(levels - 1) by W / 2^(levels - 1) pixels.
+H / 2^(levels - 1) by W / 2^(levels - 1) pixels; so do sounds [B, L, C] and films or volumes [B, D, H, W, C], by `dims`.
 """
 
 import math
@@ -16,8 +16,11 @@ import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
 from ldm_jax.models.codebook import FSQ, Codebook
-from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat
+from ldm_jax.models.convolution import check_rank, factors_of, shrinkage, window_of
+from ldm_jax.models.init import ZEROS
+from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat, sinusoidal_embedding
 from ldm_jax.models.partition import constrain
+from ldm_jax.models.transformer import over_time, within_frames
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class Settings:
     dtype: Any
     remat: str | bool
     attention: str
+    dims: int
+    strides: Sequence[int] | Sequence[Sequence[int]]
+    kernel_size: int | Sequence[int]
+    factorised_attention: bool
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        return window_of(self.kernel_size, self.dims)
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        """By how much level + 1 is smaller than `level`, along each axis."""
+        return factors_of(self.strides, self.dims, level)
+
+    def conv(self, width: int, name: str) -> Conv:
+        return Conv(width, self.window, dtype=self.dtype, name=name)
 
     def width(self, level: int) -> int:
         return round(self.ch * self.ch_mult[level])
@@ -48,8 +66,12 @@ class Settings:
     def res(self, width: int, train: bool, name: str) -> nn.Module:
         return remat(ResnetBlock, self.remat)(self, width, self.dropout if train else 0.0, name=name)
 
-    def attn(self, name: str) -> nn.Module:
-        return remat(AttnBlock, self.remat)(self, name=name)
+    def attn(self, name: str, h: jax.Array) -> jax.Array:
+        """Attention of pixels to all pixels; with `factorised_attention` to those of their frame, and then over time."""
+        block = remat(AttnBlock, self.remat)
+        if not self.factorised_attention:
+            return block(self, name=name)(h)
+        return over_time(block(self, places=True, name=f"{name}_time"), within_frames(block(self, name=name), h))
 
 
 class ResnetBlock(nn.Module):
@@ -62,31 +84,36 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         s = self.settings
-        h = Conv(self.width, dtype=s.dtype, name="conv1")(nn.silu(s.norm("norm1")(x)))
+        h = s.conv(self.width, "conv1")(nn.silu(s.norm("norm1")(x)))
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(s.norm("norm2")(h)))
-        h = Conv(self.width, dtype=s.dtype, name="conv2")(h)
+        h = s.conv(self.width, "conv2")(h)
         if x.shape[-1] != self.width:
             x = Dense(self.width, dtype=s.dtype, name="nin_shortcut")(x)
         return constrain(x + h)
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over the pixels of [B, H, W, C], added to the input."""
+    """Single-head self-attention over the pixels of [B, *space, C], added to the input. With `places`, over [B, T, C],
+    sinusoids of t are added to what is attended to, and the block changes nothing at first."""
 
     settings: Settings
+    places: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        B, H, W, C = x.shape
+        B, *space, C = x.shape
         dtype = self.settings.dtype
         h = self.settings.norm("norm")(x)
-        q, k, v = (Dense(C, dtype=dtype, name=name)(h).reshape(B, H * W, 1, C) for name in "qkv")
-        h = attention(q, k, v, self.settings.attention).reshape(B, H, W, C)
-        return constrain(x + Dense(C, dtype=dtype, name="proj_out")(h))
+        if self.places:
+            h = h + sinusoidal_embedding(jnp.arange(space[0]), C).astype(h.dtype)
+        q, k, v = (Dense(C, dtype=dtype, name=name)(h).reshape(B, math.prod(space), 1, C) for name in "qkv")
+        h = attention(q, k, v, self.settings.attention).reshape(x.shape)
+        rule = ZEROS if self.places else None
+        return constrain(x + Dense(C, kernel_init=rule, bias_init=rule, dtype=dtype, name="proj_out")(h))
 
 
 class Middle(nn.Module):
-    """The blocks between encoder levels and latents: residual, attention, residual; [B, h, w, C] -> the same."""
+    """The blocks between encoder levels and latents: residual, attention, residual; [B, *space, C] -> the same."""
 
     settings: Settings
 
@@ -95,7 +122,7 @@ class Middle(nn.Module):
         s = self.settings
         h = s.res(h.shape[-1], train, "block_1")(h)
         if s.attn_type != "none":
-            h = s.attn("attn_1")(h)
+            h = s.attn("attn_1", h)
         return s.res(h.shape[-1], train, "block_2")(h)
 
 
@@ -113,16 +140,16 @@ class Level(nn.Module):
         for i in range(self.blocks):
             h = s.res(width, train, f"block_{i}")(h)
             if s.attends(self.level):
-                h = s.attn(f"attn_{i}")(h)
+                h = s.attn(f"attn_{i}", h)
         if self.resample == "down":
-            h = Downsample("conv", 0, width, s.dtype, name="downsample")(h)
+            h = Downsample("conv", 0, width, s.dtype, s.factors(self.level), s.window, name="downsample")(h)
         elif self.resample == "up":
-            h = Upsample(width, s.dtype, name="upsample")(h)
+            h = Upsample(width, s.dtype, s.factors(self.level - 1), s.window, name="upsample")(h)
         return constrain(h)
 
 
 class Encoder(nn.Module):
-    """Images [B, H, W, C] -> [B, h, w, out_channels]."""
+    """Images [B, *space, C] -> [B, *latent space, out_channels]."""
 
     settings: Settings
     out_channels: int
@@ -130,40 +157,42 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         s, last = self.settings, len(self.settings.ch_mult) - 1
-        h = constrain(Conv(s.ch, dtype=s.dtype, name="conv_in")(x))
+        h = constrain(s.conv(s.ch, "conv_in")(x))
         for i in range(last + 1):
             h = Level(s, i, s.num_res_blocks, "down" if i < last else None, name=f"down_{i}")(h, train)
         h = Middle(s, name="mid")(h, train)
-        return Conv(self.out_channels, dtype=s.dtype, name="conv_out")(nn.silu(s.norm("norm_out")(h)))
+        return s.conv(self.out_channels, "conv_out")(nn.silu(s.norm("norm_out")(h)))
 
 
 class Decoder(nn.Module):
-    """[B, h, w, z_channels] -> images [B, H, W, out_channels]; `up_0` has the highest resolution and comes last."""
+    """[B, *latent space, z_channels] -> images [B, *space, out_channels]; `up_0` has the highest resolution and comes last."""
 
     settings: Settings
     out_channels: int
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
-        """`features`: what the last convolution is given, [B, H, W, ch], instead of the image."""
+        """`features`: what the last convolution is given, [B, *space, ch], instead of the image."""
         s, last = self.settings, len(self.settings.ch_mult) - 1
-        h = constrain(Conv(s.width(last), dtype=s.dtype, name="conv_in")(z))
+        h = constrain(s.conv(s.width(last), "conv_in")(z))
         h = Middle(s, name="mid")(h, train)
         for i in reversed(range(last + 1)):
             h = Level(s, i, s.num_res_blocks + 1, "up" if i else None, name=f"up_{i}")(h, train)
         h = nn.silu(s.norm("norm_out")(h))
-        return h if features else Conv(self.out_channels, dtype=s.dtype, name="conv_out")(h)
+        return h if features else s.conv(self.out_channels, "conv_out")(h)
 
 
 class Autoencoder(nn.Module):
     """A first stage: KL-regularized, or vector-quantized if it has a codebook of `n_embed` entries (of length one with
     `unit_codes`), or rounds channel i to fsq_levels[i] values.
 
-    `encode` gives moments [B, h, w, 2 embed_dim] (KL: means, then log-variances) or latents before quantization
-    [B, h, w, embed_dim] (VQ); `decode` takes latents [B, h, w, embed_dim], quantizing first if VQ.
+    `encode` gives moments [B, *latent space, 2 embed_dim] (KL: means, then log-variances) or latents before quantization
+    [B, *latent space, embed_dim] (VQ); `decode` takes such latents, quantizing first if VQ.
     `attn_resolutions` are compared with `resolution` halved per level, whatever the true size of the input.
     `attn_type` "none" removes all attention, the middle's too. `double_z` is whether the encoder gives two numbers per
-    latent channel: exactly the KL models do. All computing is in `dtype`; outputs are float32.
+    latent channel: exactly the KL models do. `dims`, `strides`, `kernel_size` and `factorised_attention` are those of the
+    U-Net: how many axes space has, by how much each level shrinks them, windows, and attention of films. All computing is in
+    `dtype`; outputs are float32.
     """
 
     ch: int
@@ -187,8 +216,14 @@ class Autoencoder(nn.Module):
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
+    dims: int = 2
+    strides: Sequence[int] | Sequence[Sequence[int]] = ()
+    kernel_size: int | Sequence[int] = 3
+    factorised_attention: bool = False
 
     def setup(self) -> None:
+        if self.factorised_attention and self.dims != 3:
+            raise ValueError(f"factorised_attention is of frames and time, three axes; this first stage is of dims={self.dims}")
         if self.double_z == self.quantizes:
             raise ValueError(
                 f"double_z={self.double_z} with n_embed={self.n_embed}, fsq_levels={self.fsq_levels}: KL models have double_z "
@@ -221,6 +256,11 @@ class Autoencoder(nn.Module):
         return bool(self.n_embed or self.fsq_levels)
 
     @property
+    def factors(self) -> tuple[int, ...]:
+        """How many times smaller latents are, along each axis."""
+        return shrinkage(self.strides, self.dims, len(self.ch_mult))
+
+    @property
     def codes(self) -> int:
         """How many there are; 0 without a codebook."""
         return self.n_embed or (math.prod(self.fsq_levels) if self.fsq_levels else 0)
@@ -231,6 +271,7 @@ class Autoencoder(nn.Module):
         return self.decode(z if self.quantizes else z[..., : self.embed_dim], train)
 
     def encode(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_rank(x, self.dims)
         if x.shape[-1] != self.in_channels:
             raise ValueError(f"images of shape {x.shape} do not have {self.in_channels} channels last")
         h = self.encoder(x, train)
@@ -238,6 +279,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: jax.Array, train: bool = False, quantize: bool = True, features: bool = False) -> jax.Array:
         """`quantize` False decodes VQ latents as they are; `features` stops before the last convolution, see `last_layer`."""
+        check_rank(z, self.dims)
         if z.shape[-1] != self.embed_dim:
             raise ValueError(f"latents of shape {z.shape} do not have {self.embed_dim} channels last")
         if quantize and self.quantizes:
@@ -250,15 +292,16 @@ class Autoencoder(nn.Module):
         return self.codebook.project(z)
 
     def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents [B, h, w, embed_dim] -> their nearest codebook entries, and these entries' int32 indices [B, h, w]."""
+        """Latents [B, *space, embed_dim] -> their nearest codebook entries, and these entries' int32 indices [B, *space]."""
         return self.codebook(z)
 
     def lookup(self, indices: jax.Array) -> jax.Array:
-        """The codebook entries of int indices [B, h, w]: [B, h, w, embed_dim]."""
+        """The codebook entries of int indices [B, *space]: [B, *space, embed_dim]."""
         return self.codebook.lookup(indices)
 
 
 def last_layer(params: dict, h: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """The decoder's last convolution, of its own parameters {"kernel", "bias"}: features [B, H, W, ch] -> images. It is apart
+    """The decoder's last convolution, of its own parameters {"kernel", "bias"}: features [B, *space, ch] -> images. It is apart
     from the module because the adaptive weight of the adversarial loss wants its gradient alone."""
-    return Conv(params["bias"].shape[0], dtype=dtype, parent=None).apply({"params": params}, h).astype(jnp.float32)
+    window = params["kernel"].shape[:-2]
+    return Conv(params["bias"].shape[0], window, dtype=dtype, parent=None).apply({"params": params}, h).astype(jnp.float32)

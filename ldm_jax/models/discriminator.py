@@ -5,30 +5,34 @@ NLayerDiscriminator`. Batch normalization keeps no state: it uses the statistics
 is the whole batch however it is sharded. (The reference also normalizes with the batch's statistics while training.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.models.convolution import SAME, check_rank, factors_of
 from ldm_jax.models.init import ONES, ZEROS, normal
-from ldm_jax.models.layers import SAME, Conv
+from ldm_jax.models.layers import Conv
 
 WEIGHTS = normal(0.02)
 
 
 class Discriminator(nn.Module):
-    """Images [B, H, W, 3] in [-1, 1] -> a logit per patch [B, h, w, 1], high for real ones.
+    """Images [B, *space, 3] in [-1, 1], space being `dims` axes -> a logit per patch [B, *space', 1], high for real ones.
 
-    With 3 layers a patch is 70 pixels wide. `use_actnorm` replaces batch normalization by a learned affine map that
-    `calibrate` initializes from data.
+    With 3 layers a patch is 70 pixels wide. Along an axis that `strides` leaves as it is (by default the first of three: see
+    `factors_of`) windows are 3 pixels instead of 4, and there are as many logits as frames. `use_actnorm` replaces batch
+    normalization by a learned affine map that `calibrate` initializes from data.
     """
 
     ndf: int = 64
     n_layers: int = 3
     use_actnorm: bool = False
     dtype: Any = jnp.float32
+    dims: int = 2
+    strides: Sequence[int] = ()
 
     @nn.compact
     def __call__(
@@ -38,15 +42,18 @@ class Discriminator(nn.Module):
 
         `measure` returns such statistics of every norm's input instead, each norm using its batch's.
         """
-        measured = {}
-        h = jax.nn.leaky_relu(Conv(self.ndf, 4, 2, SAME, kernel_init=WEIGHTS, dtype=self.dtype, name="main_0")(x), 0.2)
+        check_rank(x, self.dims)
+        measured, halved = {}, factors_of(self.strides, self.dims)
+        window = tuple(4 if factor == 2 else 3 for factor in halved)
+        h = Conv(self.ndf, window, halved, SAME, kernel_init=WEIGHTS, dtype=self.dtype, name="main_0")(x)
+        h = jax.nn.leaky_relu(h, 0.2)
         index = 2
         for n in range(1, self.n_layers + 1):
-            strides = 2 if n < self.n_layers else 1
+            strides = halved if n < self.n_layers else 1
             width = self.ndf * min(2**n, 8)
             conv = Conv(
                 width,
-                4,
+                window,
                 strides,
                 SAME,
                 use_bias=self.use_actnorm,
@@ -63,17 +70,17 @@ class Discriminator(nn.Module):
                 h = BatchNorm(self.dtype, name=name)(h, (statistics or {}).get(name, measured[name]))
             h = jax.nn.leaky_relu(h, 0.2)
             index += 3
-        logits = Conv(1, 4, 1, SAME, kernel_init=WEIGHTS, dtype=self.dtype, name=f"main_{index}")(h)
+        logits = Conv(1, window, 1, SAME, kernel_init=WEIGHTS, dtype=self.dtype, name=f"main_{index}")(h)
         if not logits.size:
             raise ValueError(f"images of shape {x.shape} are too small for a discriminator of {self.n_layers} layers")
         return measured if measure else logits.astype(jnp.float32)
 
 
 def moments(x: jax.Array) -> dict[str, jax.Array]:
-    """Mean and variance per channel of [B, H, W, C], in float32."""
-    x = x.astype(jnp.float32)
-    mean = x.mean((0, 1, 2))
-    return {"mean": mean, "var": jnp.square(x - mean).mean((0, 1, 2))}
+    """Mean and variance per channel of [B, ..., C], in float32."""
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return {"mean": mean, "var": jnp.square(x - mean).mean(axes)}
 
 
 class BatchNorm(nn.Module):

@@ -4,6 +4,8 @@ Fields and parameters are named as in facebookresearch/DiT `models.py: DiT`; the
 computed here.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.attention import attention
+from ldm_jax.models.convolution import check_rank, per_axis
 from ldm_jax.models.init import ZEROS, Rule, normal, xavier_uniform
 from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding, step_length
 from ldm_jax.models.partition import constrain
@@ -25,10 +28,12 @@ DIT_SIZES = {
 
 
 class DiT(nn.Module):
-    """x [B, H, W, in_channels], t [B], {"label": int [B]} -> [B, H, W, in_channels], twice the channels if learn_sigma.
+    """x [B, *space, in_channels], t [B], {"label": int [B]} -> [B, *space, in_channels], twice the channels if learn_sigma.
 
-    The null class is label `num_classes`; without `num_classes` there are no labels. H and W are multiples of
-    `patch_size`; positions are stretched where they differ from `input_size`, the size of training. With
+    Space is `dims` axes. The null class is label `num_classes`; without `num_classes` there are no labels. Sides are multiples
+    of `patch_size`; positions are stretched where they differ from `input_size`, the size of training: numbers for all axes,
+    or for each. With `factorised_attention`, of three axes, blocks in turn attend within frames and over time (Ma et al. 2024,
+    "Latte"), else all of them to all of space and time. With
     `shared_embedder` False every block has a time and label embedder of its own, and the last layer uses the first
     block's: so diffusers stores them, with `freq_shift` 1. `second_time`, `dtype`, `remat` and `attention` are as in the U-Net.
     """
@@ -36,8 +41,8 @@ class DiT(nn.Module):
     depth: int
     hidden_size: int
     num_heads: int
-    patch_size: int = 2
-    input_size: int = 32
+    patch_size: int | Sequence[int] = 2
+    input_size: int | Sequence[int] = 32
     in_channels: int = 4
     mlp_ratio: float = 4.0
     num_classes: int | None = 1000
@@ -46,6 +51,8 @@ class DiT(nn.Module):
     freq_shift: float = 0.0
     mlp_norm_eps: float = 1e-6  # diffusers' `norm_eps`, 1e-5 by its default, reaches the norm before the MLP only
     second_time: bool = False
+    dims: int = 2
+    factorised_attention: bool = False
     dtype: Any = jnp.float32
     remat: str | bool = "none"
     attention: str = "auto"
@@ -61,17 +68,24 @@ class DiT(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """There is no dropout: `train` changes nothing."""
-        (B, H, W, C), p, cond = x.shape, self.patch_size, cond or {}
-        if H % p or W % p or self.in_channels != C:
-            raise ValueError(f"x of shape {x.shape} should have {self.in_channels} channels and sizes divisible by {p}")
+        check_rank(x, self.dims)
+        (B, *space, C), cond = x.shape, cond or {}
+        patch, trained = per_axis(self.patch_size, self.dims), per_axis(self.input_size, self.dims)
+        if any(side % p for side, p in zip(space, patch)) or self.in_channels != C:
+            raise ValueError(
+                f"x of shape {x.shape} should have {self.in_channels} channels and sizes divisible by {self.patch_size}"
+            )
+        if self.factorised_attention and self.dims != 3:
+            raise ValueError(f"factorised_attention is of frames and of time, three axes; this DiT is of dims={self.dims}")
         if sorted(cond) != ([] if self.num_classes is None else ["label"]):
             raise ValueError(f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, and nothing else')
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4")
 
-        h, w = H // p, W // p
-        tokens = PatchEmbed(self.hidden_size, p, self.dtype, name="x_embedder")(x).reshape(B, h * w, -1)
-        tokens = constrain(tokens + position_embedding(self.hidden_size, h, w, self.input_size // p).astype(self.dtype))
+        grid = tuple(side // p for side, p in zip(space, patch))
+        base = tuple(side // p for side, p in zip(trained, patch))
+        tokens = PatchEmbed(self.hidden_size, patch, self.dtype, name="x_embedder")(x).reshape(B, math.prod(grid), -1)
+        tokens = constrain(tokens + position_embedding(self.hidden_size, grid, base).astype(self.dtype))
         s = step_length(s, t, self.second_time)
         times = tuple(sinusoidal_embedding(each, 256, freq_shift=self.freq_shift) for each in (t, s) if each is not None)
         labels, width = cond.get("label"), self.hidden_size
@@ -85,6 +99,7 @@ class DiT(nn.Module):
                 self.attention,
                 self.mlp_norm_eps,
                 self.dtype,
+                ((grid[0], i % 2 == 1) if self.factorised_attention else None),
                 name=f"blocks_{i}",
             )
             tokens, own = block(tokens, c, times, labels)
@@ -92,15 +107,17 @@ class DiT(nn.Module):
             last = own if last is None else last
 
         out_channels = 2 * C if self.learn_sigma else C
-        out = FinalLayer(p * p * out_channels, self.dtype, name="final_layer")(tokens, last)
-        out = out.reshape(B, h, w, p, p, out_channels).transpose(0, 1, 3, 2, 4, 5)
-        return out.reshape(B, H, W, out_channels).astype(x.dtype)
+        out = FinalLayer(math.prod(patch) * out_channels, self.dtype, name="final_layer")(tokens, last)
+        out = out.reshape(B, *grid, *patch, out_channels)
+        order = [axis for i in range(self.dims) for axis in (1 + i, 1 + self.dims + i)]
+        return out.transpose(0, *order, 2 * self.dims + 1).reshape(B, *space, out_channels).astype(x.dtype)
 
 
 class Block(nn.Module):
     """Attention and MLP, each shifted and scaled before, and gated after, by the condition `c` [B, C].
 
-    Without `c` the block embeds `times` and `labels` itself. Returns the tokens and the condition.
+    Without `c` the block embeds `times` and `labels` itself. Returns the tokens and the condition. `frames`: how many there
+    are, and whether tokens attend over time instead of within their frame; None: to all tokens.
     """
 
     num_heads: int
@@ -109,6 +126,7 @@ class Block(nn.Module):
     attention: str
     mlp_norm_eps: float
     dtype: Any
+    frames: tuple[int, bool] | None = None
 
     @nn.compact
     def __call__(
@@ -119,9 +137,19 @@ class Block(nn.Module):
             c = embed_condition(times, labels, width, self.num_classes, self.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(c, 6, width, self.dtype)
         h = normalize(x, shift1, scale1, self.dtype)
-        x = x + gate1 * SelfAttention(self.num_heads, self.attention, self.dtype, name="attn")(h)
+        x = x + gate1 * self._attend(SelfAttention(self.num_heads, self.attention, self.dtype, name="attn"), h)
         h = normalize(x, shift2, scale2, self.dtype, self.mlp_norm_eps)
         return x + gate2 * Mlp(round(width * self.mlp_ratio), self.dtype, name="mlp")(h), c
+
+    def _attend(self, attend: nn.Module, x: jax.Array) -> jax.Array:
+        """[B, L, C], frame after frame."""
+        if self.frames is None:
+            return attend(x)
+        (B, L, C), (T, over_time) = x.shape, self.frames
+        h = x.reshape(B, T, L // T, C)
+        if not over_time:
+            return attend(h.reshape(B * T, L // T, C)).reshape(B, L, C)
+        return attend(h.swapaxes(1, 2).reshape(B * (L // T), T, C)).reshape(B, L // T, T, C).swapaxes(1, 2).reshape(B, L, C)
 
 
 class SelfAttention(nn.Module):
@@ -165,16 +193,16 @@ class FinalLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches as tokens: [B, H, W, C] -> [B, L, D]."""
+    """Patches as tokens: [B, *space, C] -> [B, *grid, D]."""
 
     features: int
-    patch_size: int
+    patch_size: tuple[int, ...]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         p = self.patch_size
-        rule = xavier_uniform(p * p * x.shape[-1], self.features)
+        rule = xavier_uniform(math.prod(p) * x.shape[-1], self.features)
         return Conv(self.features, p, p, "VALID", kernel_init=rule, bias_init=ZEROS, dtype=self.dtype, name="proj")(x)
 
 
@@ -236,16 +264,20 @@ def linear(features: int, dtype: Any, name: str, x: jax.Array) -> jax.Array:
     return Dense(features, kernel_init=rule, bias_init=ZEROS, dtype=dtype, name=name)(x)
 
 
-def position_embedding(width: int, height: int, length: int, base: int) -> jax.Array:
-    """Sines and cosines [height * length, width] of a grid's positions: columns in the first half, rows in the second.
+def position_embedding(width: int, grid: Sequence[int], base: Sequence[int]) -> jax.Array:
+    """Sines and cosines [prod(grid), width] of a grid's positions: an equal part of them for each axis, the last axis first
+    (of a picture: columns, then rows); zeros where the width is no multiple.
 
-    Positions run from 0 to `base` whatever the grid's size.
+    Positions run from 0 to `base` along each axis whatever the grid's size.
     """
+    axes = len(grid)
+    half = width // (2 * axes)
 
     def encode(positions: np.ndarray) -> np.ndarray:
-        frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+        frequencies = 10000.0 ** -(np.arange(half) / half)
         angles = positions.reshape(-1, 1) * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    rows, columns = np.meshgrid(np.arange(height) * base / height, np.arange(length) * base / length, indexing="ij")
-    return jnp.asarray(np.concatenate([encode(columns), encode(rows)], axis=1), jnp.float32)
+    places = np.meshgrid(*(np.arange(size) * to / size for size, to in zip(grid, base)), indexing="ij")
+    parts = np.concatenate([encode(place) for place in reversed(places)], axis=1)
+    return jnp.asarray(np.pad(parts, ((0, 0), (0, width - 2 * half * axes))), jnp.float32)

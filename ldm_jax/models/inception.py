@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.models.convolution import bilinear
 from ldm_jax.models.init import ONES, ZEROS, torch_default
-from ldm_jax.models.layers import Conv, Dense, bilinear
+from ldm_jax.models.layers import Conv, Dense
 
 SIZE = 299
 SPATIAL = 7  # channels of the 17 x 17 map that the spatial distance compares

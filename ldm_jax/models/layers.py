@@ -1,8 +1,9 @@
 """The layers that all networks share, with the numerics of the reference implementations.
 
 Parameters are float32 and are cast to `dtype` for computing; norms reduce in float32 whatever `dtype` is. Kernels are
-[in, out] for linear layers and 1x1 convolutions, [height, width, in, out] for others. A group
-norm's eps has no default: the references use 1e-5 or 1e-6 by place, and a wrong one changes what a network computes.
+[in, out] for linear layers and 1x1 convolutions, [*window, in, out] for others. Pixels are [B, *space, C], space being one,
+two or three axes. A group norm's eps has no default: the references use 1e-5 or 1e-6 by place, and a wrong one changes what a
+network computes.
 """
 
 import math
@@ -14,16 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldm_jax.models.convolution import Padding, convolution, nearest, per_axis, upsampled_convolution
 from ldm_jax.models.init import ONES, ZEROS, Rule, normal, torch_default
 from ldm_jax.models.partition import by_platform, gathered
-from ldm_jax.primitives.arrays import block_mean
 from ldm_jax.primitives.choices import check_choice
 
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
 STEP_EMBEDDINGS = ("step_embed_0", "step_embed_2", "s_embedder")  # what `second_time` adds to a U-Net, to a DiT
 ADDED_INPUTS = (*STEP_EMBEDDINGS, "time_embed_cond_proj")  # and `guidance_dim`; they add nothing at first
 REMAT = ("none", "dots", "blocks")
-SAME = ((1, 1), (1, 1))  # of a 3x3 kernel, at stride 2 too; XLA's "SAME" pads (0, 1) there
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -32,7 +31,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis; also the 1x1 convolution of [B, H, W, C]."""
+    """x @ kernel + bias over the last axis; also the 1x1 convolution of [B, *space, C]."""
 
     features: int
     use_bias: bool = True
@@ -54,90 +53,46 @@ class Dense(nn.Module):
 def linear_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] and kernel [in, out] -> [..., out].
 
-    A matrix product; but on a TPU pixels [B, H, W, in] are convolved, because XLA lays a product's operands out in another
-    order than a convolution's, and could then fuse neither with its neighbours.
+    A matrix product; but on a TPU pixels [B, H, W, in] or [B, D, H, W, in] are convolved, because XLA lays a product's operands
+    out in another order than a convolution's, and could then fuse neither with its neighbours.
     """
-    if x.ndim != 4:
+    if x.ndim < 4:
         return jnp.dot(x, kernel)
-    return by_platform(x, kernel, tpu=lambda x, kernel: convolution(x, kernel[None, None], 1, "VALID"), default=jnp.dot)
+    window = (None,) * (x.ndim - 2)
+    return by_platform(x, kernel, tpu=lambda x, kernel: convolution(x, kernel[window], 1, "VALID"), default=jnp.dot)
 
 
 class Conv(nn.Module):
-    """A convolution over [B, H, W, C]; `kernel_size` 1 belongs to Dense."""
+    """A convolution over [B, *space, C]; a window of one pixel belongs to Dense. `kernel_size` and `strides` are one number for
+    all axes or one for each; `padding` is by default half the window on every side."""
 
     features: int
-    kernel_size: int | tuple[int, int] = 3
-    strides: int = 1
-    padding: Padding = SAME
+    kernel_size: int | tuple[int, ...] = 3
+    strides: int | tuple[int, ...] = 1
+    padding: Padding | None = None
     use_bias: bool = True
     kernel_init: Rule | None = None
     bias_init: Rule | None = None
-    upsample: bool = False  # nearest x2 before a 3x3 convolution, as one operation
+    upsample: bool | tuple[int, ...] = False  # nearest, by 2 or by these factors, before the convolution: one operation
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        size = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
+        size = per_axis(self.kernel_size, x.ndim - 2)
         shape = (*size, x.shape[-1], self.features)
         fan_in = math.prod(shape[:-1])
         kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), shape)
         kernel = gathered(kernel, (*self.path, "kernel"), self.dtype)
         x = x.astype(self.dtype)
         if self.upsample:
-            y = upsampled_convolution(x, kernel)
+            y = upsampled_convolution(x, kernel, 2 if self.upsample is True else self.upsample)
         else:
-            y = convolution(x, kernel, self.strides, self.padding)
+            padding = [(k // 2, k // 2) for k in size] if self.padding is None else self.padding
+            y = convolution(x, kernel, self.strides, padding)
         if self.use_bias:
             bias = self.param("bias", self.bias_init or torch_default(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
-
-
-def convolution(x: jax.Array, kernel: jax.Array, strides: int, padding: Padding) -> jax.Array:
-    """x [B, H, W, in] and kernel [height, width, in, out] -> [B, H', W', out], in x's dtype."""
-    return jax.lax.conv_general_dilated(x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling by two followed by a 3x3 convolution: [B, H, W, C] -> [B, 2H, 2W, C_out].
-
-    The same function in three forms: the plain two steps; on a CPU, `by_phases`; on a TPU, `by_zeros`.
-    """
-    small = x.shape[0] * 4 * x.shape[1] * x.shape[2] < 16 * kernel.shape[-1]
-    return by_platform(x, kernel, cpu=by_phases, tpu=in_two_steps if small else by_zeros, default=in_two_steps)
-
-
-def in_two_steps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`upsampled_convolution` as it is defined."""
-    return convolution(nearest(x, 2 * x.shape[1], 2 * x.shape[2]), kernel, 1, SAME)
-
-
-def by_zeros(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`upsampled_convolution` of the image with zeros between its pixels, through a 4x4 kernel whose taps are sums of the
-    3x3 kernel's: the large image is never written, which pays where memory is the limit."""
-    spread = np.float32([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
-    taps = jnp.asarray(np.kron(spread, spread), kernel.dtype)
-    kernel = jnp.matmul(taps, kernel.reshape(9, -1), precision=jax.lax.Precision.HIGHEST).reshape(4, 4, *kernel.shape[2:])
-    around = ((2, 2), (2, 2))
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), around, lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`upsampled_convolution` as four convolutions: each of the four output phases sees a 2x2 neighbourhood of the small
-    image, through sums of the 3x3 kernel's taps. 2.25 times fewer operations, which pays where those are the limit."""
-
-    def taps(k: jax.Array, axis: int, phase: int) -> jax.Array:
-        k0, k1, k2 = jnp.split(k, 3, axis)
-        return jnp.concatenate([k0, k1 + k2] if phase == 0 else [k0 + k1, k2], axis)
-
-    rows = []
-    for i in (0, 1):
-        phases = [convolution(x, taps(taps(kernel, 0, i), 1, j), 1, ((1 - i, i), (1 - j, j))) for j in (0, 1)]
-        rows.append(jnp.stack(phases, axis=3))  # [B, H, W, phase, C]
-    B, H, W, _, C = rows[0].shape
-    return jnp.stack(rows, axis=2).reshape(B, 2 * H, 2 * W, C)
 
 
 class GroupNorm(nn.Module):
@@ -221,65 +176,41 @@ class Embed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2. `padding` 1: one pixel on every side (the U-Net's); 0: after the last row and
-    column only (the autoencoder's). `conv_name` is the convolution's name."""
+    """A convolution with a window of 3 and a stride of 2 along the axes whose factor is 2. `padding` 1: one pixel on every side
+    (the U-Net's); 0: along these axes after the last row only (the autoencoder's). `conv_name` is the convolution's name.
+    `factors` and `kernel_size`: one number for all axes, or one for each."""
 
     conv_name: str
     padding: int
     features: int
     dtype: Any = jnp.float32
+    factors: int | tuple[int, ...] = 2
+    kernel_size: int | tuple[int, ...] = 3
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        padding = SAME if self.padding else ((0, 1), (0, 1))
-        return Conv(self.features, strides=2, padding=padding, dtype=self.dtype, name=self.conv_name)(x)
+        factors, size = (per_axis(value, x.ndim - 2) for value in (self.factors, self.kernel_size))
+        before = [k // 2 if self.padding or f == 1 else 0 for k, f in zip(size, factors)]
+        padding = [(pad, k // 2) for pad, k in zip(before, size)]
+        return Conv(self.features, size, factors, padding, dtype=self.dtype, name=self.conv_name)(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling to `size` (height, width), by default twice the input's, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling to `size` (the spatial shape), by default the input's times `factors`, then a
+    convolution."""
 
     features: int
     dtype: Any = jnp.float32
+    factors: int | tuple[int, ...] = 2
+    kernel_size: int | tuple[int, ...] = 3
 
     @nn.compact
-    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
-        doubled = (2 * x.shape[1], 2 * x.shape[2])
-        double = size is None or tuple(size) == doubled
-        x = x if double else nearest(x, *size)
-        return Conv(self.features, upsample=double, dtype=self.dtype, name="conv")(x)
-
-
-def nearest(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Nearest-neighbour resizing of [B, H, W, C] as PyTorch does it: pixel i comes from floor(i * H / height).
-
-    `jax.image.resize` takes the pixel under the centre instead, which differs when shrinking.
-    """
-    for axis, size in ((1, height), (2, width)):
-        old = x.shape[axis]
-        if size % old == 0:
-            x = jnp.repeat(x, size // old, axis)
-        else:
-            x = jnp.take(x, jnp.arange(size) * old // size, axis)
-    return x
-
-
-def bilinear(x: jax.Array, height: int, width: int, scale: float | None = None) -> jax.Array:
-    """Bilinear resizing of [B, H, W, C] as PyTorch does it: without antialiasing, so that halving takes means of 2x2.
-
-    Pixel i comes from (i + 0.5) / scale - 0.5, clamped to the image; `scale` is by default new size / old size.
-    """
-    for axis, size in ((1, height), (2, width)):
-        last = x.shape[axis] - 1
-        place = np.clip((np.arange(size) + 0.5) / (scale or size / (last + 1)) - 0.5, 0, last)
-        low = np.floor(place).astype(np.int32)
-        weight = jnp.asarray(place - low, x.dtype).reshape([size if a == axis else 1 for a in range(4)])
-        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, np.minimum(low + 1, last), axis) * weight
-    return x
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """The mean of 2x2 pixels; an odd last row or column is dropped."""
-    return block_mean(x, 2)
+    def __call__(self, x: jax.Array, size: tuple[int, ...] | None = None) -> jax.Array:
+        factors = per_axis(self.factors, x.ndim - 2)
+        larger = tuple(side * factor for side, factor in zip(x.shape[1:-1], factors))
+        whole = size is None or tuple(size) == larger
+        x = x if whole else nearest(x, *size)
+        return Conv(self.features, self.kernel_size, upsample=factors if whole else False, dtype=self.dtype, name="conv")(x)
 
 
 def sinusoidal_embedding(

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.conditioners.embedders import TransformerEmbedder
+from ldm_jax.models.convolution import nearest
 from ldm_jax.models.init import Rule
-from ldm_jax.models.layers import Conv, Dense, GroupNorm, nearest
+from ldm_jax.models.layers import Conv, Dense, GroupNorm
 
 EPS = 1e-5
 

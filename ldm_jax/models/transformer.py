@@ -1,8 +1,11 @@
-"""Attention blocks of the U-Net: plain self-attention over pixels, and the transformer that also sees a context.
+"""Attention blocks of the U-Net: plain self-attention over pixels, and the transformer that also sees a context; and both of
+films, within frames and over time.
 
 Rombach et al. 2022, section 3.3 and appendix E.2.1; names as in CompVis/latent-diffusion `ldm/modules/attention.py`.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,15 +14,16 @@ import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
 from ldm_jax.models.init import ZEROS
-from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu
+from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu, sinusoidal_embedding
 from ldm_jax.models.partition import constrain
 
 
 class AttentionBlock(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over the pixels of [B, H, W, C].
+    """x + proj_out(attention(qkv(norm(x)))) over the pixels of [B, *space, C].
 
     The 3C outputs of `qkv` are, head by head, that head's q, k and v (the reference's "legacy" order), or all q, all k,
-    all v if `use_new_attention_order`. `num_groups` 0: no norm.
+    all v if `use_new_attention_order`. `num_groups` 0: no norm. With `places` sinusoids of a pixel's number are added to what
+    is attended to.
     """
 
     heads: int
@@ -28,18 +32,22 @@ class AttentionBlock(nn.Module):
     eps: float = 1e-5
     attention: str = "auto"
     dtype: Any = jnp.float32
+    places: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        B, H, W, C = x.shape
+        B, *space, C = x.shape
+        pixels = math.prod(space)
         h = GroupNorm(self.num_groups, self.eps, self.dtype, name="norm")(x) if self.num_groups else x
-        h = h.reshape(B, H * W, C)
+        h = h.reshape(B, pixels, C)
+        if self.places:
+            h = h + sinusoidal_embedding(jnp.arange(pixels), C).astype(h.dtype)
         qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(h)
         if self.use_new_attention_order:
-            q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, 3, self.heads, -1), 2, 0)
+            q, k, v = jnp.moveaxis(qkv.reshape(B, pixels, 3, self.heads, -1), 2, 0)
         else:
-            q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, self.heads, 3, -1), 3, 0)
-        h = attention(q, k, v, self.attention).reshape(B, H, W, C)
+            q, k, v = jnp.moveaxis(qkv.reshape(B, pixels, self.heads, 3, -1), 3, 0)
+        h = attention(q, k, v, self.attention).reshape(x.shape)
         return x + Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
 
 
@@ -111,7 +119,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer of `depth` blocks over the pixels of [B, H, W, C], attending to `context` [B, S, D] as well.
+    """A transformer of `depth` blocks over the pixels of [B, *space, C], attending to `context` [B, S, D] as well.
 
     The reference's projections in and out are 1x1 convolutions or linear layers by configuration; the two are the same
     function and have the same parameters here.
@@ -127,8 +135,8 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        B, H, W, C = x.shape
-        h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x).reshape(B, H * W, C)
+        B, *space, C = x.shape
+        h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x).reshape(B, math.prod(space), C)
         h = Dense(self.heads * self.dim_head, dtype=self.dtype, name="proj_in")(h)
         for i in range(self.depth):
             block = TransformerBlock(
@@ -141,4 +149,20 @@ class SpatialTransformer(nn.Module):
             )
             h = constrain(block(h, context))
         h = Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
-        return x + h.reshape(B, H, W, C)
+        return x + h.reshape(x.shape)
+
+
+def within_frames(block: Callable[..., jax.Array], x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+    """`block` of every frame by itself: x [B, T, H, W, C] is [B T, H, W, C] to it, and the context [B, S, D] that of all
+    frames."""
+    B, T = x.shape[:2]
+    frames = x.reshape(B * T, *x.shape[2:])
+    return (block(frames) if context is None else block(frames, jnp.repeat(context, T, axis=0))).reshape(x.shape)
+
+
+def over_time(block: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`block` of every place's course: x [B, T, H, W, C] is [B H W, T, C] to it. With attention inside: the second half of
+    factorised attention (Ho et al. 2022, "Video diffusion models", section 3)."""
+    B, T, H, W, C = x.shape
+    courses = x.transpose(0, 2, 3, 1, 4).reshape(B * H * W, T, C)
+    return block(courses).reshape(B, H, W, T, C).transpose(0, 3, 1, 2, 4)

@@ -6,7 +6,7 @@ diffusers U-Nets. Fields carry the names and the defaults of CompVis/latent-diff
 names too, so that checkpoints convert by renaming.
 
 Conditioning `cond` is None or a dict with any of
-    "concat"   [B, H, W, C]  appended to x's channels, after x (super-resolution, inpainting, semantic maps)
+    "concat"   [B, *space, C]  appended to x's channels, after x (super-resolution, inpainting, semantic maps)
     "context"  [B, L, D]     tokens for cross-attention
     "vector"   [B, D]        added to the time embedding through an MLP (num_classes="sequential") or a linear layer
                              ("continuous", D = 1)
@@ -26,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.models.convolution import average_pool, check_rank, factors_of, nearest, per_axis, window_of
 from ldm_jax.models.init import ZEROS, Rule
 from ldm_jax.models.layers import (
     Conv,
@@ -34,14 +35,12 @@ from ldm_jax.models.layers import (
     Embed,
     GroupNorm,
     Upsample,
-    average_pool,
-    nearest,
     remat,
     sinusoidal_embedding,
     step_length,
 )
 from ldm_jax.models.partition import constrain
-from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer
+from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer, over_time, within_frames
 
 COND_KEYS = ("concat", "context", "vector", "label", "guidance", "residuals", "hint")
 
@@ -50,8 +49,8 @@ class ResBlock(nn.Module):
     """Two convolutions around the time embedding, added to the input; optionally at half or twice the resolution.
 
     The embedding is added between the convolutions, or scales and shifts the second norm: norm(h) (1 + scale) + shift.
-    With `resample` "down" (2x2 means) or "up" (nearest, to `size`), both the input and its first activation change
-    resolution before the first convolution.
+    With `resample` "down" (means of blocks) or "up" (nearest, to `size`), both the input and its first activation change
+    resolution before the first convolution: by `factors` along each axis.
     """
 
     out_channels: int
@@ -61,36 +60,41 @@ class ResBlock(nn.Module):
     num_groups: int = 32
     eps: float = 1e-5
     dtype: Any = jnp.float32
+    factors: int | tuple[int, ...] = 2
+    kernel_size: int | tuple[int, ...] = 3
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, emb: jax.Array, size: tuple[int, ...] | None = None) -> jax.Array:
         def norm(name: str, x: jax.Array) -> jax.Array:
             return GroupNorm(self.num_groups, self.eps, self.dtype, name=name)(x)
 
         h = nn.silu(norm("in_layers_0", x))
         if self.resample == "down":
-            h, x = average_pool(h), average_pool(x)
+            h, x = average_pool(h, self.factors), average_pool(x, self.factors)
         elif self.resample == "up":
-            size = size or (2 * x.shape[1], 2 * x.shape[2])
+            factors = per_axis(self.factors, x.ndim - 2)
+            size = size or tuple(side * factor for side, factor in zip(x.shape[1:-1], factors))
             h, x = nearest(h, *size), nearest(x, *size)
-        h = Conv(self.out_channels, dtype=self.dtype, name="in_layers_2")(h)
+        h = Conv(self.out_channels, self.kernel_size, dtype=self.dtype, name="in_layers_2")(h)
 
         width = self.out_channels * (2 if self.use_scale_shift_norm else 1)
-        emb = Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(emb))[:, None, None]
+        emb = Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(emb))
+        emb = emb[(slice(None), *[None] * (x.ndim - 2))]
         if self.use_scale_shift_norm:
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = norm("out_layers_0", h) * (1 + scale) + shift
         else:
             h = norm("out_layers_0", h + emb)
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(h))
-        h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_layers_3")(h)
+        conv = {"kernel_init": ZEROS, "bias_init": ZEROS, "dtype": self.dtype, "name": "out_layers_3"}
+        h = Conv(self.out_channels, self.kernel_size, **conv)(h)
         if x.shape[-1] != self.out_channels:
             x = Dense(self.out_channels, dtype=self.dtype, name="skip_connection")(x)
         return x + h
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], t [B], cond -> [B, H, W, out_channels] in x's dtype; any H and W.
+    """x [B, *space, C], t [B], cond -> [B, *space, out_channels] in x's dtype; space is `dims` axes of any sizes.
 
     `in_channels` counts x and "concat" together. `attention_resolutions` are downsampling factors: 1 is full
     resolution; the middle always has attention. Of `num_heads` and `num_head_channels` (the width of a head), the
@@ -105,6 +109,12 @@ class UNet(nn.Module):
     With `guidance_dim` the guidance scale is an input, for distilled networks that need one evaluation where guidance takes
     two (Meng et al. 2023; latent consistency models, Luo et al. 2023): so many sinusoids of 1000 cond["guidance"] go through a
     linear layer, zero at first, into those of t.
+
+    `strides` are 1 or 2 for each axis: by how much a level is smaller than the one before, for all levels or one list a level
+    (`convolution.factors_of`); by default 2, but 1 for the first of three axes, as the reference has it. `kernel_size` is the
+    window of all convolutions along every axis, or along each: (1, 3, 3) looks at frames one by one. With
+    `factorised_attention`, of three axes, pixels attend within their frame, and then each place over time, through blocks
+    called "..._time" that change nothing at first; else they attend to all of space and time.
 
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the
@@ -141,6 +151,10 @@ class UNet(nn.Module):
     downsample_padding: int = 1
     second_time: bool = False
     guidance_dim: int = 0
+    dims: int = 2
+    strides: Sequence[int] | Sequence[Sequence[int]] = ()
+    kernel_size: int | Sequence[int] = 3
+    factorised_attention: bool = False
     middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
@@ -156,12 +170,12 @@ class UNet(nn.Module):
         s: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array | tuple[jax.Array, ...]:
-        cond = self._checked(x, cond)
+        cond, window = self._checked(x, cond), window_of(self.kernel_size, self.dims)
         out_dtype, context = x.dtype, cond.get("context")
         emb = constrain(self._embedding(t, cond, step_length(s, t, self.second_time)))
         dropout = self.dropout if train else 0.0
 
-        def res(name: str, h: jax.Array, width: int, resample: str | None = None, size: Any = None) -> jax.Array:
+        def res(name: str, h: jax.Array, width: int, resample: str | None = None, factors: Any = 2, size: Any = None):
             block = remat(ResBlock, self.remat)(
                 width,
                 self.use_scale_shift_norm,
@@ -170,29 +184,26 @@ class UNet(nn.Module):
                 self.norm_num_groups,
                 self.norm_eps,
                 self.dtype,
+                factors,
+                window,
                 name=name,
             )
             return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
-            heads, dim_head = self._heads(h.shape[-1], level)
-            common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
-            if not self.use_spatial_transformer:
-                if middle and self.middle_attention_groups is not None:
-                    common["num_groups"] = self.middle_attention_groups
-                block = remat(AttentionBlock, self.remat)
-                return constrain(block(heads, self.use_new_attention_order, eps=self.norm_eps, **common)(h))
-            depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
-            if not middle:
-                cross_only = self._per_level("disable_self_attentions", level)
-            elif self.transformer_depth_middle is not None:
-                depth = self.transformer_depth_middle
-            block = remat(SpatialTransformer, self.remat)
-            return constrain(block(heads, dim_head, depth, cross_only, **common)(h, context))
+            h = self._over_space(name, h, level, middle, context)
+            if not self.factorised_attention:
+                return constrain(h)
+            heads, _ = self._heads(h.shape[-1], level)
+            block = remat(AttentionBlock, self.remat)(
+                heads, num_groups=self.norm_num_groups, eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
+                places=True, name=f"{name}_time",
+            )  # fmt: skip
+            return constrain(over_time(block, h))
 
         parts = [x] + ([cond["concat"]] if "concat" in cond else [])
         h = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
-        h = constrain(Conv(self.model_channels, dtype=self.dtype, name="input_blocks_0_0")(h))
+        h = constrain(Conv(self.model_channels, window, dtype=self.dtype, name="input_blocks_0_0")(h))
         if self.hint_channels:
             h = h + self._hint(cond["hint"])
         skips, widths = [h], [round(self.model_channels * mult) for mult in self.channel_mult]
@@ -205,13 +216,14 @@ class UNet(nn.Module):
                     h = attend(f"{name}_1", h, level)
                 skips.append(h)
             if level < levels - 1:
-                name = f"input_blocks_{len(skips)}_0"
+                name, factors = f"input_blocks_{len(skips)}_0", factors_of(self.strides, self.dims, level)
                 if self.resblock_updown:
-                    h = res(name, h, width, "down")
+                    h = res(name, h, width, "down", factors)
                 elif self.conv_resample:
-                    h = constrain(Downsample("op", self.downsample_padding, width, self.dtype, name=name)(h))
+                    down = Downsample("op", self.downsample_padding, width, self.dtype, factors, window, name=name)
+                    h = constrain(down(h))
                 else:
-                    h = average_pool(h)
+                    h = average_pool(h, factors)
                 skips.append(h)
 
         h = res("middle_block_0", h, widths[-1])
@@ -235,18 +247,36 @@ class UNet(nn.Module):
                     h = attend(f"{name}_1", h, level)
                     inner = 2
                 if level and i == count - 1:
-                    size = skips[-1].shape[1:3]
+                    size, factors = skips[-1].shape[1:-1], factors_of(self.strides, self.dims, level - 1)
                     if self.resblock_updown:
-                        h = res(f"{name}_{inner}", h, widths[level], "up", size)
+                        h = res(f"{name}_{inner}", h, widths[level], "up", factors, size)
                     elif self.conv_resample:
-                        h = constrain(Upsample(widths[level], self.dtype, name=f"{name}_{inner}")(h, size))
+                        up = Upsample(widths[level], self.dtype, factors, window, name=f"{name}_{inner}")
+                        h = constrain(up(h, size))
                     else:
                         h = nearest(h, *size)
                 index += 1
 
         h = nn.silu(GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="out_0")(h))
-        h = Conv(self.out_channels, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_2")(h)
+        h = Conv(self.out_channels, window, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="out_2")(h)
         return constrain(h.astype(out_dtype))
+
+    def _over_space(self, name: str, h: jax.Array, level: int, middle: bool, context: jax.Array | None) -> jax.Array:
+        """Attention to all pixels of [B, *space, C], of a frame's with `factorised_attention`; and to the context."""
+        heads, dim_head = self._heads(h.shape[-1], level)
+        common = {"num_groups": self.norm_num_groups, "attention": self.attention, "dtype": self.dtype, "name": name}
+        if not self.use_spatial_transformer:
+            if middle and self.middle_attention_groups is not None:
+                common["num_groups"] = self.middle_attention_groups
+            block = remat(AttentionBlock, self.remat)(heads, self.use_new_attention_order, eps=self.norm_eps, **common)
+            return within_frames(block, h) if self.factorised_attention else block(h)
+        depth, cross_only = self._per_level("transformer_depth", level), self.disable_middle_self_attn
+        if not middle:
+            cross_only = self._per_level("disable_self_attentions", level)
+        elif self.transformer_depth_middle is not None:
+            depth = self.transformer_depth_middle
+        block = remat(SpatialTransformer, self.remat)(heads, dim_head, depth, cross_only, **common)
+        return within_frames(block, h, context) if self.factorised_attention else block(h, context)
 
     def _zero(self, name: str, width: int) -> nn.Module:
         """A linear layer that begins with nothing."""
@@ -327,6 +357,11 @@ class UNet(nn.Module):
         for key in ("context", "vector"):
             if key in cond and cond[key].shape[-1] != needs[key]:
                 raise ValueError(f"cond[{key!r}] is {cond[key].shape[-1]} wide, but the U-Net takes {needs[key]}")
+        check_rank(x, self.dims)
+        if self.factorised_attention and self.dims != 3:
+            raise ValueError(f"factorised_attention is of frames and of time, three axes; this U-Net is of dims={self.dims}")
+        if self.hint_channels and self.dims != 2:
+            raise ValueError(f"ControlNets are of pictures; this U-Net is of dims={self.dims}")
         channels = x.shape[-1] + (cond["concat"].shape[-1] if "concat" in cond else 0)
         if channels != self.in_channels:
             raise ValueError(f'x and cond["concat"] have {channels} channels, but in_channels is {self.in_channels}')

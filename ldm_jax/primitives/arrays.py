@@ -12,13 +12,15 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + eps)
 
 
-def block_mean(x: jax.Array, n: int = 2) -> jax.Array:
-    """Means of blocks of n pixels along every spatial axis of x [B, ..., C] (numpy or jax); what is left over at an end is
-    dropped."""
-    spatial = [side // n for side in x.shape[1:-1]]
-    x = x[(slice(None), *(slice(side * n) for side in spatial))]
-    blocks = x.reshape(x.shape[0], *(size for side in spatial for size in (side, n)), x.shape[-1])
-    return blocks.mean(tuple(range(2, 2 * len(spatial) + 1, 2)))
+def block_mean(x: jax.Array, n: int | Sequence[int] = 2) -> jax.Array:
+    """Means of blocks of n pixels along every spatial axis of x [B, ..., C] (numpy or jax), or of n[i] along axis i; what is
+    left over at an end is dropped."""
+    axes = x.ndim - 2
+    sizes = (n,) * axes if isinstance(n, int) else tuple(n)
+    counts = [side // size for side, size in zip(x.shape[1:-1], sizes, strict=True)]
+    x = x[(slice(None), *(slice(count * size) for count, size in zip(counts, sizes)))]
+    blocks = x.reshape(x.shape[0], *(part for pair in zip(counts, sizes) for part in pair), x.shape[-1])
+    return blocks.mean(tuple(range(2, 2 * axes + 1, 2)))
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:

@@ -23,8 +23,8 @@ def blended(
     window: Sequence[int],
     stride: Sequence[int],
     *,
-    into: int = 1,
-    out: int = 1,
+    into: int | Sequence[int] = 1,
+    out: int | Sequence[int] = 1,
     wrap: int | None = None,
 ) -> PyTree:
     """`function` of a canvas, window by window.
@@ -33,7 +33,7 @@ def blended(
       function: arrays [B, *(window * into), C] -> arrays [B, *(window * out), C'], any pytrees.
       canvas: arrays [B, *(cells * into), C] that lie on each other and are cut alike.
       window, stride: cells along each spatial axis.
-      into, out: pixels of the canvas and of the result per cell.
+      into, out: pixels of the canvas and of the result per cell, along every axis or along each.
       wrap: number of the spatial axis that is closed to a ring, -1 for the last; None: none is.
 
     Returns:
@@ -43,7 +43,9 @@ def blended(
       ValueError: a stride outside 1 .. window, or a canvas smaller than the window or of another rank.
     """
     check_windows(window, stride)
-    sides = [side // into for side in jax.tree.leaves(canvas)[0].shape[1:-1]]
+    space = jax.tree.leaves(canvas)[0].shape[1:-1]
+    into, out = (np.full(len(space), each) if isinstance(each, int) else np.asarray(each) for each in (into, out))
+    sides = [side // cells for side, cells in zip(space, into)]
     if len(sides) != len(window) or any(side < w for side, w in zip(sides, window)):
         raise ValueError(f"The canvas {_times(sides)} is smaller than the window {_times(window)}, or has other axes.")
     ring = None if wrap is None else range(len(sides))[wrap]
@@ -52,18 +54,18 @@ def blended(
     corners = np.stack(np.meshgrid(*begins, indexing="ij"), -1).reshape(-1, len(sides))
     if ring is None and len(corners) == 1:
         return function(canvas)
-    ramps = [ramp(w * out, (w - step) * out) for _, (_, w, step) in axes]
-    totals = [_total(side * out, begin * out, weight) for side, begin, weight in zip(sides, begins, ramps)]
+    ramps = [ramp(w * n, (w - step) * n) for n, (_, (_, w, step)) in zip(out, axes)]
+    totals = [_total(side * n, begin * n, weight) for n, side, begin, weight in zip(out, sides, begins, ramps)]
     weight, total = (functools.reduce(np.multiply.outer, each)[None, ..., None] for each in (ramps, totals))
     grown = [side + (window[axis] if axis == ring else 0) for axis, side in enumerate(sides)]
 
     def close(a: jax.Array) -> jax.Array:  # the ring's beginning once more behind its end
-        return a if ring is None else jnp.concatenate([a, a.take(np.arange(window[ring] * into), ring + 1)], ring + 1)
+        return a if ring is None else jnp.concatenate([a, a.take(np.arange(window[ring] * into[ring]), ring + 1)], ring + 1)
 
     def fold(a: jax.Array) -> jax.Array:  # and what was added there, back to the beginning
         if ring is None:
             return a
-        body, rest = jnp.split(a, [sides[ring] * out], ring + 1)
+        body, rest = jnp.split(a, [sides[ring] * out[ring]], ring + 1)
         missing = [(0, body.shape[axis] - rest.shape[axis]) for axis in range(a.ndim)]
         return body + jnp.pad(rest, missing)
 
@@ -71,7 +73,8 @@ def blended(
 
     def piece(corner: jax.Array) -> PyTree:
         def cut(a: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice(a, _at(corner * into), (a.shape[0], *(w * into for w in window), a.shape[-1]))
+            size = (a.shape[0], *(int(w * n) for w, n in zip(window, into)), a.shape[-1])
+            return jax.lax.dynamic_slice(a, _at(corner * into), size)
 
         return function(jax.tree.map(cut, around))
 
@@ -84,7 +87,7 @@ def blended(
         return jax.tree.map(one, sums, piece(corner)), None
 
     def empty(part: jax.ShapeDtypeStruct) -> jax.Array:
-        shape = (part.shape[0], *(side * out for side in grown), part.shape[-1])
+        shape = (part.shape[0], *(int(side * n) for side, n in zip(grown, out)), part.shape[-1])
         return jnp.zeros(shape, jnp.promote_types(part.dtype, jnp.float32))
 
     shapes = jax.eval_shape(piece, jax.ShapeDtypeStruct((len(sides),), jnp.int32))
@@ -96,13 +99,14 @@ def decode_tiled(
     decode: Callable[[jax.Array], jax.Array],
     z: jax.Array,
     *,
-    factor: int,
+    factor: int | Sequence[int],
     tile: int = 64,
     overlap: int = 16,
     wrap: int | None = None,
 ) -> jax.Array:
     """`decode(z)` for latents z [B, *spatial, C] -> [B, *(spatial * factor), C'], in tiles of `tile` latent pixels a side. Not
-    quite what the whole would be: norms and attention see a tile only. `wrap`: as in `blended`."""
+    quite what the whole would be: norms and attention see a tile only. `factor`: along every axis, or along each. `wrap`: as
+    in `blended`."""
     return _tiled(decode, z, z.shape[1:-1], tile, overlap, wrap, out=factor)
 
 
@@ -110,16 +114,18 @@ def encode_tiled(
     encode: Callable[[jax.Array], jax.Array],
     x: jax.Array,
     *,
-    factor: int,
+    factor: int | Sequence[int],
     tile: int = 64,
     overlap: int = 16,
     wrap: int | None = None,
 ) -> jax.Array:
     """`encode(x)` for x [B, *(spatial * factor), C] -> [B, *spatial, C'], in tiles of `tile` latent pixels a side. `wrap`: as
     in `blended`."""
-    if any(side % factor for side in x.shape[1:-1]):
-        raise ValueError(f"images of {_times(x.shape[1:-1])} pixels cannot be encoded in tiles: crop to multiples of {factor}")
-    return _tiled(encode, x, [side // factor for side in x.shape[1:-1]], tile, overlap, wrap, into=factor)
+    space = x.shape[1:-1]
+    factors = (factor,) * len(space) if isinstance(factor, int) else factor
+    if any(side % n for side, n in zip(space, factors)):
+        raise ValueError(f"images of {_times(space)} pixels cannot be encoded in tiles: crop to multiples of {factor}")
+    return _tiled(encode, x, [side // n for side, n in zip(space, factors)], tile, overlap, wrap, into=factors)
 
 
 def check_windows(window: Sequence[int], stride: Sequence[int]) -> None:
@@ -146,7 +152,7 @@ def _tiled(
     tile: int,
     overlap: int,
     wrap: int | None,
-    **scales: int,
+    **scales: int | Sequence[int],
 ) -> jax.Array:
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap {overlap} must be at least 0 and less than tile {tile}")

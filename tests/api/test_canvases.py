@@ -29,10 +29,10 @@ def test_windows_without_overlap_are_pictures_on_their_own(kind):
         denoise = denoiser(spec, plan, ldm.params, Guidance(cond, null, scale))
         return denoise(z, jax.tree.map(jnp.float32, plan.grid[1])).x0
 
-    whole = denoised(z, cond, Windows(4, 4, False))
+    whole = denoised(z, cond, Windows((4, 4), (4, 4), False))
     parts = [denoised(z[:, :, i : i + 4], half, None) for i, half in zip((0, 4), halves)]
     np.testing.assert_allclose(whole, jnp.concatenate(parts, 2), atol=1e-5)
-    overlapping = denoised(z, cond, Windows(4, 2, False))
+    overlapping = denoised(z, cond, Windows((4, 4), (2, 2), False))
     np.testing.assert_allclose(overlapping[:, :, :2], whole[:, :, :2], atol=1e-5)
     assert np.abs(overlapping[:, :, 2:6] - whole[:, :, 2:6]).max() > 1e-3
 
@@ -56,7 +56,7 @@ def test_tiles_of_the_first_stage():
     ldm = model("none")
     image = np.tile(rng.uniform(-1, 1, (1, 1, 8, 3)).astype(np.float32), (1, 4, 40, 1))  # every tile is like the whole
     spec = ldm.specification
-    plan = Plan((1, 2, 160, 4), spec.recipe(), 3, 3, Windows(4, 2, False))
+    plan = Plan((1, 2, 160, 4), spec.recipe(), 3, 3, Windows((4, 4), (2, 2), False))
     z = encode(spec, plan, ldm.params, image)
     whole = ldm.encode(ldm.params, image)
     assert z.shape == whole.shape == (1, 2, 160, 4)

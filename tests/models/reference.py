@@ -66,7 +66,7 @@ def to_params(weights: dict[str, np.ndarray], module, *inputs, **kwargs) -> dict
         shape = wanted.pop((*path, name)).shape
         if name == "kernel":
             value = value.transpose(*range(2, value.ndim), 1, 0)
-            value = value.reshape(value.shape[-2:]) if len(shape) == 2 and value.shape[:-2] in ((1, 1), (1,)) else value
+            value = value.reshape(value.shape[-2:]) if len(shape) == 2 and set(value.shape[:-2]) == {1} else value
         assert value.shape == shape, (key, value.shape, shape)
         node = params
         for part in path:

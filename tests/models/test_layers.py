@@ -5,16 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models.layers import (
-    SAME,
-    GroupNorm,
-    Upsample,
-    bilinear,
-    convolution,
-    nearest,
-    sinusoidal_embedding,
-    upsampled_convolution,
-)
+from ldm_jax.models.convolution import SAME, bilinear, convolution, nearest, upsampled_convolution
+from ldm_jax.models.layers import GroupNorm, Upsample, sinusoidal_embedding
 
 
 def group_norm(x, groups, eps):

@@ -88,7 +88,7 @@ def test_clip_vision_takes_one_size():
 
 def test_positions_of_a_dit():
     """Columns come first, and a larger grid spans the positions of training."""
-    table = position_embedding(8, 3, 5, 3).reshape(3, 5, 8)
+    table = position_embedding(8, (3, 5), (3, 3)).reshape(3, 5, 8)
     np.testing.assert_allclose(table[0, :, 0], np.sin(np.arange(5) * 3 / 5), atol=1e-6)
     np.testing.assert_allclose(table[:, 0, 4], np.sin(np.arange(3)), atol=1e-6)
     assert np.ptp(table[:, 0, :4]) > 0 and not np.any(np.ptp(table[..., :4], axis=0))

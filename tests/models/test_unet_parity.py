@@ -12,7 +12,7 @@ from ldm_jax.models import UNet
 from .reference import Case, assert_close, cases, to_params
 
 pytestmark = pytest.mark.parity
-INERT = {"image_size", "use_checkpoint", "legacy", "use_linear_in_transformer", "dims", "num_heads_upsample"}
+INERT = {"image_size", "use_checkpoint", "legacy", "use_linear_in_transformer", "num_heads_upsample"}
 
 
 def build(args: dict) -> UNet:

@@ -1,7 +1,7 @@
 """`shapes`, the embedded data set: scenes, their rendering, the exact reader. (`builder` makes TFDS data of them; it takes half
 a second to import.)"""
 
-from ldm_jax.data.shapes.reader import Found, check, check_all, read_all, read_back
+from ldm_jax.data.shapes.reader import Found, check, check_all, compare_all, read_all, read_back
 from ldm_jax.data.shapes.render import bounding_box, render, render_all
 from ldm_jax.data.shapes.scene import COLOUR_NAMES, FILLS, SHAPES, SIZES, Mix, Scene, Thing, draw_scene, prompts
 
@@ -17,6 +17,7 @@ __all__ = [
     "bounding_box",
     "check",
     "check_all",
+    "compare_all",
     "draw_scene",
     "prompts",
     "read_all",

@@ -91,7 +91,12 @@ def check_all(images: np.ndarray, scenes: Sequence[Scene]) -> dict[str, np.ndarr
     """
     if len(images) != len(scenes):
         raise ValueError(f"{len(images)} images for {len(scenes)} scenes")
-    rows = [_compare(found, scene) for found, scene in zip(read_all(images), scenes)]
+    return compare_all(read_all(images), scenes)
+
+
+def compare_all(found: Sequence[list[Found]], scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
+    """The same of what `read_all` found in them."""
+    rows = [_compare(each, scene) for each, scene in zip(found, scenes, strict=True)]
     return {name: np.array([row[name] for row in rows], bool) for name in _NAMES}
 
 

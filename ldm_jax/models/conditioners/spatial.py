@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.models.layers import Dense, bilinear, nearest
+from ldm_jax.models.convolution import bilinear, nearest
+from ldm_jax.models.layers import Dense
 
 METHODS = ("nearest", "bilinear")
 

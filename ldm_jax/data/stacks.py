@@ -1,0 +1,156 @@
+"""Films and volumes from files: many pictures in one array.
+
+    film      .npy, .npz        uint8 [T, H, W, 3] or [T, H, W] (grey); an .npz holds one such array
+              .gif, .apng       the frames of an animated picture, by Pillow; each counts once, however long it stands
+              .mp4, ...         by imageio, where it is installed (pip install "ldm_jax[video]")
+              a folder          its pictures in the order of their names, numbers as numbers: 2.png before 10.png
+    volume    .npy, .npz        numbers [D, H, W]
+              a folder          its pictures as grey slices
+
+Arrays are read without pickle, so that no file can run code. Every failure is a ValueError that names the file.
+"""
+
+import importlib.util
+import io
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from ldm_jax.data.decode import decode_rgb, suffixes
+from ldm_jax.data.walk import FileKind
+
+ARRAYS = (".npy", ".npz")
+ANIMATED = (".gif", ".apng")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+_MOST_BYTES = 2**31  # of one decoded film
+
+
+def read_film(source: Any, name: str) -> np.ndarray:
+    """uint8 [T, H, W, 3] of a path, or of such an array itself."""
+    if isinstance(source, np.ndarray):
+        return _as_film(source, name)
+    path = Path(source)
+    if path.is_dir():
+        return _frames_of_folder(path, name)
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        return _as_film(read_array(path, name), name)
+    if suffix in VIDEOS:
+        return _stacked(_video(path, name), name)
+    return _stacked(_animation(path, name), name)
+
+
+def read_volume(source: Any, name: str) -> np.ndarray:
+    """Numbers [D, H, W] of a path, or of such an array itself."""
+    array = source
+    if not isinstance(source, np.ndarray):
+        path = Path(source)
+        array = _frames_of_folder(path, name).mean(-1).round().astype(np.uint8) if path.is_dir() else read_array(path, name)
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
+        raise ValueError(f"{name} holds {array.dtype}{list(array.shape)}: a volume is numbers [depth, height, width]")
+    return array
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """The array of an .npy, or the only one of an .npz; without pickle."""
+    try:
+        data = np.load(path, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            return data
+        with data:
+            if len(data.files) != 1:
+                raise ValueError(f"it holds {len(data.files)} arrays ({', '.join(data.files[:4])}); one is expected")
+            return data[data.files[0]]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name} can't be read as an array: {error}") from None
+
+
+def _as_film(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3:
+        array = np.repeat(array[..., None], 3, axis=-1)
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = np.repeat(array, 3, axis=-1)
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(f"{name} holds {array.dtype}{list(array.shape)}: a film is uint8 [frames, height, width, 3], or grey")
+    return array
+
+
+def _frames_of_folder(path: Path, name: str) -> np.ndarray:
+    def number(file: Path) -> list:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+
+    files = [file for file in path.iterdir() if file.suffix.lower() in suffixes() and not file.name.startswith(".")]
+    if not files:
+        raise ValueError(f"{name} is a folder without pictures: a film's folder holds its frames")
+    return _stacked((decode_rgb(file, str(file)) for file in sorted(files, key=number)), name)
+
+
+def _animation(path: Path, name: str) -> Iterator[np.ndarray]:
+    try:
+        with Image.open(path) as image:
+            for frame in ImageSequence.Iterator(image):
+                rgba = frame.convert("RGBA")
+                yield np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} can't be read as a film: {error}") from None
+
+
+def _video(path: Path, name: str) -> Iterator[np.ndarray]:
+    if importlib.util.find_spec("imageio") is None:
+        raise ValueError(
+            f'{name}: reading {path.suffix} needs imageio (pip install "ldm_jax[video]"); or give folders of frames, GIF, .npy'
+        )
+    import imageio.v3 as imageio
+
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        for frame in imageio.imiter(path):
+            yield np.asarray(frame)[..., :3]
+    except Exception as error:  # each of its plugins has errors of its own
+        raise ValueError(f"{name} can't be read as a film: {str(error).splitlines()[0] if str(error) else error!r}") from None
+
+
+def _stacked(frames: Iterator[np.ndarray], name: str) -> np.ndarray:
+    found, shape = [], None
+    for frame in frames:
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            here, there = (f"{s[1]} x {s[0]}" for s in (frame.shape, shape))
+            raise ValueError(f"{name}: frame {len(found)} is {here}, those before {there}; all frames must be of one size")
+        found.append(frame)
+        if len(found) * frame.nbytes > _MOST_BYTES:
+            raise ValueError(f"{name} is longer than {_MOST_BYTES // 2**30} GiB of decoded frames; cut it into parts")
+    return np.stack(found)
+
+
+FILMS = FileKind(
+    "film", "film", "films", lambda: frozenset((*ARRAYS, *ANIMATED, *VIDEOS)), frozenset((".mpg", ".mpeg", ".wmv", ".flv")),
+    "video/", stacks=True,
+)  # fmt: skip
+VOLUMES = FileKind(
+    "volume", "volume", "volumes", lambda: frozenset(ARRAYS), frozenset((".nii", ".gz", ".nrrd", ".mha", ".mhd", ".dcm")),
+    "application/dicom", stacks=True,
+)  # fmt: skip
+
+
+def gif(frames: np.ndarray, milliseconds: int = 120) -> bytes:
+    """An animated GIF of uint8 [T, H, W, 3], without end."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    pictures[0].save(
+        file, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, disposal=2, optimize=False
+    )
+    return file.getvalue()

@@ -1,0 +1,189 @@
+"""Films and volumes from files, and the block of them that is learnt."""
+
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.data.fingerprint import contents, stamp
+from ldm_jax.data.folder import folder
+from ldm_jax.data.stack_transforms import FilmTransform, VolumeTransform, in_window
+from ldm_jax.data.stacks import FILMS, VOLUMES, gif, read_film, read_volume
+
+RNG = np.random.default_rng(0)
+FILM = RNG.integers(0, 256, (5, 12, 10, 3), np.uint8)
+VOLUME = RNG.integers(0, 256, (5, 6, 7), np.uint8)
+
+
+def frames_in(path, film=FILM, form="{}.png"):
+    path.mkdir(parents=True)
+    for i, frame in enumerate(film):
+        Image.fromarray(frame).save(path / form.format(i))
+    return path
+
+
+def test_films_from_every_kind_of_file(tmp_path):
+    np.save(tmp_path / "a.npy", FILM)
+    np.savez(tmp_path / "b.npz", anything=FILM)
+    np.save(tmp_path / "grey.npy", FILM[..., 0])
+    np.testing.assert_array_equal(read_film(tmp_path / "a.npy", "a"), FILM)
+    np.testing.assert_array_equal(read_film(str(tmp_path / "b.npz"), "b"), FILM)
+    np.testing.assert_array_equal(read_film(tmp_path / "grey.npy", "grey"), FILM[..., :1].repeat(3, -1))
+    flat = np.stack([np.full((8, 9, 3), (40 * i, 255 - 40 * i, 7), np.uint8) for i in range(5)])
+    (tmp_path / "c.gif").write_bytes(gif(flat))
+    np.testing.assert_array_equal(read_film(tmp_path / "c.gif", "c"), flat)  # one colour a frame: no palette loses any
+
+
+def test_a_folder_of_frames_is_read_in_the_order_of_its_numbers(tmp_path):
+    twelve = np.concatenate([FILM, FILM, FILM])[:12]
+    np.testing.assert_array_equal(read_film(frames_in(tmp_path / "a", twelve), "a"), twelve)  # 2.png before 10.png
+
+
+def test_folders_hold_films_as_files_and_as_folders(tmp_path):
+    for kind, name in (("cat", "a"), ("cat", "b"), ("dog", "c")):
+        frames_in(tmp_path / kind / name)
+    np.save(tmp_path / "dog" / "d.npy", FILM)
+    (tmp_path / "cat" / "note.txt").write_text("nothing")
+    source = folder(tmp_path, columns=("film", "label"), kind=FILMS)
+    assert source.info.class_names == ("cat", "dog") and not source.info.left_out
+    names = [source[i]["name"].removeprefix(f"{tmp_path}/") for i in range(len(source))]
+    assert sorted(names) == ["cat/a", "cat/b", "dog/c", "dog/d.npy"]
+    assert all((read_film(source[i]["film"], "x") == FILM).all() for i in range(4))
+
+
+def test_frames_beside_films_are_counted_not_lost_in_silence(tmp_path):
+    np.save(tmp_path / "a.npy", FILM)
+    Image.fromarray(FILM[0]).save(tmp_path / "cover.png")
+    assert dict(folder(tmp_path, kind=FILMS).info.left_out) == {"pictures beside what is looked for": 1}
+
+
+def test_a_captions_file_stands_beside_a_folder_of_frames(tmp_path):
+    frames_in(tmp_path / "a")
+    (tmp_path / "a.txt").write_text("a cat runs")
+    assert folder(tmp_path, columns=("film", "caption"), kind=FILMS)[0]["caption"] == "a cat runs"
+
+
+def test_a_changed_frame_changes_the_fingerprint(tmp_path):
+    """Of contents and of what the file system says; a copy elsewhere has the same contents."""
+    frames_in(tmp_path / "one" / "a")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, two = (folder(tmp_path / name, kind=FILMS) for name in ("one", "two"))
+    before = contents(one), stamp(one)
+    assert contents(two) == before[0]
+    Image.fromarray(FILM[1]).save(tmp_path / "one" / "a" / "0.png")
+    assert contents(one) != before[0] and stamp(one) != before[1]
+
+
+def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
+    np.save(tmp_path / "floats.npy", FILM.astype(np.float32))
+    np.save(tmp_path / "flat.npy", FILM[0, :, :, 0])
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.savez(tmp_path / "two.npz", a=FILM, b=FILM)
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "cut.gif").write_bytes(gif(FILM)[:40])
+    (tmp_path / "empty").mkdir()
+    mixed = frames_in(tmp_path / "mixed")
+    Image.fromarray(FILM[0, :6]).save(mixed / "3.png")
+    for name, message in (
+        ("floats.npy", r"floats.npy holds float32\[5, 12, 10, 3\]: a film is uint8"),
+        ("flat.npy", r"flat.npy holds uint8\[12, 10\]: a film is uint8"),
+        ("objects.npy", "objects.npy can't be read as an array"),
+        ("two.npz", "two.npz can't be read as an array: it holds 2 arrays"),
+        ("cut.npy", "cut.npy can't be read"),
+        ("cut.gif", "cut.gif can't be read"),
+        ("empty", "empty is a folder without pictures"),
+        ("mixed", "mixed: frame 3 is 10 x 6, those before 10 x 12; all frames must be of one size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_film(tmp_path / name, name)
+    for name in ("none.npy", "none.gif"):
+        with pytest.raises(FileNotFoundError):
+            read_film(tmp_path / name, name)
+
+
+def test_video_files(tmp_path):
+    """Without imageio one sentence says what to do; with it and a plugin, frames are read."""
+    path = tmp_path / "a.mp4"
+    if importlib.util.find_spec("imageio") is None:
+        with pytest.raises(ValueError, match=r"a.mp4: reading .mp4 needs imageio \(pip install"):
+            read_film(path, "a.mp4")
+        return
+    import imageio.v3 as imageio
+
+    still = np.stack([np.full((32, 48, 3), 60 * i, np.uint8) for i in range(4)])
+    try:
+        imageio.imwrite(path, still, fps=4)
+    except Exception as error:
+        pytest.skip(f"imageio can't write mp4 here: {error}")
+    found = read_film(path, "a.mp4")
+    assert found.shape == still.shape and np.abs(found.astype(int) - still).max() < 12  # the codec's loss
+    path.write_bytes(b"no video")
+    with pytest.raises(ValueError, match="a.mp4 can't be read as a film"):
+        read_film(path, "a.mp4")
+
+
+def test_a_block_of_a_film():
+    long = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 8, 3), np.uint8)
+    middle = FilmTransform((3, 6, 6))({"film": long, "name": "x"})["image"]
+    assert middle.shape == (3, 6, 6, 3) and middle.dtype == np.float32
+    np.testing.assert_array_equal(np.round((middle[:, 0, 0, 0] + 1) * 127.5), [3, 4, 5])
+    every = FilmTransform((3, 6, 6), frame_step=2)({"film": long, "name": "x"})["image"]
+    np.testing.assert_array_equal(np.round((every[:, 0, 0, 0] + 1) * 127.5), [2, 4, 6])
+    random, firsts = FilmTransform((3, 6, 6), "random", frame_step=2), set()
+    for seed in range(40):
+        seen = np.round((random({"film": long, "name": "x"}, np.random.default_rng(seed))["image"][:, 0, 0, 0] + 1) * 127.5)
+        assert (np.diff(seen) == 2).all()
+        firsts.add(int(seen[0]))
+    assert firsts == set(range(5))
+
+
+def test_films_are_resized_as_pictures_are_and_mirrored_whole():
+    transform = FilmTransform((2, 6, 5), flip=True)
+    fitted = transform.fit({"film": FILM, "name": "x"})["film"]
+    assert fitted.shape == (5, 6, 5, 3)
+    np.testing.assert_array_equal(fitted[3], np.asarray(Image.fromarray(FILM[3]).resize((5, 6), Image.Resampling.BICUBIC)))
+    plain = transform.view({"film": FILM})["film"]
+    seen = [transform.view({"film": FILM}, np.random.default_rng(seed))["film"] for seed in range(8)]
+    assert {bool((each == plain).all()) for each in seen} == {True, False}
+    assert all((each == plain).all() or (each == plain[:, :, ::-1]).all() for each in seen)
+
+
+def test_films_with_too_few_frames_are_refused_by_name():
+    with pytest.raises(ValueError, match="cat.gif has 5 frames: 8 of config.data.image_size take 8"):
+        FilmTransform((8, 6, 6))({"film": FILM, "name": "cat.gif"})
+    with pytest.raises(ValueError, match="has 5 frames: 3 of config.data.image_size take 7 at frame_step=3"):
+        FilmTransform((3, 6, 6), frame_step=3)({"film": FILM, "name": "cat.gif"})
+
+
+def test_volumes(tmp_path):
+    np.save(tmp_path / "a.npy", VOLUME.astype(np.int16) - 100)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.npy", "a"), VOLUME.astype(np.int16) - 100)
+    slices = frames_in(tmp_path / "s", np.repeat(VOLUME[..., None], 3, -1))
+    np.testing.assert_array_equal(read_volume(slices, "s"), VOLUME)
+    assert [row["volume"].endswith(("a.npy", "s")) for row in folder(tmp_path, kind=VOLUMES)] == [True, True]
+    block = VolumeTransform((3, 4, 5))({"volume": VOLUME, "name": "v"})["image"]
+    assert block.shape == (3, 4, 5, 1)
+    np.testing.assert_allclose(block[..., 0], VOLUME[1:4, 1:5, 1:6] / 127.5 - 1, atol=1e-6)
+    windowed = in_window(np.float32([-1000, -100, 0, 100, 5000]), (-100, 100))
+    np.testing.assert_allclose(windowed, [-1, -1, 0, 1, 1], atol=1e-6)
+    np.testing.assert_array_equal(in_window(np.float64([-1, 0.5]), None), np.float32([-1, 0.5]))
+
+
+def test_a_fitted_volume_stays_as_it_is():
+    """What is kept in memory is seen as the file is."""
+    transform = VolumeTransform((3, 4, 5), window=(0, 50))
+    row = {"volume": VOLUME, "name": "v"}
+    np.testing.assert_array_equal(transform(transform.fit(row))["image"], transform(row)["image"])
+
+
+def test_volumes_that_cant_be_read_are_refused_by_name():
+    for volume, message in (
+        (VOLUME[0], r"v holds uint8\[6, 7\]: a volume is numbers"),
+        (VOLUME[:2], "v is 2 x 6 x 7 voxels: smaller than config.data.image_size, 3 x 4 x 5"),
+        (VOLUME.astype(np.int16) - 7, "v holds int16 from -7 to 248: say which numbers are black and white"),
+        (VOLUME.astype(np.complex64), "a volume is numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VolumeTransform((3, 4, 5))({"volume": volume, "name": "v"})
