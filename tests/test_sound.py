@@ -28,6 +28,7 @@ TINY = {
     "diffusion_train.steps": 8, "diffusion_train.warmup_steps": 2, "diffusion_train.optimizer": "adamw",
     "diffusion_train.batch_size": 8, "latents.scale_batches": 2, "sampling.steps": 2, "evaluation.batch_size": 8,
     "log.every": 1, "log.validation_every": 4, "log.validation_images": 8, "log.images_every": 8, "checkpoint.every": 4,
+    "evaluation.num": 16, "evaluation.features": "classifier", "evaluation.probe_steps": 2,
 }  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def test_from_a_folder_of_sounds_to_sounds(trained, environment, tmp_path):
     workdir, said = trained
     assert "data: 16 sounds, 16 captions to train on" in said
     for path in ("first_stage/images/reconstructions_0000008.png", "diffusion/images/samples_0000008.png",
-                 "evaluation/0000/validation.png", "evaluation/0000/validation/0007.wav", "latents/meta.json"):  # fmt: skip
+                 "evaluation/0000/validation.png", "evaluation/0000/validation/0007.wav", "latents/meta.json",
+                 "evaluation/classifier/probe.json", "evaluation/step_8/results.md"):  # fmt: skip
         assert (workdir / path).is_file(), path
     arguments = ["--workdir", str(workdir), "--prompt", "play a high tone", "--num", "2", "--out", str(tmp_path / "out")]
     done = run([sys.executable, str(ROOT / "sample.py"), *arguments], environment)
