@@ -137,7 +137,7 @@ def test_waveforms_are_learnt_and_drawn_too(tones, environment, tmp_path):
     stft = [line["train/stft"] for line in lines if "train/stft" in line]
     assert len(stft) == 40 and np.mean(stft[-5:]) < 0.7 * np.mean(stft[:5])
     assert any(line.get("train/disc_factor") == 1 for line in lines)
-    arguments = ["--workdir", str(tmp_path / "run"), "--prompt", "play a high tone", "--num", "2", "--out", str(tmp_path / "out")]
+    arguments = ["--workdir", str(tmp_path / "run"), "--prompt", "play a low tone", "--num=2", "--out", str(tmp_path / "out")]
     done = run([sys.executable, str(ROOT / "sample.py"), *arguments], environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_sound(tmp_path / "out" / "0001.wav")[0].shape == (1024, 1)
