@@ -28,6 +28,7 @@ import numpy as np
 import ldm_jax
 from ldm_jax import build, probes
 from ldm_jax.data.sound import read_sound, wav_bytes
+from ldm_jax.data.sound.mel import TOP_DB
 from ldm_jax.data.source import Spread
 from ldm_jax.primitives.files import write_json
 
@@ -87,17 +88,22 @@ def write(folder: Path, voices: Sequence[str], count: int, rng: np.random.Genera
 
 
 def measure(workdir: str, judge: str, num: int, seed: int, guidance_scale: float | None) -> dict[str, float]:
-    """Shares of sounds that the classifier takes for the digit that was meant."""
+    """Shares of sounds that the classifier takes for the digit that was meant; and how far, in decibels, a band of a
+    recording's spectrogram is from that of the sound that the vocoder makes of it, on the average."""
     ldm, probe = ldm_jax.load(workdir), probes.load(judge)
     config, names = ldm.config, list(probe.class_names)
     medium = build.make_medium(config)
     wanted = np.arange(num) % len(DIGITS)
     labels = np.array([names.index(DIGITS[i]) for i in wanted])
 
+    def spoken(arrays: np.ndarray) -> np.ndarray:
+        """The spectrograms of the sounds that are made of these."""
+        transform = medium.transform()
+        return np.stack([transform.scaled(medium.samples(array)) for array in arrays])
+
     def heard(arrays: np.ndarray) -> np.ndarray:
         """What the classifier takes spectrograms for, after they were made sounds."""
-        transform = medium.transform()
-        return probe(np.stack([transform.scaled(medium.samples(array)) for array in arrays])).argmax(-1)
+        return probe(spoken(arrays)).argmax(-1)
 
     def drawn(prompts: Sequence[str] | None) -> np.ndarray:
         key = jax.random.key(seed)
@@ -126,6 +132,9 @@ def measure(workdir: str, judge: str, num: int, seed: int, guidance_scale: float
         "drawn, conditions shuffled": float((asked == shuffled).mean()),
         "drawn without a condition": float((heard(drawn(None)) == labels).mean()),
     }
+    if medium.name == "sound":
+        decibels = float(np.abs(spoken(real) - real).mean()) * (TOP_DB - medium.setting.floor_db) / 2
+        found["vocoder, decibels"] = decibels
     found |= {f"drawn, {DIGITS[i]}": float((asked == labels)[wanted == i].mean()) for i in range(len(DIGITS))}
     return found
 
@@ -149,7 +158,8 @@ def main() -> None:
         make(chosen.out, chosen.share)
         return
     found = measure(chosen.workdir, chosen.judge, chosen.num, chosen.seed, chosen.guidance_scale)
-    print("\n".join(f"{name:38} {value:.1%}" for name, value in found.items()))
+    for name, value in found.items():
+        print(f"{name:38} " + (f"{value:.2f} dB" if name.endswith("decibels") else f"{value:.1%}"))
     if chosen.out:
         write_json(chosen.out, found)
 

@@ -62,6 +62,8 @@ def make_loss_weights(section: Mapping[str, Any]) -> LossWeights:
     """What counts for how much in pictures, of config.first_stage_loss."""
     names = ("pixel", "reduction", "perceptual_weight", "disc_weight", "disc_adaptive", "disc_start", "disc_loss", "r1_weight")
     later = {"factor": section.get("disc_factor", 1.0), "log_variance": section.get("log_variance", 0.0)}  # in newer configs
+    if section.get("stft_weight", 0.0):
+        later |= {"stft": section["stft_weight"], "windows": tuple(section["stft_windows"])}
     try:
         return LossWeights(*(section[name] for name in (*names, "lecam_weight")), **later)
     except ValueError as error:
@@ -110,6 +112,12 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
     )
     if weights.perceptual and dims == 1:
         raise ValueError("config.first_stage_loss.perceptual_weight: LPIPS sees pictures, or frames; set it to 0 with dims=1")
+    if weights.stft and dims != 1:
+        raise ValueError(f"config.first_stage_loss.stft_weight: spectra are of waveforms; set it to 0 with dims={dims}")
+    if weights.stft and (wrong := [n for n in weights.windows if n < 8 or n % 4 or n > 2 * image_size(config)[0]]):
+        raise ValueError(
+            f"config.first_stage_loss.stft_windows: {wrong[0]} must be a multiple of 4, from 8 to twice the length of a sound"
+        )
     if terms.alignment and dims != 2:
         raise ValueError(f"config.first_stage_loss.alignment_weight: features are of pictures; set it to 0 with dims={dims}")
     parts = Parts(stage, make_perceptual(section), disc, section["perceptual_widths"][3])

@@ -189,7 +189,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     | {"dropout": _BELOW_1, "num_res_blocks": _WHOLE, "n_embed": _WHOLE, "fsq_levels": _AT_LEAST_1}
     | dict.fromkeys(("latents", "width", "resampler_depth"), _AT_LEAST_1),
     "first_stage_loss": _FIRST_STAGE_LOSS
-    | {"log_variance": ("a number", lambda v: True)}
+    | {"log_variance": ("a number", lambda v: True), "stft_weight": _AT_LEAST_0, "stft_windows": _AT_LEAST_1}
     | {"codebook_decay": _BELOW_1, "disc_ndf": _AT_LEAST_1, "disc_layers": _AT_LEAST_1, "perceptual_widths": _AT_LEAST_1},
     "first_stage_train": _TRAIN,
     "network": _SIZES

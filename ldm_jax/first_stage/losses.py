@@ -4,6 +4,7 @@
 
     L = nll(x, xr) + penalty + disc_factor d_weight max-player(xr)
     nll = rec / exp(log_variance) + log_variance,     rec = |x - xr| + perceptual_weight LPIPS(x, xr)
+    of waveforms                                      rec = |x - xr| + stft_weight d(x, xr), see `spectral`
     d_weight = disc_weight |d nll / d W| / |d max-player / d W|,     W the kernel of the decoder's last convolution
 
 The cotangents of all terms meet at xr: their gradients at W give the adaptive weight (Esser et al. 2021, equation 7), their
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.first_stage.spectral import spectral_distance
 from ldm_jax.training.state import Gradient, Step
 
 PyTree = Any
@@ -52,6 +54,7 @@ class LossWeights:
     lecam             pull of the logits towards the other side's running mean (Tseng et al. 2021)
     log_variance      of the decoder's output: the likelihood is of noise with this variance around xr. A number: the reference
                       has it as a parameter that none of its optimizers is given
+    stft              of `spectral_distance` at `windows`, samples a window, added to the distance of every sample; waveforms
     """
 
     pixel: str = "l1"
@@ -65,6 +68,8 @@ class LossWeights:
     lecam: float = 0.0
     factor: float = 1.0
     log_variance: float = 0.0
+    stft: float = 0.0
+    windows: tuple[int, ...] = (256, 512, 1024)
 
     def __post_init__(self):
         for name, options in {
@@ -74,7 +79,7 @@ class LossWeights:
         }.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, options))}")
-        for name in ("perceptual", "discriminator", "start", "r1", "lecam", "factor"):
+        for name in ("perceptual", "discriminator", "start", "r1", "lecam", "factor", "stft"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
 
@@ -105,6 +110,10 @@ def negative_log_likelihood(
         p = distance(x, xr)
         rec = rec + weights.perceptual * p.reshape(-1, *[1] * (x.ndim - 1))
         metrics["perceptual"] = p.mean()
+    if weights.stft:
+        d = spectral_distance(x, xr, weights.windows)
+        rec = rec + weights.stft * d.reshape(-1, *[1] * (x.ndim - 1))
+        metrics["stft"] = d.mean()
     per_number = rec / math.exp(weights.log_variance) + weights.log_variance
     nll = per_number.sum() / len(x) if weights.reduction == "sum" else per_number.mean()
     return nll, {"nll": nll, "rec": rec.mean(), **metrics}

@@ -3,6 +3,7 @@
 medium   a file holds        the array, float32 in [-1, 1]   shown as              written as
 image    a picture           [H, W, 3]                       itself                PNG, WebP or JPEG
 sound    a sound             [mels, frames, channels]        its spectrogram       WAV beside that
+waveform a sound             [samples, channels]             its spectrogram       WAV beside that
 film     frames, or frames   [frames, H, W, 3]               a strip of frames     GIF
          in a folder
 volume   numbers             [D, H, W, 1]                    slices                GIF through the slices, .npy
@@ -23,11 +24,12 @@ from ldm_jax.media.medium import Medium
 from ldm_jax.media.sound import Sound
 from ldm_jax.media.text import Text
 from ldm_jax.media.volume import Volume
+from ldm_jax.media.waveform import Waveform
 from ldm_jax.primitives.choices import choose
 
-MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Image, Sound, Film, Volume, Text)}
+MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Image, Sound, Waveform, Film, Volume, Text)}
 
-__all__ = ["MEDIA", "Film", "Image", "Medium", "Sound", "Text", "Volume", "make_medium"]
+__all__ = ["MEDIA", "Film", "Image", "Medium", "Sound", "Text", "Volume", "Waveform", "make_medium"]
 
 
 def make_medium(section: Mapping[str, Any], workdir: Path | None = None) -> Medium:

@@ -51,7 +51,9 @@ class Sound(Medium):
     @property
     def mel(self) -> Mel:
         """How sounds become spectrograms."""
-        mels, _ = self._size
+        return self._mel(self._size[0])
+
+    def _mel(self, mels: int) -> Mel:
         names = ("rate", "window", "hop", "low", "high", "scale", "floor_db")
         try:
             return Mel(mels=mels, **{name: getattr(self.setting, name) for name in names})
@@ -79,10 +81,13 @@ class Sound(Medium):
 
     def transform(self, **columns: Any) -> SoundTransform:
         """Resampled, mixed, cropped or padded as config.data and config.data.sound say."""
-        columns.pop("whole_boxes", None)
+        return self._transform(SoundTransform, self._size[1], columns)
+
+    def _transform(self, cls: type[SoundTransform], frames: int, columns: dict[str, Any]) -> SoundTransform:
+        columns = {name: value for name, value in columns.items() if name != "whole_boxes"}
         fields = {name: getattr(self.setting, name) for name in ("channels", "mix", "upsample", "shortest")}
         try:
-            return SoundTransform(self.mel, self._size[1], crop=self.section.get("crop", "center"), **fields, **columns)
+            return cls(self.mel, frames, crop=self.section.get("crop", "center"), **fields, **columns)
         except ValueError as error:
             raise ValueError(f"config.data.sound: {error}") from None
 

@@ -40,7 +40,7 @@ class Neighbours:
         if train.features is None or held_out.features is None:
             raise ValueError("nearest neighbours need the real pictures' features; files of statistics alone have none")
         self.features, self.train, self.held_out = features, train, held_out
-        self.transform = build.make_transform(config)
+        self.transform, self.medium = build.make_transform(config), build.make_medium(config)
         sources = [Spread(labelled_source(config, split), count) for split in ("train", "validation")]
         self.source = sources[0]
         self.pixels = [self._pixels(source, mesh) for source in sources]
@@ -48,8 +48,8 @@ class Neighbours:
     def _pixels(self, source: Any, mesh: Any) -> np.ndarray:
         parts = []
         for batch in of_source(source, self.transform, 256, mesh):
-            images = np.asarray(sharding.replicate(mesh, batch.images))
-            parts.append(pixels_of(evaluation.as_uint8(images[batch.rows >= 0])))
+            images = self.medium.shown(np.asarray(sharding.replicate(mesh, batch.images))[batch.rows >= 0])
+            parts.append(pixels_of(evaluation.as_uint8(images)))
         return np.concatenate(parts)
 
     def of(self, images: np.ndarray, features: FeatureSet, shown: int = 8) -> Copies:
@@ -64,7 +64,8 @@ class Neighbours:
         rows = []
         for i in nearest_first:
             numbers = in_pixels.neighbours[i, 0], self.train.features.rows[in_features.neighbours[i, 0]]
-            rows.append([images[i], *(self.transform.view(self.source[int(number)])["image"] for number in numbers)])
+            real = np.stack([self.transform(self.source[int(number)])["image"] for number in numbers])
+            rows.append([images[i], *evaluation.as_uint8(self.medium.shown(real))])
         return Copies(values, np.stack([np.stack(row) for row in rows]))
 
 

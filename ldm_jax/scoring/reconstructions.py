@@ -35,7 +35,7 @@ def measure_reconstructions(
     """
     if spec.first_stage.module is None:
         raise ValueError("this model draws in pixels: it has no first stage, and nothing to reconstruct")
-    transform = build.make_transform(spec.config)
+    transform, medium = build.make_transform(spec.config), build.make_medium(spec.config)
 
     def look(params: PyTree, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         again = spec.decode(params, spec.encode(params, images))
@@ -58,8 +58,8 @@ def measure_reconstructions(
         for parts, images in zip(sets, (batch.images, again)):
             parts.append(features_of(run, Pictures(batch.rows, images)))
         if sum(map(len, pairs)) < shown:
-            both = [evaluation.as_uint8(np.asarray(sharding.replicate(mesh, x)))[kept] for x in (batch.images, again)]
-            pairs.append(np.stack(both, 1))
+            both = [np.asarray(sharding.replicate(mesh, x))[kept] for x in (batch.images, again)]
+            pairs.append(np.stack([evaluation.as_uint8(medium.shown(x)) for x in both], 1))
     values = {f"reconstruction/{name}": float(np.concatenate(each).mean()) for name, each in sums.items()}
     real, made = (evaluation.join(parts).features for parts in sets)
     if len(real) > 1:

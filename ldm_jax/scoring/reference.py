@@ -71,9 +71,13 @@ def of_data(
     chosen = Spread(source, count)
     about = {
         "data": str(source.info.name), "split": config["data"][f"{split}_split"], "count": len(chosen),
-        "size": list(transform.shape), "crop": "center", "short_side": transform.short_side, "resize": "bicubic, antialiased",
-        "quantised": "8 bits", "contents": "", "features": dict(features.about),
+        "size": list(transform.array_shape[:-1]), "crop": "center", "quantised": "8 bits", "contents": "",
+        "features": dict(features.about),
     }  # fmt: skip
+    if build.make_medium(config).name == "image":
+        about |= {"short_side": transform.short_side, "resize": "bicubic, antialiased"}
+    else:
+        about |= {"geometry": build.with_lists(transform.geometry)}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"reference-{split}-{name}.npz"
     if distributed.agreed(path.is_file()):

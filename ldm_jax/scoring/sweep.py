@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ldm_jax import evaluation
+from ldm_jax import build, evaluation
 from ldm_jax.evaluation import FeatureSet
 from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.scoring.drawing import Drawer
@@ -134,7 +134,7 @@ def draw(
             for batch in drawer.batches(missing, batch_size, options):
                 fresh.append(features_of(run, batch, report))
                 if pictures is not None or (batch.rows >= 0).any() and batch.rows[batch.rows >= 0].min() < keep:
-                    _take(batch, keep, new, pictures, drawer.mesh)
+                    _take(batch, keep, new, pictures, drawer)
                 if sum(map(len, fresh)) >= PART or time.monotonic() - written > SECONDS:
                     store()
                     written = time.monotonic()
@@ -178,9 +178,10 @@ def _stored(out: Path) -> tuple[list[FeatureSet], dict[int, np.ndarray]]:
     return parts, shown
 
 
-def _take(batch: Pictures, keep: int, new: dict[int, np.ndarray], pictures: Path | None, mesh: Any) -> None:
+def _take(batch: Pictures, keep: int, new: dict[int, np.ndarray], pictures: Path | None, drawer: Drawer) -> None:
     """Keeps the first pictures, and writes all where that is asked for."""
-    images = evaluation.as_uint8(np.asarray(sharding.replicate(mesh, batch.images)))
+    images = np.asarray(sharding.replicate(drawer.mesh, batch.images))
+    images = evaluation.as_uint8(build.make_medium(drawer.spec.config).shown(images))
     if jax.process_index():
         return
     for number, image in zip(batch.rows.tolist(), images):

@@ -169,6 +169,18 @@ def test_spectrograms_that_cannot_be(fields, message):
         Mel(**fields)
 
 
+@pytest.mark.parametrize("scale", ("slaney", "htk"))
+def test_librosa_sees_the_same(scale):
+    librosa = pytest.importorskip("librosa", reason="compares with librosa where it is installed")
+    mel = Mel(22050, 40, 1024, 256, 60.0, 8000.0, scale)
+    htk = {"htk": scale == "htk", "norm": None, "fmin": 60.0, "fmax": 8000.0, "n_mels": 40}
+    np.testing.assert_allclose(mel.filters, librosa.filters.mel(sr=22050, n_fft=1024, **htk), atol=1e-6)
+    x = rng.standard_normal(8192).astype(np.float32)
+    padded = np.pad(x, (384, 384))
+    found = librosa.feature.melspectrogram(y=padded, sr=22050, n_fft=1024, hop_length=256, center=False, **htk)
+    np.testing.assert_allclose(mel.power(x) * (hann(1024).sum() / 2) ** 2, found, rtol=1e-3, atol=1e-5 * found.max())
+
+
 # The vocoder
 
 

@@ -112,3 +112,48 @@ def test_sounds_are_drawn_written_and_started_from(model, tmp_path, monkeypatch,
     original = build.make_medium(model.config).read(tmp_path / "a.wav")
     np.testing.assert_array_equal(painted[0, :12], original[:12])
     assert np.abs(painted[0, 12:] - original[12:]).max() > 0.01
+
+
+WAVEFORM = DATA | {"medium": "waveform", "image_size": (1536,)}
+
+
+def test_waveforms_are_heard_as_they_are(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.25), 8000))
+    medium = media.make_medium(WAVEFORM)
+    example = medium.transform()({"sound": str(tmp_path / "a.wav"), "name": "a.wav"})["image"]
+    whole, _ = read_sound(tmp_path / "a.wav")
+    np.testing.assert_array_equal(example, whole[232 : 232 + 1536])
+    assert medium.read(tmp_path / "a.wav").shape == (2000, 1)
+    np.testing.assert_allclose(read_sound(medium.files_of(example)["wav"])[0], example, atol=2**-15)
+    shown = medium.shown(np.stack([example, 2 * example]))
+    assert shown.shape == (2, 64, 24, 3)
+    row = shown[0, :, 12].sum(-1).argmax()
+    assert abs(medium.mel.middles[64 - row] - 1000) < 60  # low frequencies below
+    with pytest.raises(ValueError, match="--mask is a picture"):
+        medium.laid(np.zeros((64, 24)))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"data": {"image_size": [6145]}}, r"image_size=\[6145\]: a multiple of config.data.sound.hop=128"),
+        ({"data": {"image_size": [64, 48]}}, "medium='waveform' has 1 sides"),
+        ({"first_stage": {"dims": 2}}, "config.first_stage.dims=2: must be 1"),
+        ({"first_stage_loss": {"stft_windows": [4]}}, "stft_windows: 4 must be a multiple of 4, from 8"),
+        ({"first_stage_loss": {"stft_windows": [16384]}}, "stft_windows: 16384"),
+        ({"first_stage_loss": {"stft_weight": -1.0}}, "config.first_stage_loss.stft_weight=-1.0: must be at least 0"),
+        ({"first_stage_loss": {"perceptual_weight": 1.0, "perceptual_path": "random"}}, "LPIPS sees pictures"),
+    ],
+)
+def test_waveforms_that_cannot_be(fields, message):
+    found = config_of("spoken_waveforms")
+    check_changed = {name: found[name] | change for name, change in fields.items()}
+    with pytest.raises(ValueError, match=message):
+        check(found | check_changed)
+
+
+def test_spectra_are_of_waveforms():
+    found = config_of("spoken_digits")
+    found["first_stage_loss"] |= {"stft_weight": 0.1, "stft_windows": [64]}
+    with pytest.raises(ValueError, match="stft_weight: spectra are of waveforms; set it to 0 with dims=2"):
+        check(found)

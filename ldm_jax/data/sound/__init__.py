@@ -8,7 +8,7 @@
 
 from ldm_jax.data.sound.files import SOUNDS, read_sound, resampled, wav_bytes
 from ldm_jax.data.sound.mel import Mel
-from ldm_jax.data.sound.transform import SoundTransform
+from ldm_jax.data.sound.transform import SoundTransform, WaveformTransform
 from ldm_jax.data.sound.vocoder import griffin_lim
 
-__all__ = ["SOUNDS", "Mel", "SoundTransform", "griffin_lim", "read_sound", "resampled", "wav_bytes"]
+__all__ = ["SOUNDS", "Mel", "SoundTransform", "WaveformTransform", "griffin_lim", "read_sound", "resampled", "wav_bytes"]

@@ -105,3 +105,16 @@ class SoundTransform:
         row = self.view(row, rng)
         example = {"image": self.scaled(row["sound"])} | other_columns(row, self.tokenize, 0, rng)
         return example | of_task(self.task, example, row, rng)
+
+
+class WaveformTransform(SoundTransform):
+    """Row -> {"image": float32 [frames * hop, channels], the samples themselves, ...}; the rest as `SoundTransform`."""
+
+    @property
+    def array_shape(self) -> tuple[int, int]:
+        """Of an example's "image"."""
+        return self.frames * self.mel.hop, self.channels
+
+    def scaled(self, samples: np.ndarray) -> np.ndarray:
+        """Samples as they are."""
+        return samples

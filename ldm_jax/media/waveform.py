@@ -1,0 +1,50 @@
+"""Sounds as their samples: [T, channels], for first stages of one axis (dims=1)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.data.sound import Mel, WaveformTransform, read_sound
+from ldm_jax.media.sound import Sound
+
+
+class Waveform(Sound):
+    """Sound files, cut or padded to config.data.image_size = (T,) samples, a multiple of config.data.sound.hop. What is drawn
+    is heard as it is, without a vocoder; `window`, `hop`, `low`, `high`, `scale` and `floor_db` are of the spectrogram that
+    shows it."""
+
+    name = "waveform"
+    axes = 1
+    shown_mels = 64
+
+    @property
+    def mel(self) -> Mel:
+        """How waveforms are shown."""
+        return self._mel(self.shown_mels)
+
+    def transform(self, **columns: Any) -> WaveformTransform:
+        """Resampled, mixed, cropped or padded as config.data and config.data.sound say."""
+        size = self.section["image_size"]
+        length = size if isinstance(size, int) else size[0]
+        if length % self.setting.hop:
+            raise ValueError(f"config.data.image_size={size}: a multiple of config.data.sound.hop={self.setting.hop}")
+        return self._transform(WaveformTransform, length // self.setting.hop, columns)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """The samples of a sound file of any length."""
+        return self.transform().brought(*read_sound(path, str(path)), str(path))
+
+    def laid(self, mask: np.ndarray) -> np.ndarray:
+        """ValueError: a picture can't say which samples are meant."""
+        raise ValueError("--mask is a picture, which says nothing of the samples of a waveform")
+
+    def shown(self, arrays: np.ndarray) -> np.ndarray:
+        """Their spectrograms, up to the last whole frame."""
+        length = arrays.shape[1] // self.mel.hop * self.mel.hop
+        samples = np.clip(np.moveaxis(np.asarray(arrays, np.float32)[:, :length], -1, 1), -1, 1)
+        return super().shown(np.moveaxis(self.mel.scaled(self.mel.power(samples)), 1, -1))
+
+    def samples(self, array: np.ndarray) -> np.ndarray:
+        """Itself, in [-1, 1]."""
+        return np.clip(np.asarray(array, np.float32), -1, 1)
