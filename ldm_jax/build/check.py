@@ -87,8 +87,6 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     """Raises ValueError where the medium doesn't fit the data that are named, or the first stage it."""
     medium, data = make_medium(config), config["data"]
     check_choice(data["source"], medium.sources, f"config.data.source (of medium={medium.name!r})")
-    if len(image_size(config)) != medium.axes:
-        raise ValueError(f"config.data.image_size={data['image_size']}: medium={medium.name!r} has {medium.axes} sides")
     medium.check()
     if stage.image_channels != medium.channels:
         raise ValueError(
@@ -98,8 +96,10 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
 
 
 def check_dims(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where data, first stage and network don't agree on how many spatial axes there are."""
-    axes, size = dims(config), image_size(config)
+    """Raises ValueError where medium, data, first stage and network don't agree on how many spatial axes there are."""
+    axes, size, medium = dims(config), image_size(config), make_medium(config)
+    if len(size) != medium.axes:
+        raise ValueError(f"config.data.image_size={size}: medium={medium.name!r} has {medium.axes} sides")
     if len(size) != axes:
         section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
         must = f"must be {len(size)}, as many as config.data.image_size={size} has sides"

@@ -7,7 +7,7 @@ waveform a sound             [samples, channels]             its spectrogram    
 film     frames, or frames   [frames, H, W, 3]               a strip of frames     GIF
          in a folder
 volume   numbers             [D, H, W, 1]                    slices                GIF through the slices, .npy
-text     lines of text       [N, 1], numbers of words      a line of text          .txt
+text     lines of text       [N, 1], numbers of words       a line of text         .txt
 
 config.data.medium says which ("image" where the field is missing). Nothing else knows what an array means: first stages,
 diffusion, caches and samplers work on arrays of any kind. What a medium has to give is in `Medium`: a transform of rows into
