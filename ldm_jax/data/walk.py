@@ -89,6 +89,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_workdir(folder: Path) -> bool:
+    """Whether a training keeps its files there."""
     return all((folder / name).is_file() for name in ("config.json", "versions.json"))
 
 
