@@ -102,8 +102,7 @@ def check_dims(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.data.image_size={size}: medium={medium.name!r} has {medium.axes} sides")
     if len(size) != axes:
         section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
-        must = f"must be {len(size)}, as many as config.data.image_size={size} has sides"
-        raise ValueError(f"config.{section}.dims={axes}: {must}")
+        raise ValueError(f"config.{section}.dims={axes}: must be {len(size)}, the sides of config.data.image_size={size}")
     if "diffusion" in config["stages"] and (told := config["network"].get("dims", 2)) != axes:
         raise ValueError(f"config.network.dims={told}: must be {axes}, as config.first_stage.dims is")
 
@@ -215,7 +214,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
 
 # (section, field) -> the names that it may be.
 CHOICES = {
-    ("data", "medium"): tuple(MEDIA),
+    ("data", "medium"): MEDIA,
     ("data", "source"): tuple(dict.fromkeys(source for medium in MEDIA.values() for source in medium.sources)),
     ("data", "crop"): ("center", "random"),
     ("data", "on_error"): ("raise", "skip"),
