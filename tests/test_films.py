@@ -158,7 +158,7 @@ def test_the_command_draws_films(tmp_path):
     assert drawn.images.shape == (2, 4, 16, 16, 3)
     with pytest.raises(ValueError, match="write it FRAMESxHEIGHTxWIDTH"):
         draw(ldm, {"size": "16x16"})
-    with pytest.raises(ValueError, match="this is of pictures; what this model draws has 3 axes"):
+    with pytest.raises(ValueError, match="this model can't panorama, it can sample, image_to_image, edit"):
         draw(ldm, {"panorama": True, "size": "4x16x16"})
     film = media.make_medium(ldm.config["data"])
     film.save(tmp_path, "grid", drawn.images, drawn.words * 2, singly=True)
