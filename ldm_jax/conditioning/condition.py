@@ -26,7 +26,6 @@ NOT_OF_MODULES = (
 )  # fmt: skip
 # Names of `LatentDiffusion`'s methods that make pictures.
 ABILITIES = ("sample", "panorama", "image_to_image", "inpaint", "outpaint", "edit", "variation", "interpolate")
-OF_PICTURES = ("panorama", "inpaint", "outpaint")  # whose sizes, masks and borders are of height and width
 
 
 @dataclasses.dataclass(frozen=True)

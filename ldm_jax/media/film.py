@@ -11,6 +11,8 @@ from ldm_jax.data.transform import Transform
 from ldm_jax.media.medium import Medium
 from ldm_jax.pictures import to_uint8
 
+IN_SPACE = ("sample", "image_to_image", "edit", "variation", "interpolate")  # what is not of height and width alone
+
 
 class Film(Medium):
     """GIF, MP4 (with imageio), .npy and .npz stacks and folders of frames; config.data.image_size is (frames, height, width).
@@ -21,6 +23,7 @@ class Film(Medium):
     sources = ("moving_shapes", "folder")
     axes = 3
     one, many = "film", "films"
+    abilities = IN_SPACE
     channels = 3
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_jax.data.stack_transforms import VolumeTransform, in_window
 from ldm_jax.data.stacks import VOLUMES, gif, read_volume
-from ldm_jax.media.film import strips
+from ldm_jax.media.film import IN_SPACE, strips
 from ldm_jax.media.medium import Medium
 from ldm_jax.pictures import to_uint8
 
@@ -24,6 +24,7 @@ class Volume(Medium):
     sources = ("vessels", "folder")
     axes = 3
     one, many = "volume", "volumes"
+    abilities = IN_SPACE
     channels = 1
 
     @property
