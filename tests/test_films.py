@@ -85,6 +85,7 @@ def config_of(name="moving_shapes", **changes):
         ("moving_shapes", {"first_stage.in_channels": 1}, "in_channels=1: medium='film' gives arrays of 3 channels"),
         ("moving_shapes", {"data.flip": True}, "left and right, which a flip exchanges"),
         ("moving_shapes", {"data.frame_step": 0}, "config.data.frame_step=0"),
+        ("moving_shapes", {"data.short_side": 40}, "config.data.short_side=40: of pictures"),
         ("moving_shapes", {"conditioner": "superres64"}, "kind='superres' is told pictures"),
         ("moving_shapes", {"first_stage_loss.alignment_weight": 1.0}, "alignment_weight: features are of pictures"),
         ("vessels", {"data.image_size": 16, "data.window": (5, 5)}, "config.data.window=.5, 5.: two numbers"),
