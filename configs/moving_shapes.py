@@ -20,17 +20,19 @@ def get_config() -> ConfigDict:
     with config.ignore_type():
         config.data.image_size = (8, 32, 32)  # frames, height, width
     config.data.frame_step = 1  # every how-manieth frame of a file is taken
-    config.data.examples = (6_000, 200)
+    config.data.examples = (4_000, 200)
 
     of_films(config.first_stage)
-    config.first_stage_train.steps = 500
+    config.first_stage_train.steps = 900
     config.first_stage_train.batch_size = 2  # films, of 8 frames each
     config.log.validation_images = 64
+    config.log.validation_every = 500
+    config.log.images_every = 1000
 
     of_films(config.network)
     config.network.factorised_attention = True
     config.conditioner.max_seq_len = 12
-    config.diffusion_train.steps = 1200
+    config.diffusion_train.steps = 1000
     config.diffusion_train.batch_size = 8
     config.evaluation.prompts = 192  # every shape in every colour in every direction once
     return config

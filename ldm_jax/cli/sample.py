@@ -105,7 +105,6 @@ def _mode(needs: str, may: str, usage: str) -> Mode:
     return Mode(frozenset(needs.split()), frozenset(may.split()), usage)
 
 
-OF_PICTURES = ("upscale", "inpaint", "outpaint", "panorama")  # modes that mean height and width
 # The first whose needs are met is meant.
 MODES = {
     "upscale": _mode("upscale", "tiled", "--upscale SMALL.png"),
@@ -145,8 +144,6 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
     if name not in ldm.abilities:
         takes = f"it takes {condition.takes}"
         raise ValueError(f"{meant}: this model can't {name}, it can {', '.join(ldm.abilities)}; {takes}")
-    if name in OF_PICTURES and len(ldm.specification.image_size) != 2:
-        raise ValueError(f"{meant}: this is of pictures; what this model draws has {len(ldm.specification.image_size)} axes")
     telling = {name for kind in KINDS.values() for name in kind.flags}
     conditions = sorted(named & telling)
     if len(conditions) > 1:

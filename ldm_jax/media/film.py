@@ -1,5 +1,6 @@
 """Short films: [frames, H, W, 3], and volumes: [D, H, W, 1]."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from ldm_jax.data.transform import Transform
 from ldm_jax.media.medium import Medium
 from ldm_jax.pictures import to_uint8
 
+IN_SPACE = ("sample", "image_to_image", "edit", "variation", "interpolate")  # what is not of height and width alone
+
 
 class Film(Medium):
     """GIF, MP4 (with imageio), .npy and .npz stacks and folders of frames; config.data.image_size is (frames, height, width).
@@ -21,10 +24,12 @@ class Film(Medium):
     sources = ("moving_shapes", "folder")
     axes = 3
     one, many = "film", "films"
+    abilities = IN_SPACE
     channels = 3
 
     def check(self) -> None:
-        """No flip where words say left and right."""
+        """No flip where words say left and right, and no fields of pictures."""
+        check_fields(self.section, self.name)
         if self.section["flip"] and self.section["source"] == "moving_shapes":
             raise ValueError("config.data.flip=True: captions of moving_shapes say left and right, which a flip exchanges")
 
@@ -45,6 +50,13 @@ class Film(Medium):
     def files_of(self, array: np.ndarray) -> dict[str, bytes]:
         """An animated picture."""
         return {"gif": gif(to_uint8(array))}
+
+
+def check_fields(section: Mapping[str, Any], name: str) -> None:
+    """ValueError for fields of config.data that mean something for pictures alone."""
+    for field in ("short_side", "palette"):
+        if section.get(field):
+            raise ValueError(f"config.data.{field}={section[field]!r}: of pictures, not of medium={name!r}; leave it as it was")
 
 
 def strips(arrays: np.ndarray) -> np.ndarray:

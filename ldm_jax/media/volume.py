@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_jax.data.stack_transforms import VolumeTransform, in_window
 from ldm_jax.data.stacks import VOLUMES, gif, read_volume
-from ldm_jax.media.film import strips
+from ldm_jax.media.film import IN_SPACE, check_fields, strips
 from ldm_jax.media.medium import Medium
 from ldm_jax.pictures import to_uint8
 
@@ -24,6 +24,7 @@ class Volume(Medium):
     sources = ("vessels", "folder")
     axes = 3
     one, many = "volume", "volumes"
+    abilities = IN_SPACE
     channels = 1
 
     @property
@@ -33,7 +34,8 @@ class Volume(Medium):
         return found or None
 
     def check(self) -> None:
-        """A window that goes from one number to a larger one."""
+        """A window that goes from one number to a larger one, and no fields of pictures."""
+        check_fields(self.section, self.name)
         if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
             raise ValueError(f"config.data.window={self.window}: two numbers, black and then a larger one, white; or ()")
 

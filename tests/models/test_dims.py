@@ -23,6 +23,7 @@ UNET = {"in_channels": 2, "out_channels": 3, "model_channels": 8, "num_res_block
         "channel_mult": (1, 2), "num_head_channels": 8, "norm_num_groups": 4}  # fmt: skip
 STAGE = {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "resolution": 8, "z_channels": 3,
          "embed_dim": 3, "norm_num_groups": 4}  # fmt: skip
+SLOW = ({"resblock_updown": True}, {"conv_resample": False})
 BY_FRAME = {"dims": 3, "kernel_size": (1, 3, 3)}
 
 
@@ -100,7 +101,7 @@ def test_default_factors_are_the_references():
             shrinkage(wrong, 3, 3)
 
 
-@pytest.mark.parametrize("options", [{}, {"resblock_updown": True}, {"conv_resample": False}])
+@pytest.mark.parametrize("options", [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
 def test_a_unet_of_one_axis_is_one_of_rows(options):
     line, row = UNet(**UNET, **options, dims=1), UNet(**UNET, **options, kernel_size=(1, 3), strides=(1, 2))
     x, t = noise(2, 7, 2), jnp.float32([3, 700])  # an odd length too
@@ -109,8 +110,7 @@ def test_a_unet_of_one_axis_is_one_of_rows(options):
     close(row.apply({"params": wide}, x[:, None], t)[:, 0], line.apply({"params": params}, x, t))
 
 
-@pytest.mark.parametrize("factorised", [False, True])
-@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize(("factorised", "words"), [(False, False), (True, True)])
 def test_a_unet_of_films_that_stand_still_is_one_of_pictures(factorised, words):
     """With windows of one frame; also with attention to all of space and time, where every pixel is there as often."""
     fields = UNET | ({"use_spatial_transformer": True, "context_dim": 5} if words else {})
@@ -137,7 +137,7 @@ def test_factorised_attention_joins_the_frames():
     assert float(jnp.abs(swapped - deep.apply({"params": params}, x, t)).max()) > 1e-4  # and it knows which frame is which
 
 
-@pytest.mark.parametrize("vq", [False, True])
+@pytest.mark.parametrize("vq", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_autoencoders_of_one_axis_are_those_of_rows(vq):
     fields = STAGE | ({"n_embed": 7, "double_z": False} if vq else {})
     line, row = Autoencoder(**fields, dims=1), Autoencoder(**fields, kernel_size=(1, 3), strides=(1, 2))
@@ -149,7 +149,7 @@ def test_autoencoders_of_one_axis_are_those_of_rows(vq):
         close(row.apply({"params": wide}, x[:, None], method=method)[:, 0], line.apply({"params": params}, x, method=method))
 
 
-@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("factorised", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_autoencoder_of_films_that_stand_still_is_one_of_pictures(factorised):
     flat, deep = Autoencoder(**STAGE), Autoencoder(**STAGE, **BY_FRAME, factorised_attention=factorised)
     x = noise(1, 8, 4, 3)
