@@ -177,7 +177,8 @@ class Embed(nn.Module):
 
 class Downsample(nn.Module):
     """A convolution with a window of 3 and a stride of 2 along the axes whose factor is 2. `padding` 1: one pixel on every side
-    (the U-Net's); 0: along these axes after the last row only (the autoencoder's). `conv_name` is the convolution's name.
+    (the U-Net's); 0: along these axes after the last row only (the autoencoder's; of larger windows one less before it than
+    after). `conv_name` is the convolution's name.
     `factors` and `kernel_size`: one number for all axes, or one for each."""
 
     conv_name: str
@@ -190,7 +191,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         factors, size = (per_axis(value, x.ndim - 2) for value in (self.factors, self.kernel_size))
-        before = [k // 2 if self.padding or f == 1 else 0 for k, f in zip(size, factors)]
+        before = [k // 2 if self.padding or f == 1 else max(k // 2 - 1, 0) for k, f in zip(size, factors)]
         padding = [(pad, k // 2) for pad, k in zip(before, size)]
         return Conv(self.features, size, factors, padding, dtype=self.dtype, name=self.conv_name)(x)
 

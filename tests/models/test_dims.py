@@ -252,3 +252,15 @@ def test_arrays_of_another_rank_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             shapes(UNet(**UNET, **fields), noise(1, *[4] * fields.get("dims", 2), 2), t)
+
+
+@pytest.mark.parametrize("padding", (0, 1))
+@pytest.mark.parametrize("kernel_size", (1, 3, 5, 7))
+def test_windows_of_every_size_halve(kernel_size, padding):
+    net = Downsample("op", padding, 2, factors=2, kernel_size=kernel_size)
+    assert jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((1, 12, 3)))[0].shape == (1, 6, 2)
+    middle = jnp.zeros((1, 12, 1)).at[0, 6].set(1.0)  # seen by the window in whose middle half it lies
+    one = Downsample("op", padding, 1, factors=2, kernel_size=kernel_size)
+    params = jax.tree.map(jnp.ones_like, one.init(jax.random.key(0), middle))
+    seen = np.flatnonzero(np.asarray(one.apply(params, middle))[0, :, 0] - 1)
+    assert 3 in seen and np.abs(seen - 3).max() <= kernel_size // 4 + 1
