@@ -119,7 +119,8 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
         )
     condition.check()
     kind, axes = condition.kind, dims(config)
-    if axes != 2 and (condition.spatial or condition.of_pictures or condition.encodes or condition.whole_boxes):
+    of_pictures = condition.of_pictures and not condition.of_text
+    if axes != 2 and (condition.spatial or of_pictures or condition.encodes or condition.whole_boxes):
         raise ValueError(f"config.conditioner.kind={kind!r} is told pictures: with dims={axes} choose none, class or text")
     if condition.of_pictures and config["latents"]["cache"] and stage.module is not None:
         raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")
