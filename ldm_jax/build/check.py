@@ -88,6 +88,8 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     medium, data = make_medium(config), config["data"]
     check_choice(data["source"], medium.sources, f"config.data.source (of medium={medium.name!r})")
     medium.check()
+    if medium.name == "text" and (kind := config["first_stage"]["kind"]) != "text":
+        raise ValueError(f"config.first_stage.kind={kind!r}: numbers of words are no amounts; a model of text has kind='text'")
     if stage.image_channels != medium.channels:
         raise ValueError(
             f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
