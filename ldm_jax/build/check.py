@@ -88,6 +88,8 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     medium, data = make_medium(config), config["data"]
     check_choice(data["source"], medium.sources, f"config.data.source (of medium={medium.name!r})")
     medium.check()
+    if medium.name == "text" and (kind := config["first_stage"]["kind"]) != "text":
+        raise ValueError(f"config.first_stage.kind={kind!r}: numbers of words are no amounts; a model of text has kind='text'")
     if stage.image_channels != medium.channels:
         raise ValueError(
             f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
@@ -119,7 +121,8 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
         )
     condition.check()
     kind, axes = condition.kind, dims(config)
-    if axes != 2 and (condition.spatial or condition.of_pictures or condition.encodes or condition.whole_boxes):
+    of_pictures = condition.of_pictures and not condition.of_text
+    if axes != 2 and (condition.spatial or of_pictures or condition.encodes or condition.whole_boxes):
         raise ValueError(f"config.conditioner.kind={kind!r} is told pictures: with dims={axes} choose none, class or text")
     if condition.of_pictures and config["latents"]["cache"] and stage.module is not None:
         raise ValueError(f"config.latents.cache=True: kind={kind!r} makes its condition of the pictures; set it to False")

@@ -64,7 +64,8 @@ class Condition:
       encodes: names in `inputs` (then a dict) of pictures that the first stage turns into scaled latents before `apply`.
       spatial: whether inputs lie on the picture's grid, the same everywhere in the empty one.
       frozen: whether the conditioner is pretrained and not trained here.
-      of_pictures: whether conditions are made of the training pictures themselves.
+      of_pictures: whether conditions are made of the training pictures (or whatever is learnt) themselves.
+      of_text: whether it is made of sentences, and for models of text only.
       whole_boxes: whether it wants boxes as fractions of the whole picture, with the crop beside them.
       told_sizes: whether cond's "vector" says how large the picture is, which the empty condition repeats.
       guidance_scale: what models of the world with this condition are usually sampled with.
@@ -82,6 +83,7 @@ class Condition:
     spatial = False
     frozen = False
     of_pictures = False
+    of_text = False
     whole_boxes = False
     told_sizes = False
     guidance_scale = 1.0

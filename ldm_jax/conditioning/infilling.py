@@ -31,6 +31,7 @@ class Infilling(Condition):
     required = ("vocab_size", "n_embed", "n_layer")
     abilities = ("sample", "variation")
     of_pictures = True
+    of_text = True
     guidance_scale = 1.0
 
     @functools.cached_property

@@ -114,7 +114,7 @@ def evaluate_texts(
         found.append({"setting": setting.name, **setting._asdict(), "num": request.num, "values": values, "notes": []})
         say(f"{setting.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     for name, some in baselines(scorer.held_out, scorer.training, request.num, request.seed).items():
-        found.append({"setting": name, "num": len(some), "values": scorer.measure(some), "notes": []})
+        found.append({"setting": name, "sampler": name, "num": len(some), "values": scorer.measure(some), "notes": []})
     source = conditions.source
     about = {"identity": {**model, "seed": request.seed, "conditions": f"{source.info.name}, {len(source)} rows"},
              "pictures": {"size": [scorer.medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
