@@ -1,10 +1,11 @@
-"""Short films from words, both stages, on two CPU cores in about twelve minutes: "a red circle moves left".
+"""Short films from words, on two CPU cores in about ten minutes: "a red circle moves left".
 
+    python train.py --config.stages="('first_stage',)"          # once: the autoencoder of configs/shapes.py, in runs/shapes
     python train.py --config=configs/moving_shapes.py
     python sample.py --workdir runs/moving_shapes --prompt "a red circle moves left"
 
-Films of 8 frames of 32 pixels, made here on the fly. The first stage halves height and width twice and looks at frames one by
-one; the U-Net attends within frames and then over time. docs/films_and_volumes.md has what it gives.
+Films of 8 frames of 32 pixels, made here on the fly. The first stage is one of pictures, which looks at frames one by one; the
+U-Net attends within frames and then over time. docs/films_and_volumes.md has what it gives.
 """
 
 from ml_collections import ConfigDict
@@ -23,16 +24,16 @@ def get_config() -> ConfigDict:
     config.data.examples = (4_000, 200)
 
     of_films(config.first_stage)
-    config.first_stage_train.steps = 900
+    config.first_stage.path = "runs/shapes"  # of pictures; "": one of films is trained here
     config.first_stage_train.batch_size = 2  # films, of 8 frames each
     config.log.validation_images = 64
-    config.log.validation_every = 500
-    config.log.images_every = 1000
+    config.log.validation_every = 400
+    config.log.images_every = 800
 
     of_films(config.network)
     config.network.factorised_attention = True
     config.conditioner.max_seq_len = 12
-    config.diffusion_train.steps = 1000
+    config.diffusion_train.steps = 800
     config.diffusion_train.batch_size = 8
     config.evaluation.prompts = 192  # every shape in every colour in every direction once
     return config

@@ -236,7 +236,8 @@ def load_first_stage(
     config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None, path: str | None = None
 ) -> PyTree:
     """The first stage's parameters: trained in this working directory, or those of config.first_stage.path (or `path`), which
-    is another working directory or a checkpoint of the world (diffusers folder, CompVis file).
+    is another working directory or a checkpoint of the world (diffusers folder, CompVis file). One of pictures serves films
+    too, frame by frame (`models.inflated`).
 
     Raises ValueError if they don't belong to the autoencoder of `config`."""
     stage = build.make_first_stage(config)
@@ -251,6 +252,8 @@ def load_first_stage(
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
     else:
         params = weights.read(place).params.get("first_stage", {})
+    if path and len(stage.factors) == 3:
+        params = models.inflated(params, jax.eval_shape(stage.init, jax.random.key(0)))
     return _checked(params, stage.init, "first stage", place, dtype)
 
 

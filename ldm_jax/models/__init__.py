@@ -17,6 +17,7 @@ from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
+from ldm_jax.models.inflation import inflated
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
@@ -61,6 +62,7 @@ __all__ = [
     "nearest",
     "nearest_code",
     "imagenet_normalize",
+    "inflated",
     "in_parts",
     "partitioned",
     "scale_lora",

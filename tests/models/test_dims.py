@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import Autoencoder, Discriminator, DiT, UNet, initialize, shapes
+from ldm_jax.models import Autoencoder, Discriminator, DiT, UNet, inflated, initialize, shapes
 from ldm_jax.models.convolution import (
     average_pool,
     by_phases,
@@ -167,6 +167,18 @@ def test_an_autoencoder_of_films_that_stand_still_is_one_of_pictures(factorised)
     assert deep.factors == (1, 2, 2) and moments.shape == (1, 3, 4, 2, 6)
     close(moments, films(flat.apply({"params": params}, x, method="encode"), 3))
     close(deep.apply({"params": deep_params}, film), films(flat.apply({"params": params}, x), 3))
+
+
+def test_an_autoencoder_of_pictures_is_one_of_films_that_stand_still():
+    """Its kernels in the middle of windows of three frames."""
+    flat, deep = (Autoencoder(**STAGE | {"attn_type": "none"}, dims=dims) for dims in (2, 3))
+    x = noise(1, 8, 4, 3)
+    params, film = drawn(flat, x), films(x, 3)
+    wanted = shapes(deep, film)
+    deep_params = inflated(params, wanted)
+    assert jax.tree.map(jnp.shape, deep_params) == jax.tree.map(jnp.shape, wanted)
+    close(deep.apply({"params": deep_params}, film), films(flat.apply({"params": params}, x), 3))
+    jax.tree.map(np.testing.assert_array_equal, inflated(params, params), params)  # nothing to do
 
 
 def test_an_autoencoder_shrinks_each_axis_by_its_own_strides():
