@@ -1,4 +1,4 @@
-"""Small volumes by class, spheres or tubes in noisy tissue, both stages, on two CPU cores in about fifteen minutes.
+"""Small volumes by class, spheres or tubes in noisy tissue, both stages, small enough for two CPU cores.
 
     python train.py --config=configs/vessels.py
     python sample.py --workdir runs/vessels --label tubes
