@@ -5,7 +5,7 @@ on two CPU cores.
     python sample.py --workdir runs/sentences --label question --num 8
     python -m ldm_jax.evaluation --workdir runs/sentences --num 1000
 
-An autoencoder of sequences turns 16 tokens into 8 latents of 16 numbers; a diffusion transformer draws those. docs/text.md says
+An autoencoder of sequences turns 16 tokens into 16 latents of 8 numbers; a diffusion transformer draws those. docs/text.md says
 what to expect, and how to train on text files of your own.
 """
 
@@ -28,15 +28,15 @@ def get_config() -> ConfigDict:
     config.first_stage = ConfigDict()
     config.first_stage.kind = "text"
     config.first_stage.path = ""  # as in shapes.py
-    config.first_stage.latents = 8  # tokens of a latent; divides the tokens of a sentence
-    config.first_stage.embed_dim = 16  # numbers of each
+    config.first_stage.latents = 16  # tokens of a latent; divides the tokens of a sentence
+    config.first_stage.embed_dim = 8  # numbers of each
     config.first_stage.width = 64  # of encoder and decoder inside
     config.first_stage.depth = 1  # blocks of the encoder, and of both halves of the decoder
     config.first_stage.resampler_depth = 1  # blocks in which the latents look at the tokens
     config.first_stage.heads = 4
     config.first_stage.dropout = 0.0  # of the encoder's input
     config.first_stage_loss = ConfigDict()
-    config.first_stage_loss.kl_weight = 0.01  # of the divergence from N(0, 1), in nats a sentence, as the likelihood is
+    config.first_stage_loss.kl_weight = 0.001  # of the divergence from N(0, 1), in nats a sentence, as the likelihood is
     config.first_stage_train.steps = 1500
     config.first_stage_train.batch_size = 32
     config.first_stage_train.optimizer = "adamw"
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.network.kind = "dit"
     config.network.dims = 1
     config.network.depth = 4
-    config.network.hidden_size = 96
+    config.network.hidden_size = 128
     config.network.num_heads = 4
     config.network.patch_size = 1
     config.network.input_size = config.first_stage.latents
@@ -60,17 +60,17 @@ def get_config() -> ConfigDict:
     config.conditioner.kind = "label"
     config.conditioner.n_classes = 4
     config.conditioner.null_probability = 0.1
-    config.diffusion_train.steps = 3000
+    config.diffusion_train.steps = 8000
     config.diffusion_train.batch_size = 64
     config.diffusion_train.optimizer = "adamw"
-    config.diffusion_train.learning_rate = 2e-3
+    config.diffusion_train.learning_rate = 1e-3
     config.diffusion_train.ema_decay = 0.995
     config.sampling.steps = 25
     config.sampling.guidance_scale = 1.5
     config.evaluation.prompts = 0
     config.evaluation.num = 1000  # sentences that are drawn and measured after training
     config.evaluation.batch_size = 64
-    config.log.images_every = 1500
-    config.log.validation_every = 750
+    config.log.images_every = 2000
+    config.log.validation_every = 1000
     config.checkpoint.every = 500
     return config

@@ -59,7 +59,8 @@ class Scorer:
         self.grammar = config["data"]["source"] == "sentences"
         self.rows = {split: build.make_source(config, split, condition.columns) for split in ("train", "validation")}
         self.training, held_out = (self.words(source[i]["text"] for i in range(len(source))) for source in self.rows.values())
-        self.known, self.held_out = held_out[::2], held_out[1::2]
+        order = np.random.default_rng(0).permutation(len(held_out))  # sources are often sorted, or have kinds in turn
+        self.known, self.held_out = ([held_out[i] for i in sorted(half)] for half in np.array_split(order, 2))
         if not self.held_out:
             raise ValueError(f"{self.rows['validation'].info.name}: one sentence; a half of them is compared with the other")
         self.model = language.NGrams(self.known, ORDER)

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.sentences import KINDS, Sentences
+from ldm_jax import build
+from ldm_jax.data.sentences import KINDS, Sentences, kinds_of
+from ldm_jax.data.tokenizer import train_tokenizer
 from ldm_jax.evaluation.language import NGrams
-from ldm_jax.scoring.language import baselines, measure
+from ldm_jax.scoring.language import Scorer, baselines, measure
+from tests.test_habits import config_of
 
 TRAIN = Sentences("train", train=400, validation=200)
 HELD_OUT = Sentences("validation", train=400, validation=200)
@@ -48,3 +51,14 @@ def test_what_stands_beside_is_worse_in_what_it_should_be(scorer):
     assert perplexity[1] > 2 * max(perplexity[0], perplexity[2])
     again = baselines(words(HELD_OUT)[1::2], words(TRAIN), 100, seed=0)
     assert again == beside and np.all([len(some) == 100 for some in beside.values()])
+
+
+def test_both_halves_of_the_validation_set_are_alike(tmp_path):
+    """Kinds come in turn: what takes every second sentence has two of the four."""
+    train_tokenizer(TRAIN.texts).save(tmp_path / "words.json")
+    config = config_of("sentences", data__examples=(400, 200), data__tokenizer=str(tmp_path / "words.json"))
+    scorer = Scorer(config, build.make_condition(config))
+    for half in (scorer.known, scorer.held_out):
+        assert len(half) == 100 and {kinds_of(" ".join(words))[0] for words in half} == set(KINDS)
+    found = scorer.measure(scorer.held_out)
+    assert found["valid"] == found["novel"] == 1
