@@ -18,7 +18,6 @@ Everything but the pixels is read and checked here, so that mistakes show before
 
 import os
 import posixpath
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.metadata import add_captions, read_table, table_in
-from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
+from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import read_names
 from ldm_jax.data.walk import IMAGES, FileKind, Found, find_files
 
@@ -82,7 +81,7 @@ def folder(
             f"{root} holds no {kind.many} ({', '.join(sorted(kind.suffixes()))}), neither directly nor in subfolders{passed}"
             + (f". {kind.hint}" if kind.hint else "")
         )
-    rows = _select(splits, split, root)
+    rows = select(splits, split, "file_name", str(root))
     _check_files(rows, names["label_map"])
     if columns is None or "caption" in columns:
         add_captions(rows, names["caption"])
@@ -187,23 +186,6 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str, kind: Fi
         if empty and base == ".":
             left[f"class folders without {kind.many} ({_listed(empty)})"] = len(empty)
     return left
-
-
-def _select(splits: dict[str, list[Row]], split: str, root: Path) -> list[Row]:
-    name, part = parse_split(split)
-    key = canonical_split(name)
-    if key not in splits:
-        if set(splits) != {""} or key != "train":
-            there = ", ".join(repr(k or "train") for k in sorted(splits))
-            raise MissingSplit(f"{root} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
-        key = ""
-    rows = splits[key]
-    if part is not None:
-        rows = sorted(rows, key=lambda row: (zlib.crc32(row["file_name"].encode()), row["file_name"]))
-        rows = rows[slice_bounds(part, len(rows))]
-    if not rows:
-        raise ValueError(f"{root}: split {split!r} is empty")
-    return rows
 
 
 def _check_files(rows: list[Row], map_name: str) -> None:

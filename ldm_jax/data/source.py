@@ -15,7 +15,8 @@ and `name`, a str that says in errors which row it is. Sources pickle, so that w
 """
 
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,6 +129,25 @@ def slice_bounds(bounds: tuple[str, str], count: int) -> slice:
         return round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
 
     return slice(position(bounds[0], 0), position(bounds[1], count))
+
+
+def select(splits: Mapping[str, list[dict[str, Any]]], split: str, column: str, where: str) -> list[dict[str, Any]]:
+    """The rows of a split, or of a part of one: the parts of rows in the order of their `column`'s hash, so that each is a fair
+    sample. `splits`: rows by name, or all of them as ""; `where`: whose they are. MissingSplit, or ValueError for no rows."""
+    name, part = parse_split(split)
+    key = canonical_split(name)
+    if key not in splits:
+        if set(splits) != {""} or key != "train":
+            there = ", ".join(repr(k or "train") for k in sorted(splits))
+            raise MissingSplit(f"{where} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
+        key = ""
+    rows = splits[key]
+    if part is not None:
+        rows = sorted(rows, key=lambda row: (zlib.crc32(row[column].encode()), row[column]))
+        rows = rows[slice_bounds(part, len(rows))]
+    if not rows:
+        raise ValueError(f"{where}: split {split!r} is empty")
+    return rows
 
 
 def check_on_error(on_error: str) -> None:

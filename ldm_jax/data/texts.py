@@ -12,15 +12,14 @@ the ends of a line is passed by, and so are hidden files (`walk`). Files of othe
 """
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.data.source import SPLIT_NAMES, Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
+from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import parse_json, read_text
-from ldm_jax.data.walk import is_hidden, is_workdir
+from ldm_jax.data.walk import entries_of, is_hidden, is_workdir
 
 SUFFIXES = (".txt", ".jsonl")
 NAMES = {"text": "text", "label": "label", "caption": "caption"}
@@ -59,7 +58,7 @@ def texts(
         passed = "".join(f"; passed by: {count} {what}" for what, count in left.items())
         raise ValueError(f"{root} holds no text ({', '.join(SUFFIXES)}), neither directly nor in subfolders{passed}")
     every = {name: [row for each in found for row in _read(*each, names)] for name, found in files.items()}
-    rows = _select(every, split, root)
+    rows = select(every, split, "text", str(root))
     together = [row for group in every.values() for row in group]
     present = tuple(column for column in names if any(column in row for row in together))
     chosen = choose_columns(str(root), columns, present)
@@ -83,7 +82,7 @@ def _splits(root: Path, left: Counter) -> dict[str, list[tuple[Path, str | None]
             raise ValueError(f"{root}: text is read from files {' and '.join(SUFFIXES)}, or from a folder of them")
         return {"": [(root, None)]}
     known = {name for names in SPLIT_NAMES.values() for name in names}
-    entries = [entry for entry in _entries(root) if not is_hidden(entry.name)]
+    entries = [entry for entry in entries_of(root) if not is_hidden(entry.name)]
     entries = [entry for entry in entries if (_of_folder(Path(entry.path)) if entry.is_dir() else _is_text(entry.path))]
     told = [entry for entry in entries if Path(entry.name).stem.lower() in known]
     others = [entry.name for entry in entries if entry not in told]
@@ -123,14 +122,6 @@ def _of_folder(root: Path, left: Counter | None = None) -> list[tuple[Path, str 
     return found
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise ValueError(f"{folder} can't be read: {error.strerror}") from error
-
-
 def _is_text(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
@@ -155,23 +146,6 @@ def _read(path: Path, place: str | None, names: Mapping[str, str]) -> list[Row]:
                 raise ValueError(f"{name}: it has no {names['text']!r} but {', '.join(map(repr, said)) or 'nothing'}")
             row = {column: " ".join(v.split()) if column == "text" else v for column, v in row.items()}
         rows.append({"name": name} | row | ({"label": place} if place is not None and "label" not in row else {}))
-    return rows
-
-
-def _select(every: Mapping[str, list[Row]], split: str, root: Path) -> list[Row]:
-    name, part = parse_split(split)
-    key = canonical_split(name)
-    if key not in every:
-        if set(every) != {""} or key != "train":
-            there = ", ".join(repr(k or "train") for k in sorted(every))
-            raise MissingSplit(f"{root} has no split {name!r} but {there}; parts are written 'train[:90%]', 'train[90%:]'")
-        key = ""
-    rows = every[key]
-    if part is not None:
-        rows = sorted(rows, key=lambda row: (zlib.crc32(row["text"].encode()), row["text"]))
-        rows = rows[slice_bounds(part, len(rows))]
-    if not rows:
-        raise ValueError(f"{root}: split {split!r} is empty")
     return rows
 
 

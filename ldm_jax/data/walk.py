@@ -107,7 +107,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
         folder = queue.pop()
         folders.append(folder)
         subfolders, files, pictures = [], [], 0
-        for entry in _entries(root / folder):
+        for entry in entries_of(root / folder):
             inside = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
                 if entry.is_dir():
@@ -158,7 +158,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def entries_of(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, by name. ValueError for one that may not be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
