@@ -73,7 +73,7 @@ def config_of(name="moving_shapes", **changes):
     [
         ("moving_shapes", {"data.image_size": (16, 16)}, "image_size=.*medium='film' has 3 sides"),
         ("moving_shapes", {"first_stage.dims": 2, "first_stage.strides": (), "first_stage.kernel_size": 3},
-         "config.first_stage.dims=2: must be 3, as many as config.data.image_size"),
+         "config.first_stage.dims=2: must be 3, the sides of config.data.image_size"),
         ("moving_shapes", {"network.dims": 2, "network.strides": (), "network.kernel_size": 3,
                            "network.factorised_attention": False}, "config.network.dims=2: must be 3"),
         ("moving_shapes", {"network.dims": 4}, "config.network.dims=4: must be 1, 2 or 3"),
@@ -87,7 +87,8 @@ def config_of(name="moving_shapes", **changes):
         ("moving_shapes", {"data.frame_step": 0}, "config.data.frame_step=0"),
         ("moving_shapes", {"data.short_side": 40}, "config.data.short_side=40: of pictures"),
         ("moving_shapes", {"conditioner": "superres64"}, "kind='superres' is told pictures"),
-        ("moving_shapes", {"first_stage_loss.alignment_weight": 1.0}, "alignment_weight: features are of pictures"),
+        ("moving_shapes", {"first_stage.path": "", "first_stage_loss.alignment_weight": 1.0},
+         "alignment_weight: features are of pictures"),
         ("vessels", {"data.image_size": 16, "data.window": (5, 5)}, "config.data.window=.5, 5.: two numbers"),
         ("vessels", {"data.image_size": (16, 16, 17)}, "all sides must be multiples of 2"),
         ("shapes", {"data.image_size": (4, 16, 16)}, "medium='image' has 2 sides"),

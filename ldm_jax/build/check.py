@@ -61,6 +61,7 @@ def check(config: Mapping[str, Any]) -> None:
         check_choice(name, STAGES, "config.stages")
     check_numbers(config)
     stage = make_first_stage(config)
+    check_sides(config)
     check_medium(config, stage)
     check_dims(config)
     stage.latent_shape(*image_size(config))
@@ -83,6 +84,13 @@ def check(config: Mapping[str, Any]) -> None:
         check_diffusion(config)
 
 
+def check_sides(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where data have another number of sides than their medium."""
+    size, medium = image_size(config), make_medium(config)
+    if len(size) != medium.axes:
+        raise ValueError(f"config.data.image_size={size}: medium={medium.name!r} has {medium.axes} sides")
+
+
 def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     """Raises ValueError where the medium doesn't fit the data that are named, or the first stage it."""
     medium, data = make_medium(config), config["data"]
@@ -98,10 +106,8 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
 
 
 def check_dims(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where medium, data, first stage and network don't agree on how many spatial axes there are."""
-    axes, size, medium = dims(config), image_size(config), make_medium(config)
-    if len(size) != medium.axes:
-        raise ValueError(f"config.data.image_size={size}: medium={medium.name!r} has {medium.axes} sides")
+    """Raises ValueError where data, first stage and network don't agree on how many spatial axes there are."""
+    axes, size = dims(config), image_size(config)
     if len(size) != axes:
         section = "network" if config["first_stage"]["kind"] == "none" else "first_stage"
         raise ValueError(f"config.{section}.dims={axes}: must be {len(size)}, the sides of config.data.image_size={size}")

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.source import Source
+from ldm_jax.data.source import FILES, Source
 
-FILES = ("image", "sound", "label_map")  # columns that may hold the path of a file
 _SIZE = 2**256
 
 

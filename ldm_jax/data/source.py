@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 DATA = ("image", "sound", "film", "volume", "text")  # columns with what is learnt and drawn; a source has one of them
+FILES = (*(column for column in DATA if column != "text"), "label_map")  # columns that may hold the path of a file
 COLUMNS = (*DATA, "caption", "label", "label_map", "boxes", "box_labels")
 SPLIT_NAMES = {
     "train": ("train", "training"),

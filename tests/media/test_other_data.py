@@ -10,7 +10,7 @@ import pytest
 import ldm_jax
 from ldm_jax import build, media
 from ldm_jax.build.check import check
-from ldm_jax.data import latent_cache, source
+from ldm_jax.data import fingerprint, latent_cache, source
 from ldm_jax.data.pipeline import batches
 from ldm_jax.own_data.decision import unconditional
 from tests.test_films import TINY
@@ -25,7 +25,7 @@ def config(monkeypatch, tmp_path):
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
         exec(compile(block, PAGE.name, "exec"), names)
     monkeypatch.setitem(media.MEDIA, "series", names["Series"])
-    for module, name in ((source, "DATA"), (source, "COLUMNS"), (latent_cache, "DATA")):
+    for module, name in ((source, "DATA"), (source, "COLUMNS"), (latent_cache, "DATA"), (fingerprint, "FILES")):
         monkeypatch.setattr(module, name, ("series", *getattr(module, name)))
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -57,8 +57,10 @@ def test_its_rows_become_arrays_and_files(config, tmp_path):
     medium.save(tmp_path / "out", "grid", batch, ["it"] * 4, singly=True)
     again = medium.read(tmp_path / "out" / "0000.csv")
     np.testing.assert_allclose(again, batch[0], atol=1e-5)
-    (tmp_path / "data" / "0.csv").write_text("1,2\n")
     everything = {**config, "data": {**config["data"], "train_split": "train"}}
+    before = fingerprint.contents(build.make_source(everything, "train", ()))
+    (tmp_path / "data" / "0.csv").write_text("1,2\n")
+    assert fingerprint.contents(build.make_source(everything, "train", ())) != before
     with pytest.raises(ValueError, match="0.csv.* outside"):
         [transform(row) for row in build.make_source(everything, "train", ())]
 

@@ -102,14 +102,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(section, tmp_path):
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("data.image_size", 17, "image_size=.*17.*: must be a multiple of config.first_stage.latents=8"),
+        ("data.image_size", 17, "image_size=.*17.*: must be a multiple of config.first_stage.latents=16"),
         ("data.medium", "image", "first_stage.kind='text' is of tokens"),
         ("data.source", "tfds", r"config.data.source \(of medium='text'\)"),
         ("first_stage.kind", "none", "first_stage.kind='none': numbers of words are no amounts"),
         ("first_stage.heads", 5, "width 64 must be divisible by heads 5"),
         ("first_stage_train.frozen", ("encoder",), "frozen=.*: of text all is trained"),
         ("network.dims", 2, "config.network.dims=2: must be 1"),
-        ("network.in_channels", 15, "latents have 16 channels"),
+        ("network.in_channels", 15, "latents have 8 channels"),
     ],
 )
 def test_configs_that_can_not_work(field, value, said):
