@@ -214,7 +214,8 @@ def running(workdir, home, **how):
     """train.py on tiny films, as a process."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "HOME": str(home)}
     flags = [f"--config.{field}={value}".replace(" ", "") for field, value in TINY.items()]
-    command = [sys.executable, "train.py", "--config=configs/moving_shapes.py", f"--workdir={workdir}", *flags]
+    flags += [f"--workdir={workdir}", "--config.first_stage.path="]
+    command = [sys.executable, "train.py", "--config=configs/moving_shapes.py", *flags]
     return subprocess.Popen(command, env=env, cwd=ROOT, text=True, **how)
 
 

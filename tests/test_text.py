@@ -93,7 +93,8 @@ def test_training_shows_lines_of_text_and_measures_them(trained):
     assert "96 texts, 4 classes (command, denial, question, statement) to train on" in said
     shown = (workdir / "first_stage" / "images" / "reconstructions_0000020.txt").read_text().splitlines()
     held_out = Sentences("validation", train=96, validation=32).texts
-    assert set(shown[2::3]) <= set(held_out) and len(shown) > 20
+    known = [line for line in shown[2::3] if "[UNK]" not in line]  # 96 sentences have not all the words
+    assert known and set(known) <= set(held_out) and len(shown) > 20
     samples = (workdir / "diffusion" / "images" / "samples_0000020.txt").read_text().splitlines()
     assert len(samples) == 16 and all(line.split(":")[0] in KINDS for line in samples)
     metrics = (workdir / "first_stage" / "metrics.jsonl").read_text()
@@ -121,7 +122,7 @@ def test_a_model_is_loaded_and_drawn_from_as_functions(trained):
     tokens = ldm.sample(ldm.params, jax.random.key(0), ldm.embed(ldm.params, ["command"] * 2), steps=2)
     assert tokens.shape == (2, 16, 1) and (tokens == np.rint(tokens)).all() and (tokens >= 0).all() and (tokens < 160).all()
     z = ldm.encode(ldm.params, tokens)
-    assert z.shape == (2, 8, 4) and ldm.decode(ldm.params, z).shape == (2, 16, 160)
+    assert z.shape == (2, 16, 4) and ldm.decode(ldm.params, z).shape == (2, 16, 160)
     with pytest.raises(ValueError, match="this is a model of text: keep its folder"):
         ldm_jax.save(ldm, trained[0] / "export")
     with pytest.raises(ValueError, match="this model can't image_to_image"):
