@@ -1,4 +1,4 @@
-"""Spoken digits from a prompt, "say three": log-mel spectrograms and a vocoder, on two CPU cores in a quarter of an hour.
+"""Spoken digits from a prompt, "say three": log-mel spectrograms and a vocoder, small enough for two CPU cores.
 
     python benchmarks/spoken_digits.py make --out data/spoken_digits
     python train.py --config=configs/spoken_digits.py
