@@ -200,7 +200,7 @@ def get_config() -> ConfigDict:
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS
     config.sampling.steps = 20  # of the sampler
     config.sampling.grid = "trailing"  # at which levels: one of diffusion.GRIDS
-    config.sampling.guidance_scale = 3.0  # how much the condition counts: 1 is off
+    config.sampling.guidance_scale = 5.0  # how much the condition counts: 1 is off
 
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back; 0: none

@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
     config.diffusion_train.batch_size = 64
     config.diffusion_train.ema_decay = 0.999
     config.checkpoint.every = 1000
+    config.sampling.guidance_scale = 3.0
     return config

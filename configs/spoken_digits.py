@@ -48,4 +48,5 @@ def get_config() -> ConfigDict:
     config.network.out_channels = 8
     config.conditioner.max_seq_len = 8
     config.diffusion_train.steps = 1500
+    config.sampling.guidance_scale = 3.0
     return config

@@ -247,5 +247,5 @@ def test_training_films_resumes_bit_exactly(tmp_path):
     assert len(list((whole / "evaluation" / "0000" / "validation").glob("*.gif"))) == 8
 
     ldm = ldm_jax.load(whole)
-    drawn = draw(ldm, {"prompt": ["a red circle moves left"]})
+    drawn = draw(ldm, {"prompt": ["a red circle moves left"], "num": 1})
     assert drawn.images.shape == (1, 4, 16, 16, 3) and drawn.words == ["a red circle moves left"]
