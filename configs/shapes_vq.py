@@ -21,5 +21,4 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.codebook = "ema"
     config.first_stage_loss.codebook_kmeans = 16
     config.first_stage_loss.codebook_restart = 0.1
-    config.sampling.guidance_scale = 3.0
     return config
