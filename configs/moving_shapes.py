@@ -1,11 +1,11 @@
 """Short films from words, small enough for two CPU cores: "a red circle moves left".
 
-    python train.py --config.stages="('first_stage',)"          # once: the autoencoder of configs/shapes.py, in runs/shapes
+    python train.py                                       # once: configs/shapes.py, in runs/shapes
     python train.py --config=configs/moving_shapes.py
     python sample.py --workdir runs/moving_shapes --prompt "a red circle moves left"
 
-Films of 8 frames of 32 pixels, made here on the fly. The first stage is one of pictures, which looks at frames one by one; the
-U-Net attends within frames and then over time. The evaluation reads colour, shape and direction back frame by frame, beside
+Films of 8 frames of 32 pixels, made here on the fly. Both stages go on from those of pictures: the first stage looks at frames
+one by one, and the U-Net attends within frames and then over time. The evaluation reads colour, shape and direction back frame by frame, beside
 what shuffled captions would get.
 """
 
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
     of_films(config.network)
     config.network.factorised_attention = True
-    config.conditioner.max_seq_len = 12
+    config.diffusion_train.start_from = "runs/shapes"  # of pictures, which the frames are at first; "": from nothing
     config.diffusion_train.steps = 800
     config.diffusion_train.batch_size = 8
     config.evaluation.prompts = 192  # every shape in every colour in every direction once

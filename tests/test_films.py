@@ -42,6 +42,7 @@ TINY = {
     "network.num_head_channels": 8,
     "network.norm_num_groups": 4,
     "network.context_dim": 16,
+    "diffusion_train.start_from": "",
     "conditioner.n_embed": 16,
     "diffusion_train.batch_size": 8,
     "diffusion_train.steps": 8,

@@ -163,13 +163,18 @@ def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[st
 
 
 def _check_of_pictures(config: Mapping, format: str) -> None:
-    """ValueError for networks of other than two axes, or with other windows: the formats have no word for them."""
+    """ValueError for networks of other than two axes, with other windows or with shortcuts: the formats have no word for
+    them."""
     usual = {"dims": (2,), "kernel_size": (3, (3, 3)), "strides": ((), (2, 2)), "factorised_attention": (False,)}
+    usual |= {"shortcuts": (False,)}
+    blocks = config.get("first_stage", {}).get("num_res_blocks", 1)
+    if isinstance(blocks, (list, tuple)):
+        raise ValueError(f"config.first_stage.num_res_blocks={tuple(blocks)}: files of {format} know one number for all levels")
     for part in ("first_stage", "network"):
         for name, values in usual.items():
             value = config.get(part, {}).get(name, values[0])
             if (tuple(value) if isinstance(value, (list, tuple)) else value) not in values:
-                raise ValueError(f"config.{part}.{name}={value}: files of {format} hold models of pictures; keep the workdir")
+                raise ValueError(f"config.{part}.{name}={value}: files of {format} hold no such model; keep the workdir")
 
 
 def save(

@@ -146,6 +146,11 @@ class Tokenizer:
         out[1 : 1 + len(ids)] = ids
         return out
 
+    def numbers_in(self, other: "Tokenizer") -> np.ndarray:
+        """The number that each of these tokens has there, int32 [vocab_size]; -1 where it is unknown."""
+        there, here = (tokenizer._inner.get_vocab() for tokenizer in (other, self))
+        return np.asarray([there.get(token, -1) for token in sorted(here, key=here.__getitem__)], np.int32)
+
     def count(self, text: str) -> int:
         """How many tokens a text has, without begin and end."""
         return len(self._inner.encode(text, add_special_tokens=False).ids)

@@ -25,18 +25,18 @@ def train_diffusion(experiment: Experiment) -> None:
         raise ValueError("config.stages: 'diffusion' needs 'latents' before it, which finds the latents' scale")
     scale, shift = api.load_scale(experiment.workdir)
     program = build.make_diffusion_program(config, condition)
-    first_stage = experiment.first_stage_params()
+    first_stage, words = experiment.first_stage_params(), condition.setting.tokenizer
     constants = {"first_stage": first_stage, "latents": {
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (stage.channels,)) for name, value in
         (("scale", scale), ("shift", shift))
     }}  # fmt: skip
     if adapts := "network" in program.constants:
         shapes = {name: program.constants[name] for name in ("network", "conditioner")}
-        constants |= starting.base(config, shapes, (scale, shift))
+        constants |= starting.base(config, shapes, (scale, shift), words)
     elif condition.frozen:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
     if build.TEACHER in program.constants:
-        constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale)
+        constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale, words)
     spec = api.Specification(config, condition, scale, shift)  # one for the whole run: compiled functions belong to it
     cached = "image" not in program.batch
     source = experiment.sources["train"]
@@ -60,6 +60,6 @@ def train_diffusion(experiment: Experiment) -> None:
         return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
-        return starting.pretrained(config, params) if section["start_from"] and not adapts else params
+        return starting.pretrained(config, params, words) if section["start_from"] and not adapts else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)

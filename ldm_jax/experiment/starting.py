@@ -9,14 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build, models
+from ldm_jax.data.tokenizer import Tokenizer
 
 PyTree = Any
 TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
+WORDS = {"token_emb": 0, "to_logits": -1}  # what a conditioner that learns words has by word, and along which axis
 
 
-def pretrained(config: Mapping[str, Any], params: PyTree) -> PyTree:
-    """Network and conditioner to go on from, of anything that `load` reads; embeddings of inputs that it doesn't have
-    (`models.ADDED_INPUTS`) stay what they are in `params`, which is nothing yet.
+def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None) -> PyTree:
+    """Network and conditioner to go on from, of anything that `load` reads.
+
+    What it doesn't have stays what it is in `params`: embeddings of further inputs (`models.ADDED_INPUTS`), blocks over time,
+    where films go on from pictures (`models.inflated`), and words. Words that both have keep what was learnt of them, whatever
+    their numbers.
+
+    Args:
+      tokenizer: that of this training's captions, if any.
 
     Raises:
       ValueError: unless shaped as `params`, and told times in the same units.
@@ -30,23 +38,70 @@ def pretrained(config: Mapping[str, Any], params: PyTree) -> PyTree:
         )
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
-        fresh = {name: part for name, part in params["network"].items() if name in models.ADDED_INPUTS}
-        found["network"] = fresh | found["network"]
+        found["network"] = _with_fresh(models.inflated(found["network"], params["network"]), params["network"])
+    numbers = _numbers(tokenizer, ldm)
+    if numbers is not None and "conditioner" in params:
+        found["conditioner"] = _by_word(found["conditioner"], params["conditioner"], numbers)
     check_shapes(path, found, params)
     return found
 
 
-def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any]) -> PyTree:
+def _with_fresh(found: PyTree, params: PyTree) -> PyTree:
+    """`found` with those inputs' embeddings and blocks over time of `params` that it lacks."""
+    if not isinstance(params, Mapping) or not isinstance(found, Mapping):
+        return found
+    both = {name: _with_fresh(part, params[name]) if name in params else part for name, part in found.items()}
+    fresh = {name for name in params if name in models.ADDED_INPUTS or name.endswith(models.OVER_TIME)}
+    return {name: part for name, part in params.items() if name in fresh} | both
+
+
+def _numbers(tokenizer: Any, ldm: Any) -> np.ndarray | None:
+    """The numbers that a model has for the words of this training, `Tokenizer.numbers_in`; None where one of both learnt no
+    words of its own."""
+    theirs = ldm.specification.condition.setting.tokenizer
+    if not all(isinstance(of, Tokenizer) and not of.is_clip for of in (tokenizer, theirs)):
+        return None
+    return tokenizer.numbers_in(theirs)
+
+
+def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | None = None) -> PyTree:
+    """`found` with what it has by word (`WORDS`) in the order of `numbers`, and that of `params` where these are -1."""
+    if isinstance(found, Mapping) and isinstance(params, Mapping):
+        return {
+            name: _by_word(part, params.get(name), numbers, WORDS.get(name, axis)) for name, part in found.items()
+        }
+    if axis is None or params is None or found.ndim != params.ndim:
+        return found
+    theirs, ours = (jnp.moveaxis(jnp.asarray(table), axis, -1) for table in (found, params))
+    if theirs.shape[:-1] != ours.shape[:-1]:
+        return found
+    known = np.concatenate([numbers, np.full(ours.shape[-1] - len(numbers), -1)])
+    return jnp.moveaxis(jnp.where(known >= 0, theirs[..., np.maximum(known, 0)], ours), -1, axis)
+
+
+def _check_words(path: str, tokenizer: Any, ldm: Any) -> None:
+    """ValueError unless the frozen model numbers the words of this training as this training does."""
+    numbers = _numbers(tokenizer, ldm)
+    if numbers is not None and not np.array_equal(numbers, np.arange(len(numbers))):
+        raise ValueError(
+            f"config.diffusion_train.start_from={path!r} numbers words otherwise than the captions of this training, and it "
+            f"stays as it is: use its tokenizer, --config.conditioner.tokenizer={path}/tokenizer.json"
+        )
+
+
+def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], tokenizer: Any = None) -> PyTree:
     """Network and conditioner that are adapted and stay as they are, in the arithmetic's type.
 
     Args:
       latents: their scale and shift. The network knows no others.
+      tokenizer: that of this training's captions, if any.
 
     Raises:
-      ValueError: unless shaped as `shapes`, and with latents alike.
+      ValueError: unless shaped as `shapes`, with latents alike and words of the same numbers.
     """
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path, dtype=build.compute_dtype(config))
+    _check_words(path, tokenizer, ldm)
     spec = ldm.specification
     if not all(np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)):
         raise ValueError(
@@ -58,14 +113,15 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any]) ->
     return found
 
 
-def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any) -> PyTree:
-    """Network and conditioner of the frozen model that training learns from.
+def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: Any = None) -> PyTree:
+    """Network and conditioner of the frozen model that training learns from. `tokenizer` as for `base`.
 
     Raises:
-      ValueError: one of other shapes or another process, or whose latents are scaled otherwise.
+      ValueError: one of other shapes or another process, or whose latents are scaled or words numbered otherwise.
     """
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path)
+    _check_words(path, tokenizer, ldm)
     ours, theirs = ({"time_scale": TIME_SCALE, **of.get("diffusion", {})} for of in (config, ldm.config))
     for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
         if ours.get(name) != theirs.get(name):

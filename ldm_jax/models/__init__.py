@@ -17,7 +17,7 @@ from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
-from ldm_jax.models.inflation import inflated
+from ldm_jax.models.inflation import OVER_TIME, inflated
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
@@ -44,6 +44,7 @@ __all__ = [
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
+    "OVER_TIME",
     "STEP_EMBEDDINGS",
     "Segmenter",
     "SpatialRescaler",

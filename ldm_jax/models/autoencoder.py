@@ -6,7 +6,7 @@ H / 2^(levels - 1) by W / 2^(levels - 1) pixels; so do sounds [B, L, C] and film
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
 from ldm_jax.models.codebook import FSQ, Codebook
-from ldm_jax.models.convolution import check_rank, factors_of, shrinkage, window_of
+from ldm_jax.models.convolution import check_rank, factors_of, folded, shrinkage, unfolded, window_of
 from ldm_jax.models.init import ZEROS
 from ldm_jax.models.layers import Conv, Dense, Downsample, GroupNorm, Upsample, remat, sinusoidal_embedding
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import over_time, within_frames
+
+Layer = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,11 @@ class Settings:
 
     ch: int
     ch_mult: Sequence[float]
-    num_res_blocks: int
+    num_res_blocks: int | Sequence[int]
     attn_resolutions: Sequence[int]
     resolution: int
     attn_type: str
+    shortcuts: bool
     dropout: float
     norm_num_groups: int
     dtype: Any
@@ -57,6 +60,13 @@ class Settings:
     def width(self, level: int) -> int:
         return round(self.ch * self.ch_mult[level])
 
+    def blocks(self, level: int, decoder: bool = False) -> int:
+        """How many residual blocks a level has: by a number the decoder has one more, as in the reference; by one number a
+        level, both have as many."""
+        if isinstance(self.num_res_blocks, Sequence):
+            return self.num_res_blocks[level]
+        return self.num_res_blocks + decoder
+
     def attends(self, level: int) -> bool:
         return self.attn_type != "none" and self.resolution // 2**level in self.attn_resolutions
 
@@ -65,6 +75,12 @@ class Settings:
 
     def res(self, width: int, train: bool, name: str) -> nn.Module:
         return remat(ResnetBlock, self.remat)(self, width, self.dropout if train else 0.0, name=name)
+
+    def past(self, layer: Layer, kept: Callable[..., jax.Array], h: jax.Array, factors: Any, width: int) -> jax.Array:
+        """layer(h), and with `shortcuts` what `kept`, `folded` or `unfolded`, makes of h besides."""
+        if not self.shortcuts:
+            return layer(h)
+        return layer(h) + kept(h.astype(self.dtype), factors, width)
 
     def attn(self, name: str, h: jax.Array) -> jax.Array:
         """Attention of pixels to all pixels; with `factorised_attention` to those of their frame, and then over time."""
@@ -142,9 +158,12 @@ class Level(nn.Module):
             if s.attends(self.level):
                 h = s.attn(f"attn_{i}", h)
         if self.resample == "down":
-            h = Downsample("conv", 0, width, s.dtype, s.factors(self.level), s.window, name="downsample")(h)
+            factors, width = s.factors(self.level), s.width(self.level + 1) if s.shortcuts else h.shape[-1]
+            change = Downsample("conv", 0, width, s.dtype, factors, s.window, name="downsample")
+            h = s.past(change, folded, h, factors, width)
         elif self.resample == "up":
-            h = Upsample(width, s.dtype, s.factors(self.level - 1), s.window, name="upsample")(h)
+            factors, width = s.factors(self.level - 1), s.width(self.level - 1) if s.shortcuts else h.shape[-1]
+            h = s.past(Upsample(width, s.dtype, factors, s.window, name="upsample"), unfolded, h, factors, width)
         return constrain(h)
 
 
@@ -159,9 +178,10 @@ class Encoder(nn.Module):
         s, last = self.settings, len(self.settings.ch_mult) - 1
         h = constrain(s.conv(s.ch, "conv_in")(x))
         for i in range(last + 1):
-            h = Level(s, i, s.num_res_blocks, "down" if i < last else None, name=f"down_{i}")(h, train)
+            h = Level(s, i, s.blocks(i), "down" if i < last else None, name=f"down_{i}")(h, train)
         h = Middle(s, name="mid")(h, train)
-        return s.conv(self.out_channels, "conv_out")(nn.silu(s.norm("norm_out")(h)))
+        last_norm, conv_out = s.norm("norm_out"), s.conv(self.out_channels, "conv_out")
+        return s.past(lambda h: conv_out(nn.silu(last_norm(h))), folded, h, 1, self.out_channels)
 
 
 class Decoder(nn.Module):
@@ -174,10 +194,10 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array, train: bool = False, features: bool = False) -> jax.Array:
         """`features`: what the last convolution is given, [B, *space, ch], instead of the image."""
         s, last = self.settings, len(self.settings.ch_mult) - 1
-        h = constrain(s.conv(s.width(last), "conv_in")(z))
+        h = constrain(s.past(s.conv(s.width(last), "conv_in"), unfolded, z, 1, s.width(last)))
         h = Middle(s, name="mid")(h, train)
         for i in reversed(range(last + 1)):
-            h = Level(s, i, s.num_res_blocks + 1, "up" if i else None, name=f"up_{i}")(h, train)
+            h = Level(s, i, s.blocks(i, decoder=True), "up" if i else None, name=f"up_{i}")(h, train)
         h = nn.silu(s.norm("norm_out")(h))
         return h if features else s.conv(self.out_channels, "conv_out")(h)
 
@@ -191,13 +211,16 @@ class Autoencoder(nn.Module):
     `attn_resolutions` are compared with `resolution` halved per level, whatever the true size of the input.
     `attn_type` "none" removes all attention, the middle's too. `double_z` is whether the encoder gives two numbers per
     latent channel: exactly the KL models do. `dims`, `strides`, `kernel_size` and `factorised_attention` are those of the
-    U-Net: how many axes space has, by how much each level shrinks them, windows, and attention of films. All computing is in
-    `dtype`; outputs are float32.
+    U-Net: how many axes space has, by how much each level shrinks them, windows, and attention of films.
+    `num_res_blocks` is one number (the decoder has one block more a level) or one a level, 0 included (both have so many).
+    With `shortcuts`, every change of resolution and both ends of the latents add a shortcut without parameters, pixels as
+    channels and back, and resampling layers change the width (Chen et al. 2024, "Deep compression autoencoder"): what lets
+    latents be 16 or 32 times smaller. All computing is in `dtype`; outputs are float32.
     """
 
     ch: int
     ch_mult: Sequence[float]
-    num_res_blocks: int
+    num_res_blocks: int | Sequence[int]
     attn_resolutions: Sequence[int]
     resolution: int
     z_channels: int
@@ -220,6 +243,7 @@ class Autoencoder(nn.Module):
     strides: Sequence[int] | Sequence[Sequence[int]] = ()
     kernel_size: int | Sequence[int] = 3
     factorised_attention: bool = False
+    shortcuts: bool = False
 
     def setup(self) -> None:
         if self.factorised_attention and self.dims != 3:
@@ -232,6 +256,10 @@ class Autoencoder(nn.Module):
         if self.fsq_levels and (self.n_embed or len(self.fsq_levels) != self.embed_dim or min(self.fsq_levels) < 2):
             raise ValueError(
                 f"fsq_levels={self.fsq_levels}: as many numbers of at least 2 as embed_dim={self.embed_dim}, and no n_embed"
+            )
+        if isinstance(self.num_res_blocks, Sequence) and len(self.num_res_blocks) != len(self.ch_mult):
+            raise ValueError(
+                f"num_res_blocks={tuple(self.num_res_blocks)}: give one number, or one for each of {len(self.ch_mult)} levels"
             )
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f'attn_type {self.attn_type!r} is unknown: use "vanilla" or "none"')

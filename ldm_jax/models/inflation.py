@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 PyTree = Any
+OVER_TIME = "_time"  # ends the names of blocks that a network of films has besides, and that change nothing at first
 
 
 def inflated(params: PyTree, shapes: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, decay and clipping, as one optax transformation.
+"""AdamW, Muon or another optimizer of optax, with warm-up, decay and clipping, as one optax transformation.
 
 Adam's moments as in Kingma & Ba 2015, decoupled weight decay as in Loshchilov & Hutter 2019. torch's AdamW, which the
 reference uses, decays every parameter by 1e-2 unless told otherwise; optax's default is 1e-4: configs say the number.
@@ -8,7 +8,9 @@ else is left to Adam at a tenth of the learning rate. Updates have the size of A
 rates are alike. It learns far more from few steps; of a small model's step on a CPU it takes a sixth (docs/performance.md).
 """
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import optax
 
@@ -48,7 +50,12 @@ def learning_rate_schedule(learning_rate: float, steps: int, warmup_steps: int =
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-OPTIMIZERS = ("adamw", "muon")
+OTHERS = (
+    "adabelief", "adafactor", "adam", "adamax", "adamaxw", "adan", "amsgrad", "lamb", "lion", "nadam", "nadamw", "novograd",
+    "radam", "rmsprop", "sgd", "yogi",
+)  # of optax, by its names  # fmt: skip
+OPTIMIZERS = ("adamw", "muon", *OTHERS)
+MOMENTUM = ("rmsprop", "sgd")  # whose `momentum` b1 is
 
 
 def make_optimizer(
@@ -63,19 +70,43 @@ def make_optimizer(
     clip_norm: float = 0.0,
     mu_dtype: str = "float32",
 ) -> optax.GradientTransformation:
-    """"adamw" | "muon"; `clip_norm` bounds the gradient's global norm (0: off); `mu_dtype`: of the first moments, "float32" or
-    "bfloat16". ValueError for what can't be."""
+    """One of OPTIMIZERS; `clip_norm` bounds the gradient's global norm (0: off); `mu_dtype`: of the first moments, "float32" or
+    "bfloat16".
+
+    Optimizers of optax get those of `b1`, `b2`, `weight_decay` and `mu_dtype` that they take; all else is optax's default.
+
+    Raises:
+      ValueError: for what can't be, such as a `weight_decay` or another `mu_dtype` for an optimizer that has none.
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer={name!r}: must be one of {', '.join(OPTIMIZERS)}")
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate={learning_rate}: must be positive and finite")
     check_choice(mu_dtype, ("float32", "bfloat16"), "mu_dtype")
     schedule = learning_rate_schedule(learning_rate, steps, warmup_steps, decay)
-    if name == "adamw":
-        transform = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
-    else:
+    if name == "muon":
         transform = muon(schedule, lambda step: 0.1 * schedule(step), b1, b2, weight_decay, mu_dtype)
+    else:
+        settings = {"b1": b1, "b2": b2, "weight_decay": weight_decay, "mu_dtype": mu_dtype}
+        transform = _of_optax(name)(schedule, **_taken(name, settings))
     return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
+
+
+def _of_optax(name: str) -> Callable[..., optax.GradientTransformation]:
+    return getattr(optax, name)
+
+
+def _taken(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that an optimizer of optax takes, by its own names; ValueError for one that it lacks and that is not off."""
+    known = inspect.signature(_of_optax(name)).parameters
+    theirs = {"weight_decay_rate": "weight_decay", "dtype_momentum": "mu_dtype"}
+    taken = {key: settings[theirs.get(key, key)] for key in known if theirs.get(key, key) in settings}
+    if name in MOMENTUM:
+        taken["momentum"] = settings["b1"] or None
+    for key, off in (("weight_decay", 0.0), ("mu_dtype", "float32")):
+        if settings[key] != off and settings[key] not in taken.values():
+            raise ValueError(f"{key}={settings[key]!r}: {name} of optax has none; leave it at {off!r}")
+    return taken
 
 
 def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -1,0 +1,92 @@
+"""What a training takes over from the model that it goes on from: by place, by axis and by word."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import api
+from ldm_jax.data.tokenizer import train_tokenizer
+from ldm_jax.experiment import starting
+from ldm_jax.models import TransformerEmbedder, UNet
+
+CONFIG = {"diffusion_train": {"start_from": "elsewhere"}, "diffusion": {}, "dtype": "float32"}
+FIELDS = {"in_channels": 2, "out_channels": 2, "model_channels": 8, "num_res_blocks": 1, "attention_resolutions": (1,),
+          "channel_mult": (1, 1), "num_head_channels": 8, "norm_num_groups": 4}  # fmt: skip
+THERE = train_tokenizer(["a red circle", "a blue circle", "a ring"])
+HERE = train_tokenizer(["a circle goes", "the blue circle goes"])
+
+
+def model(params, tokenizer=None, scale=1.0):
+    condition = SimpleNamespace(setting=SimpleNamespace(tokenizer=tokenizer))
+    spec = SimpleNamespace(condition=condition, scale=np.float32(scale), shift=np.float32(0))
+    return SimpleNamespace(params=params, config=CONFIG, specification=spec)
+
+
+def embedder(key, vocab_size=16, n_embed=8):
+    net = TransformerEmbedder(n_embed=n_embed, n_layer=1, vocab_size=vocab_size, max_seq_len=6, heads=1, dim_head=8)
+    return net, net.init(jax.random.key(key), jnp.zeros((1, 6), jnp.int32))["params"]
+
+
+def test_numbers_in_another_tokenizer():
+    numbers = HERE.numbers_in(THERE)
+    words = THERE.encode(["a circle blue"], 6)[0]
+    assert (numbers[HERE.encode(["a circle blue"], 6)[0]] == words).all()
+    assert (numbers[HERE.encode(["goes the"], 4)[0][1:3]] == -1).all() and (numbers[:4] == np.arange(4)).all()
+    assert (THERE.numbers_in(THERE) == np.arange(THERE.vocab_size)).all()
+
+
+def test_words_keep_what_was_learnt_of_them(monkeypatch):
+    """A text says the same to the new network as to the old one, though its words have other numbers; new words are fresh."""
+    net, old = embedder(0)
+    _, new = embedder(1)
+    monkeypatch.setattr(api, "load_whole", lambda path: model({"conditioner": old}, THERE))
+    found = starting.pretrained(CONFIG, {"conditioner": new}, HERE)["conditioner"]
+    texts = ["a blue circle", "a circle", ""]
+    assert not np.array_equal(HERE.encode(texts, 6), THERE.encode(texts, 6))
+    np.testing.assert_array_equal(
+        net.apply({"params": found}, HERE.encode(texts, 6)), net.apply({"params": old}, THERE.encode(texts, 6))
+    )
+    goes = HERE.encode(["goes"], 3)[0][1]
+    table, fresh = (jax.tree.leaves(params["transformer"]["token_emb"] if "transformer" in params else params["token_emb"])[0]
+                    for params in (found, new))  # fmt: skip
+    np.testing.assert_array_equal(table[goes], fresh[goes])
+
+
+def test_a_smaller_table_of_words_does_too(monkeypatch):
+    net, new = embedder(1, vocab_size=9)
+    _, old = embedder(0, vocab_size=32)
+    monkeypatch.setattr(api, "load_whole", lambda path: model({"conditioner": old}, THERE))
+    found = starting.pretrained(CONFIG, {"conditioner": new}, HERE)["conditioner"]
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, new)
+    monkeypatch.setattr(api, "load_whole", lambda path: model({"conditioner": embedder(0, n_embed=4)[1]}, THERE))
+    with pytest.raises(ValueError, match="start_from='elsewhere' is another model: .* there, .* here"):
+        starting.pretrained(CONFIG, {"conditioner": new}, HERE)
+
+
+def test_films_go_on_from_pictures(monkeypatch):
+    """At first a film that stands still is to the new network what its frames are to the old one."""
+    flat = UNet(**FIELDS, dims=2)
+    deep = UNet(**FIELDS, dims=3, strides=(1, 2, 2), kernel_size=(1, 3, 3), factorised_attention=True)
+    film = jnp.repeat(jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 2)), 3, axis=1)
+    t = jnp.asarray([0.3, 0.6])
+    old = flat.init(jax.random.key(1), film[:, 0], t, {})["params"]
+    old = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), old)
+    new = deep.init(jax.random.key(2), film, t, {})["params"]
+    monkeypatch.setattr(api, "load_whole", lambda path: model({"network": old}))
+    found = starting.pretrained(CONFIG, {"network": new})["network"]
+    drawn = deep.apply({"params": found}, film, t, {})
+    for frame in range(3):
+        np.testing.assert_allclose(drawn[:, frame], flat.apply({"params": old}, film[:, frame], t, {}), atol=2e-5)
+
+
+def test_frozen_models_with_other_words_are_refused(monkeypatch):
+    _, old = embedder(0)
+    monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model({"conditioner": old}, THERE))
+    for use in (starting.base, starting.teacher):
+        latents = (1.0, 0.0) if use is starting.base else 1.0
+        with pytest.raises(ValueError, match="numbers words otherwise .* --config.conditioner.tokenizer=elsewhere/tokenizer.json"):
+            use(CONFIG, {"conditioner": old}, latents, HERE)
+        jax.tree.map(np.testing.assert_array_equal, use(CONFIG, {"conditioner": old}, latents, THERE), {"conditioner": old})
