@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -41,7 +42,11 @@ def start(workdir, count, env, devices, **overrides):
 
 
 def finish(processes, status=0, seconds=500):
-    said = [process.communicate(timeout=seconds)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [status] * len(processes), said[0][-3000:]
     return said
 
@@ -93,6 +98,32 @@ def test_sigterm_stops_all_at_one_step_and_another_number_goes_on(environment, t
     said = finish(start(workdir, 4, environment, 4, **ends))
     assert f"diffusion: going on from step {step}" in said[0]
     assert max(losses(workdir, "diffusion")) == int(step) + 4
+
+
+FAILING = """
+import sys
+from ldm_jax.training import distributed
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+with distributed.ends_together(2.0):
+    if sys.argv[3] == "both" or sys.argv[2] == sys.argv[3]:
+        raise ValueError("no room left")
+    distributed.barrier("that the other never reaches")
+"""
+
+
+@pytest.mark.parametrize("who", ["0", "1", "both"])
+def test_one_that_fails_alone_ends_all(environment, who):  # noqa: F811
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", FAILING, address, str(index), who], env=environment, cwd=ROOT,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode for process in processes), said
+    for index in range(2):
+        assert ("ValueError: no room left" in said[index]) == (who in ("both", str(index)))
+        assert (f"process {index} of 2 fails, the others don't: ValueError" in said[index]) == (who == str(index))
 
 
 @pytest.mark.parametrize(

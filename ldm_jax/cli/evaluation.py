@@ -103,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     request.check()
     use_compilation_cache()
     distributed.initialize(chosen.coordinator, chosen.num_processes, chosen.process_id)
-    results, out = (of_pictures if chosen.samples else of_model)(chosen, request)
+    with distributed.ends_together():
+        results, out = (of_pictures if chosen.samples else of_model)(chosen, request)
     if jax.process_index() == 0:
         print(scoring.in_words(results))
         for note in sorted({note for result in results["results"] for note in result["notes"]}):

@@ -100,7 +100,8 @@ def train(flag: flags.FlagValues, config: dict[str, Any], workdir: Path, script:
         found = distributed.initialize(flag.coordinator, flag.num_processes, flag.process_id)
         if found != "1 process":
             print(found, flush=True)
-        experiment.run(config, workdir, script)
+        with distributed.ends_together():
+            experiment.run(config, workdir, script)
     except Interrupted as interruption:
         raise KeyboardInterrupt(str(interruption)) from None
 

@@ -5,8 +5,11 @@ each process is told, by arguments or by the environment variables JAX_COORDINAT
 JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -95,6 +98,33 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
             continue
         return name
     return None
+
+
+@contextlib.contextmanager
+def ends_together(seconds: float = 10.0) -> Iterator[None]:
+    """A program of several processes: what all of them raise, they raise. Where one fails alone, the others would wait for it
+    in their next collective, and it for them as it ends: it says so and is gone after `seconds`, and the others find out."""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1 and not _all_end(seconds):
+            traceback.print_exception(error)
+            which = f"process {jax.process_index()} of {jax.process_count()}"
+            print(f"{which} fails, the others don't: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(1)  # sys.exit waits for the others
+        raise
+
+
+def _all_end(seconds: float) -> bool:
+    """Whether every process gets here within `seconds`."""
+    from orbax.checkpoint import multihost  # here, since only a run of several processes that fails has a use for it
+
+    try:
+        multihost.get_jax_distributed_client().wait_at_barrier("ldm_jax ends", int(1000 * seconds))
+    except Exception:  # of jax's own, which it doesn't export: too late, or a process is gone
+        return False
+    return True
 
 
 def barrier(name: str) -> None:
