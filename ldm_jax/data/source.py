@@ -14,11 +14,14 @@
 and `name`, a str that says in errors which row it is. Sources pickle, so that worker processes can have them.
 """
 
+import functools
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 DATA = ("image", "sound", "film", "volume", "text")  # columns with what is learnt and drawn; a source has one of them
 FILES = (*(column for column in DATA if column != "text"), "label_map")  # columns that may hold the path of a file
@@ -157,9 +160,19 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
 
 
+def spread_rows(count: int, num: int) -> np.ndarray:
+    """Which `num` of `count` rows stand for all, int64 [num], in order: one of each of `num` equal parts, so that classes keep their
+    shares where rows are sorted by class; any one of its part, so that they do where classes take turns. Always the same ones.
+    ValueError for more than there are."""
+    if num > count:
+        raise ValueError(f"num={num} rows of {count}")
+    ends = np.arange(num + 1, dtype=np.int64) * count // max(num, 1)
+    return ends[:-1] + np.floor(np.random.default_rng(0).random(num) * np.diff(ends)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Spread:
-    """`count` rows of a source (all, if it has fewer), evenly spread over it: sources are often sorted by class."""
+    """`count` rows of a source (all, if it has fewer), spread over it, `spread_rows`."""
 
     source: Source
     count: int
@@ -175,4 +188,8 @@ class Spread:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.source[index * len(self.source) // len(self)]
+        return self.source[int(self._rows[index])]
+
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        return spread_rows(len(self.source), len(self))

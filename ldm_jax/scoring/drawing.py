@@ -11,6 +11,7 @@ import numpy as np
 
 from ldm_jax import api, build
 from ldm_jax.api import drawing
+from ldm_jax.data.source import spread_rows
 from ldm_jax.data.transform import other_columns
 from ldm_jax.primitives.arrays import key_of, row_keys
 from ldm_jax.scoring.looking import Pictures, full_batch
@@ -20,19 +21,20 @@ PyTree = Any
 
 
 class Conditions:
-    """What pictures 0 to num - 1 are drawn for: the conditions of a source's rows, spread evenly over it, or all of them time
-    and again where there are fewer. So classes have the source's own balance."""
+    """What pictures 0 to num - 1 are drawn for: the conditions of a source's rows, spread over it (`spread_rows`), after all of
+    them time and again where there are fewer. So classes have the source's own balance."""
 
     def __init__(self, config: Mapping[str, Any], condition: Any, source: Any, num: int):
         self.condition, self.source, self.num = condition, source, num
         self.transform = build.make_transform(config, condition)
         # labels and captions need no pixels
         self.plain = self.transform.task is None and set(condition.columns) <= {"label", "caption"}
+        self._rest = spread_rows(len(source), num % len(source))
 
     def row(self, number: int) -> int:
         """The source's row for picture `number`."""
-        count = len(self.source)
-        return number * count // self.num if self.num <= count else number % count
+        turn, place = divmod(number, len(self.source))
+        return int(self._rest[place]) if turn == self.num // len(self.source) else place
 
     def inputs(self, numbers: np.ndarray) -> PyTree:
         """The conditioner's inputs for these pictures; None for a model without a condition."""

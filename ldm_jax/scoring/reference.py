@@ -74,6 +74,8 @@ def of_data(
         "size": list(transform.array_shape[:-1]), "crop": "center", "quantised": "8 bits", "contents": "",
         "features": dict(features.about),
     }  # fmt: skip
+    if len(chosen) < len(source):
+        about["rows"] = "any one of each of as many parts"
     if build.make_medium(config).name == "image":
         about |= {"short_side": transform.short_side, "resize": "bicubic, antialiased"}
     else:

@@ -7,6 +7,7 @@ from ldm_jax import build
 from ldm_jax.data.sentences import KINDS, Sentences, kinds_of
 from ldm_jax.data.tokenizer import train_tokenizer
 from ldm_jax.evaluation.language import NGrams
+from ldm_jax.scoring.drawing import Conditions
 from ldm_jax.scoring.language import Scorer, baselines, measure
 from tests.test_habits import config_of
 
@@ -62,3 +63,13 @@ def test_both_halves_of_the_validation_set_are_alike(tmp_path):
         assert len(half) == 100 and {kinds_of(" ".join(words))[0] for words in half} == set(KINDS)
     found = scorer.measure(scorer.held_out)
     assert found["valid"] == found["novel"] == 1
+
+
+@pytest.mark.parametrize("num", [1000, 250, 4100])
+def test_conditions_are_of_all_kinds_in_their_shares(num):
+    """Kinds take turns in the data: every fourth row is of the same one."""
+    config = config_of("flowers64")  # of classes
+    source = Sentences("validation", train=4, validation=4000)
+    condition = build.make_condition(config, class_names=(*KINDS, "a fifth"))
+    labels = Conditions(config, condition, source, num).labels()
+    assert abs(np.bincount(labels, minlength=4) / num - 0.25).max() < 4 * (0.25 * 0.75 / num) ** 0.5

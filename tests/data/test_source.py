@@ -1,0 +1,28 @@
+"""Rows that stand for a whole source."""
+
+import numpy as np
+import pytest
+
+from ldm_jax.data.source import spread_rows
+
+
+@pytest.mark.parametrize("count, num", [(4000, 1000), (4000, 256), (7, 7), (7, 3), (5, 0), (1, 1), (1000, 999)])
+def test_each_part_gives_one_row(count, num):
+    rows = spread_rows(count, num)
+    assert len(rows) == len(set(rows)) == num and (np.diff(rows) > 0).all() and (rows == spread_rows(count, num)).all()
+    assert all(i * count // num <= row < (i + 1) * count // num for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("order", ["sorted by class", "classes in turn", "in turn, by eights"])
+def test_classes_keep_their_shares(order):
+    """Also where every part begins with the same class, which evenly spaced rows would take alone."""
+    labels = {"sorted by class": np.repeat(range(4), 1000), "classes in turn": np.arange(4000) % 4,
+              "in turn, by eights": np.arange(4000) // 8 % 4}[order]  # fmt: skip
+    for num in (1000, 500, 250, 256, 100):
+        shares = np.bincount(labels[spread_rows(4000, num)], minlength=4) / num
+        assert abs(shares - 0.25).max() < (1 / num if order == "sorted by class" else 4 * (0.25 * 0.75 / num) ** 0.5)
+
+
+def test_more_than_there_are():
+    with pytest.raises(ValueError, match="num=8 rows of 7"):
+        spread_rows(7, 8)
