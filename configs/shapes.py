@@ -60,12 +60,12 @@ def get_config() -> ConfigDict:
     config.first_stage.ch = 16
     config.first_stage.ch_mult = (1, 2, 4)
     config.first_stage.num_res_blocks = 1  # of a level, and one more in the decoder; or one number a level, for both
-    config.first_stage.shortcuts = False  # resolutions change past shortcuts: for latents 16 or 32 times smaller
+    config.first_stage.shortcuts = True  # resolutions change past shortcuts; False: as in the paper
     config.first_stage.attn_resolutions = ()
     config.first_stage.attn_type = "none"
-    config.first_stage.z_channels = 4
+    config.first_stage.z_channels = 8
     config.first_stage.double_z = True
-    config.first_stage.embed_dim = 4
+    config.first_stage.embed_dim = 8
     config.first_stage.n_embed = 0  # codebook entries, VQ only
     config.first_stage.unit_codes = False  # compare directions only
     config.first_stage.fsq_levels = ()  # VQ without a learnt codebook: how many values each channel may take
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.pixel = "l1"  # "l1" | "l2"
     config.first_stage_loss.reduction = "sum"  # over an image's numbers (KL models of the paper) | "mean" (VQ models)
     config.first_stage_loss.log_variance = 0.0  # of the decoder's output; the likelihood's, in pixels and LPIPS
-    config.first_stage_loss.kl_weight = 1e-4  # of the divergence from N(0, 1), KL only
+    config.first_stage_loss.kl_weight = 1e-2  # of the divergence from N(0, 1), KL only; less of it: latents harder to draw
     config.first_stage_loss.perceptual_weight = 0.0  # of LPIPS; 0: none
     config.first_stage_loss.perceptual_path = ""  # VGG16 of torchvision, or a CompVis first stage; "random": untrained
     config.first_stage_loss.perceptual_linear_path = ""  # LPIPS's linear layers, where perceptual_path lacks them
@@ -131,8 +131,8 @@ def get_config() -> ConfigDict:
 
     config.network = ConfigDict()
     config.network.kind = "unet"  # "unet" | "dit"
-    config.network.in_channels = 4
-    config.network.out_channels = 4
+    config.network.in_channels = 8
+    config.network.out_channels = 8
     config.network.model_channels = 64
     config.network.num_res_blocks = 1
     config.network.attention_resolutions = (1, 2)
@@ -201,7 +201,7 @@ def get_config() -> ConfigDict:
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS
     config.sampling.steps = 20  # of the sampler
     config.sampling.grid = "trailing"  # at which levels: one of diffusion.GRIDS
-    config.sampling.guidance_scale = 5.0  # how much the condition counts: 1 is off
+    config.sampling.guidance_scale = 4.0  # how much the condition counts: 1 is off
 
     config.evaluation = ConfigDict()
     config.evaluation.prompts = 240  # shapes only: held-out prompts whose pictures are read back; 0: none
@@ -231,6 +231,14 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2  # the newest; the best is kept besides
     config.checkpoint.rewinds = 3  # how often a run that is no longer finite goes back to its last checkpoint
     return config
+
+
+def plain_first_stage(config: ConfigDict) -> None:
+    """The first stage that the configs which call this were measured with: four channels, no shortcuts, hardly any KL."""
+    config.first_stage.shortcuts = False
+    config.first_stage.z_channels = config.first_stage.embed_dim = 4
+    config.network.in_channels = config.network.out_channels = 4
+    config.first_stage_loss.kl_weight = 1e-4
 
 
 def first_stage_only(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.plain_first_stage(config)
     config.name = "shapes_all"
     config.data.counts = (0.5, 0.4, 0.1)
     config.data.fills = (0.6, 0.2, 0.2)

@@ -170,36 +170,42 @@ def by_phases(x: jax.Array, kernel: jax.Array, factors: Sequence[int]) -> jax.Ar
 
 
 def folded(x: jax.Array, factors: int | Sequence[int], features: int) -> jax.Array:
-    """Blocks of pixels as channels, then means over so many channels beside one another that `features` are left:
-    [B, *space, C] -> [B, *(space / factors), features]. ("Space-to-channel" and "channel averaging" of Chen et al. 2024, "Deep
-    compression autoencoder for efficient high-resolution diffusion models"; channels in the order of PyTorch's
-    `pixel_unshuffle`.) ValueError unless `features` divides C times the product of the factors."""
+    """Blocks of pixels as channels, brought to `features` of them: [B, *space, C] -> [B, *(space / factors), features]; what is
+    left over at an end of space is dropped. ("Space-to-channel" and "channel averaging" of Chen et al. 2024, "Deep compression
+    autoencoder for efficient high-resolution diffusion models"; channels in the order of PyTorch's `pixel_unshuffle`.)"""
     axes, C = x.ndim - 2, x.shape[-1]
     factors = per_axis(factors, axes)
-    channels = C * math.prod(factors)
-    if channels % features:
-        raise ValueError(f"{channels} channels (blocks of {factors} pixels of {C}) can't be averaged to {features}")
-    split = [n for side, factor in zip(x.shape[1:-1], factors) for n in (side // factor, factor)]
-    for axis, factor in enumerate(factors, start=1):  # what is left over at an end is dropped
+    for axis, factor in enumerate(factors, start=1):
         x = jax.lax.slice_in_dim(x, 0, x.shape[axis] // factor * factor, axis=axis)
+    split = [n for side, factor in zip(x.shape[1:-1], factors) for n in (side // factor, factor)]
     space, within = range(1, 2 * axes + 1, 2), range(2, 2 * axes + 1, 2)
     blocks = x.reshape(x.shape[0], *split, C).transpose(0, *space, 2 * axes + 1, *within)
-    return blocks.reshape(x.shape[0], *split[::2], features, channels // features).mean(-1)
+    return _matched(blocks.reshape(x.shape[0], *split[::2], C * math.prod(factors)), features)
 
 
 def unfolded(x: jax.Array, factors: int | Sequence[int], features: int) -> jax.Array:
-    """Every channel repeated, then groups of channels as blocks of pixels: [B, *space, C] -> [B, *(space * factors), features].
-    The way back from `folded` for latents that keep all ("channel duplicating" and "channel-to-space" of the same paper).
-    ValueError unless C divides `features` times the product of the factors."""
-    axes, C = x.ndim - 2, x.shape[-1]
+    """Channels brought to blocks of pixels of `features` channels each: [B, *space, C] -> [B, *(space * factors), features]. The
+    way back from `folded` where that keeps all ("channel duplicating" and "channel-to-space" of the same paper)."""
+    axes = x.ndim - 2
     factors = per_axis(factors, axes)
-    channels = features * math.prod(factors)
-    if channels % C:
-        raise ValueError(f"{C} channels can't be repeated to {channels} (blocks of {factors} pixels of {features})")
-    blocks = jnp.repeat(x, channels // C, axis=-1).reshape(*x.shape[:-1], features, *factors)
+    blocks = _matched(x, features * math.prod(factors)).reshape(*x.shape[:-1], features, *factors)
     order = [place for axis in range(axes) for place in (axis + 1, axis + axes + 2)]
     sizes = [side * factor for side, factor in zip(x.shape[1:-1], factors)]
     return blocks.transpose(0, *order, axes + 1).reshape(x.shape[0], *sizes, features)
+
+
+def _matched(x: jax.Array, features: int) -> jax.Array:
+    """[..., C] -> [..., features]: means of neighbouring channels, or channels repeated; where one number doesn't divide the
+    other, groups overlap by one as in PyTorch's adaptive pooling, or differ by one in size."""
+    C = x.shape[-1]
+    if C % features == 0:
+        return x.reshape(*x.shape[:-1], features, C // features).mean(-1)
+    group = np.arange(features)
+    if C < features:
+        return jnp.take(x, group * C // features, axis=-1)
+    first, end = group * C // features, -(-(group + 1) * C // features)
+    inside = (np.arange(C)[:, None] >= first) & (np.arange(C)[:, None] < end)
+    return jnp.matmul(x, jnp.asarray(inside / (end - first), x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def nearest(x: jax.Array, *sizes: int) -> jax.Array:

@@ -18,6 +18,7 @@ HELD_OUT = 0.05  # of the pictures, where there is no split
 LEAST_A_CLASS = 2  # pictures: with fewer on the average a class is no more than a name of a picture
 WORDS = 500  # so many different words of captions are tokens themselves; of more, pieces
 IN_MEMORY = 0.25  # of the machine's memory at most
+CHANNELS = 4  # of latents
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,10 @@ def _model(found: Survey, size: int, machine: Machine) -> Decision:
         "first_stage.ch": 64 if machine.accelerator else 16,
         "first_stage.ch_mult": (1, 2, 4, *[4] * (levels - 2)),
         "first_stage.norm_num_groups": 8 if machine.accelerator else 4,
+        "first_stage.z_channels": CHANNELS,
+        "first_stage.embed_dim": CHANNELS,
+        "network.in_channels": CHANNELS,
+        "network.out_channels": CHANNELS,
         "network.model_channels": 128 if machine.accelerator else 64,
         "network.channel_mult": (1, 2) if machine.accelerator else (1, 1),
         "network.attention_resolutions": (1, 2) if latent <= 8 else (2,),
@@ -155,7 +160,7 @@ def _model(found: Survey, size: int, machine: Machine) -> Decision:
         "latents.scale_batches": min(64, max(4, math.ceil(found.train / batch[1]))),
         "evaluation.batch_size": 16 * machine.devices,
     }
-    said = f"latents of {latent} x {latent} x 4; batches of {batch[0]} pictures for the autoencoder, {batch[1]} for diffusion"
+    said = f"latents of {latent} x {latent} x {CHANNELS}; batches of {batch[0]} pictures for the autoencoder, {batch[1]} for diffusion"
     return Decision(fields, [("model", said)])
 
 
