@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax
+from configs import shapes
 from ldm_jax import build, experiment, weights
 from ldm_jax.data import degradation
 from ldm_jax.training import sharding
@@ -57,6 +58,8 @@ TASKS = {
 
 def config_of(name, data, **overrides):
     config = importlib.import_module(f"configs.{name}").get_config()
+    if name == "shapes":
+        shapes.plain_first_stage(config)  # as the tasks' configs have it
     config.update_from_flattened_dict(TINY | overrides)
     config.data.update({"source": "shapes", "path": str(data), "flip": False, "image_size": 32})
     config.first_stage.resolution = 32

@@ -205,7 +205,7 @@ def tiny_config(**overrides):
     [
         ({"network.num_head_channels": 7}, "head"),
         ({"data.image_size": 31}, "multiples of 2"),
-        ({"network.out_channels": 3}, "latents have 4 channels"),
+        ({"network.out_channels": 3}, "latents have 8 channels"),
         ({"diffusion.schedule": "cosin"}, "cosine"),
         ({"diffusion.prediction": "epsilon"}, "eps"),
         ({"diffusion.weighting": "minsnr"}, "min_snr"),
