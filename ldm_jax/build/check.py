@@ -14,7 +14,7 @@ from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
-from ldm_jax.build.options import dims, image_size
+from ldm_jax.build.options import dims, image_size, make_stage_optimizer
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.first_stage import FirstStage
 from ldm_jax.media import MEDIA
@@ -283,6 +283,11 @@ def check_numbers(config: Mapping[str, Any]) -> None:
                 f"config.{section}.warmup_steps={train['warmup_steps']}: must be at most config.{section}.steps, "
                 f"{train['steps']}"
             )
+        if "optimizer" in train:
+            try:
+                make_stage_optimizer(train)  # or it has something that this one can't use
+            except ValueError as error:
+                raise ValueError(f"config.{section}.{error}") from None
         if (parts := train.get("accumulate", 1)) > 1 and train["batch_size"] % parts:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"

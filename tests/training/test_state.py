@@ -97,7 +97,7 @@ def test_first_moments_in_half(name):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(name="adam"), "optimizer='adam'"),
+        (dict(name="adamm"), "optimizer='adamm'"),
         (dict(name="adamw", learning_rate=0.0), "must be positive"),
         (dict(name="adamw", decay="cosin"), "decay='cosin'"),
         (dict(name="adamw", warmup_steps=11), "warmup_steps=11"),
