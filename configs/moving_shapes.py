@@ -1,12 +1,12 @@
 """Short films from words, small enough for two CPU cores: "a red circle moves left".
 
-    python train.py                                       # once: configs/shapes.py, in runs/shapes
+    python train.py                              # once: configs/shapes.py, in runs/shapes
     python train.py --config=configs/moving_shapes.py
     python sample.py --workdir runs/moving_shapes --prompt "a red circle moves left"
 
 Films of 8 frames of 32 pixels, made here on the fly. Both stages go on from those of pictures: the first stage looks at frames
-one by one, and the U-Net attends within frames and then over time. The evaluation reads colour, shape and direction back frame by frame, beside
-what shuffled captions would get.
+one by one, and the U-Net attends within frames and then over time. The evaluation reads colour, shape and direction back frame
+by frame, beside what shuffled captions would get.
 """
 
 from ml_collections import ConfigDict

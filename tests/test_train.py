@@ -213,7 +213,7 @@ def tiny_config(**overrides):
         ({"sampling.sampler": "dimm"}, "ddim"),
         ({"sampling.steps": 0}, "step"),
         ({"diffusion_train.optimizer": "sdg"}, "optimizer='sdg'"),
-        ({"diffusion_train.optimizer": "sgd", "diffusion_train.weight_decay": 0.1}, "config.diffusion_train.weight_decay=0.1: sgd"),
+        ({"diffusion_train.optimizer": "sgd", "diffusion_train.weight_decay": 0.1}, "weight_decay=0.1: sgd of optax has none"),
         ({"diffusion_train.batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
         ({"mesh.fsdp": 3}, "fsdp=3"),
         ({**FOLDER, "data.path": ""}, "config.data.path is empty"),

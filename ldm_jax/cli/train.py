@@ -183,7 +183,8 @@ def _take_kind(config: Any, override: str) -> None:
     given = tuple(given) if isinstance(given, list) else given
     section = functools.reduce(lambda place, group: place[group], groups, config)
     several = isinstance(given, tuple)
-    if several != isinstance(section[name], (tuple, list)) and all(isinstance(each, int) for each in (given if several else (given,))):
+    whole = all(isinstance(each, int) for each in (given if several else (given,)))
+    if whole and several != isinstance(section[name], (tuple, list)):
         with config.ignore_type():
             section[name] = given
 

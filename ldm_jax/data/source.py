@@ -161,9 +161,9 @@ def check_on_error(on_error: str) -> None:
 
 
 def spread_rows(count: int, num: int) -> np.ndarray:
-    """Which `num` of `count` rows stand for all, int64 [num], in order: one of each of `num` equal parts, so that classes keep their
-    shares where rows are sorted by class; any one of its part, so that they do where classes take turns. Always the same ones.
-    ValueError for more than there are."""
+    """Which `num` of `count` rows stand for all, int64 [num], in order: one of each of `num` equal parts, so that classes keep
+    their shares where rows are sorted by class; any one of its part, so that they do where classes take turns. Always the same
+    ones. ValueError for more than there are."""
     if num > count:
         raise ValueError(f"num={num} rows of {count}")
     ends = np.arange(num + 1, dtype=np.int64) * count // max(num, 1)

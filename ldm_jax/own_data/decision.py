@@ -160,7 +160,8 @@ def _model(found: Survey, size: int, machine: Machine) -> Decision:
         "latents.scale_batches": min(64, max(4, math.ceil(found.train / batch[1]))),
         "evaluation.batch_size": 16 * machine.devices,
     }
-    said = f"latents of {latent} x {latent} x {CHANNELS}; batches of {batch[0]} pictures for the autoencoder, {batch[1]} for diffusion"
+    batches = f"batches of {batch[0]} pictures for the autoencoder, {batch[1]} for diffusion"
+    said = f"latents of {latent} x {latent} x {CHANNELS}; {batches}"
     return Decision(fields, [("model", said)])
 
 

@@ -41,9 +41,8 @@ def test_every_one_descends(name):
 )
 def test_they_are_optax_s_own_with_the_config_s_settings(name, theirs):
     plain = name == "sgd"
-    ours = make_optimizer(
-        name, 0.1, 20, decay="linear", b1=0.8, b2=0.95, weight_decay=0.0 if plain else 0.1, mu_dtype="float32" if plain else "bfloat16"
-    )
+    settings = {"weight_decay": 0.0 if plain else 0.1, "mu_dtype": "float32" if plain else "bfloat16"}
+    ours = make_optimizer(name, 0.1, 20, decay="linear", b1=0.8, b2=0.95, **settings)
     jax.tree.map(np.testing.assert_array_equal, descend(ours, 10), descend(theirs(optax.linear_schedule(0.1, 0.0, 20)), 10))
 
 
