@@ -14,7 +14,6 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
-    shapes.plain_first_stage(config)
     config.name = "layout_shapes"
     config.stages = ("latents", "diffusion", "evaluation")
     config.data.counts = (0.8, 0.2, 0.0)

@@ -14,7 +14,6 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
-    shapes.plain_first_stage(config)
     config.name = "retrieval_small"
     config.stages = ("latents", "diffusion", "evaluation")
     config.first_stage.path = "runs/shapes"

@@ -35,3 +35,12 @@ def test_every_objective_of_few_steps_has_its_config():
         assert config.sampling.sampler == kind.sampler and config.network.second_time == kind.second_time
         assert bool(config.diffusion_train.start_from) == kind.teacher
         build.check(config.to_dict())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_who_takes_the_default_s_first_stage_describes_it(name):
+    """Or the checkpoint in runs/shapes would be refused. Films add axes to it."""
+    stage = importlib.import_module(f"configs.{name}").get_config().first_stage
+    if stage.get("path") == "runs/shapes":
+        own = importlib.import_module("configs.shapes").get_config().first_stage
+        assert {field: stage[field] for field in own if field != "path"} == {field: own[field] for field in own if field != "path"}

@@ -104,7 +104,7 @@ FAILING = """
 import sys
 from ldm_jax.training import distributed
 distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-with distributed.ends_together(2.0):
+with distributed.ends_together(seconds=2.0):
     if sys.argv[3] == "both" or sys.argv[2] == sys.argv[3]:
         raise ValueError("no room left")
     distributed.barrier("that the other never reaches")

@@ -58,8 +58,8 @@ TASKS = {
 
 def config_of(name, data, **overrides):
     config = importlib.import_module(f"configs.{name}").get_config()
-    if name == "shapes":
-        shapes.plain_first_stage(config)  # as the tasks' configs have it
+    if config.first_stage.shortcuts:  # one first stage for all, of those that take runs/shapes' and of the others
+        shapes.plain_first_stage(config)
     config.update_from_flattened_dict(TINY | overrides)
     config.data.update({"source": "shapes", "path": str(data), "flip": False, "image_size": 32})
     config.first_stage.resolution = 32

@@ -104,7 +104,7 @@ def train(flag: flags.FlagValues, config: dict[str, Any], workdir: Path, script:
         found = distributed.initialize(flag.coordinator, flag.num_processes, flag.process_id)
         if found != "1 process":
             print(found, flush=True)
-        with distributed.ends_together():
+        with distributed.ends_together((Interrupted,)):  # all stop at the same step
             experiment.run(config, workdir, script)
     except Interrupted as interruption:
         raise KeyboardInterrupt(str(interruption)) from None

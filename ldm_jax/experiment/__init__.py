@@ -68,7 +68,10 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
         begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
         if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
-            raise ValueError(f"config.{stage}_train.start_from={path!r}: there is no such file or folder")
+            raise ValueError(
+                f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "
+                f"nothing with --config.{stage}_train.start_from="
+            )
     if "first_stage" in config["stages"]:
         check_judge(config)
     if "diffusion" in config["stages"]:

@@ -101,11 +101,14 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
 
 
 @contextlib.contextmanager
-def ends_together(seconds: float = 10.0) -> Iterator[None]:
+def ends_together(orderly: tuple[type[Exception], ...] = (), seconds: float = 10.0) -> Iterator[None]:
     """A program of several processes: what all of them raise, they raise. Where one fails alone, the others would wait for it
-    in their next collective, and it for them as it ends: it says so and is gone after `seconds`, and the others find out."""
+    in their next collective, and it for them as it ends: it says so and is gone after `seconds`, and the others find out.
+    `orderly`: what never is raised by one alone, and may take some of them longer."""
     try:
         yield
+    except orderly:
+        raise
     except BaseException as error:
         if jax.process_count() > 1 and not _all_end(seconds):
             traceback.print_exception(error)

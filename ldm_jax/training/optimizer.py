@@ -9,7 +9,7 @@ rates are alike. It learns far more from few steps; of a small model's step on a
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import optax
@@ -88,25 +88,19 @@ def make_optimizer(
         transform = muon(schedule, lambda step: 0.1 * schedule(step), b1, b2, weight_decay, mu_dtype)
     else:
         settings = {"b1": b1, "b2": b2, "weight_decay": weight_decay, "mu_dtype": mu_dtype}
-        transform = _of_optax(name)(schedule, **_taken(name, settings))
+        transform = getattr(optax, name)(schedule, **_taken(name, settings))
     return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
-
-
-def _of_optax(name: str) -> Callable[..., optax.GradientTransformation]:
-    return getattr(optax, name)
 
 
 def _taken(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that an optimizer of optax takes, by its own names; ValueError for one that it lacks and that is not off."""
-    known = inspect.signature(_of_optax(name)).parameters
-    theirs = {"weight_decay_rate": "weight_decay", "dtype_momentum": "mu_dtype"}
-    taken = {key: settings[theirs.get(key, key)] for key in known if theirs.get(key, key) in settings}
-    if name in MOMENTUM:
-        taken["momentum"] = settings["b1"] or None
+    known = inspect.signature(getattr(optax, name)).parameters
+    theirs = {"weight_decay": "weight_decay_rate", "mu_dtype": "dtype_momentum"} if name == "adafactor" else {}
     for key, off in (("weight_decay", 0.0), ("mu_dtype", "float32")):
-        if settings[key] != off and settings[key] not in taken.values():
+        if settings[key] != off and theirs.get(key, key) not in known:
             raise ValueError(f"{key}={settings[key]!r}: {name} of optax has none; leave it at {off!r}")
-    return taken
+    taken = {theirs.get(key, key): value for key, value in settings.items() if theirs.get(key, key) in known}
+    return taken | ({"momentum": settings["b1"] or None} if name in MOMENTUM else {})
 
 
 def by_part(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -50,6 +50,8 @@ def test_what_an_optimizer_lacks_is_refused():
     with pytest.raises(ValueError, match="weight_decay=0.01: sgd of optax has none"):
         make_optimizer("sgd", 0.1, 10)
     make_optimizer("sgd", 0.1, 10, weight_decay=0.0)
+    with pytest.raises(ValueError, match="weight_decay=0.9: adam of optax has none"):
+        make_optimizer("adam", 0.1, 10, weight_decay=0.9, b1=0.9)
     with pytest.raises(ValueError, match="mu_dtype='bfloat16': lamb of optax has none"):
         make_optimizer("lamb", 0.1, 10, weight_decay=0.0, mu_dtype="bfloat16")
     with pytest.raises(ValueError, match="optimizer='adam_w': must be one of"):
