@@ -4,8 +4,8 @@
     python sample.py --workdir runs/photos256 --num 16
 
 The first stage shrinks 32 times, past shortcuts (Chen et al. 2024, "Deep compression autoencoder for efficient high-resolution
-diffusion models"), into 32 channels. It has been run for a few steps only: the night is an estimate. docs/first_stages.md says what
-was measured of shortcuts.
+diffusion models"), into 32 channels. It has been run for a few steps only: the night is an estimate. docs/first_stages.md says
+what was measured of shortcuts.
 """
 
 from ml_collections import ConfigDict
