@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     config.first_stage_train = ConfigDict()
     config.first_stage_train.steps = 1200  # updates
     config.first_stage_train.batch_size = 8  # pictures of an update, over all devices
-    config.first_stage_train.optimizer = "muon"  # "adamw", "muon", or one of optax, such as "lion"; training/optimizer.py has all
+    config.first_stage_train.optimizer = "muon"  # "adamw", "muon", or one of optax ("lion"); training/optimizer.py has all
     config.first_stage_train.learning_rate = 4e-3  # its highest, after warm-up
     config.first_stage_train.warmup_steps = 20  # over which the learning rate rises from 0
     config.first_stage_train.decay = "cosine"  # after warm-up: "constant", "linear", "cosine", "wsd" or "inverse_sqrt"
@@ -176,7 +176,7 @@ def get_config() -> ConfigDict:
     config.diffusion_train = ConfigDict()
     config.diffusion_train.steps = 1800
     config.diffusion_train.batch_size = 32
-    config.diffusion_train.optimizer = "muon"  # "adamw", "muon", or one of optax, such as "lion"; training/optimizer.py has all
+    config.diffusion_train.optimizer = "muon"  # "adamw", "muon", or one of optax ("lion"); training/optimizer.py has all
     config.diffusion_train.learning_rate = 5e-3
     config.diffusion_train.warmup_steps = 30
     config.diffusion_train.decay = "cosine"

@@ -184,8 +184,8 @@ def folded(x: jax.Array, factors: int | Sequence[int], features: int) -> jax.Arr
 
 
 def unfolded(x: jax.Array, factors: int | Sequence[int], features: int) -> jax.Array:
-    """Channels brought to blocks of pixels of `features` channels each: [B, *space, C] -> [B, *(space * factors), features]. The
-    way back from `folded` where that keeps all ("channel duplicating" and "channel-to-space" of the same paper)."""
+    """Channels brought to blocks of pixels of `features` channels each: [B, *space, C] -> [B, *(space * factors), features].
+    The way back from `folded` where that keeps all ("channel duplicating" and "channel-to-space" of the same paper)."""
     axes = x.ndim - 2
     factors = per_axis(factors, axes)
     blocks = _matched(x, features * math.prod(factors)).reshape(*x.shape[:-1], features, *factors)

@@ -93,7 +93,7 @@ def make_optimizer(
 
 
 def _taken(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that an optimizer of optax takes, by its own names; ValueError for one that it lacks and that is not off."""
+    """Those settings that an optimizer of optax takes, by its own names; ValueError for one that it lacks and is not off."""
     known = inspect.signature(getattr(optax, name)).parameters
     theirs = {"weight_decay": "weight_decay_rate", "mu_dtype": "dtype_momentum"} if name == "adafactor" else {}
     for key, off in (("weight_decay", 0.0), ("mu_dtype", "float32")):
