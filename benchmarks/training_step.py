@@ -9,7 +9,6 @@ addition counted as two; the peak is that of a product of two float32 matrices o
 """
 
 import argparse
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax import build
+from ldm_jax.cli import configs
+from ldm_jax.cli.overrides import overridden
 from ldm_jax.training.state import Step
 
 SIDE = 2048
@@ -68,10 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="such as first_stage.ch=32")
     args = parser.parse_args()
-    config = importlib.import_module(f"configs.{args.config}").get_config()
-    for text in args.set:
-        name, value = text.split("=", 1)
-        config.update_from_flattened_dict({name: parse(value)})
+    config = overridden(configs.load(*configs.find(args.config)), [f"--config.{each}" for each in args.set])
     matrix = jnp.ones((SIDE, SIDE))
     runs = {"peak": (jax.jit(jnp.dot), (matrix, matrix), 2 * SIDE**3)}
     for stage in args.stage:

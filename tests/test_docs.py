@@ -11,6 +11,7 @@ import pytest
 import ldm_jax
 from ldm_jax import diffusion
 from ldm_jax.cli import configs, sample_command, train
+from ldm_jax.cli.overrides import overridden
 from ldm_jax.conditioning import Condition
 from ldm_jax.diffusion.samplers import protocol
 from tests import tiny
@@ -66,4 +67,4 @@ def test_every_command_is_one(which, arguments):
     name = Path(flag.config).stem
     if name.isupper():
         return
-    train.overridden(configs.load(configs.named()[name]), [each for each in overrides if "..." not in each])
+    overridden(configs.load(configs.named()[name]), [each for each in overrides if "..." not in each])

@@ -5,7 +5,7 @@ a Linen module, a schedule, a training step. Nothing here computes, allocates pa
 """
 
 from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage, make_first_stage_program, make_perceptual
-from ldm_jax.build.check import check, make_program, parameter_counts
+from ldm_jax.build.check import check, further_fields, make_program, parameter_counts
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import (
     make_latent_transform,
@@ -33,7 +33,7 @@ from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
     "SCHEDULE_OPTIONS", "TEACHER", "check", "compute_dtype", "example_inputs", "few_steps_kind", "first_stage_dtype",
-    "image_size", "make_condition", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
+    "further_fields", "image_size", "make_condition", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
     "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network",
     "make_objective", "make_perceptual", "make_probe_transform", "make_program", "make_recipe", "make_schedule", "make_source",
     "make_transform", "parameter_counts", "teacher_shapes", "with_lists",

@@ -1,6 +1,8 @@
 """What can be said of a config before anything compiles: how large it is, and whether it can work."""
 
+import dataclasses
 import importlib.util
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,16 @@ from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
-from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
+from ldm_jax.build.diffusion import (
+    DENOISING,
+    NETWORKS,
+    SCHEDULE_OPTIONS,
+    WEIGHTING_OPTIONS,
+    example_inputs,
+    make_diffusion_program,
+    make_network,
+    make_recipe,
+)
 from ldm_jax.build.options import dims, image_size, make_stage_optimizer
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.first_stage import FirstStage
@@ -36,6 +47,30 @@ def make_program(config: Mapping[str, Any], stage: str, condition: Condition | N
         if condition.null is None:  # of text without a tokenizer: any tokens serve to compile the step
             condition.null = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), condition.inputs)
     return make_diffusion_program(config, condition)
+
+
+def further_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that config.network, config.first_stage and config.diffusion may have beside those that they have, by whole name
+    ("network.remat"), with the values that hold while they lack them. Choices that don't exist are left to `check`."""
+    found: dict[str, Any] = {}
+    stage = {"kl": models.Autoencoder, "vq": models.Autoencoder, "text": models.TextAutoencoder}
+    for name, kinds in (("network", NETWORKS), ("first_stage", stage)):
+        if module := kinds.get(config.get(name, {}).get("kind")):
+            for field in dataclasses.fields(module):
+                if field.name not in ("parent", "name", "dtype") and field.default is not dataclasses.MISSING:
+                    found[f"{name}.{field.name}"] = field.default
+    section = config.get("diffusion", {})
+    for where, options, kinds in (
+        ("schedule", SCHEDULE_OPTIONS, diffusion.SCHEDULES), ("weighting", WEIGHTING_OPTIONS, diffusion.WEIGHTINGS),
+    ):  # fmt: skip
+        if made := kinds.get(section.get(where)):
+            taken = inspect.signature(made).parameters
+            found |= {f"diffusion.{ours}": taken[its].default for ours, its in options.items() if its in taken}
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not inspect.Parameter.empty and name.split(".")[1] not in config[name.split(".")[0]]
+    }
 
 
 def parameter_counts(config: Mapping[str, Any]) -> dict[str, int]:

@@ -42,7 +42,7 @@ DENOISING = "diffusion"
 TEACHER = second_stage.TEACHER
 # Fields of the frozen model's network that the student's may have otherwise.
 TEACHER_FIELDS = {"second_time": False, "guidance_dim": 0}
-_WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
+WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
 def make_schedule(config: Mapping[str, Any]) -> Any:
@@ -134,7 +134,7 @@ def make_objective(config: Mapping[str, Any]) -> diffusion.objectives.Objective:
     """What the network learns, from config.diffusion: its `objective`, with `options` of that one."""
     section, kind = config["diffusion"], few_steps_kind(config)
     options = {ours: section[name] for name, ours in _OBJECTIVE_OPTIONS.items() if name in section}
-    weighting = {ours: section[name] for name, ours in _WEIGHTING_OPTIONS.items() if name in section}
+    weighting = {ours: section[name] for name, ours in WEIGHTING_OPTIONS.items() if name in section}
     schedule, own, where = make_schedule(config), dict(section.get("options", {})), "config.diffusion.options"
     known = inspect.signature(kind.make if kind else diffusion.make_objective).parameters
     for name in own:

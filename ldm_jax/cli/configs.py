@@ -114,8 +114,14 @@ def fields(config: Any, section: str, path: Path) -> str:
         chosen = chosen[part]
     files = list(dict.fromkeys((named()[DEFAULT], path)))
     lines = _described(chosen, prefix, files, deep=section != "config")
-    width = min(max((len(text) for text, _ in lines), default=0), 60)
-    return "\n".join(f"  {text:{width}}  {said}".rstrip() for text, said in lines)
+    from ldm_jax import build  # imported here, so that a typo answers at once
+
+    further = [(f"--config.{name}={_shown(value)}", "") for name, value in build.further_fields(config).items()]
+    further = [(text, said) for text, said in further if text.startswith(f"--{prefix}.")] if section != "config" else []
+    width = min(max((len(text) for text, _ in (*lines, *further)), default=0), 60)
+    said = "\n".join(f"  {text:{width}}  {said}".rstrip() for text, said in lines)
+    more = "\n".join(f"  {text}" for text, _ in further)
+    return f"{said}\n\nFurther fields, which this config leaves as they are:\n{more}" if further else said
 
 
 def _described(chosen: Any, prefix: str, files: Sequence[Path], deep: bool) -> list[tuple[str, str]]:

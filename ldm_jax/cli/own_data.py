@@ -119,7 +119,7 @@ def without_condition(config: Any) -> Any:
 def _overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     from ml_collections import ConfigDict
 
-    from ldm_jax.cli.train import overridden
+    from ldm_jax.cli.overrides import overridden
 
     return overridden(ConfigDict(config), overrides).to_dict()
 

@@ -10,10 +10,11 @@ memory, operations, traffic. No chip, no data and no weights are needed. Without
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from ldm_jax.cli import configs
+from ldm_jax.cli.overrides import overridden
 from ldm_jax.primitives.console import Parser, print_anything
 
 GIB = 2**30
@@ -44,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     from ldm_jax import plan
 
     try:
-        config = read_config(chosen.config)
-        for assignment in chosen.set:
-            assign(config, assignment)
+        config = read_config(chosen.config, chosen.set)
         found = plan.sweep(
             config,
             chosen.stage,
@@ -71,30 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def read_config(name: str) -> dict[str, Any]:
-    """The config of a file, or of that name. ValueError if there is none."""
-    return configs.load(*configs.find(name)).to_dict()
-
-
-def assign(config: dict[str, Any], assignment: str) -> None:
-    """Sets a field, "section.field=value", of the type that it has. ValueError for one that isn't there."""
-    name, _, text = assignment.partition("=")
-    *sections, field = name.split(".")
-    place: Any = config
-    for section in sections:
-        place = place.get(section) if isinstance(place, Mapping) else None
-    if not isinstance(place, dict) or field not in place:
-        raise ValueError(f"--set {assignment}: the config has no field {name}")
-    old = place[field]
-    try:
-        if isinstance(old, bool):
-            place[field] = {"true": True, "false": False}[text.lower()]
-        elif isinstance(old, (tuple, list)):
-            place[field] = tuple(json.loads(f"[{text.strip('()[]').strip(',')}]"))
-        else:
-            place[field] = text if old is None else type(old)(text)
-    except (KeyError, ValueError):
-        raise ValueError(f"--set {assignment}: {name} is a {type(old).__name__}, such as {old!r}") from None
+def read_config(name: str, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """The config of a file, or of that name, with fields set, "section.field=value". ValueError if there is none, or no such
+    field."""
+    return overridden(configs.load(*configs.find(name)), [f"--config.{each}" for each in assignments]).to_dict()
 
 
 def read_mesh(text: str) -> dict[str, int]:

@@ -8,8 +8,6 @@
 The same command resumes. It ends with status 0 when all is trained, 75 when it was stopped and can go on, 1 when it can't work.
 """
 
-import ast
-import functools
 import os
 import re
 import sys
@@ -19,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from ldm_jax.cli import configs
+from ldm_jax.cli.overrides import overridden
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.console import as_typed_again, called, print_anything, quiet, stop_on_sigterm
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
-# Fields that are one number, or several: sides, axes, levels.
-ONE_OR_SEVERAL = ("image_size", "num_res_blocks", "transformer_depth", "num_heads", "kernel_size", "patch_size", "input_size")
 _CONFIG_FIELD = re.compile(r"--?(no)?config\.[\w.]+")
 
 
@@ -153,53 +149,6 @@ def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
             name = argument.lstrip("-").split("=")[0]
             raise ValueError(f"{argument.split('=')[0]} is no flag.{did_you_mean(name, list(own))} --help shows them")
     return own, left
-
-
-def overridden(config: Any, overrides: Sequence[str]) -> Any:
-    """The ConfigDict with its fields as --config.FIELD=VALUE says. ValueError, in one line, for a field that it doesn't have
-    and for a value of another kind."""
-    found, argv = flags.FlagValues(), ["train", *overrides]
-    for override in overrides:
-        check_field(config, re.sub(r"^--?(no)?config\.|=.*", "", override, flags=re.S))
-        _take_kind(config, override)
-    try:
-        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=found, sys_argv=argv)
-        found(argv)
-    except (flags.Error, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    return found.config
-
-
-def _take_kind(config: Any, override: str) -> None:
-    """Makes a field of ONE_OR_SEVERAL, which flags otherwise keep to the kind of its default, of the kind that is given."""
-    match = re.fullmatch(r"--?config\.([\w.]+)=(.*)", override, re.S)
-    *groups, name = match[1].split(".") if match else ("",)
-    if name not in ONE_OR_SEVERAL:
-        return
-    try:
-        given = ast.literal_eval(match[2])
-    except (ValueError, SyntaxError):
-        return  # refused as it is parsed
-    given = tuple(given) if isinstance(given, list) else given
-    section = functools.reduce(lambda place, group: place[group], groups, config)
-    several = isinstance(given, tuple)
-    whole = all(isinstance(each, int) for each in (given if several else (given,)))
-    if whole and several != isinstance(section[name], (tuple, list)):
-        with config.ignore_type():
-            section[name] = given
-
-
-def check_field(config: Any, name: str) -> None:
-    """ValueError unless the config has a field of this name, "data.image_size", which is no group of fields."""
-    place, gone = config, "config"
-    for part in name.split("."):
-        known = list(place.keys()) if hasattr(place, "keys") else []
-        if part not in known:
-            there = f" {gone} has {', '.join(known)}" if known else ""
-            raise ValueError(f"--config.{name}: no such field of the config.{did_you_mean(part, known)}{there}")
-        place, gone = place[part], f"{gone}.{part}"
-    if hasattr(place, "keys"):
-        raise ValueError(f"--config.{name} is a group of fields: give one of them, such as --config.{name}.{next(iter(place))}")
 
 
 def tidy(arguments: Sequence[str]) -> list[str]:

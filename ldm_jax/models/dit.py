@@ -5,7 +5,7 @@ computed here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import numpy as np
 from ldm_jax.models.attention import attention
 from ldm_jax.models.convolution import check_rank, per_axis
 from ldm_jax.models.init import ZEROS, Rule, normal, xavier_uniform
-from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, sinusoidal_embedding, step_length
+from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, scan_equal, sinusoidal_embedding, step_length
 from ldm_jax.models.partition import constrain
 
 DIT_SIZES = {
@@ -37,7 +37,8 @@ class DiT(nn.Module):
     or for each. With `factorised_attention`, of three axes, blocks in turn attend within frames and over time (Ma et al. 2024,
     "Latte"), else all of them to all of space and time. With
     `shared_embedder` False every block has a time and label embedder of its own, and the last layer uses the first
-    block's: so diffusers stores them, with `freq_shift` 1. `second_time`, `dtype`, `remat` and `attention` are as in the U-Net.
+    block's: so diffusers stores them, with `freq_shift` 1. `second_time`, `dtype`, `remat`, `scan_blocks` and `attention` are
+    as in the U-Net.
     """
 
     depth: int
@@ -58,6 +59,7 @@ class DiT(nn.Module):
     factorised_attention: bool = False
     dtype: Any = jnp.float32
     remat: str | bool = "none"
+    scan_blocks: bool = False
     attention: str = "auto"
 
     @property
@@ -91,6 +93,8 @@ class DiT(nn.Module):
                 f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, and '
                 "nothing else"
             )
+        if self.scan_blocks and self.factorised_attention:
+            raise ValueError("scan_blocks is for equal blocks; with factorised_attention they take turns: scan_blocks=False")
         if self.context_dim and self.factorised_attention:
             raise ValueError("factorised_attention is within frames and over time, where a context has no place: context_dim=0")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
@@ -109,20 +113,24 @@ class DiT(nn.Module):
         labels, width = cond.get("label"), self.hidden_size
         c = embed_condition(times, labels, width, self.num_classes, self.dtype) if self.shared_embedder else None
         last = c
-        for i in range(self.depth):
-            block = remat(Block, self.remat)(
-                self.num_heads,
-                self.mlp_ratio,
-                self.num_classes,
-                self.attention,
-                self.mlp_norm_eps,
-                self.dtype,
-                ((grid[0], i % 2 == 1) if self.factorised_attention else None),
-                name=f"blocks_{i}",
-            )
-            tokens, own = block(tokens, c, times, labels)
-            tokens = constrain(tokens)
-            last = own if last is None else last
+        names = [f"blocks_{i}" for i in range(self.depth)]
+
+        def block(i: int, **where: Any) -> nn.Module:
+            frames = (grid[0], i % 2 == 1) if self.factorised_attention else None
+            settings = (self.num_heads, self.mlp_ratio, self.num_classes, self.attention, self.mlp_norm_eps, self.dtype, frames)
+            return remat(Block, self.remat)(*settings, **where)
+
+        def step(apply: Callable, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+            tokens, own = apply(tokens, c, times, labels)
+            return constrain(tokens), own
+
+        if self.scan_blocks and not self.is_initializing():
+            tokens, own = scan_equal(self, block(0, parent=None), names, step, tokens)
+            last = own[0]
+        else:
+            for i, name in enumerate(names):
+                tokens, own = step(block(i, name=name), tokens)
+                last = own if last is None else last
 
         out_channels = self.out_channels
         out = FinalLayer(math.prod(patch) * out_channels, self.dtype, name="final_layer")(tokens[:, :count], last)

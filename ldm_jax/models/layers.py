@@ -6,8 +6,9 @@ two or three axes. A group norm's eps has no default: the references use 1e-5 or
 network computes.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -259,6 +260,19 @@ def remat(block: type[nn.Module], what: str | bool) -> type[nn.Module] | Callabl
     if what == "none":
         return block
     return nn.remat(block, policy=_is_product if what == "dots" else None)
+
+
+def scan_equal(
+    parent: nn.Module, block: nn.Module, names: Sequence[str], step: Callable[[Callable, Any], tuple[Any, Any]], x: Any
+) -> tuple[Any, Any]:
+    """Equal blocks one after the other as one loop, which is compiled once whatever their number: `x` after all of them, and
+    what `step` gave beside it, stacked.
+
+    `block` has no parent (`parent=None`); `names` are those under which `parent` holds the parameters of each; `step` takes a
+    function that applies a block, and `x`, and gives `x` and something more or None. Parameters keep their places; the loop
+    takes a stacked copy of them. For `apply` alone: where `parent` initialises, blocks have no parameters yet."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(parent.variables["params"][name] for name in names))
+    return jax.lax.scan(lambda x, params: step(functools.partial(block.apply, {"params": params}), x), x, stacked)
 
 
 def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
 from ldm_jax.models.init import ZEROS
-from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu, sinusoidal_embedding
+from ldm_jax.models.layers import Dense, GroupNorm, LayerNorm, gelu, scan_equal, sinusoidal_embedding
 from ldm_jax.models.partition import constrain
 
 
@@ -132,22 +132,25 @@ class SpatialTransformer(nn.Module):
     num_groups: int = 32
     attention: str = "auto"
     dtype: Any = jnp.float32
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         B, *space, C = x.shape
         h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x).reshape(B, math.prod(space), C)
         h = Dense(self.heads * self.dim_head, dtype=self.dtype, name="proj_in")(h)
-        for i in range(self.depth):
-            block = TransformerBlock(
-                self.heads,
-                self.dim_head,
-                self.disable_self_attn,
-                attention=self.attention,
-                dtype=self.dtype,
-                name=f"transformer_blocks_{i}",
-            )
-            h = constrain(block(h, context))
+
+        def block(**where: Any) -> nn.Module:
+            settings = (self.heads, self.dim_head, self.disable_self_attn, self.attention, self.dtype)
+            return TransformerBlock(*settings, **where)
+
+        names = [f"transformer_blocks_{i}" for i in range(self.depth)]
+        if self.scan_blocks and self.depth > 1 and not self.is_initializing():
+            step = lambda apply, h: (constrain(apply(h, context)), None)  # noqa: E731
+            h, _ = scan_equal(self, block(parent=None), names, step, h)
+        else:
+            for name in names:
+                h = constrain(block(name=name)(h, context))
         h = Dense(C, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name="proj_out")(h)
         return x + h.reshape(x.shape)
 

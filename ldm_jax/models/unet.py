@@ -117,8 +117,9 @@ class UNet(nn.Module):
     called "..._time" that change nothing at first; else they attend to all of space and time.
 
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
-    backward pass recomputes (`layers.remat`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the
-    call has `train=True`, and needs `rngs={"dropout": key}`.
+    backward pass recomputes (`layers.remat`); with `scan_blocks` equal transformer blocks in a row are one loop, compiled once
+    (`layers.scan_equal`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the call has `train=True`,
+    and needs `rngs={"dropout": key}`.
     """
 
     in_channels: int
@@ -158,6 +159,7 @@ class UNet(nn.Module):
     middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
+    scan_blocks: bool = False
     attention: str = "auto"
 
     @nn.compact
@@ -275,6 +277,7 @@ class UNet(nn.Module):
             cross_only = self._per_level("disable_self_attentions", level)
         elif self.transformer_depth_middle is not None:
             depth = self.transformer_depth_middle
+        common["scan_blocks"] = self.scan_blocks
         block = remat(SpatialTransformer, self.remat)(heads, dim_head, depth, cross_only, **common)
         return within_frames(block, h, context) if self.factorised_attention else block(h, context)
 

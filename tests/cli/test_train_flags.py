@@ -2,8 +2,9 @@
 
 import pytest
 
+from ldm_jax import build
 from ldm_jax.cli import configs
-from ldm_jax.cli.train import overridden
+from ldm_jax.cli.overrides import overridden
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,44 @@ def test_one_number_or_several(name, flag, value):
 def test_what_is_neither_is_refused(flag):
     with pytest.raises(ValueError, match=f"config.{flag.partition('=')[0]}"):
         overridden(configs.load(configs.named()["shapes"]), [f"--config.{flag}"])
+
+
+@pytest.mark.parametrize(
+    "name, flags, field, value",
+    [
+        ("shapes", ["network.remat=blocks"], "remat", "blocks"),
+        ("dit_xl_2", ["network.scan_blocks=True"], "scan_blocks", True),
+        ("shapes", ["network.transformer_depth_middle=2"], "transformer_depth_middle", 2),
+        ("shapes", ["network.kernel_size=(1,3)"], "kernel_size", (1, 3)),
+        ("shapes", ["network.norm_eps=1e-6"], "norm_eps", 1e-6),
+        ("sentences", ["first_stage.attention=plain"], "attention", "plain"),
+        ("shapes", ["diffusion.weighting=min_snr", "diffusion.min_snr_gamma=3"], "min_snr_gamma", 3.0),
+        ("shapes", ["diffusion.sigmoid_bias=-1.5", "diffusion.weighting=sigmoid"], "sigmoid_bias", -1.5),
+        ("shapes", ["diffusion.schedule=scaled_linear", "diffusion.linear_end=0.02"], "linear_end", 0.02),
+    ],
+)
+def test_a_field_that_the_config_leaves_out(name, flags, field, value):
+    """Networks and processes have more fields than a config states; flags reach them, whatever is chosen beside them."""
+    config = overridden(configs.load(configs.named()[name]), [f"--config.{each}" for each in flags])
+    found = config[flags[0].partition(".")[0]][field]
+    assert found == value and type(found) is type(value)
+    build.check(config.to_dict() | {"stages": ()})
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("network.rmat=blocks", "Did you mean 'remat'"),
+        ("network.colour=red", "config.network has .*scan_blocks"),
+        ("network.dtype=float32", "no such field"),
+        ("diffusion.min_snr_gamma=3", "no such field"),  # of another weighting
+        ("diffusion_train.remat=blocks", "no such field"),
+        ("network.remat.what=blocks", "no such field"),
+        ("network.norm_eps=small", "norm_eps"),
+        ("network.scan_blocks=perhaps", "scan_blocks"),
+    ],
+)
+def test_a_field_that_nothing_has(flag, said):
+    with pytest.raises(ValueError, match=said) as error:
+        overridden(configs.load(configs.named()["shapes"]), [f"--config.{flag}"])
+    assert "\n" not in str(error.value)

@@ -23,6 +23,11 @@ NETWORKS = {
         lambda B: (normal(B, 8, 8, 4), jnp.linspace(0, 9, B), {"label": jnp.arange(B) % 3}),
         {},
     ),
+    "blocks in a loop": (
+        DiT(depth=3, hidden_size=32, num_heads=4, input_size=8, num_classes=3, scan_blocks=True),
+        lambda B: (normal(B, 8, 8, 4), jnp.linspace(0, 9, B), {"label": jnp.arange(B) % 3}),
+        {},
+    ),
     "autoencoder": (
         Autoencoder(
             in_channels=3, out_ch=3, resolution=16, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), z_channels=4,

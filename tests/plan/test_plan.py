@@ -104,8 +104,8 @@ def test_by_the_rules_alone_and_in_words(capsys):
         (["--config=shapes", "--topology=cpu:8", "--mesh=data=3"], "3 chips; the topology has 8"),
         (["--config=shapes", "--topology=cpu:8", "--mesh=date=3"], "date"),
         (["--config=shapes", "--topology=cpu:8", "--batch-size=12"], "--batch-size=16 is the next one"),
-        (["--config=shapes", "--set=network.chanels=3"], "no field network.chanels"),
-        (["--config=shapes", "--set=network.model_channels=three"], "network.model_channels is a int"),
+        (["--config=shapes", "--set=network.chanels=3"], "network.chanels: no such field of the config"),
+        (["--config=shapes", "--set=network.model_channels=three"], "three"),
     ],
 )
 def test_refusals_say_what_to_do(arguments, said, capsys):
