@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax.primitives.files import leftovers, read_json, write_json, write_text
+from ldm_jax.primitives.files import leftovers, of_this_machine, read_json, write_json, write_text
 from ldm_jax.training import lock
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
@@ -192,7 +192,7 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
     """A new folder for pictures, made now, before anything is drawn: `out`, or samples/N in a working directory, beside a
     checkpoint's file, or here where that can't be written. FileExistsError if `out` holds pictures already."""
     if out:
-        folder = Path(out)
+        folder = of_this_machine(out, "--out")
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "grid.png").exists():
             raise FileExistsError(f"{folder} holds pictures; choose another --out")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, experiment
+from ldm_jax import build, experiment, weights
 from ldm_jax.api.load import resolve
 from ldm_jax.build.check import check_numbers
 from ldm_jax.cli import configs
@@ -25,7 +25,7 @@ from ldm_jax.cli.train import tidy
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import stage
 from ldm_jax.primitives.arrays import key_of
-from ldm_jax.primitives.files import read_json
+from ldm_jax.primitives.files import of_this_machine, read_json
 from ldm_jax.training import lock
 from ldm_jax.workdir import check_workdir, make_samples_folder, open_workdir, summary
 
@@ -407,3 +407,49 @@ def test_what_captions_lose_is_said_at_the_start(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"data: {long} of {len(captions)} captions are longer than 6 tokens and are cut, " in said
     assert "words became [UNK]" in said
+
+
+# Addresses where folders are meant
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workdir=gs://bucket/run"],
+        ["--workdir=gs:/bucket/run"],  # as pathlib leaves it
+        ["--config.first_stage.path=gs://bucket/first"],
+        ["--config.diffusion_train.start_from=s3://bucket/run"],
+        ["--config.data.source=folder", "--config.data.path=https://example.org/pictures"],
+        ["--data=gs://bucket/pictures"],
+    ],
+)
+def test_a_bucket_is_no_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        train_command(["train.py", *arguments])
+    said = str(stopped.value)
+    assert "://" in said and "is an address" in said and "mount the bucket" in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_and_writing_models_and_pictures_take_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = {
+        "load": lambda: ldm_jax.load("gs://bucket/run"),
+        "a checkpoint": lambda: weights.read("s3://bucket/model.safetensors"),
+        "--out": lambda: make_samples_folder(tmp_path, "gs://bucket/samples"),
+    }
+    for what, call in calls.items():
+        with pytest.raises(ValueError, match=f"{what}: .*bucket.* is an address"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    odd = tmp_path / "gs:"  # a folder of this name may be meant where it is
+    odd.mkdir()
+    assert of_this_machine("gs:/", "--workdir").is_dir()
+
+
+def test_a_first_stage_that_is_not_there_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="config.first_stage.path='runs/gone' does not exist"):
+        train_command(["train.py", "--config.first_stage.path=runs/gone"])
+    assert list(tmp_path.iterdir()) == []

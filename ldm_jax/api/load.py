@@ -19,7 +19,7 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
-from ldm_jax.primitives.files import read_json
+from ldm_jax.primitives.files import of_this_machine, read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
@@ -88,7 +88,7 @@ def is_workdir(path: Path) -> bool:
 
 def existing(path: str | Path) -> Path:
     """The path, if there is something. FileNotFoundError names what there is in its place."""
-    path = Path(path)
+    path = of_this_machine(path, "load")
     if path.exists():
         return path
     parent = path.parent
@@ -128,7 +128,7 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
     pipeline of diffusers draws with which kind of model.
     """
-    medium = ldm.specification.config.get("data", {}).get("medium", "image")
+    path, medium = of_this_machine(path, "save"), ldm.specification.config.get("data", {}).get("medium", "image")
     if medium != "image":
         raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
@@ -225,7 +225,7 @@ def scale_of(path: str | Path) -> tuple[Any, Any]:
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
     the field."""
-    path = Path(path).expanduser()
+    path = of_this_machine(path, field)
     for base in (Path(), workdir, *workdir.absolute().parents):
         if (base / path).exists():
             return base / path

@@ -11,7 +11,7 @@ from absl import flags
 
 from ldm_jax.cli import configs
 from ldm_jax.primitives.console import as_typed_again
-from ldm_jax.primitives.files import read_json
+from ldm_jax.primitives.files import of_this_machine, read_json
 
 FILE = "config.py"
 
@@ -27,7 +27,7 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
         raise ValueError(f"--minutes={flag.minutes:g}: how long all may take, above 0")
     if flag.size < 0 or flag.size % 8:
         raise ValueError(f"--size={flag.size}: a multiple of 8 pixels")
-    path = Path(flag.data).expanduser()
+    path = of_this_machine(flag.data, "--data")
     if not path.is_dir():
         raise FileNotFoundError(f"--data={flag.data}: there is no such folder")
     if flag.workdir and (Path(flag.workdir) / "config.json").is_file():

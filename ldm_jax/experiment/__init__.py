@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax import build
+from ldm_jax.api.load import HUB, resolve
 from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.primitives.files import of_this_machine
 from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training.metrics import clock
-from ldm_jax.workdir import summary
+from ldm_jax.workdir import PATHS, flatten, summary
 
 STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
 
@@ -57,7 +59,20 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
 def check(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError for a config that can't work in this working directory, before any data are read or anything compiles."""
     build.check(config)
+    check_places(config, workdir)
     check_start(config, workdir)
+
+
+def check_places(config: Mapping[str, Any], workdir: Path) -> None:
+    """ValueError or FileNotFoundError where the working directory or a path of the config is an address, and for a first stage
+    to be used that isn't there."""
+    of_this_machine(workdir, "--workdir")
+    for name, value in flatten(config).items():
+        # TFDS reads from buckets itself
+        if name in PATHS and value and (name, config["data"]["source"]) != ("data.path", "tfds"):
+            of_this_machine(value, f"config.{name}")
+    if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
+        resolve(path, workdir, "config.first_stage.path")
 
 
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:
@@ -67,7 +82,7 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         path = config[f"{stage}_train"]["start_from"]
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
         begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
-        if stage in config["stages"] and path and not begun and not path.startswith("hf:") and not Path(path).exists():
+        if stage in config["stages"] and path and not begun and not path.startswith(HUB) and not Path(path).exists():
             raise ValueError(
                 f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "
                 f"nothing with --config.{stage}_train.start_from="

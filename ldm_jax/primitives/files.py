@@ -16,6 +16,20 @@ SEAL = "sha256"
 TEMPORARY = re.compile(r"\..+\.(json|txt|yaml|py)\.\d+\.tmp")
 
 
+def of_this_machine(path: str | Path, what: str) -> Path:
+    """The path of a file or folder, `~` written out.
+
+    ValueError, which begins with `what`, for an address such as a bucket's: it would be taken for a folder called "gs:"."""
+    path = Path(path).expanduser()
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)) and not path.exists():
+        address = re.sub(":/+", "://", str(path), count=1)
+        raise ValueError(
+            f"{what}: {address} is an address, and only files and folders of this machine are read and written; mount "
+            "the bucket (gcsfuse, s3fs) or download it, and name the folder"
+        )
+    return path
+
+
 def leftovers(folder: str | Path) -> list[Path]:
     """The temporary files in a folder, and in the folders in it, that a killed `write_text` left."""
     folder = Path(folder)

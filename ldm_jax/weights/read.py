@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from ldm_jax.primitives.files import of_this_machine
 from ldm_jax.weights import compvis_files, diffusers_files, files, naming, safetensors_files
 
 _FOLDERS = ("model_index.json", "config.json")  # of diffusers
@@ -42,7 +43,7 @@ def read(
     Raises ValueError if there is no checkpoint, its files are truncated or missing, its weights do not belong to its
     configuration (every tensor is accounted for), or it is a pickle that names code.
     """
-    path = Path(path)
+    path = of_this_machine(path, "a checkpoint")
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     try:
