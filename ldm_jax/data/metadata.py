@@ -1,7 +1,8 @@
 """What is said of the images of a folder: a table beside them (metadata.jsonl or metadata.csv), or a text file beside each.
 
     metadata.jsonl   a JSON object a line, {"file_name": "1.jpg", "caption": "a red bird"}
-    metadata.csv     the same with a line of column names; labels that are all whole numbers are numbers
+    metadata.csv     the same with a line of column names, commas, semicolons or tabs between the cells; labels that are all
+                     whole numbers are numbers
     1.txt            the caption of 1.jpg
 """
 
@@ -43,7 +44,8 @@ def _of_json_lines(path: Path) -> list[tuple[int, Any]]:
 
 def _of_csv(path: Path) -> list[tuple[int, Row]]:
     text = read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    between = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     rows: list[tuple[int, Row]] = []
     try:
         head = [name.strip() for name in next(reader, [])]
@@ -55,8 +57,8 @@ def _of_csv(path: Path) -> list[tuple[int, Row]]:
                 continue
             if len(cells) != len(head):
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(head)} columns; text with commas goes "
-                    'into quotes, "a cat, asleep"'
+                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(head)} columns; text with "
+                    f'{between!r} in it goes into quotes, "a cat{between} asleep"'
                 )
             rows.append((reader.line_num, {name: cell for name, cell in zip(head, cells) if cell != ""}))
     except csv.Error as error:
@@ -66,6 +68,12 @@ def _of_csv(path: Path) -> list[tuple[int, Row]]:
         if cells and all(_is_number(cell) for cell in cells):
             rows = [(number, row | {name: int(row[name])} if name in row else row) for number, row in rows]
     return rows
+
+
+def _separator(text: str) -> str:
+    """What is between a table's cells: a comma, or the semicolon or tab of other countries' spreadsheets."""
+    names = text.partition("\n")[0]
+    return next((each for each in ",;\t" if "file_name" in (cell.strip(' "\r') for cell in names.split(each))), ",")
 
 
 def _is_number(cell: str) -> bool:

@@ -3,7 +3,8 @@
 Hidden and system folders and files are passed by at every depth: names that begin with a dot (".ipynb_checkpoints", "._1.jpg"),
 and the litter of archivers, network drives and operating systems ("__MACOSX", "@eaDir", "Thumbs.db"). Links to folders are
 followed, but no folder is read twice, and none that holds the root. Working directories of trainings are passed by: what a
-model drew must not become what it learns. What looks like a file of the kind and is not read is counted.
+model drew must not become what it learns. What looks like a file of the kind and is not read is counted, and so is what may say
+something of the files and is not read, such as captions under another name.
 """
 
 import mimetypes
@@ -23,6 +24,9 @@ OTHER_IMAGES = frozenset(
     (".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".svgz", ".exr", ".hdr", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng",
      ".orf", ".rw2", ".raf", ".psb", ".xcf", ".avif", ".webp", ".eps", ".jp2", ".qoi")
 )  # fmt: skip
+# Files that may say what is on the pictures; those that are read have names that are known (`metadata.TABLES`).
+TELLING = frozenset((".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".parquet", ".arrow", ".xls", ".xlsx"))
+READ = frozenset(("metadata.jsonl", "metadata.csv", "metadata.parquet"))  # the last is refused
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
@@ -96,7 +100,7 @@ def is_workdir(folder: Path) -> bool:
 def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
     """All files of a kind below `root`. ValueError for a folder that may not be read."""
     found: dict[str, list[str]] = {}
-    folders, left_out, unread = [], Counter(), set()
+    folders, left_out, unread, untold = [], Counter(), set(), []
     above = {_identity(folder) for folder in Path(os.path.realpath(root)).parents}
     seen, queue, links = {_identity(root)} | above, [""], []
     while queue or links:
@@ -106,7 +110,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             continue
         folder = queue.pop()
         folders.append(folder)
-        subfolders, files, pictures = [], [], 0
+        subfolders, files, telling, pictures = [], [], [], 0
         for entry in entries_of(root / folder):
             inside = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
@@ -127,6 +131,10 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             elif kind.looks_so(root / inside):
                 unread.add(_suffix(entry.name) or "no suffix")
                 left_out["of unread formats"] += 1
+            elif _suffix(entry.name) in TELLING and not entry.name.lower().startswith(("readme", "license")):
+                telling.append(entry.name)
+        beside = {f"{os.path.splitext(name)[0]}.txt" for name in files} | READ
+        untold += [name for name in telling if name not in beside]
         if files:
             found[folder] = sorted({*files, *found.get(folder, ())})
         if pictures and (files or subfolders or not folder):
@@ -138,6 +146,9 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
         queue += _new(subfolders, root, seen, left_out)
     if count := left_out.pop("of unread formats", 0):
         left_out[f"{kind.one} files that are not read ({', '.join(sorted(unread))})"] = count
+    if untold:
+        shown = ", ".join(untold[:3]) + (", ..." if len(untold) > 3 else "")
+        left_out[f"tables and texts of other names than are read ({shown})"] = len(untold)
     return Found({folder: found[folder] for folder in sorted(found)}, tuple(sorted(folders)), +left_out)
 
 

@@ -295,7 +295,10 @@ def test_every_suffix_that_can_be_opened(tmp_path):
         (tmp_path / name).write_text("words")
     source = folder(tmp_path)
     assert sorted(names_of(source)) == sorted(f"x{suffix}" for suffix in known)
-    assert dict(source.info.left_out) == {"image files that are not read (.eps, .heic, .svg, no suffix)": 4}
+    assert dict(source.info.left_out) == {
+        "image files that are not read (.eps, .heic, .svg, no suffix)": 4,
+        "tables and texts of other names than are read (notes.txt)": 1,
+    }
     (tmp_path / "only").mkdir()
     (tmp_path / "a.heic").rename(tmp_path / "only/a.heic")
     with pytest.raises(ValueError, match="holds no images .*passed by: 1 image files that are not read .*heic"):
@@ -415,13 +418,27 @@ def test_metadata_as_csv(tmp_path):
     assert source.info.class_names == ("0", "1", "2") and len(folder(tmp_path, "validation")) == 1
 
 
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_csv_as_spreadsheets_of_other_countries_save_it(tmp_path, between):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    rows = (["file_name", '"text"', "label"], ["a.png", f'"a cat{between} asleep, here"', "1"], ["b.png", "of, two", "0"])
+    (tmp_path / "metadata.csv").write_bytes("\r\n".join(between.join(row) for row in rows).encode("utf-8-sig"))
+    source = folder(tmp_path, names={"caption": "text"})
+    assert [source[i]["caption"] for i in range(2)] == [f"a cat{between} asleep, here", "of, two"]
+    assert [source[i]["label"] for i in range(2)] == [1, 0]
+    (tmp_path / "metadata.csv").write_text(f"file_name{between}text\na.png{between}a{between}b\n")
+    with pytest.raises(ValueError, match="line 2: 3 cells for 2 columns"):
+        folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("name,caption\na.png,x", "line 1: the first line names the columns"),
         ("file_name,file_name\na.png,x", "line 1: the first line names the columns, each once"),
         ("", "line 1: the first line names"),
-        ("file_name,caption\na.png,a cat, asleep", "line 2: 3 cells for 2 columns; text with commas goes into quotes"),
+        ("file_name,caption\na.png,a cat, asleep", "line 2: 3 cells for 2 columns; text with ',' in it goes into quotes"),
         ("file_name,caption\n,x", "line 2: a row needs a file_name"),
         ('file_name,caption\na.png,"x', "line 2: unexpected end of data"),
         ("file_name,caption\na.png,x\nb.png,", "1 of 2 rows have a caption; the first without is b.png"),
@@ -447,3 +464,17 @@ def test_captions_in_text_files_beside_the_images(tmp_path):
     with pytest.raises(ValueError, match="2 of 3 rows have a caption; the first without is dogs/1.png"):
         folder(tmp_path, columns=("image", "caption"))
     assert folder(tmp_path, columns=("image", "label")).info.columns == ("image", "label")
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "labels.csv", "annotations.json", "train.tsv", "Images/captions.token.txt"])
+def test_captions_under_a_name_that_is_not_read_are_not_passed_by_in_silence(tmp_path, name):
+    for i in range(3):
+        picture(tmp_path / f"Images/{i}.png")
+        (tmp_path / f"Images/{i}.txt").write_text("a cat")
+    for other in ("README.txt", "LICENSE.txt"):
+        (tmp_path / other).write_text("words")
+    assert folder(tmp_path).info.left_out == ()
+    (tmp_path / name).write_text("0.png,a cat")
+    assert dict(folder(tmp_path).info.left_out) == {
+        f"tables and texts of other names than are read ({name.split('/')[-1]})": 1
+    }

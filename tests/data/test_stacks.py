@@ -45,7 +45,7 @@ def test_folders_hold_films_as_files_and_as_folders(tmp_path):
     for kind, name in (("cat", "a"), ("cat", "b"), ("dog", "c")):
         frames_in(tmp_path / kind / name)
     np.save(tmp_path / "dog" / "d.npy", FILM)
-    (tmp_path / "cat" / "note.txt").write_text("nothing")
+    (tmp_path / "cat" / "README.txt").write_text("nothing")
     source = folder(tmp_path, columns=("film", "label"), kind=FILMS)
     assert source.info.class_names == ("cat", "dog") and not source.info.left_out
     names = [source[i]["name"].removeprefix(f"{tmp_path}/") for i in range(len(source))]
