@@ -18,7 +18,7 @@ from ldm_jax.cli.records import records, repeated, told
 from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
-from ldm_jax.primitives.console import as_typed, called
+from ldm_jax.primitives.console import as_typed, called, with_home
 from ldm_jax.workdir import make_samples_folder, use_compilation_cache
 
 DEFINE = {
@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     """The flags. ValueError, in one line, for what is none."""
     found = own_flags()
     try:
-        left = found(list(arguments), known_only=True)[1:]
+        left = found(with_home(arguments), known_only=True)[1:]
     except flags.Error as error:
         raise ValueError(" ".join(str(error).split())) from None
     for argument in left:

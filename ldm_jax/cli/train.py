@@ -21,7 +21,7 @@ from absl import flags, logging
 from ldm_jax.cli import configs
 from ldm_jax.cli.overrides import overridden
 from ldm_jax.primitives.choices import did_you_mean
-from ldm_jax.primitives.console import as_typed_again, called, print_anything, quiet, stop_on_sigterm
+from ldm_jax.primitives.console import as_typed_again, called, print_anything, quiet, stop_on_sigterm, with_home
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _CONFIG_FIELD = re.compile(r"--?(no)?config\.[\w.]+")
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_anything()
     stop_on_sigterm()
     quiet()
-    arguments = list(sys.argv if arguments is None else arguments)
+    arguments = with_home(sys.argv if arguments is None else arguments)
     try:
         if helped := asked_for_help(arguments):
             return print(helped_with(helped, arguments))

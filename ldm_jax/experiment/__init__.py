@@ -82,7 +82,8 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         path = config[f"{stage}_train"]["start_from"]
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
         begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
-        if stage in config["stages"] and path and not begun and not path.startswith(HUB) and not Path(path).exists():
+        there = path.startswith(HUB) or Path(path).expanduser().exists()
+        if stage in config["stages"] and path and not begun and not there:
             raise ValueError(
                 f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "
                 f"nothing with --config.{stage}_train.start_from="

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +34,17 @@ def as_typed(value: Any) -> Any:
     return os.fsencode(value).decode("utf-8", "replace")
 
 
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """A command line with the home directory in the place of `~` in --flag=~/folder, where shells leave it as it is."""
+
+    def written_out(argument: str) -> str:
+        flag, equals, value = argument.partition("=")
+        is_path = flag.startswith("-") and re.match(r"~[\w.-]*(/|$)", value)
+        return f"{flag}={os.path.expanduser(value)}" if is_path and not os.path.exists(value) else argument
+
+    return [written_out(argument) for argument in arguments]
+
+
 def quiet() -> None:
     """Before jax is imported by a command: XLA's alarms about slow compiling and the like stay silent, unless
     TF_CPP_MIN_LOG_LEVEL is set. What fails is raised all the same."""
@@ -42,6 +53,10 @@ def quiet() -> None:
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one line that says what is near; subcommands' too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """`~` is the home directory in --flag=~/folder too."""
+        return super().parse_known_args(with_home(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with status 2."""

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ldm_jax.primitives.console import Parser
+from ldm_jax.cli import sample_command, train
+from ldm_jax.primitives.console import Parser, with_home
 
 PROGRAM = """
 import gc, os, signal, sys, time
@@ -55,3 +56,33 @@ def test_a_mistyped_flag_of_argparse_is_one_line(capsys):
         with pytest.raises(SystemExit) as ended:
             parser.parse_args(typed)
         assert ended.value.code == 2 and capsys.readouterr().err == f"{said} --help shows all flags\n"
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("--workdir=~/runs/a", "--workdir=HOME/runs/a"),
+        ("--config.data.path=~/my pictures", "--config.data.path=HOME/my pictures"),
+        ("-o=~", "-o=HOME"),
+        ("--prompt=~5 cats", "--prompt=~5 cats"),
+        ("--prompt=a=~/b", "--prompt=a=~/b"),
+        ("--workdir=~nobody_of_this_name/a", "--workdir=~nobody_of_this_name/a"),
+        ("~/runs", "~/runs"),  # a shell's own work
+    ],
+)
+def test_the_home_directory_in_a_flag(typed, meant, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert with_home(["train.py", typed]) == ["train.py", meant.replace("HOME", "/home/somebody")]
+
+
+def test_commands_know_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    parser = Parser()
+    parser.add_argument("--out")
+    assert parser.parse_args(["--out=~/a"]).out == str(tmp_path / "a")
+    assert sample_command.parse(["sample.py", "--workdir=~/a"]).workdir == str(tmp_path / "a")
+    with pytest.raises(SystemExit, match=f"{tmp_path}/pictures: there is no such folder"):
+        train.main(["train.py", "--data=~/pictures"])
+    (tmp_path / "~").mkdir()  # which somebody has, and means
+    assert with_home(["--out=~"]) == ["--out=~"]
