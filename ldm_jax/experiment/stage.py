@@ -212,7 +212,8 @@ class Experiment:
             if program.post_hoc:
                 snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
                 hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
-            with Log(folder, name, steps, start, log.get("wandb", ""), self.config) as record:
+            counted = "images" if self.medium.name == "image" else self.medium.many
+            with Log(folder, name, steps, start, log.get("wandb", ""), self.config, counted) as record:
                 self._log = record
                 train(
                     state,

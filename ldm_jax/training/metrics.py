@@ -39,8 +39,8 @@ class Log:
     `steps` and `start` bound the progress bar, which is drawn where standard error is a terminal; elsewhere every call of
     `scalars` prints a line. What was logged after step `start`, by a run that was killed after its last checkpoint, is dropped.
     A disk that fails doesn't end a run: lines wait until they can be written, pictures and TensorBoard's curves are given up
-    with a warning. `wandb`: a project of Weights & Biases that gets all of it too, with `config` as the run's. Use as a
-    context manager.
+    with a warning. `wandb`: a project of Weights & Biases that gets all of it too, with `config` as the run's. `many`: what
+    the bar counts. Use as a context manager.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class Log:
         start: int = 0,
         wandb: str = "",
         config: Mapping[str, Any] | None = None,
+        many: str = "images",
     ):
+        self.many = many
         self.folder, self.stage, self.steps, self.start = Path(folder), stage, steps, start
         self.speaks = jax.process_index() == 0
         self.began = time.monotonic()
@@ -100,7 +102,7 @@ class Log:
     def progress(self, step: int, loss: float, rate: float):
         """Moves the bar (nothing where there is none)."""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} images/s, left {clock(self.left(step))}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} {self.many}/s, left {clock(self.left(step))}", refresh=False)
             self.bar.update(step - self.bar.n)
 
     def left(self, step: int) -> float:

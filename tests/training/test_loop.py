@@ -1,5 +1,6 @@
 """The loop: what it logs, when it stops, and that it asks for batches from where it is."""
 
+import io
 import json
 import math
 import os
@@ -86,6 +87,18 @@ def test_a_run_of_broken_steps_stops_with_a_diagnosis(tmp_path):
     with pytest.raises(FloatingPointError, match="4 steps in a row up to step 7 .* learning rate"):
         run(tmp_path, batches, steps=20, max_skipped=3)
     assert all(line.get("train/loss") is None or np.isfinite(line["train/loss"]) for line in lines(tmp_path))
+
+
+def test_the_bar_of_a_terminal(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Log(tmp_path, "diffusion", 10, many="sounds") as log:
+        log.seconds_per_step = 2.0
+        log.progress(4, 0.25, 37.2)
+        log.say("between")
+    shown = terminal.getvalue()
+    assert "diffusion:" in shown and "4/10" in shown and "loss 0.25, 37 sounds/s, left 0:12" in shown and "between" in shown
 
 
 def test_clock():
