@@ -7,7 +7,8 @@
 After the colon: mean_flow (the default), shortcut, consistency, scm, which train from nothing or, with
 --config.diffusion_train.start_from=runs/shapes, from the weights of an ordinary model of the same process (mean_flow and scm
 with --config.diffusion.time_scale=1000, that model's); and consistency_distillation, scm_distillation, latent_consistency,
-progressive, reflow, which learn from that model and start from its weights.
+progressive, reflow, which learn from that model and start from its weights. progressive draws in eight steps;
+progressive_4, progressive_2 and progressive_1 are its next rounds, each from the one before.
 All use the first stage of runs/shapes. Guidance is part of the training, where the objective knows it: pictures take one
 evaluation a step. reflow's teacher is a model of schedule "flow", prediction "flow".
 """
@@ -27,8 +28,15 @@ OPTIONS = {
     "scm": {"warmup": 500, "times_options": {"mean": -0.3, "std": 1.4}},
     "scm_distillation": {"warmup": 500, "guidance_scale": 3.0, "times_options": {"mean": -0.3, "std": 1.4}},
     "latent_consistency": {"intervals": 50, "least_scale": 1.0, "most_scale": 5.0, "target": "average"},
-    "progressive": {"student_steps": 8, "guidance_scale": 3.0},
+    "progressive": {"student_steps": 8, "guidance_scale": 4.0},
+    "progressive_4": {"student_steps": 4, "guidance_scale": 1.0},  # the teacher is led already
+    "progressive_2": {"student_steps": 2, "guidance_scale": 1.0},
+    "progressive_1": {"student_steps": 1, "guidance_scale": 1.0},
     "reflow": {"teacher_steps": 16, "guidance_scale": 3.0},
+}  # fmt: skip
+TEACHERS = {
+    "progressive_4": "runs/shapes_progressive", "progressive_2": "runs/shapes_progressive_4",
+    "progressive_1": "runs/shapes_progressive_2",
 }  # fmt: skip
 SAMPLERS = {"mean_flow": "flow_map", "shortcut": "flow_map", "progressive": "ddim", "reflow": "euler"}
 STUDENTS = ("consistency_distillation", "scm_distillation", "latent_consistency", "progressive", "reflow")
@@ -38,18 +46,21 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
     if objective not in OPTIONS:
         raise ValueError(f"shapes_few_steps:{objective}: after the colon comes one of {', '.join(OPTIONS)}")
     config = shapes.get_config()
-    config.name = f"shapes_{objective}"
+    config.name, asked = f"shapes_{objective}", objective
+    objective = "progressive" if asked.startswith("progressive") else asked
     config.stages = ("latents", "diffusion", "evaluation")
     config.first_stage.path = "runs/shapes"
     config.network.second_time = objective in ("mean_flow", "shortcut")
     config.diffusion.objective = objective
-    config.diffusion.options = ConfigDict(OPTIONS[objective])
-    if "times_options" in OPTIONS[objective]:
+    config.diffusion.options = ConfigDict(OPTIONS[asked])
+    if "times_options" in OPTIONS[asked]:
         config.diffusion.time_sampling = "log_normal"
     if objective in ("latent_consistency", "progressive"):
         config.diffusion.time_sampling = "uniform"  # over its steps
     if objective == "progressive":
         config.diffusion.weighting = "truncated_snr"
+        config.diffusion_train.steps = 500
+        config.diffusion_train.learning_rate = 2e-3
     if objective == "reflow":
         config.diffusion.schedule = "flow"
         config.diffusion.prediction = "flow"
@@ -58,9 +69,9 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
         # 2024, section 4.1). With start_from: the one of that model, 1000.
         config.diffusion.time_scale = 4.0
     if objective in STUDENTS:
-        config.diffusion_train.start_from = "runs/shapes"
+        config.diffusion_train.start_from = TEACHERS.get(asked, "runs/shapes")
     config.sampling.sampler = SAMPLERS.get(objective, "consistency")
-    config.sampling.steps = 8 if objective == "progressive" else 4
+    config.sampling.steps = OPTIONS[asked].get("student_steps", 4)
     config.sampling.guidance_scale = 1.0  # what the training led by is in the network
     if objective == "latent_consistency":
         config.network.guidance_dim = 64

@@ -29,12 +29,25 @@ def test_small_configs_build(name):
 
 def test_every_objective_of_few_steps_has_its_config():
     module = importlib.import_module("configs.shapes_few_steps")
-    assert set(module.OPTIONS) == set(OBJECTIVES)
+    assert set(module.OPTIONS) - set(module.TEACHERS) == set(OBJECTIVES)
     for name, kind in OBJECTIVES.items():
         config = module.get_config(name)
         assert config.sampling.sampler == kind.sampler and config.network.second_time == kind.second_time
         assert bool(config.diffusion_train.start_from) == kind.teacher
         build.check(config.to_dict())
+
+
+def test_every_round_of_progressive_distillation_halves_the_steps_of_the_one_before():
+    module = importlib.import_module("configs.shapes_few_steps")
+    for name, teacher in module.TEACHERS.items():
+        config, before = module.get_config(name), module.get_config(teacher.removeprefix("runs/shapes_"))
+        assert f"runs/{before.name}" == config.diffusion_train.start_from == teacher
+        assert 2 * config.sampling.steps == before.sampling.steps == before.diffusion.options.student_steps
+        assert config.diffusion.options.student_steps == config.sampling.steps
+        assert config.sampling.guidance_scale == config.diffusion.options.guidance_scale == 1  # led in the first round
+        build.check(config.to_dict())
+    first = module.get_config("progressive").diffusion.options
+    assert first.guidance_scale == module.shapes.get_config().sampling.guidance_scale
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -25,6 +25,7 @@ from ldm_jax.data import tfds_source
 from ldm_jax.data.source import Info
 from ldm_jax.experiment import STAGES, diffusion, evaluation, evaluators, first_stage, latents, pictures, stage, starting
 from ldm_jax.experiment.evaluators import loss, prompts
+from ldm_jax.first_stage import Parts
 from ldm_jax.training import metrics, sharding
 from ldm_jax.training.judge import Judge
 from ldm_jax.training.program import Program
@@ -85,11 +86,14 @@ WITH = {
     "first_stage_loss.perceptual_linear_path": LPIPS | {"first_stage_loss.perceptual_path": "pyproject.toml"},
     "first_stage_loss.perceptual_widths": LPIPS,
     "first_stage_loss.alignment_weight": LPIPS,
-    "first_stage_loss.disc_weight": GAN,
+    "first_stage_loss.disc_weight": {"first_stage_loss.disc_ndf": 4},
     **{f"first_stage_loss.disc_{name}": GAN for name in ("adaptive", "factor", "start", "loss", "ndf", "layers", "actnorm")},
     **{f"first_stage_loss.{name}": GAN for name in ("disc_learning_rate", "r1_weight", "lecam_weight", "alternate")},
     "first_stage.unit_codes": VQ,
-    "first_stage.fsq_levels": {"first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.embed_dim": 2},
+    "first_stage.fsq_levels": {
+        "first_stage.kind": "vq", "first_stage.double_z": False, "first_stage.embed_dim": 2, "first_stage.fsq_levels": (3, 3),
+        "network.in_channels": 2, "network.out_channels": 2,
+    },
     **{f"first_stage_loss.{name}": VQ for name in ("codebook", "codebook_weight", "codebook_kmeans", "beta", "legacy_beta")},
     **{f"first_stage_loss.codebook_{name}": EMA for name in ("decay", "restart")},
     "latents.scale": {"latents.standardise": False},
@@ -97,7 +101,8 @@ WITH = {
     "diffusion_train.post_hoc": AVERAGES,
     "checkpoint.snapshots": AVERAGES,
     "data.crop": {"latents.cache": False},
-    "network.num_heads": {"network.num_head_channels": -1},
+    "network.num_heads": {"network.num_head_channels": -1, "network.num_heads": 1},
+    "network.resblock_updown": {"network.channel_mult": (1, 1)},
     "evaluation.features": {"evaluation.num": 8},
     "evaluation.probe_steps": {"evaluation.num": 8, "evaluation.features": "classifier"},
     "mesh.data": {"mesh.fsdp": 2},
@@ -370,13 +375,14 @@ def told(config, folder):
         tell(first_stage, "load_perceptual", lambda section: {}, of=lambda told: [
             told["section"]["perceptual_path"], told["section"]["perceptual_linear_path"]])  # fmt: skip
         tell(first_stage, "read_inception", lambda path: None)
+        tell(Parts, "prepare", lambda *_: lambda params, images, key: params, of=lambda told: [told["weights"], told["terms"]])
         tell(latents.latents, "measure", found)
         tell(latents, "draw", lambda encoded, key, rows: jnp.zeros((len(rows), 1)))
         tell(latents, "write_json", of=lambda told: told["value"])
         for module in (loss, pictures):
             tell(module, "Spread", of=lambda told: {**told, "source": None})
         tell(latents, "latent_cache", lambda *_, **__: sized)
-        tell(starting, "pretrained", lambda config, params: params, of=lambda told: [
+        tell(starting, "pretrained", lambda config, params, words: params, of=lambda told: [
             told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
         tell(build.diffusion.diffusion, "make_recipe")
         tell(pictures, "_drawn", drawn, of=lambda told: told["num"])

@@ -453,3 +453,8 @@ def test_a_first_stage_that_is_not_there_is_named_before_anything_is_written(tmp
     with pytest.raises(SystemExit, match="config.first_stage.path='runs/gone' does not exist"):
         train_command(["train.py", "--config.first_stage.path=runs/gone"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_stage_gives_as_many_channels_as_it_takes():
+    with pytest.raises(ValueError, match="config.first_stage.out_ch=6: must be 3, config.first_stage.in_channels"):
+        build.check(config_of(first_stage__out_ch=6))
