@@ -18,11 +18,11 @@ FRONT = ("load", "save", "LatentDiffusion", "Autoencoder", "load_lora", "apply_l
 # Files of the repository's root -> pages of the site.
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 NOTEBOOK = ("notebooks/tour.ipynb", "tour.md")
-# Title -> modules, the first of which names the page.
+# Title -> modules and classes; the shortest name is the page's.
 REFERENCE = {
     "Load, save, draw": ("ldm_jax", "api.sampling.Options", "api.specification.Specification"),
     "Diffusion": ("diffusion", "diffusion.recipe"),
-    "Samplers": ("diffusion.samplers", "diffusion.samplers.protocol"),
+    "Samplers": ("diffusion.samplers.protocol", "diffusion.samplers"),
     "Schedules": ("diffusion.schedules",),
     "Grids": ("diffusion.grids",),
     "Denoisers": ("diffusion.denoiser",),
@@ -50,7 +50,7 @@ REFERENCE = {
 
 def page_of(modules: tuple[str, ...]) -> str:
     """Where a page of the reference is."""
-    return f"reference/{modules[0]}.md"
+    return f"reference/{min(modules, key=len)}.md"
 
 
 def on_config(config):
