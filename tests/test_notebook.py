@@ -39,7 +39,7 @@ def test_what_is_stored_came_from_one_run_and_names_no_machine():
 def model():
     """Pictures of 16 x 16, prompts in the words of `shapes`."""
     plain = shapes.Mix(fills=(1, 0, 0))
-    captions = [caption for seed in (1, 3) for caption, _ in shapes.prompts(128, seed=seed, mix=plain)]
+    captions = [caption for seed in (1, 3) for caption, _ in shapes.prompts(512, seed=seed, mix=plain)]
     tokenizer = train_tokenizer([*captions, "a red circle", "a blue star", "a green square", "a yellow triangle"])
     path = Path(tempfile.mkdtemp()) / "tokenizer.json"
     tokenizer.save(path)
@@ -76,6 +76,7 @@ def test_it_runs_from_top_to_bottom(monkeypatch, tmp_path):
     assert after < before
     assert "pictures on each device: [2, 2, 2, 2]" in said
     assert float(re.search(r"from one device: (\S+)", said)[1]) < 1e-2
+    assert float(re.search(r"from dpmpp_2m: (\S+)", said)[1]) < 1e-2
     assert np.isfinite([float(number) for number in re.findall(r"([-\d.]+) dB", said)]).all()
 
 

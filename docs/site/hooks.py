@@ -118,7 +118,8 @@ def reference() -> dict[str, str]:
             elsewhere = []
             for name, path in shown[module].items():
                 if owners[path] == module:
-                    parts += [f"::: {path}\n", options(heading_level=3)]
+                    renamed = path if path.endswith(f".{name}") else f"{PACKAGE}.{module}.{name}"
+                    parts += [f"::: {renamed}\n", options(heading_level=3)]
                 else:
                     elsewhere.append(f"[`{name}`][{path}]")
             if elsewhere:
