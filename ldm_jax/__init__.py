@@ -4,10 +4,12 @@
     cond = ldm.embed(ldm.params, ["a red circle"] * 4)
     images = ldm.sample(ldm.params, jax.random.key(0), cond, sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
 
-load(path)          of a working directory, a diffusers folder, a CompVis checkpoint or "hf:owner/name" -> LatentDiffusion
-save(ldm, path)     writes what diffusers reads, or, with format="compvis", CompVis's programs
-LatentDiffusion     sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama; embed,
-                    encode, decode, apply, denoiser
+    load(path)          of a working directory, a diffusers folder, a CompVis checkpoint or "hf:owner/name" -> LatentDiffusion
+    save(ldm, path)     writes what diffusers reads, or, with format="compvis", CompVis's programs
+    LatentDiffusion     sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama;
+                        embed, encode, decode, apply, denoiser
+    Autoencoder         what `load` gives for a first stage alone
+    load_lora(workdir)  the low-rank change that a training has learnt; apply_lora(params, factors, scale) puts it on
 
 Rooms that can be used alone: diffusion (schedules, samplers, guidance, objectives), models (the networks), training, data,
 weights (the world's checkpoints), evaluation. Commands: ldm-train, ldm-sample, ldm-eval, ldm-weights.

@@ -38,6 +38,10 @@ def test_every_python_block_runs(path, monkeypatch):
     names |= {"low": np.zeros((1, 4, 4, 3), np.float32), "images": np.zeros((1, 8, 8, 3), np.float32)}
     for block in blocks(path):
         exec(compile(block, path.name, "exec"), names)
+    if "mine" in names:
+        ldm, cond = names["ldm"], names["cond"]
+        again = ldm.sample(ldm.params, jax.random.key(0), cond, sampler="dpmpp_2m", steps=20)
+        np.testing.assert_allclose(names["images"], again, atol=1e-3)
     if "euler_noisy" in names:
         drawn = diffusion.sample(
             lambda x, level: diffusion.Prediction(x * 0, x), names["euler_noisy"](), np.ones((2, 3), np.float32),

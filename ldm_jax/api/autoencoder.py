@@ -26,19 +26,20 @@ class Autoencoder:
         return self.specification.first_stage
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
+        """Images float [B, H, W, 3] in [-1, 1] -> scaled latents float32 [B, h, w, C]: the posterior's mean, or a draw from it
+        if there is a key. ValueError unless sides are multiples of `first_stage.factor`."""
         return self.specification.encode(params, images, key)
 
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
-        """Scaled latents -> images (not clipped)."""
+        """Scaled latents [B, h, w, C] -> images [B, H, W, 3], not clipped."""
         return self.specification.decode(params, z)
 
     def reconstruct(self, params: PyTree, images: jax.Array) -> jax.Array:
-        """Images through both, in [-1, 1]."""
+        """Images [B, H, W, 3] through both, clipped to [-1, 1]."""
         return jnp.clip(self.decode(params, self.encode(params, images)), -1.0, 1.0)
 
     def describe(self) -> str:
-        """What it is."""
+        """What it is, in two lines."""
         section, stage = self.specification.config["first_stage"], self.first_stage
         return (
             f"{self.specification.config['name']}: a first stage ({section['kind']}), latents {stage.factor} times smaller "

@@ -125,8 +125,9 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     sample with is not kept. Latents that are standardised by channel become those of the first stage itself, whose outermost
     linear layers take the scales; so does a shift, which diffusers' pipelines ignore.
 
-    Raises ValueError if there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
-    pipeline of diffusers draws with which kind of model.
+    Raises:
+      ValueError: there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
+        pipeline of diffusers draws with which kind of model.
     """
     path, medium = of_this_machine(path, "save"), ldm.specification.config.get("data", {}).get("medium", "image")
     if medium != "image":
@@ -194,7 +195,12 @@ def adapted(config: Mapping[str, Any], params: PyTree) -> PyTree:
 
 def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
     """The factors that a working directory with config.diffusion_train.lora has learnt, averaged, for `apply_lora` with scale 1
-    and for `LatentDiffusion.save_lora`: {"network": ...}. `which` as for `load`. ValueError if it learnt none."""
+    and for `LatentDiffusion.save_lora`: {"network": ...}, float32. `which` as for `load`.
+
+    Raises:
+      FileNotFoundError: no such working directory, or nothing trained in it yet.
+      ValueError: it learnt none.
+    """
     workdir = existing(workdir)
     config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
     lora = build.make_lora(config)

@@ -38,10 +38,16 @@ def _method(function: Callable) -> Callable:
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentDiffusion:
     """A model as functions; `params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument, so that
-    jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents are scaled to unit variance.
+    jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents [B, h, w, C] are scaled to unit variance.
+    Films, volumes and sounds have as many axes of space as they have.
 
     sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions of
-    `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
+    `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options` (sampler, steps, grid,
+    guidance_scale, negative, tile, ...), and end in a ValueError for what can't work, before anything compiles.
+
+    Attributes:
+      specification: all of the model but its arrays; what is compiled in.
+      params: the arrays. Others of the same shapes (a training's, a LoRA's) compile nothing.
     """
 
     specification: Specification
@@ -54,12 +60,12 @@ class LatentDiffusion:
 
     @property
     def condition(self) -> Condition:
-        """How it is told what to draw."""
+        """How it is told what to draw: its `kind`, and what it `takes` in words."""
         return self.specification.condition
 
     @property
     def schedule(self) -> diffusion.Schedule:
-        """t -> Level(t, alpha, sigma)."""
+        """t -> Level(t, alpha, sigma); see `diffusion.Schedule`."""
         return self.specification.recipe().schedule
 
     @property
@@ -69,7 +75,7 @@ class LatentDiffusion:
 
     @property
     def abilities(self) -> tuple[str, ...]:
-        """Names of the methods that make pictures with this model."""
+        """Names of the methods that make pictures with this model; the others raise ValueError."""
         among = build.make_medium(self.config).abilities
         return tuple(name for name in self.condition.abilities if among is None or name in among)
 
@@ -98,7 +104,15 @@ class LatentDiffusion:
         )
 
     def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
-        """What a user gave, one entry a picture -> cond for `apply` and `sample`; see `Specification.embed`."""
+        """What a user gave, a list with one entry a picture -> cond for `apply` and `sample`, a dict of arrays [B, ...].
+
+        Entries are prompts, in which "(word:1.3)" weighs a part; names or numbers of classes; else what `describe` says. Arrays
+        (tokens int32 [B, L], labels int32 [B]) and dicts of arrays are taken as they are, as the conditioner's inputs.
+
+        Raises:
+          ValueError: a bare string, an empty list, an unknown class or word, a prompt too long, or any value for an
+            unconditional model.
+        """
         return self.specification.embed(params, values)
 
     def null(self, params: PyTree, batch: int, size: tuple[int, ...] | None = None) -> PyTree:
@@ -107,11 +121,12 @@ class LatentDiffusion:
         return self.specification.null(params, batch, size)
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
+        """Images float [B, H, W, 3] in [-1, 1] -> scaled latents float32 [B, h, w, C]: the posterior's mean, or a draw from it
+        if there is a key. ValueError unless sides are multiples of `first_stage.factor`."""
         return self.specification.encode(params, images, key)
 
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
-        """Scaled latents -> images (not clipped)."""
+        """Scaled latents [B, h, w, C] -> images [B, H, W, 3], in [-1, 1] up to what the decoder overshoots: not clipped."""
         return self.specification.decode(params, z)
 
     def apply(
@@ -137,11 +152,13 @@ class LatentDiffusion:
         return self.specification.denoiser(params, cond, guidance_scale, negative)
 
     def noise(self, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
-        """The unit noise [num, h, w, C] that `sample` starts from with this key."""
+        """The unit noise [num, h, w, C] that `sample` starts from with this key, for pictures of `size` pixels, by default the
+        training size."""
         return drawing.unit_noise(self.specification, key, num, size)
 
     def read_lora(self, path: Any) -> PyTree:
-        """The factors in a LoRA file or folder; see `adapters.read_lora`."""
+        """The factors in a LoRA file or folder (peft, diffusers, kohya), float32, for `apply_lora` and `with_lora`:
+        {"network": ..., "conditioner": ...}. ValueError if the file is no LoRA, or one for another model."""
         return adapters.read_lora(self.specification, path)
 
     def with_lora(self, lora: Any, scale: Any = 1.0) -> "LatentDiffusion":
@@ -150,17 +167,20 @@ class LatentDiffusion:
         return dataclasses.replace(self, params=adapters.with_lora(self.specification, self.params, lora, scale))
 
     def with_control(self, path: Any) -> "LatentDiffusion":
-        """This model with a ControlNet, of a diffusers folder or a single file; see `control.with_control`."""
+        """This model with a ControlNet, of a diffusers folder or a single file, whose parameters are the part "control".
+        ValueError if it is for another network."""
         return LatentDiffusion(*control.with_control(self.specification, self.params, path))
 
     def with_embedding(self, path: Any, token: str | None = None) -> "LatentDiffusion":
-        """This model with a further word, of a file of textual inversion; see `embeddings.with_embedding`."""
+        """This model with a further word, of a file of textual inversion: the one that the file names, or `token`. ValueError
+        for a model that is not told prompts through CLIP, or with a table of another width."""
         return LatentDiffusion(*embeddings.with_embedding(self.specification, self.params, path, token))
 
     control = _method(control.control)
 
     def save_lora(self, lora: PyTree, path: Any) -> None:
-        """Writes factors as diffusers reads them; see `adapters.save_lora`."""
+        """Writes factors as diffusers' `load_lora_weights` takes them: a folder, or a file that ends with .safetensors.
+        ValueError if it exists."""
         adapters.save_lora(self.specification, lora, path)
 
     sample = _method(drawing.sample)

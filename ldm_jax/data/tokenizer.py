@@ -8,7 +8,7 @@ A sequence is
 
     [BOS] word word ... [EOS] [PAD] [PAD] ...          ([CLS] and [SEP] for WordPiece)
 
-of fixed length. The empty string, [BOS] [EOS] [PAD] ..., is the null prompt of classifier-free guidance.
+of fixed length. The empty string, `[BOS] [EOS] [PAD] ...`, is the null prompt of classifier-free guidance.
 """
 
 import difflib

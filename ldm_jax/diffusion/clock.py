@@ -18,7 +18,7 @@ from ldm_jax.diffusion.schedules import Cosine, Discrete, RectifiedFlow, Schedul
 
 @dataclass(frozen=True)
 class Clock:
-    """tau of a level, and the level at a tau."""
+    """tau of a level, and the level at a tau: sigma of a rectified flow, in [0, 1], else the angle arctan(sigma / alpha)."""
 
     schedule: Schedule
 
@@ -52,7 +52,7 @@ class Clock:
 
 
 def has_clock(schedule: Schedule, prediction: Any) -> bool:
-    """Whether this prediction is the velocity of this process."""
+    """Whether this prediction is the velocity of this process: "flow" of a rectified flow, "v" of a variance-preserving one."""
     kinds = {"flow": RectifiedFlow, "v": (Cosine, Discrete)}
     return isinstance(prediction, str) and prediction in kinds and isinstance(schedule, kinds[prediction])
 

@@ -37,12 +37,13 @@ def make_denoiser(network: Network, prediction: PredictionType, input_scale: Cal
 
 
 def edm_input_scale(sigma_data: float = 0.5) -> Callable[[Level], Any]:
-    """c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)."""
+    """c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) of a level (Karras et al. 2022, table 1); `sigma_data` is the data's
+    standard deviation, above 0."""
     return lambda level: 1 / edm_scale(level, sigma_data)
 
 
 def from_x0(x: jax.Array, x0: jax.Array, level: Level) -> Prediction:
-    """The prediction with this x0 that still explains x."""
+    """The prediction with this x0, shaped like x, whose eps still explains x = alpha x0 + sigma eps; eps is 0 at sigma 0."""
     sigma = expand(level.sigma, x)
     return Prediction(x0, (x - expand(level.alpha, x) * x0) / jnp.where(sigma == 0, jnp.inf, sigma))
 
@@ -60,7 +61,7 @@ def map_x0(denoise: Denoiser, change: Callable[[jax.Array], jax.Array], keep_eps
 
 
 def clip(limit: float = 1.0) -> Callable[[jax.Array], jax.Array]:
-    """Static thresholding: x0 within [-limit, limit]."""
+    """Static thresholding for `map_x0`: x0 within [-limit, limit]. For pixels in [-1, 1]; latents have no such bound."""
     return lambda x0: jnp.clip(x0, -limit, limit)
 
 

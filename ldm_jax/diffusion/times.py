@@ -123,5 +123,5 @@ TIMES: dict[str, Callable[..., Times]] = {
 
 
 def make_times(name: str, **options: Any) -> Times:
-    """The time sampler called `name` in `TIMES`."""
+    """The time sampler called `name` in `TIMES`, with its own options. ValueError for a name that is not there."""
     return choose(TIMES, name, "times")(**options)

@@ -43,7 +43,7 @@ def moments(features: np.ndarray, least: int = 2) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together (Chan et al. 1979)."""
+    """The moments of both sets of features together (Chan et al. 1979); features [N, D] of the same D."""
     count, step = a.count + b.count, b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(step, step) * (a.count * b.count / count)
     return Moments(count, a.mean + step * (b.count / count), scatter)

@@ -26,5 +26,5 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
-    """The share of pixels that were called right."""
+    """The share of pixels that were called right, in [0, 1], of a `confusion_matrix`; nan where none was counted."""
     return float(np.trace(confusion) / confusion.sum())

@@ -19,7 +19,15 @@ def apply_lora(params: PyTree, factors: PyTree, scale: float | jax.Array = 1.0) 
     """`params` with scale down up added to each kernel that `factors` has, in float32 and then the kernel's own type; the
     others are shared. Pure, and differentiable in both; `scale` may be traced, and several adaptations are applied in turn.
 
-    ValueError for factors of kernels that are not there, or of another shape."""
+    Args:
+      params: a model's, or any tree of dicts.
+      factors: a tree with {"down": [..., in, rank], "up": [rank, out]} at the places of kernels [..., in, out], as
+        `LatentDiffusion.read_lora` and `load_lora` give it.
+      scale: 0 leaves the parameters as they are, 1 is the whole adaptation.
+
+    Raises:
+      ValueError: factors of kernels that are not there, or of another shape.
+    """
     return _apply(params, factors, scale, "")
 
 

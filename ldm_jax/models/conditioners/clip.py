@@ -105,7 +105,7 @@ class CLIPVision(nn.Module):
 
 
 def clip_normalize(images: jax.Array) -> jax.Array:
-    """Images in [-1, 1] -> what CLIP's image tower expects."""
+    """Images [B, H, W, 3] in [-1, 1] -> what CLIP's image tower expects: from [0, 1], less its mean, over its deviation."""
     return ((images + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
