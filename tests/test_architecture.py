@@ -49,9 +49,10 @@ FILES = {
     "plan": {"api", "build", "models", "training"},
     # what is there, from `data`; what a step costs here, by the training step itself
     "own_data": {"build", "data", "training"},
+    "drawing": {"api", "build", "conditioning", "data", "diffusion", "pictures"},
     # of training: how processes find one another, and which checkpoints there are
     "cli": {
-        "api", "build", "conditioning", "data", "diffusion", "experiment", "own_data", "pictures", "plan", "probes",
+        "api", "build", "conditioning", "data", "diffusion", "drawing", "experiment", "own_data", "pictures", "plan", "probes",
         "retrieval", "scoring", "training", "weights", "workdir",
     },
 }

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax import media
-from ldm_jax.cli import sample
-from ldm_jax.cli.sample import choose_mode, draw
+from ldm_jax.drawing import modes as sample
+from ldm_jax.drawing.modes import choose_mode, draw
 from ldm_jax.models import init_lora
 from ldm_jax.pictures import save_film, save_pictures
 from ldm_jax.retrieval import query

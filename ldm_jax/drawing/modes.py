@@ -1,4 +1,4 @@
-"""What sample.py does: from its flags to pictures. Which of a model's methods is meant, and with what.
+"""What the flags of sample.py mean: which of a model's methods, with what, and its pictures.
 
     drawn = draw(ldm, {"image": ["photo.png"], "mask": "hole.png", "prompt": ["a red circle"]})
 
