@@ -40,8 +40,8 @@ class LatentDiffusion:
     """A model as functions; `params` is a plain dict {"first_stage", "network", "conditioner"} and always an argument, so that
     jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents are scaled to unit variance.
 
-    sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions of
-    `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
+    sample, trajectory, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions
+    of `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options`.
     """
 
     specification: Specification
@@ -164,6 +164,7 @@ class LatentDiffusion:
         adapters.save_lora(self.specification, lora, path)
 
     sample = _method(drawing.sample)
+    trajectory = _method(drawing.trajectory)
     panorama = _method(drawing.panorama)
     upscale = _method(drawing.upscale)
     image_to_image = _method(editing.image_to_image)
