@@ -229,7 +229,7 @@ def test_every_control(browser, server, tmp_path):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.9, steps=4)
     page.mouse.up()
-    page.wait_for_selector(".canvas polyline")
+    page.wait_for_selector(".canvas polyline", state="attached")  # an upright line has no width, which counts as hidden
     painted = visitor.draw("inpaint")
     mask = np.asarray(Image.open(visitor.download(".download-mask", tmp_path)))[..., 0] == 255
     assert mask[1:7, 6].all() and not mask[:, :4].any()
