@@ -4,6 +4,7 @@
     JPEG, WebP  EXIF: "parameters" as UserComment, where other tools look for it, "ldm_jax" as ImageDescription
 """
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,19 @@ def save_pictures(
 
 def save_picture(path: Path, picture: np.ndarray, texts: Mapping[str, str]) -> None:
     """A uint8 [H, W, 3] picture as a file whose suffix is one of `FORMATS`, with these texts."""
-    kind, options = FORMATS[path.suffix[1:]]
+    path.write_bytes(encoded(picture, texts, path.suffix[1:]))
+
+
+def encoded(picture: np.ndarray, texts: Mapping[str, str], suffix: str = "png") -> bytes:
+    """The bytes of that file."""
+    kind, options = FORMATS[suffix]
     if kind == "PNG":
         options = {"pnginfo": png_info(texts)} if texts else {}
     elif texts:
         options = {**options, "exif": exif(texts)}
-    Image.fromarray(picture).save(path, kind, **options)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **options)
+    return file.getvalue()
 
 
 def png_info(texts: Mapping[str, str]) -> PngInfo:
@@ -125,8 +133,19 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:
     """The pictures one after the other, there and back, as folder/film.gif."""
-    frames = [Image.fromarray(picture) for picture in to_uint8(images)]
-    there_and_back = [*frames, *frames[-2:0:-1]]
     path = folder / "film.gif"
-    there_and_back[0].save(path, save_all=True, append_images=there_and_back[1:], duration=milliseconds, loop=0)
+    path.write_bytes(encoded_film(images, milliseconds))
     return path
+
+
+def encoded_film(images: np.ndarray, milliseconds: int = 120, back: bool = True, hold: int = 0) -> bytes:
+    """A GIF of the pictures [N, H, W, 3] in [-1, 1] one after the other, endlessly; `back`: and back again; `hold`: so many
+    milliseconds more for the last one."""
+    frames = [Image.fromarray(picture) for picture in to_uint8(images)]
+    durations = [milliseconds] * len(frames)
+    durations[-1] += hold
+    if back:
+        frames, durations = [*frames, *frames[-2:0:-1]], [*durations, *durations[-2:0:-1]]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return file.getvalue()

@@ -49,10 +49,12 @@ FILES = {
     "plan": {"api", "build", "models", "training"},
     # what is there, from `data`; what a step costs here, by the training step itself
     "own_data": {"build", "data", "training"},
+    "drawing": {"api", "build", "conditioning", "data", "diffusion", "pictures"},
+    "app": {"api", "build", "data", "diffusion", "drawing", "pictures", "scoring", "training"},
     # of training: how processes find one another, and which checkpoints there are
     "cli": {
-        "api", "build", "conditioning", "data", "diffusion", "experiment", "own_data", "pictures", "plan", "probes",
-        "retrieval", "scoring", "training", "weights", "workdir",
+        "api", "app", "build", "conditioning", "data", "diffusion", "drawing", "experiment", "own_data", "pictures", "plan",
+        "probes", "retrieval", "scoring", "training", "weights", "workdir",
     },
 }
 # python -m ldm_jax.ROOM: a command, which belongs to `cli`.

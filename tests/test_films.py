@@ -19,7 +19,7 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import build, media
 from ldm_jax.api import Specification
-from ldm_jax.cli.sample import draw
+from ldm_jax.drawing.modes import draw
 from ldm_jax.media.film import strips
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged

@@ -15,8 +15,8 @@ import pytest
 
 import ldm_jax
 from ldm_jax import experiment
-from ldm_jax.cli.sample import draw
 from ldm_jax.data.sentences import KINDS, Sentences
+from ldm_jax.drawing.modes import draw
 from ldm_jax.training.checkpoint import load_averaged
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax import experiment
-from ldm_jax.cli.sample import draw
+from ldm_jax.drawing.modes import draw
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import best_in, load_averaged, load_part
 

@@ -11,7 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.api.sampling import canvas, check_cond, count, keys_of, make_options, prepare, program, run, start
+from ldm_jax import diffusion
+from ldm_jax.api.sampling import (
+    canvas,
+    check_cond,
+    count,
+    decode,
+    denoiser,
+    keys_of,
+    make_options,
+    prepare,
+    program,
+    run,
+    start,
+)
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
 
@@ -56,6 +69,36 @@ def sample(
 def _sample(spec, plan, params, key, guidance, noise):
     starts, steps = keys_of(key, plan.shape[0])
     return run(spec, plan, params, guidance, start(plan, starts if noise is None else noise), steps)
+
+
+def trajectory(
+    spec: Specification,
+    params: PyTree,
+    key: jax.Array,
+    cond: PyTree = None,
+    *,
+    num: int | None = None,
+    size: tuple[int, ...] | None = None,
+    **options: Any,
+) -> jax.Array:
+    """What `sample` goes through with this key: its start noise and the latents after each step, decoded, images
+    [steps + 1, B, *size, 3] in [-1, 1]. The last ones are `sample`'s; latents on the way are brought to unit variance first.
+    Arguments and errors as of `sample`."""
+    check_cond(spec, cond)
+    num = count(cond, num)
+    plan, guidance = prepare(spec, params, cond, num, size or canvas(spec, cond), make_options(options))
+    return _trajectory(spec, plan, params, key, guidance)
+
+
+@program
+def _trajectory(spec, plan, params, key, guidance):
+    starts, steps = keys_of(key, plan.shape[0])
+    x, denoise = start(plan, starts), denoiser(spec, plan, params, guidance)
+    _, states = diffusion.sample(denoise, plan.sampler, x, plan.grid, steps, record=diffusion.trajectory)
+    # the last latents as they are: what `sample` decodes
+    scales = jnp.append(jnp.float32(diffusion.unit_variance_scale(plan.grid))[:-1], 1.0)
+    states = jnp.concatenate([x[None], states]) / scales.reshape(-1, *(1 for _ in x.shape))
+    return jax.lax.map(lambda z: decode(spec, plan, params, z), states)
 
 
 def unit_noise(spec: Specification, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:

@@ -41,8 +41,8 @@ class LatentDiffusion:
     jit, grad and vmap see it. Images are float32 [B, H, W, 3] in [-1, 1]; latents [B, h, w, C] are scaled to unit variance.
     Films, volumes and sounds have as many axes of space as they have.
 
-    sample, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions of
-    `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options` (sampler, steps, grid,
+    sample, trajectory, image_to_image, inpaint, outpaint, upscale, edit, invert, variation, interpolate, panorama are functions
+    of `ldm_jax.api.drawing` and `ldm_jax.api.editing`; all take `ldm_jax.api.sampling.Options` (sampler, steps, grid,
     guidance_scale, negative, tile, ...), and end in a ValueError for what can't work, before anything compiles.
 
     Attributes:
@@ -184,6 +184,7 @@ class LatentDiffusion:
         adapters.save_lora(self.specification, lora, path)
 
     sample = _method(drawing.sample)
+    trajectory = _method(drawing.trajectory)
     panorama = _method(drawing.panorama)
     upscale = _method(drawing.upscale)
     image_to_image = _method(editing.image_to_image)

@@ -31,6 +31,15 @@ def evaluate() -> None:
         sys.exit(main())
 
 
+def app() -> None:
+    """ldm-app: a page to play with a model."""
+    _begin("ldm-app")
+    with ends_in_one_line():
+        from ldm_jax.cli.app import main
+
+        sys.exit(main())
+
+
 def weights() -> None:
     """ldm-weights: checkpoints inspected and converted."""
     print_anything()

@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags, logging
 
 from ldm_jax import api, build
-from ldm_jax.cli.records import records, repeated, told
-from ldm_jax.cli.sample import all_flags, choose_mode, draw, usage, with_prompts
+from ldm_jax.drawing.modes import all_flags, choose_mode, draw, usage, with_prompts
+from ldm_jax.drawing.records import records, repeated, told
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.console import as_typed, called, with_home

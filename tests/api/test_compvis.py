@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import ldm_jax
 from ldm_jax import build
-from ldm_jax.cli import sample
+from ldm_jax.drawing import modes as sample
 from ldm_jax.retrieval.database import Database
 from tests.weights import cases
 

@@ -11,8 +11,8 @@ import pytest
 import ldm_jax
 from ldm_jax import build
 from ldm_jax.api import Specification
-from ldm_jax.cli import sample
 from ldm_jax.conditioning import KINDS, Condition
+from ldm_jax.drawing import modes as sample
 from tests.tiny import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldm_jax import LatentDiffusion, build
 from ldm_jax.api import Specification
-from ldm_jax.cli import sample
+from ldm_jax.drawing import modes as sample
 from tests import tiny
 
 FACTOR = 2.0

@@ -7,8 +7,8 @@ from PIL import Image
 from ldm_jax import api, build, media
 from ldm_jax.build.check import check
 from ldm_jax.cli import sample_command
-from ldm_jax.cli.sample import draw
 from ldm_jax.data.sound import read_sound, wav_bytes
+from ldm_jax.drawing.modes import draw
 from tests.test_habits import config_of
 from tests.tiny import CONFIG, random_model
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax import media
-from ldm_jax.cli import sample
-from ldm_jax.cli.sample import choose_mode, draw
+from ldm_jax.drawing import modes as sample
+from ldm_jax.drawing.modes import choose_mode, draw
+from ldm_jax.drawing.reading import read_mask
 from ldm_jax.models import init_lora
 from ldm_jax.pictures import save_film, save_pictures
 from ldm_jax.retrieval import query
@@ -142,7 +143,7 @@ def test_images_of_every_sort(tmp_path):
     Image.fromarray(np.zeros((2, 6, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
     assert media.Image({}).read(tmp_path / "turned.png").shape == (6, 2, 3)
     Image.fromarray(rgba).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(sample.read_mask(tmp_path / "mask.png", (2, 2)), [[1, 1], [0, 0]])
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (2, 2)), [[1, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("kind", ["text", "inpaint"])

@@ -1,4 +1,4 @@
-"""What sample.py does: from its flags to pictures. Which of a model's methods is meant, and with what.
+"""What the flags of sample.py mean: which of a model's methods, with what, and its pictures.
 
     drawn = draw(ldm, {"image": ["photo.png"], "mask": "hole.png", "prompt": ["a red circle"]})
 
@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import build
 from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
-from ldm_jax.data.decode import decode_mask
 from ldm_jax.data.text_files import read_text
 from ldm_jax.diffusion.editing import last_steps
+from ldm_jax.drawing.reading import NOTHING, Held, picture, prepared, size_of
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
 
@@ -40,6 +39,7 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "panorama": ("switch", False, "The same, and the right end continues at the left."),
     "variations": ("number", None, "How far from the seed's first picture, in [0, 1]."),
     "interpolate": ("integer", None, "Frames between conditions, noises or two pictures."),
+    "to_seed": ("integer", None, "With --interpolate: the seed whose first picture ends the film."),
     "num": ("integer", 4, "How many pictures for each condition."),
     "seed": ("integer", 0, "The same seed draws the same pictures."),
     "index": ("integer", None, "Of the pictures that the other flags draw, this one alone, from 0."),
@@ -108,7 +108,9 @@ def _mode(needs: str, may: str, usage: str) -> Mode:
 # The first whose needs are met is meant.
 MODES = {
     "upscale": _mode("upscale", "tiled", "--upscale SMALL.png"),
-    "interpolate": _mode("interpolate", "image size tiled", "--interpolate FRAMES, between two conditions, noises or --image"),
+    "interpolate": _mode(
+        "interpolate", "image size tiled to_seed", "--interpolate FRAMES, between two conditions, noises or --image"
+    ),
     "variation": _mode("variations", "size tiled", "--variations 0.2: pictures like the first one of the seed"),
     "inpaint": _mode("image mask", "strength tiled", "--image PHOTO.png --mask MASK.png (white: paint)"),
     "outpaint": _mode("image outpaint", "tiled", "--image PHOTO.png --outpaint TOP,BOTTOM,LEFT,RIGHT"),
@@ -183,6 +185,8 @@ def _check_numbers(flags: Flags) -> None:
     if flags["strength"] is not None:
         last_steps(flags["strength"], 1)
     key_of(flags["seed"])
+    if flags["to_seed"] is not None:
+        key_of(flags["to_seed"])
 
 
 def alone(ldm: LatentDiffusion, flags: Flags, index: int) -> dict[str, Any]:
@@ -202,9 +206,10 @@ def alone(ldm: LatentDiffusion, flags: Flags, index: int) -> dict[str, Any]:
     return flags | {"num": 1}
 
 
-def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
-    """What the flags say; with an index, that picture alone, as it is among the others up to rounding. ValueError or
-    FileNotFoundError for what can't be read or done."""
+def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
+    """What the flags say; with an index, that picture alone, as it is among the others up to rounding. `held`: pictures (and
+    a mask) that are no files: the flags image, mask and upscale may name them. ValueError or FileNotFoundError for what can't
+    be read or done."""
     name, flags = choose_mode(ldm, flags), with_defaults(flags)
     ldm = with_loras(ldm, flags["lora"])
     index = flags["index"]
@@ -217,17 +222,17 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
     if flags["strength"] is not None:
         options["strength"] = flags["strength"]
     if flags["size"]:
-        options["size"] = _size(flags["size"], len(ldm.specification.image_size))
+        options["size"] = size_of(flags["size"], len(ldm.specification.image_size))
     p, num = ldm.params, flags["num"]
     first = key = key_of(flags["seed"])
     if index is not None and name != "interpolate":
         key = jax.random.fold_in(key, index)[None]  # one a picture: see `LatentDiffusion.sample`
     if name == "upscale":
-        low = np.repeat(build.make_medium(ldm.config).read(flags["upscale"])[None], num, 0)
+        low = np.repeat(picture(ldm, flags["upscale"], held)[None], num, 0)
         return Drawn(np.asarray(ldm.upscale(p, key, low, **options)), [flags["upscale"]] * num, num)
     values, words = _conditions(ldm, flags)
     if name == "interpolate":
-        film = _film(ldm, flags, key, values, words, options)
+        film = _film(ldm, flags, key, values, words, options, held)
         return film if index is None else Drawn(film.images[index : index + 1], film.words, 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
     if name == "sample" and len(words) > MOST_AT_ONCE:
@@ -246,7 +251,7 @@ def draw(ldm: LatentDiffusion, flags: Flags) -> Drawn:
             images = images[:, : values[0].shape[0], : values[0].shape[1]]
         return Drawn(np.asarray(images), words, num)
 
-    image, mask, size = _prepared(ldm, flags, name)
+    image, mask, size = prepared(ldm, flags, name, held)
     image = np.repeat(image[None], len(words), 0)
     if name in ("inpaint", "outpaint"):
         # a combination takes its prompts beside the picture, and embeds both together
@@ -298,23 +303,6 @@ def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: di
     return ldm.embed(ldm.params, values) if values else None
 
 
-def _prepared(ldm: LatentDiffusion, flags: Flags, name: str) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
-    """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
-    if len(flags["image"]) != 1:
-        raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
-    medium = build.make_medium(ldm.config)
-    image, mask = medium.read(flags["image"][0]), None
-    if name == "inpaint":
-        mask = medium.laid(read_mask(flags["mask"], image.shape[:2]))
-    if name == "outpaint":
-        top, bottom, left, right = _sides(flags["outpaint"])
-        mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
-        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
-    size = image.shape[:-1]
-    padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
-    return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
-
-
 def _conditions(ldm: LatentDiffusion, flags: Flags) -> tuple[list[Any], list[str]]:
     """What `ldm.embed` takes and its description, an entry a condition; values are empty where there is nothing to embed."""
     if telling_flag(ldm.condition, flags) is None:
@@ -328,50 +316,52 @@ def telling_flag(condition: Condition, flags: Flags) -> str | None:
 
 
 def _film(
-    ldm: LatentDiffusion, flags: Flags, key: jax.Array, values: list[Any], words: list[str], options: dict[str, Any]
+    ldm: LatentDiffusion,
+    flags: Flags,
+    key: jax.Array,
+    values: list[Any],
+    words: list[str],
+    options: dict[str, Any],
+    held: Held,
 ) -> Drawn:
-    """Frames between conditions, between the seed's first two noises, or between two pictures."""
-    p, frames, paths = ldm.params, flags["interpolate"], flags["image"]
+    """Frames between conditions, between two noises (the seed's first two, or the first of two seeds), or between two
+    pictures."""
+    p, frames, paths, other = ldm.params, flags["interpolate"], flags["image"], flags["to_seed"]
     if len(paths) not in (0, 2):
         raise ValueError(f"--interpolate between {len(paths)} pictures: give --image twice, or not at all")
     if paths:
         if flags["sampler"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
             raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
-        images = [build.make_medium(ldm.config).read(path) for path in paths]
+        if other is not None:
+            raise ValueError("--to_seed has no meaning for --interpolate between pictures, whose noise is found")
+        images = [picture(ldm, path, held) for path in paths]
         if images[0].shape != images[1].shape:
             raise ValueError(f"--interpolate between pictures of {images[0].shape[:-1]} and {images[1].shape[:-1]}: one size")
         ends = ldm.embed(p, values * 2 if len(values) == 1 else values) if values else None
         options["noise"] = ldm.invert(p, np.stack(images), ends, steps=flags["steps"], tile=options.get("tile"))
         options |= {"sampler": "ddim", "guidance_scale": 1.0}
     else:
-        options["noise"] = ldm.noise(key, 1 if len(values) > 1 else 2, options.pop("size", None))
+        size = options.pop("size", None)
+        options["noise"] = ldm.noise(key, 1 if len(values) > 1 or other is not None else 2, size)
+        if other is not None:
+            if len(values) > 2:
+                raise ValueError(f"--to_seed with {len(values)} conditions: two seeds go with one condition, or with two")
+            options["noise"] = jax.numpy.concatenate([options["noise"], ldm.noise(key_of(other), 1, size)])
     cond = _embedded(ldm, flags, values, options)
     return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), words, frames, film=True)
 
 
-def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """float32 [H, W], 1 where the mask is drawn (see `decode_mask`). ValueError if it isn't as large as the picture, or paints
-    nothing."""
-    mask = decode_mask(path, str(path))
-    if mask.shape != size:
-        there, wanted = (f"{w} x {h}" for h, w in (mask.shape, size))
-        raise ValueError(f"{path} is {there} pixels and the picture {wanted}: they must be of one size")
-    if not mask.any():
-        raise ValueError(f"{path} is black, or clear, all over: white is what to paint")
-    return mask
-
-
-def _size(text: str, axes: int = 2) -> tuple[int, ...]:
-    """The sides in an array's order, "64x256" or, of films, "8x32x32"."""
-    if not re.fullmatch(r"\d+(x\d+)*", text) or text.count("x") != axes - 1:
-        how = {1: "LENGTH, such as 256", 2: "HEIGHTxWIDTH, such as 64x256", 3: "FRAMESxHEIGHTxWIDTH, such as 8x32x32"}[axes]
-        raise ValueError(f"--size {text!r}: write it {how}")
-    return tuple(map(int, text.split("x")))
-
-
-def _sides(values: Sequence[str]) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right); one number is all four."""
-    values = list(values) * (4 if len(values) == 1 else 1)
-    if len(values) != 4 or not all(value.isdigit() for value in values) or not any(map(int, values)):
-        raise ValueError(f"--outpaint {','.join(values)}: pixels to add, TOP,BOTTOM,LEFT,RIGHT, or one number for all four")
-    return tuple(int(value) for value in values)
+def trajectory(ldm: LatentDiffusion, flags: Flags) -> Drawn:
+    """The way to the first picture that flags of a plain sample draw, from its noise: steps + 1 pictures, see
+    `LatentDiffusion.trajectory`. ValueError for other flags, and as `draw`."""
+    name, flags = choose_mode(ldm, flags), with_defaults(flags)
+    ldm = with_loras(ldm, flags["lora"])
+    values, words = _conditions(ldm, flags)
+    if others := given(flags) - {*ldm.condition.flags, *ldm.condition.companions}:
+        raise ValueError(f"--{min(others)} has no meaning for the way to a picture, which is of a plain sample")
+    if name != "sample" or len(words) > 1:
+        raise ValueError(f"the way to a picture is of a plain sample of one condition, not of {len(words)} by {name}")
+    options = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    cond = _embedded(ldm, flags, values, options)
+    frames = ldm.trajectory(ldm.params, key_of(flags["seed"]), cond, num=1, **options)
+    return Drawn(np.asarray(frames[:, 0]), words, len(frames), film=True)

@@ -21,7 +21,7 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax.api import LatentDiffusion
-from ldm_jax.cli.sample import EMPTY, Drawn, Flags, all_flags, alone, choose_mode, telling_flag, with_defaults
+from ldm_jax.drawing.modes import EMPTY, Drawn, Flags, all_flags, alone, choose_mode, telling_flag, with_defaults
 from ldm_jax.pictures import FORMATS, described
 
 CHUNK = "ldm_jax"

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import ldm_jax
-from ldm_jax.cli import sample
-from ldm_jax.cli.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
-from ldm_jax.cli.sample import Drawn, alone, choose_mode, draw, with_defaults, with_prompts
 from ldm_jax.cli.sample_command import main as command
+from ldm_jax.drawing import modes as sample
+from ldm_jax.drawing.modes import Drawn, alone, choose_mode, draw, with_defaults, with_prompts
+from ldm_jax.drawing.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
 from ldm_jax.pictures import labelled_grid, png_info, save_pictures
 from ldm_jax.training.metrics import image_grid, to_uint8
 from tests.tiny import model

@@ -1,0 +1,68 @@
+"""What flags name: pictures and masks, from files or held in memory, and sizes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm_jax import build
+from ldm_jax.api import LatentDiffusion
+from ldm_jax.data.decode import decode_mask
+
+# {name: float32 [H, W, 3] in [-1, 1], or [H, W] of a mask}: arrays that stand for files
+Held = Mapping[str, np.ndarray]
+NOTHING: Held = {}
+
+
+def picture(ldm: LatentDiffusion, name: str, held: Held = NOTHING) -> np.ndarray:
+    """What is held by this name, or the file, as the model's medium reads it."""
+    return held[name] if name in held else build.make_medium(ldm.config).read(name)
+
+
+def prepared(
+    ldm: LatentDiffusion, flags: Mapping[str, Any], name: str, held: Held = NOTHING
+) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
+    """The picture and the mask on a canvas that the model takes, and the size of what is wanted of it."""
+    if len(flags["image"]) != 1:
+        raise ValueError(f"--image {len(flags['image'])} times: one, except for --interpolate")
+    medium = build.make_medium(ldm.config)
+    image, mask = picture(ldm, flags["image"][0], held), None
+    if name == "inpaint":
+        mask = medium.laid(read_mask(flags["mask"], image.shape[:2], held))
+    if name == "outpaint":
+        top, bottom, left, right = _sides(flags["outpaint"])
+        mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
+        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
+    size = image.shape[:-1]
+    padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
+    return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
+
+
+def read_mask(path: str | Path, size: tuple[int, int], held: Held = NOTHING) -> np.ndarray:
+    """float32 [H, W], 1 where the mask is drawn (see `decode_mask`). ValueError if it isn't as large as the picture, or paints
+    nothing."""
+    mask = held[path] if path in held else decode_mask(path, str(path))
+    if mask.shape != size:
+        there, wanted = (f"{w} x {h}" for h, w in (mask.shape, size))
+        raise ValueError(f"{path} is {there} pixels and the picture {wanted}: they must be of one size")
+    if not mask.any():
+        raise ValueError(f"{path} is black, or clear, all over: white is what to paint")
+    return mask
+
+
+def size_of(text: str, axes: int = 2) -> tuple[int, ...]:
+    """The sides in an array's order, "64x256" or, of films, "8x32x32"."""
+    if not re.fullmatch(r"\d+(x\d+)*", text) or text.count("x") != axes - 1:
+        how = {1: "LENGTH, such as 256", 2: "HEIGHTxWIDTH, such as 64x256", 3: "FRAMESxHEIGHTxWIDTH, such as 8x32x32"}[axes]
+        raise ValueError(f"--size {text!r}: write it {how}")
+    return tuple(map(int, text.split("x")))
+
+
+def _sides(values: Sequence[str]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right); one number is all four."""
+    values = list(values) * (4 if len(values) == 1 else 1)
+    if len(values) != 4 or not all(value.isdigit() for value in values) or not any(map(int, values)):
+        raise ValueError(f"--outpaint {','.join(values)}: pixels to add, TOP,BOTTOM,LEFT,RIGHT, or one number for all four")
+    return tuple(int(value) for value in values)
