@@ -8,6 +8,7 @@ import numpy as np
 
 from ldm_jax import api, build
 from ldm_jax.data.pipeline import in_memory
+from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import evaluators, starting
 from ldm_jax.experiment.latents import open_cache
 from ldm_jax.experiment.stage import Experiment
@@ -30,10 +31,12 @@ def train_diffusion(experiment: Experiment) -> None:
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (stage.channels,)) for name, value in
         (("scale", scale), ("shift", shift))
     }}  # fmt: skip
-    if adapts := "network" in program.constants:
+    if adapts := build.adapts(config):
         shapes = {name: program.constants[name] for name in ("network", "conditioner")}
         constants |= starting.base(config, shapes, (scale, shift), words)
-    elif condition.frozen:
+    if adapts == "word":  # now, as it says what can't work
+        vectors = starting.word(config, condition, constants["conditioner"], caption_texts(experiment.sources["train"]))
+    if condition.frozen and not adapts:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
     if build.TEACHER in program.constants:
         constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale, words)
@@ -60,6 +63,10 @@ def train_diffusion(experiment: Experiment) -> None:
         return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
+        if adapts == "word":
+            return params | {"word": vectors}
+        if adapts == "control":
+            return params | {"control": starting.control(config, params["control"])}
         return starting.pretrained(config, params, words) if section["start_from"] and not adapts else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)

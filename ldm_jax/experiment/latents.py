@@ -24,7 +24,7 @@ def measure_latents(experiment: Experiment) -> None:
     config, section = experiment.config, experiment.config["latents"]
     path = experiment.workdir / "latents.json"
     stage, params = build.make_first_stage(config), experiment.first_stage_params()
-    adapts = build.make_lora(config)
+    adapts = build.adapts(config)
     if adapts and section["scale"]:
         there = api.scale_of(config["diffusion_train"]["start_from"])
         if not np.allclose(there[0], section["scale"], rtol=1e-3) or not np.allclose(there[1], section["shift"], atol=1e-6):

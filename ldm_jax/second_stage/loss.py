@@ -124,15 +124,13 @@ def make_loss(
     return loss_fn
 
 
-def adapted(loss_fn: LossFn, apply_lora: Callable[[PyTree, PyTree], PyTree]) -> LossFn:
-    """The same loss as a function of a low-rank adaptation of the network, the part "lora" of the parameters: the network is
-    `apply_lora(params["network"], params["lora"])`, and its average follows the adaptation's."""
+def adapted(loss_fn: LossFn, part: str, change: Callable[[PyTree, PyTree], PyTree]) -> LossFn:
+    """The same loss as a function of what is learnt of a frozen model, a part of the parameters: the model is that of `params`
+    with the parts that `change(params, params[part])` gives, and its average follows the learnt part's."""
 
     def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
-        base = params["network"]
-        ema = {"network": apply_lora(base, step.ema["lora"])} if "lora" in step.ema else {}
-        network = apply_lora(base, params["lora"])
-        return loss_fn({**params, "network": network}, batch, key, step._replace(ema=ema))
+        ema = change(params, step.ema[part]) if part in step.ema else {}
+        return loss_fn({**params, **change(params, params[part])}, batch, key, step._replace(ema=ema))
 
     return of
 
