@@ -160,6 +160,7 @@ def get_config() -> ConfigDict:
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
+    config.conditioner.new_words = ()  # that the tokenizer is to know besides, for what a model is to learn later
     config.conditioner.null_probability = 0.1  # how often training drops the condition
 
     config.diffusion = ConfigDict()
@@ -198,6 +199,10 @@ def get_config() -> ConfigDict:
     config.diffusion_train.lora.rank = 0  # above 0: `start_from` stays as it is, and a low-rank change of it is learnt
     config.diffusion_train.lora.alpha = 0.0  # the change is multiplied by alpha / rank; 0: by 1
     config.diffusion_train.lora.targets = ("to_q", "to_k", "to_v", "to_out_0")  # layers that are changed
+    config.diffusion_train.dreambooth = ConfigDict()
+    config.diffusion_train.dreambooth.prior_weight = 0.0  # of the loss of pictures that `start_from` draws of the class
+    config.diffusion_train.dreambooth.class_prompt = ""  # what it is to draw, such as "a dog"
+    config.diffusion_train.dreambooth.class_pictures = 200  # how many, into the working directory, before training
     config.diffusion_train.textual_inversion = ConfigDict()
     config.diffusion_train.textual_inversion.word = ""  # such as "<thing>": `start_from` stays as it is, and learns it
     config.diffusion_train.textual_inversion.initial = ""  # a word that it knows, as which the new one begins

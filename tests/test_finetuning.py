@@ -9,11 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, experiment, weights
+from ldm_jax import build, experiment, models, weights
 from ldm_jax.api.load import adapted
+from ldm_jax.data import control_pictures
+from ldm_jax.data.folder import folder
+from ldm_jax.data.tokenizer import load_tokenizer
+from ldm_jax.data.transform import Transform
 from ldm_jax.experiment import starting
+from ldm_jax.second_stage import with_prior
 from ldm_jax.training.checkpoint import load_averaged, load_part
 from tests import tiny
 from tests.test_habits import config_of
@@ -186,3 +192,213 @@ def test_a_word_from_train_to_file(base, tmp_path, one_device):
     (tmp_path / "none" / "config.json").write_text(json.dumps({"diffusion_train": {}}))
     with pytest.raises(ValueError, match="taught no word"):
         ldm_jax.save_embedding(tmp_path / "none", tmp_path / "other.safetensors")
+
+
+# ControlNets
+
+
+def steering(base, **fields):
+    config = tuning(base, control={"picture": "edges", "hint_channels": [], **fields}, learning_rate=0.01)
+    return config, build.make_condition(config, tokenizer=base.condition.setting.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def steered(base):
+    """A program, what is frozen, and a ControlNet's parameters at first."""
+    program = build.make_diffusion_program(*steering(base), cached=False)
+    fresh = program.init(KEY)["control"]
+    return program, constants_of(base), {"control": models.begun(fresh, base.params["network"])}
+
+
+def shown(condition):
+    """Pictures and what is asked for, fixed."""
+    images = jnp.tanh(jax.random.normal(jax.random.key(4), (8, 8, 8, 3)))
+    hints = np.stack([control_pictures.edges(np.asarray(image)) for image in images])
+    tokens = np.repeat(condition.tokenize("a red circle")[None], 8, 0)
+    return {"image": images, "inputs": condition.from_batch({"tokens": tokens, "conditioning": hints})}
+
+
+def test_a_control_net_begins_as_nothing(base, steered):
+    """At first the U-Net gives what it gives alone, exactly, whatever the picture; its way down is the U-Net's own."""
+    config, condition = steering(base)
+    _, constants, params = steered
+    cond = condition.apply(base.params["conditioner"], shown(condition)["inputs"])
+    assert cond.keys() == {"context", "hint", "hint_scale"} and float(cond["hint"].min()) >= 0
+    network, x, t = build.make_network(config), jax.random.normal(KEY, (8, 4, 4, 4)), jnp.linspace(0.1, 0.9, 8)
+    both = models.Steered(network, build.make_control(config))
+    got = jax.jit(both.apply)({"params": {"network": base.params["network"], **params}}, x, t, cond)
+    alone = jax.jit(network.apply)({"params": base.params["network"]}, x, t, {"context": cond["context"]})
+    np.testing.assert_array_equal(got, alone)
+    for name in ("input_blocks_1_0", "middle_block_1", "time_embed_0"):
+        jax.tree.map(np.testing.assert_array_equal, params["control"][name], base.params["network"][name])
+
+
+def test_only_the_control_net_is_trained_and_its_folder_steers_alike(base, steered, tmp_path):
+    program, constants, params = steered
+    assert shapes(program.constants) == shapes(constants)
+    assert shapes(program.shapes.params) == shapes(params)
+    assert program.shapes.params.keys() == program.shapes.ema.keys() == {"control"}
+    config, condition = steering(base)
+    state, losses = trained(program, params, constants, shown(condition), 20)
+    assert losses[-1] < 0.95 * losses[0]
+    fields = build.control_fields(config, 4, 2)
+    weights.write_control(tmp_path / "control", fields, config["conditioner"], jax.device_get(state.params["control"]))
+    loaded = base.with_control(tmp_path / "control")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params["control"], state.params["control"])
+    assert loaded.specification.control == build.make_control(config)
+    with pytest.raises(ValueError, match="exists already"):
+        weights.write_control(tmp_path / "control", fields, config["conditioner"], state.params["control"])
+
+
+def test_a_prompt_that_is_dropped_leaves_the_picture(base):
+    _, condition = steering(base)
+    inputs = shown(condition)["inputs"]
+    null = condition.dropped(inputs, condition.null)
+    assert null["hint"] is inputs["hint"] and np.array_equal(null["told"], condition.null)
+    told = condition.parse(["a red circle"])  # what a user gives is the prompt; the picture joins its cond
+    assert condition.apply(base.params["conditioner"], told).keys() == {"context"}
+
+
+def test_edges_are_lines_around_what_is_there():
+    image = np.full((16, 16, 3), -1, np.float32)
+    np.testing.assert_array_equal(control_pictures.edges(image), image)
+    image[4:12, 4:12] = 1.0
+    lines = control_pictures.edges(image)[..., 0] > 0
+    inside = np.zeros((16, 16), bool)
+    inside[5:11, 5:11] = True
+    near = np.zeros((16, 16), bool)
+    near[2:14, 2:14] = True
+    assert 24 <= lines.sum() <= 40 and not lines[inside].any() and not lines[~near].any()
+    np.testing.assert_array_equal(control_pictures.grey(image), image)
+    faint = 0.02 * image
+    assert not (control_pictures.edges(faint) > 0).any()
+
+
+def test_pictures_beside_pictures(tmp_path):
+    """conditioning/1.png belongs to 1.jpg, is cut and mirrored with it, and is no picture of its own."""
+    ramp = np.tile(np.arange(8, dtype=np.uint8)[None, :, None] * 30, (8, 1, 3))
+    (tmp_path / "conditioning").mkdir()
+    for i in range(3):
+        Image.fromarray(np.roll(ramp, i, 0)).save(tmp_path / f"{i}.png")
+        Image.fromarray(255 - ramp).save(tmp_path / "conditioning" / f"{i}.bmp")
+    source = folder(tmp_path, "train", ("image", "conditioning"))
+    assert len(source) == 3 and not source.info.left_out
+    transform = Transform(4, "random", flip=True)
+    for seed in range(4):
+        example = transform(source[0], np.random.default_rng(seed))
+        np.testing.assert_allclose(example["conditioning"], -example["image"], atol=1e-6)
+    (tmp_path / "conditioning" / "1.bmp").unlink()
+    with pytest.raises(ValueError, match="2 of 3 rows have a conditioning_file_name; the first without is 1.png"):
+        folder(tmp_path, "train", ("image", "conditioning"))
+
+
+def test_control_nets_that_can_not_be_are_refused_before_anything_is_read():
+    def refused(message, control, **sections):
+        config = config_of()
+        config["diffusion_train"] |= {"start_from": "elsewhere", "control": {"picture": "edges", "hint_channels": []} | control}
+        for name, fields in sections.items():
+            config[name] |= fields
+        with pytest.raises(ValueError, match=message):
+            build.check(config)
+
+    off = {"latents": {"cache": False}}
+    refused("shows pictures, which a cache lacks", {})
+    refused("control.picture='depth'", {"picture": "depth"}, **off)
+    refused("hint_channels=.8, 16.: .* give 3 widths", {"hint_channels": [8, 16]}, **off)
+    refused("steer U-Nets with use_spatial_transformer", {}, **off, network={"kind": "dit"})
+
+
+@pytest.mark.slow
+def test_a_control_net_from_train_to_folder(base, tmp_path, one_device):
+    path = saved(base, tmp_path)
+    fields = {"diffusion_train__control": {"picture": "edges", "hint_channels": [8, 16]}, "latents__cache": False}
+    for steps in (4, 8):
+        experiment.run(experiment_config(path, base, **fields, diffusion_train__steps=steps), tmp_path / "run")
+    assert load_part(tmp_path / "run" / "diffusion" / "checkpoints", "params").keys() == {"control"}
+    ldm = ldm_jax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, ldm.params["network"], base.params["network"])
+    ldm_jax.save_control(tmp_path / "run", tmp_path / "control")
+    other = ldm_jax.load(path).with_control(tmp_path / "control")
+    pictures = np.float32(np.tanh(np.random.default_rng(0).standard_normal((2, 8, 8, 3))))
+
+    def draw(model, scale):
+        cond = model.embed(model.params, ["a red circle"] * 2) | model.control(pictures, scale)
+        return model.sample(model.params, KEY, cond)
+
+    np.testing.assert_allclose(draw(ldm, 1.0), draw(other, 1.0), atol=1e-5)
+    assert np.abs(draw(ldm, 1.0) - draw(ldm, 0.0)).max() > 1e-3
+
+
+# DreamBooth
+
+
+def test_the_loss_is_that_of_both_weighted():
+    def loss_fn(params, batch, key, step):
+        return params["w"] * batch["x"].mean(), {"loss_simple": batch["x"].mean()}
+
+    both = with_prior(loss_fn, 0.25)
+    batch = {"x": jnp.full(4, 3.0), "prior": {"x": jnp.full(4, 8.0)}}
+    loss, metrics = both({"w": 2.0}, batch, KEY, None)
+    assert float(loss) == 2 * 3 + 0.25 * 2 * 8 and float(metrics["loss_prior"]) == 16 and float(metrics["loss_simple"]) == 3
+    assert float(both({"w": 2.0}, {"x": batch["x"]}, KEY, None)[0]) == 6  # of held-out pictures there are none of the class
+
+
+def test_a_lora_learns_with_a_prior(base):
+    lora = {"rank": 2, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
+    dreambooth = {"prior_weight": 0.5, "class_prompt": "a circle", "class_pictures": 4}
+    config = tuning(base, lora=lora, dreambooth=dreambooth)
+    condition = build.make_condition(config, tokenizer=base.condition.setting.tokenizer)
+    program = build.make_diffusion_program(config, condition, cached=True)
+    assert shapes(program.batch["prior"]) == {name: x for name, x in shapes(program.batch).items() if name != "prior"}
+
+    def rows(text, data):
+        return {"moments": data, "inputs": np.repeat(condition.tokenize(text)[None], 8, 0)}
+
+    batch = rows("a red circle", moments()) | {"prior": rows("a circle", -moments())}
+    state, losses = trained(program, program.init(KEY), constants_of(base), batch, 20)
+    assert state.params.keys() == {"lora"} and losses[-1] < 0.95 * losses[0]
+
+
+def test_new_words_are_behind_the_tokenizers_own(base, tmp_path):
+    section = base.config["conditioner"] | {"new_words": ["zog"]}
+    condition = build.make_condition(base.config | {"conditioner": section})
+    condition.learn(None, tmp_path)
+    known, there = load_tokenizer(tmp_path / "tokenizer.json"), base.condition.setting.tokenizer
+    assert known.vocab_size == there.vocab_size + 1
+    assert known.encode_one("a zog circle", 5, strict=True)[2] == there.vocab_size
+    np.testing.assert_array_equal(known.encode_one("a red star", 6), there.encode_one("a red star", 6))
+
+
+def test_priors_that_can_not_be_are_refused_before_anything_is_read():
+    def refused(message, weight=1.0, prompt="a circle", **train):
+        config = config_of()
+        prior = {"prior_weight": weight, "class_prompt": prompt, "class_pictures": 4}
+        config["diffusion_train"] |= {"start_from": "elsewhere", "dreambooth": prior} | train
+        with pytest.raises(ValueError, match=message):
+            build.check(config)
+
+    refused("class_prompt='a circle' has no effect without config.diffusion_train.dreambooth.prior_weight", 0.0)
+    refused("give a model that reads prompts one for the class", prompt="")
+    refused("the model that draws the class is to be named", start_from="")
+    refused("not with config.diffusion_train.textual_inversion.word", textual_inversion=WORD)
+    refused("dreambooth.prior_weight=-1.0: must be at least 0", -1.0)
+
+
+@pytest.mark.slow
+def test_pictures_of_the_class_are_drawn_once(base, tmp_path, one_device):
+    path = saved(base, tmp_path)
+    prior = {"prior_weight": 1.0, "class_prompt": "a circle", "class_pictures": 6}
+    fields = {"diffusion_train__dreambooth": prior, "data__captions": ["a red circle"]}
+    for steps in (2, 4):
+        experiment.run(experiment_config(path, base, **fields, diffusion_train__steps=steps), tmp_path / "run")
+        drawn = sorted((tmp_path / "run" / "prior").glob("*.png"))
+        assert [picture.name for picture in drawn] == [f"{i:05d}.png" for i in range(6)]
+        pixels = [np.asarray(Image.open(picture)) for picture in drawn]
+        if steps == 2:
+            before, times = pixels, [picture.stat().st_mtime_ns for picture in drawn]
+            drawn[4].unlink()  # as if it had been stopped there
+    np.testing.assert_array_equal(pixels, before)
+    assert sum(a != b.stat().st_mtime_ns for a, b in zip(times, drawn)) == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "diffusion" / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss_prior" in str(line) for line in lines)
+    assert ldm_jax.load(tmp_path / "run").params.keys() == base.params.keys()

@@ -10,14 +10,13 @@ import jax
 import numpy as np
 
 from ldm_jax import diffusion, models
-from ldm_jax.build.adaptation import adapts, control_fields, field_of, make_word
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
+from ldm_jax.build.check_tuning import check_tuning
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import DENOISING, example_inputs, make_diffusion_program, make_network, make_recipe
 from ldm_jax.build.options import dims, image_size, make_stage_optimizer
-from ldm_jax.conditioning import Condition, kind_of, words
-from ldm_jax.conditioning.control import NAMES as PICTURES_OF_CONTROL
+from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.first_stage import FirstStage
 from ldm_jax.media import MEDIA
 from ldm_jax.primitives.choices import check_choice
@@ -120,7 +119,7 @@ def check_dims(config: Mapping[str, Any]) -> None:
 def check_diffusion(config: Mapping[str, Any]) -> None:
     """Raises ValueError where network, condition, first stage and process don't fit one another."""
     kind_of(config["conditioner"]).check_fields(config["conditioner"])
-    check_adaptation(config)
+    check_tuning(config)
     stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
     learned = 2 if config["diffusion"].get("learned_variance") else 1
     if network.out_channels != learned * stage.channels:
@@ -148,40 +147,6 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
         )
     make_diffusion_program(config, condition).shapes  # noqa: B018 -- every module is traced
     make_recipe(config).grid(config["sampling"]["steps"])
-
-
-def check_adaptation(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where a model that stays as it is isn't named, or can't be taught what is asked for."""
-    part = adapts(config)
-    if part and not config["diffusion_train"]["start_from"]:
-        raise ValueError(f"{field_of(part)} adapts a model: name it in config.diffusion_train.start_from")
-    if part == "control":
-        check_control(config)
-    if part == "word":
-        word, kind, place = make_word(config), config["conditioner"]["kind"], field_of("word")
-        if kind not in words.KINDS:
-            those = ", ".join(words.KINDS)
-            raise ValueError(f"{place}={word['word']!r}: config.conditioner.kind={kind!r} reads no prompts; {those} do")
-        if len(word["word"].split()) != 1:
-            raise ValueError(f"{place}={word['word']!r}: one word without blanks, such as '<thing>'")
-        if not word["initial"]:
-            raise ValueError(f"{place.removesuffix('word')}initial='': name a word that the model knows, as which it begins")
-
-
-def check_control(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where no ControlNet can be trained for the network, or its pictures aren't there."""
-    field, network = field_of("control"), config["network"]
-    picture = check_choice(config["diffusion_train"]["control"]["picture"], PICTURES_OF_CONTROL, field)
-    if network["kind"] != "unet" or not network.get("use_spatial_transformer"):
-        raise ValueError(f"{field}={picture!r}: ControlNets steer U-Nets with use_spatial_transformer")
-    if dims(config) != 2:
-        raise ValueError(f"{field}={picture!r}: ControlNets are of pictures, config.data.image_size has {dims(config)} sides")
-    if config["latents"]["cache"] and config["first_stage"]["kind"] != "none":
-        raise ValueError(f"config.latents.cache=True: {field}={picture!r} shows pictures, which a cache lacks; set it to False")
-    stage = make_first_stage(config)
-    control_fields(config, stage.channels, stage.factor)
-    if config["network"]["in_channels"] != stage.channels:
-        raise ValueError(f"{field}={picture!r}: a network that is told pictures beside the latents can't be steered")
 
 
 # (section, field) -> what it must be, and the test. Fields that a config lacks are passed by.
@@ -248,6 +213,7 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
     "diffusion_train.textual_inversion": {"vectors": _AT_LEAST_1},
     "diffusion_train.control": {"hint_channels": _AT_LEAST_1},
+    "diffusion_train.dreambooth": {"prior_weight": _AT_LEAST_0, "class_pictures": _AT_LEAST_1},
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1, "probe_steps": _AT_LEAST_1,
                    "num": ("0, or a whole number of at least 2", lambda v: v == int(v) and (v == 0 or v >= 2))},

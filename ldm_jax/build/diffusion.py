@@ -39,7 +39,7 @@ _OBJECTIVE_OPTIONS = {
 }
 # The name of the objective that `diffusion.make_objective` makes; the others are in `diffusion.few_steps.OBJECTIVES`.
 DENOISING = "diffusion"
-TEACHER = second_stage.TEACHER
+TEACHER, PRIOR = second_stage.TEACHER, second_stage.PRIOR
 # Fields of the frozen model's network that the student's may have otherwise.
 TEACHER_FIELDS = {"second_time": False, "guidance_dim": 0}
 _WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
@@ -238,6 +238,9 @@ def make_diffusion_program(
     )
     if adaptation:
         loss_fn = second_stage.adapted(loss_fn, adaptation.part, adaptation.change)
+    batch = batch_shapes(config, condition, section["batch_size"], cached)
+    if weight := section.get("dreambooth", {}).get("prior_weight", 0.0):
+        loss_fn, batch = second_stage.with_prior(loss_fn, weight), batch | {PRIOR: batch}
     by_history = config["diffusion"]["time_sampling"] == "importance"
     if by_history and section.get("accumulate", 1) > 1:
         raise ValueError("config.diffusion.time_sampling='importance' looks at whole batches: set diffusion_train.accumulate=1")
@@ -262,7 +265,7 @@ def make_diffusion_program(
         gradients=[gradient],
         optimizer=optimizer,
         not_averaged=tuple(history),
-        batch=batch_shapes(config, condition, section["batch_size"], cached),
+        batch=batch,
         constants=constants,
         ema_decay=section["ema_decay"],
         post_hoc=tuple(section.get("post_hoc", ())),

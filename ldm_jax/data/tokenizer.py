@@ -109,11 +109,6 @@ class Tokenizer:
         return made
 
     @property
-    def own_size(self) -> int:
-        """How many tokens there are without those of `with_word`, which come after them."""
-        return self.vocab_size - sum(len(tokens.split()) for tokens in self._words.values())
-
-    @property
     def is_clip(self) -> bool:
         """Whether it is CLIP's, of pieces of bytes: no word is unknown to it."""
         return self.unknown is None

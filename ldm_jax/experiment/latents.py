@@ -83,8 +83,11 @@ def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
         yield np.asarray(compiled(params, sharding.to_device(experiment.mesh, found)))
 
 
-def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> LatentCache:
-    """The latent cache of the working directory, written by all processes unless it is there."""
+def open_cache(
+    experiment: Experiment, stage: FirstStage, params: PyTree, source: Any = None, name: str = "latents"
+) -> LatentCache:
+    """The latent cache of the working directory, written by all processes unless it is there: of the training set, or of
+    another source under a name of its own."""
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     began = time.monotonic()
 
@@ -93,8 +96,8 @@ def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> Lat
             experiment.say(f"latents: {total} images encoded in {time.monotonic() - began:.0f} s")
 
     return latent_cache(
-        experiment.workdir / "latents",
-        experiment.sources["train"],
+        experiment.workdir / name,
+        experiment.sources["train"] if source is None else source,
         experiment.transform(),
         encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
         {"first_stage": hash_arrays(named)},

@@ -80,11 +80,13 @@ def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | Non
     return jnp.moveaxis(jnp.where(known >= 0, theirs[..., np.maximum(known, 0)], ours), -1, axis)
 
 
-def _check_words(path: str, tokenizer: Any, ldm: Any) -> None:
-    """ValueError unless the frozen model numbers the words of this training as this training does."""
+def _check_words(path: str, tokenizer: Any, ldm: Any, new: bool = False) -> None:
+    """ValueError unless the frozen model numbers the words of this training as this training does. `new`: this training may
+    have words besides, behind those of the model."""
     numbers = _numbers(tokenizer, ldm)
-    if numbers is not None:
-        numbers = numbers[: tokenizer.own_size]  # a word that is being taught is new to it
+    if numbers is not None and new:
+        size = ldm.specification.condition.setting.tokenizer.vocab_size
+        numbers = numbers[:size] if (numbers[size:] < 0).all() else numbers
     if numbers is not None and not np.array_equal(numbers, np.arange(len(numbers))):
         raise ValueError(
             f"config.diffusion_train.start_from={path!r} numbers words otherwise than the captions of this training, and it "
@@ -104,7 +106,7 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
     """
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path, dtype=build.compute_dtype(config))
-    _check_words(path, tokenizer, ldm)
+    _check_words(path, tokenizer, ldm, new=True)
     spec = ldm.specification
     if not all(np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)):
         raise ValueError(

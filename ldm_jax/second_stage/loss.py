@@ -25,6 +25,7 @@ from ldm_jax.training.state import GradFn, Gradient, LossFn, Step, from_loss
 
 PyTree = Any
 TEACHER = "teacher"  # the part of a training's constants that holds one
+PRIOR = "prior"  # the part of a batch that holds pictures of the class
 
 
 def drop_condition(
@@ -131,6 +132,20 @@ def adapted(loss_fn: LossFn, part: str, change: Callable[[PyTree, PyTree], PyTre
     def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
         ema = change(params, step.ema[part]) if part in step.ema else {}
         return loss_fn({**params, **change(params, params[part])}, batch, key, step._replace(ema=ema))
+
+    return of
+
+
+def with_prior(loss_fn: LossFn, weight: float) -> LossFn:
+    """The loss of a batch, and `weight` times that of its part PRIOR, a batch of as many pictures of the class (DreamBooth,
+    Ruiz et al. 2023, eq. 2); where there is no such part, that of the batch alone."""
+
+    def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
+        loss, metrics = loss_fn(params, {name: part for name, part in batch.items() if name != PRIOR}, key, step)
+        if PRIOR not in batch:
+            return loss, metrics
+        other, _ = loss_fn(params, batch[PRIOR], jax.random.fold_in(key, 1), step)
+        return loss + weight * other, metrics | {"loss_prior": other}
 
     return of
 
