@@ -24,7 +24,8 @@ def measure_latents(experiment: Experiment) -> None:
     config, section = experiment.config, experiment.config["latents"]
     path = experiment.workdir / "latents.json"
     stage, params = build.make_first_stage(config), experiment.first_stage_params()
-    adapts = build.adapts(config)
+    # a network that is only adapted knows no other latents, nor would a class that it drew keep it
+    adapts = build.adapts(config) or config["diffusion_train"].get("dreambooth", {}).get("prior_weight")
     if adapts and section["scale"]:
         there = api.scale_of(config["diffusion_train"]["start_from"])
         if not np.allclose(there[0], section["scale"], rtol=1e-3) or not np.allclose(there[1], section["shift"], atol=1e-6):
@@ -40,7 +41,7 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
-        if adapts:  # a network that is only adapted knows no others
+        if adapts:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
         distributed.on_first("latents.json", lambda: write_json(path, statistics))
