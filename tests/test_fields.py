@@ -179,7 +179,7 @@ OTHER = {
     "diffusion_train.lora.targets": ("to_q",),
     "diffusion_train.textual_inversion.word": "<red>",
     "diffusion_train.textual_inversion.initial": "blue",
-    "diffusion_train.control.picture": "grey",
+    "diffusion_train.control.picture": "conditioning",
     "diffusion_train.control.hint_channels": (4, 4, 8),
     "diffusion_train.dreambooth.class_prompt": "a star",
     "data.captions": ("a red star",),
@@ -309,6 +309,7 @@ class Rows:
         picture = io.BytesIO()
         Image.fromarray(np.full((32, 32, 3), 20 * i, np.uint8)).save(picture, "PNG")
         row = {"image": picture.getvalue(), "caption": "a red circle and a blue star", "label": i % 4}
+        row["conditioning"] = row["image"]
         return {name: row[name] for name in self.info.columns} | {"name": str(i)}
 
 
@@ -324,7 +325,7 @@ def told(config, folder):
     said, sized = Said(), Rows(("image", "caption", "label"))
 
     def rows(*arguments, **_):
-        return Rows(("image", *(c for c in ("caption", "label") if c in str(arguments))))
+        return Rows(("image", *(c for c in ("caption", "label", "conditioning") if c in str(arguments))))
 
     def state(*_):
         return types.SimpleNamespace(step=0, params={})
