@@ -154,7 +154,7 @@ def experiment_config(path, base, **fields):
 def saved(base, folder):
     """`base` as a file of ours."""
     parts = ("network", "first_stage", "conditioner", "diffusion")
-    description = {name: dict(base.config[name]) for name in parts} | {"latents": {"scale": 0.5, "shift": 0.25}}
+    description = {name: dict(base.config[name]) for name in (*parts, "sampling")} | {"latents": {"scale": 0.5, "shift": 0.25}}
     path = folder / "base.safetensors"
     weights.write_params(path, description, {name: base.params[name] for name in parts if name in base.params})
     return path
