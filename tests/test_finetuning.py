@@ -336,12 +336,14 @@ def test_a_control_net_from_train_to_folder(base, tmp_path, one_device):
 
 def test_the_loss_is_that_of_both_weighted():
     def loss_fn(params, batch, key, step):
-        return params["w"] * batch["x"].mean(), {"loss_simple": batch["x"].mean()}
+        loss = params["w"] * batch["x"].mean()
+        return loss, {"loss_simple": batch["x"].mean(), "loss": loss}
 
     both = with_prior(loss_fn, 0.25)
     batch = {"x": jnp.full(4, 3.0), "prior": {"x": jnp.full(4, 8.0)}}
     loss, metrics = both({"w": 2.0}, batch, KEY, None)
-    assert float(loss) == 2 * 3 + 0.25 * 2 * 8 and float(metrics["loss_prior"]) == 16 and float(metrics["loss_simple"]) == 3
+    assert float(loss) == float(metrics["loss"]) == 2 * 3 + 0.25 * 2 * 8
+    assert float(metrics["loss_prior"]) == 16 and float(metrics["loss_simple"]) == 3
     assert float(both({"w": 2.0}, {"x": batch["x"]}, KEY, None)[0]) == 6  # of held-out pictures there are none of the class
 
 

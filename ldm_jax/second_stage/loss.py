@@ -145,7 +145,8 @@ def with_prior(loss_fn: LossFn, weight: float) -> LossFn:
         if PRIOR not in batch:
             return loss, metrics
         other, _ = loss_fn(params, batch[PRIOR], jax.random.fold_in(key, 1), step)
-        return loss + weight * other, metrics | {"loss_prior": other}
+        total = loss + weight * other
+        return total, metrics | {"loss_prior": other, "loss": total}
 
     return of
 
