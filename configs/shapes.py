@@ -32,8 +32,10 @@ def get_config() -> ConfigDict:
     config.data.validation_split = "validation"  # "train[95%:]" holds out a part
     config.data.image_column = "image"  # what the source calls the pictures
     config.data.caption_column = "caption"  # read only if the conditioner wants captions
+    config.data.captions = ()  # in their place: for all pictures the same, of which one is drawn a visit; (): the data's own
     config.data.label_column = "label"  # read only if it wants classes
     config.data.label_map_column = ""  # of semantic maps; "": what the source calls it
+    config.data.conditioning_column = ""  # of pictures for a ControlNet; "": what the source calls it
     config.data.boxes_column = ""  # of boxes and their classes, for layouts, such as "objects/bbox", "objects/label"
     config.data.box_labels_column = ""  # the classes beside boxes_column
     config.data.image_size = 32  # the side, or (height, width)
@@ -158,6 +160,7 @@ def get_config() -> ConfigDict:
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
+    config.conditioner.new_words = ()  # that the tokenizer is to know besides, for what a model is to learn later
     config.conditioner.null_probability = 0.1  # how often training drops the condition
 
     config.diffusion = ConfigDict()
@@ -196,6 +199,19 @@ def get_config() -> ConfigDict:
     config.diffusion_train.lora.rank = 0  # above 0: `start_from` stays as it is, and a low-rank change of it is learnt
     config.diffusion_train.lora.alpha = 0.0  # the change is multiplied by alpha / rank; 0: by 1
     config.diffusion_train.lora.targets = ("to_q", "to_k", "to_v", "to_out_0")  # layers that are changed
+    config.diffusion_train.dreambooth = ConfigDict()
+    config.diffusion_train.dreambooth.prior_weight = 0.0  # of the loss of pictures that `start_from` draws of the class
+    config.diffusion_train.dreambooth.class_prompt = ""  # what it is to draw, such as "a dog"
+    config.diffusion_train.dreambooth.class_pictures = 200  # how many, into the working directory, before training
+    config.diffusion_train.textual_inversion = ConfigDict()
+    config.diffusion_train.textual_inversion.word = ""  # such as "<thing>": `start_from` stays as it is, and learns it
+    config.diffusion_train.textual_inversion.initial = ""  # a word that it knows, as which the new one begins
+    config.diffusion_train.textual_inversion.vectors = 1  # of the new word, and as many tokens of a prompt
+    config.diffusion_train.control = ConfigDict()
+    # A ControlNet for `start_from`, which stays as it is, is shown "conditioning", pictures of the data; "edges" or "grey",
+    # made of the training pictures; "": none
+    config.diffusion_train.control.picture = ""
+    config.diffusion_train.control.hint_channels = ()  # of its encoder of pictures; (): 16, 32, 96, 256, as published
 
     config.sampling = ConfigDict()
     config.sampling.sampler = "dpmpp_2m"  # one of diffusion.SAMPLERS

@@ -19,7 +19,9 @@ import importlib
 
 __version__ = "0.1.0"
 ROOMS = ("data", "diffusion", "evaluation", "models", "training", "weights")
-__all__ = ["Autoencoder", "LatentDiffusion", "apply_lora", "load", "load_lora", "save", *ROOMS]
+__all__ = [
+    "Autoencoder", "LatentDiffusion", "apply_lora", "load", "load_lora", "save", "save_control", "save_embedding", *ROOMS,
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -30,12 +30,17 @@ FREE_FIELDS = (
     "diffusion_train.best", "diffusion_train.patience", *PATHS,
 )  # fmt: skip
 NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
+NO_WORD = {"word": "", "initial": "", "vectors": 1}
+NO_DREAMBOOTH = {"prior_weight": 0.0, "class_prompt": "", "class_pictures": 200}
+NO_CONTROL = {"picture": "", "hint_channels": []}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
-    "data": {"medium": "image"},
+    "data": {"medium": "image", "captions": [], "conditioning_column": ""},
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
-    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA},
+    "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA,
+                        "textual_inversion": NO_WORD, "control": NO_CONTROL, "dreambooth": NO_DREAMBOOTH},
     "latents": {"standardise": False},
+    "conditioner": {"new_words": []},
     "network": {"second_time": False, "guidance_dim": 0},
     "diffusion": {
         "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",

@@ -63,6 +63,10 @@ LPIPS = {
     "first_stage_loss.perceptual_widths": (4, 4, 4, 4, 4),
 }  # fmt: skip
 LORA = {"diffusion_train.lora.rank": 2, "diffusion_train.start_from": "elsewhere"}
+TUNED = {"diffusion_train.start_from": "elsewhere"}
+WORD = TUNED | {"diffusion_train.textual_inversion.word": "<ink>", "diffusion_train.textual_inversion.initial": "red"}
+CONTROL = TUNED | {"diffusion_train.control.picture": "edges", "latents.cache": False}
+PRIOR = TUNED | {"diffusion_train.dreambooth.prior_weight": 1.0, "diffusion_train.dreambooth.class_prompt": "a circle"}
 DISTANCE = {"evaluation.evaluators.distance.every": 5}
 AVERAGES = {"diffusion_train.post_hoc": (0.05, 0.1), "checkpoint.snapshots": 5}
 TFDS = {"data.source": "tfds", "data.path": ".", "conditioner.kind": "text"}
@@ -72,6 +76,7 @@ WITH = {
     "data.image_column": TFDS,
     "data.caption_column": TFDS,
     "data.label_map_column": TFDS,
+    "data.conditioning_column": TFDS,
     "data.boxes_column": TFDS,
     "data.box_labels_column": TFDS,
     "data.label_column": TFDS | {"conditioner": {"kind": "class", "n_classes": 5, "embed_dim": 16, "null_probability": 0.1}},
@@ -114,6 +119,14 @@ WITH = {
     "diffusion_train.lora.rank": LORA | {"diffusion_train.lora.rank": 0},
     "diffusion_train.lora.alpha": LORA,
     "diffusion_train.lora.targets": LORA,
+    "diffusion_train.textual_inversion.word": WORD,
+    "diffusion_train.textual_inversion.initial": WORD,
+    "diffusion_train.textual_inversion.vectors": WORD,
+    "diffusion_train.control.picture": CONTROL,
+    "diffusion_train.control.hint_channels": CONTROL,
+    "diffusion_train.dreambooth.prior_weight": PRIOR,
+    "diffusion_train.dreambooth.class_prompt": PRIOR,
+    "diffusion_train.dreambooth.class_pictures": PRIOR,
 }  # fmt: skip
 # Another legal value, where no rule gives one.
 OTHER = {
@@ -169,6 +182,13 @@ OTHER = {
     "log.wandb": "project",
     "diffusion.objective": "consistency",
     "diffusion_train.lora.targets": ("to_q",),
+    "diffusion_train.textual_inversion.word": "<red>",
+    "diffusion_train.textual_inversion.initial": "blue",
+    "diffusion_train.control.picture": "conditioning",
+    "diffusion_train.control.hint_channels": (4, 4, 8),
+    "diffusion_train.dreambooth.class_prompt": "a star",
+    "data.captions": ("a red star",),
+    "conditioner.new_words": ("<ink>",),
 }  # fmt: skip
 
 
@@ -294,6 +314,7 @@ class Rows:
         picture = io.BytesIO()
         Image.fromarray(np.full((32, 32, 3), 20 * i, np.uint8)).save(picture, "PNG")
         row = {"image": picture.getvalue(), "caption": "a red circle and a blue star", "label": i % 4}
+        row["conditioning"] = row["image"]
         return {name: row[name] for name in self.info.columns} | {"name": str(i)}
 
 
@@ -309,7 +330,7 @@ def told(config, folder):
     said, sized = Said(), Rows(("image", "caption", "label"))
 
     def rows(*arguments, **_):
-        return Rows(("image", *(c for c in ("caption", "label") if c in str(arguments))))
+        return Rows(("image", *(c for c in ("caption", "label", "conditioning") if c in str(arguments))))
 
     def state(*_):
         return types.SimpleNamespace(step=0, params={})
@@ -384,6 +405,10 @@ def told(config, folder):
         tell(latents, "latent_cache", lambda *_, **__: sized)
         tell(starting, "pretrained", lambda config, params, words: params, of=lambda told: [
             told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
+        tell(starting, "base", lambda *_: {"network": {}, "conditioner": {}}, of=lambda told: [
+            told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
+        tell(starting, "word", lambda *_: {}, of=lambda told: build.make_word(told["config"]))
+        tell(diffusion, "prior_source", rows, of=lambda _: config["diffusion_train"]["dreambooth"])
         tell(build.diffusion.diffusion, "make_recipe")
         tell(pictures, "_drawn", drawn, of=lambda told: told["num"])
         ldm = types.SimpleNamespace(params={}, specification=None)
@@ -395,7 +420,7 @@ def told(config, folder):
         patch.setattr(scoring, "evaluate", measured)
         tell(scoring.features.probes, "train", enough)
         if config["data"]["source"] == "tfds":  # the columns of conditions that the default does not have
-            build.make_source(config, "train", ("label_map", "boxes", "box_labels"))
+            build.make_source(config, "train", ("label_map", "conditioning", "boxes", "box_labels"))
         with stage.Experiment(config, folder) as experiment:
             ldm.specification = api.Specification(config, experiment.condition)
             for name in config["stages"]:

@@ -14,6 +14,8 @@ from ldm_jax.api.load import (
     load_workdir,
     resolve,
     save,
+    save_control,
+    save_embedding,
     scale_of,
 )
 from ldm_jax.api.model import LatentDiffusion
@@ -23,5 +25,5 @@ from ldm_jax.models import apply_lora
 __all__ = [
     "Autoencoder", "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition",
     "load_conditioner", "load_first_stage", "load_lora", "load_scale", "load_whole", "load_workdir", "resolve", "save",
-    "scale_of",
+    "save_control", "save_embedding", "scale_of",
 ]  # fmt: skip

@@ -164,17 +164,20 @@ def load_workdir(
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         kept |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
-    if "lora" in kept:
-        params = adapted(config, kept | base_of(config, workdir, dtype))
+    config["data"] = build.make_medium(config, workdir).settled()
+    if config["conditioner"]["kind"] == "text":
+        config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
+    condition = load_condition(config, workdir)
+    if build.adapts(config) in kept:
+        params = adapted(config, kept | base_of(config, workdir, dtype), condition)
     else:
         params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
-    config["data"] = build.make_medium(config, workdir).settled()
-    if config["conditioner"]["kind"] == "text":
-        config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
-    return LatentDiffusion(Specification(config, load_condition(config, workdir), scale, shift), params)
+    if build.make_word(config):
+        config = {**build.without_word(config), "conditioner": condition.section}  # a model that knows the word
+    return LatentDiffusion(Specification(config, condition, scale, shift), params)
 
 
 def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:
@@ -185,12 +188,14 @@ def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTr
     return {name: params[name] for name in ("network", "conditioner")}
 
 
-def adapted(config: Mapping[str, Any], params: PyTree) -> PyTree:
-    """Parameters with the part "lora" of a training merged into their network; others as they are."""
-    if "lora" not in params:
+def adapted(config: Mapping[str, Any], params: PyTree, condition: Condition) -> PyTree:
+    """Parameters of a frozen model with what a training learnt of it (`build.make_adaptation`) in its place; others as they
+    are."""
+    adaptation = build.make_adaptation(config, condition)
+    if adaptation is None or adaptation.part not in params:
         return params
-    network = models.apply_lora(params["network"], params["lora"], build.make_lora(config)["scale"])
-    return {name: part for name, part in params.items() if name != "lora"} | {"network": network}
+    changed = adaptation.change(params, params[adaptation.part])
+    return {name: part for name, part in params.items() if name != adaptation.part} | changed
 
 
 def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
@@ -208,6 +213,32 @@ def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
         raise ValueError(f"{workdir}: config.diffusion_train.lora.rank is 0: it adapts no model")
     factors = load_averaged(workdir / "diffusion" / "checkpoints", which)["lora"]
     return {"network": models.scale_lora(factors, lora["scale"])}
+
+
+def save_embedding(workdir: str | Path, path: str | Path, which: str | int = "last") -> None:
+    """Writes the word that a working directory with config.diffusion_train.textual_inversion has learnt, averaged: a file that
+    ends with .safetensors, for diffusers' `load_textual_inversion` and `LatentDiffusion.with_embedding`. `which` as for `load`.
+    ValueError if it learnt none, or the file exists."""
+    workdir = existing(workdir)
+    word = build.make_word(read_json(workdir / "config.json", f"{workdir} is no working directory."))
+    if word is None:
+        raise ValueError(f"{workdir}: config.diffusion_train.textual_inversion.word is empty: it taught no word")
+    vectors = load_averaged(workdir / "diffusion" / "checkpoints", which)["word"]
+    weights.write_embedding(path, word["word"], jax.device_get(vectors))
+
+
+def save_control(workdir: str | Path, path: str | Path, which: str | int = "last") -> None:
+    """Writes the ControlNet that a working directory with config.diffusion_train.control has learnt, averaged, as a folder that
+    diffusers' ControlNetModel and `LatentDiffusion.with_control` read. `which` as for `load`. ValueError if it learnt none, or
+    the folder exists."""
+    workdir = existing(workdir)
+    config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
+    if build.adapts(config) != "control":
+        raise ValueError(f"{workdir}: config.diffusion_train.control.picture is empty: it trained no ControlNet")
+    stage = build.make_first_stage(config)
+    fields = build.control_fields(config, stage.channels, stage.factor)
+    params = load_averaged(workdir / "diffusion" / "checkpoints", which)["control"]
+    weights.write_control(path, fields, config["conditioner"], jax.device_get(params))
 
 
 def load_scale(workdir: Path) -> tuple[Any, Any]:
@@ -268,7 +299,7 @@ def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
     checkpoint of the world. {} for the others.
 
     Raises ValueError if they don't belong to the encoder of `config`."""
-    condition = build.make_condition(config)
+    condition = build.make_condition(build.without_word(config))
     if not condition.frozen:
         return {}
     path = config["conditioner"]["path"]

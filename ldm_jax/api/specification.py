@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, diffusion
+from ldm_jax import build, diffusion, models
 from ldm_jax.conditioning import Condition
 from ldm_jax.first_stage import FirstStage, draw, latents
 
 PyTree = Any
-HINT = ("hint", "hint_scale")  # of a cond: for a ControlNet
 
 
 class Specification:
@@ -25,7 +24,7 @@ class Specification:
         self.config, self.condition = config, condition
         self.scale, self.shift = (np.asarray(value, np.float32) for value in (scale, shift))
         self._recipes: dict[Any, diffusion.Recipe] = {}
-        self.control: Any = None  # the Linen module of a ControlNet, whose parameters are the part "control"
+        self.control = build.make_control(config)  # the Linen module of a ControlNet, whose parameters are the part "control"
 
     @functools.cached_property
     def first_stage(self) -> FirstStage:
@@ -63,17 +62,11 @@ class Specification:
     ) -> jax.Array:
         """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C].
         `s` [B]: how far it is to step, in units of t, for networks that take that."""
-        if cond is not None and "hint" in cond:
-            cond = cond | {"residuals": self._residuals(params, x, t, cond)}
-            cond = {name: part for name, part in cond.items() if name not in HINT}
         second = {} if s is None else {"s": s}
+        if cond is not None and "hint" in cond:
+            both = {name: params[name] for name in ("network", "control")}
+            return models.Steered(self.network, self.control).apply({"params": both}, x, t, cond, **second)
         return self.network.apply({"params": params["network"]}, x, t, cond, **second)
-
-    def _residuals(self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree) -> tuple[jax.Array, ...]:
-        """What the ControlNet adds to the network's skips and middle."""
-        seen = {name: part for name, part in cond.items() if name not in ("concat", "hint_scale")}
-        parts = self.control.apply({"params": params["control"]}, x, t, seen)
-        return tuple(part * cond["hint_scale"][:, None, None, None].astype(part.dtype) for part in parts)
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
@@ -135,7 +128,7 @@ class Specification:
             return self.apply(params, x, t, cond, *s)
 
         if cond is not None and negative is not None:  # a ControlNet steers both
-            negative = {name: cond[name] for name in HINT if name in cond} | negative
+            negative = {name: cond[name] for name in models.HINT if name in cond} | negative
         if self.told_guidance:
             scale = self.config["sampling"]["guidance_scale"] if guidance_scale is None else guidance_scale
 

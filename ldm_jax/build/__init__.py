@@ -4,6 +4,15 @@ Every `make_*` takes the config (or a plain dict of the same fields, such as a c
 a Linen module, a schedule, a training step. Nothing here computes, allocates parameters or touches data.
 """
 
+from ldm_jax.build.adaptation import (
+    adapts,
+    control_fields,
+    field_of,
+    make_adaptation,
+    make_lora,
+    make_word,
+    without_word,
+)
 from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage, make_first_stage_program, make_perceptual
 from ldm_jax.build.check import check, further_fields, make_program, parameter_counts
 from ldm_jax.build.condition import make_condition
@@ -16,13 +25,14 @@ from ldm_jax.build.data import (
     make_transform,
 )
 from ldm_jax.build.diffusion import (
+    PRIOR,
     SCHEDULE_OPTIONS,
     TEACHER,
     example_inputs,
     few_steps_kind,
+    make_control,
     make_diffusion_init,
     make_diffusion_program,
-    make_lora,
     make_network,
     make_objective,
     make_recipe,
@@ -32,9 +42,10 @@ from ldm_jax.build.diffusion import (
 from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
-    "SCHEDULE_OPTIONS", "TEACHER", "check", "compute_dtype", "example_inputs", "few_steps_kind", "first_stage_dtype",
-    "further_fields", "image_size", "make_condition", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
-    "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network",
-    "make_objective", "make_perceptual", "make_probe_transform", "make_program", "make_recipe", "make_schedule", "make_source",
-    "make_transform", "parameter_counts", "teacher_shapes", "with_lists",
+    "PRIOR", "SCHEDULE_OPTIONS", "TEACHER", "adapts", "check", "compute_dtype", "control_fields", "example_inputs",
+    "few_steps_kind", "field_of", "first_stage_dtype", "further_fields", "image_size", "make_adaptation", "make_condition",
+    "make_control", "make_diffusion_init", "make_diffusion_program", "make_first_stage", "make_first_stage_program",
+    "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network", "make_objective", "make_perceptual",
+    "make_probe_transform", "make_program", "make_recipe", "make_schedule", "make_source", "make_transform", "make_word",
+    "parameter_counts", "teacher_shapes", "with_lists", "without_word",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
+from ldm_jax.build.check_tuning import check_tuning
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import (
@@ -156,6 +157,7 @@ def check_dims(config: Mapping[str, Any]) -> None:
 def check_diffusion(config: Mapping[str, Any]) -> None:
     """Raises ValueError where network, condition, first stage and process don't fit one another."""
     kind_of(config["conditioner"]).check_fields(config["conditioner"])
+    check_tuning(config)
     stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
     learned = 2 if config["diffusion"].get("learned_variance") else 1
     if network.out_channels != learned * stage.channels:
@@ -181,8 +183,6 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
             f"config.network.in_channels={network.in_channels}: must be {network.in_channels - x.shape[-1] + stage.channels}, "
             f"{stage.channels} of the latents and {network.in_channels - x.shape[-1]} of the condition"
         )
-    if config["diffusion_train"].get("lora", {}).get("rank", 0) and not config["diffusion_train"]["start_from"]:
-        raise ValueError("config.diffusion_train.lora.rank adapts a model: name it in config.diffusion_train.start_from")
     make_diffusion_program(config, condition).shapes  # noqa: B018 -- every module is traced
     make_recipe(config).grid(config["sampling"]["steps"])
 
@@ -249,6 +249,9 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
                   "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE},
     "diffusion_train": _TRAIN,
     "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
+    "diffusion_train.textual_inversion": {"vectors": _AT_LEAST_1},
+    "diffusion_train.control": {"hint_channels": _AT_LEAST_1},
+    "diffusion_train.dreambooth": {"prior_weight": _AT_LEAST_0, "class_pictures": _AT_LEAST_1},
     "sampling": {"steps": _AT_LEAST_1, "guidance_scale": ("a number", lambda v: True)},
     "evaluation": {"prompts": _WHOLE, "batch_size": _AT_LEAST_1, "probe_steps": _AT_LEAST_1,
                    "num": ("0, or a whole number of at least 2", lambda v: v == int(v) and (v == 0 or v >= 2))},
@@ -331,6 +334,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
     check_crop(config)
+    if wrong := [text for text in config["data"].get("captions", ()) if not isinstance(text, str) or not text.strip()]:
+        raise ValueError(f"config.data.captions={config['data']['captions']}: must be texts, {wrong[0]!r} is none")
     latents = config.get("latents", {})
     if latents.get("standardise") and (latents.get("scale") or latents.get("shift")):
         raise ValueError("config.latents.scale and shift are one for all channels: set latents.standardise=False beside them")

@@ -8,6 +8,7 @@ from typing import Any
 from ldm_jax.build.options import image_size
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import shapes
+from ldm_jax.data.captioned import Captioned
 from ldm_jax.data.folder import folder
 from ldm_jax.data.moving_shapes import MovingShapes
 from ldm_jax.data.sentences import Sentences
@@ -24,6 +25,9 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     columns."""
     section, medium = config["data"], make_medium(config)
     own = medium.files.column if medium.files else medium.name
+    if section.get("captions") and "caption" in columns:
+        plain = {**config, "data": {**section, "captions": ()}}
+        return Captioned(make_source(plain, split, [c for c in columns if c != "caption"]), section["captions"])
     split, columns = section[f"{split}_split"], (own, *columns)
     names = {c: section[f"{c}_column"] for c in columns if section.get(f"{c}_column")}
     kind = check_choice(section["source"], medium.sources, "config.data.source")

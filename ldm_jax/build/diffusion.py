@@ -1,7 +1,6 @@
 """Network, process, objective and recipe of the diffusion model, from config.network, config.diffusion, config.sampling."""
 
 import dataclasses
-import functools
 import inspect
 import math
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax import diffusion, models, second_stage
+from ldm_jax.build.adaptation import adapts, control_fields, field_of, make_adaptation, without_word
 from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
@@ -39,7 +39,7 @@ _OBJECTIVE_OPTIONS = {
 }
 # The name of the objective that `diffusion.make_objective` makes; the others are in `diffusion.few_steps.OBJECTIVES`.
 DENOISING = "diffusion"
-TEACHER = second_stage.TEACHER
+TEACHER, PRIOR = second_stage.TEACHER, second_stage.PRIOR
 # Fields of the frozen model's network that the student's may have otherwise.
 TEACHER_FIELDS = {"second_time": False, "guidance_dim": 0}
 WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
@@ -107,6 +107,14 @@ def make_network(config: Mapping[str, Any], **changes: Any) -> Any:
     return construct(cls, without(section, "kind") | {"dtype": compute_dtype(config)} | changes, "config.network")
 
 
+def make_control(config: Mapping[str, Any]) -> Any:
+    """The Linen module of the ControlNet that config.diffusion_train.control trains; None for none."""
+    if "first_stage" not in config or adapts(config) != "control":
+        return None
+    stage = make_first_stage(config)
+    return make_network({**config, "network": control_fields(config, stage.channels, stage.factor)})
+
+
 def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Shapes of what the network is called with: x [1, *space, C], t [1], cond."""
     stage, network, condition = make_first_stage(config), make_network(config), make_condition(config)
@@ -117,6 +125,8 @@ def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         return condition.apply(condition.init(key), inputs)
 
     cond, concat = jax.eval_shape(cond_of, jax.random.key(0), condition.inputs), 0
+    if cond is not None:  # a ControlNet's alone
+        cond = {name: part for name, part in cond.items() if name not in models.HINT} or None
     if getattr(network, "guidance_dim", 0):
         cond = dict(cond or {}) | {"guidance": jax.ShapeDtypeStruct((1,), jnp.float32)}
     if cond is not None and "concat" in cond:
@@ -181,10 +191,10 @@ def check_few_steps(config: Mapping[str, Any], condition: Condition) -> None:
         told = True
     if kind is None:
         return
-    if told and make_lora(config):
+    if told and (part := adapts(config)):
         raise ValueError(
-            f"config.diffusion_train.lora.rank={make_lora(config)['rank']}: objective={name!r} has the network learn how to be "
-            "told a step's length or a guidance scale, which a low-rank change of it can't; set it to 0"
+            f"{field_of(part)}: objective={name!r} has the network learn how to be told a step's length or a guidance scale, "
+            "which a network that stays as it is can't; train all of it, or by another objective"
         )
     guided = section.get("options", {}).get("guidance_scale", 1.0) != 1
     if guided and (condition.kind == "none" or not config["conditioner"].get("null_probability", 0.0)):
@@ -204,15 +214,6 @@ def check_few_steps(config: Mapping[str, Any], condition: Condition) -> None:
         )
 
 
-def make_lora(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How the network is adapted by config.diffusion_train.lora: {"rank", "targets", "scale"}; None where all of it is trained.
-    """
-    section = config["diffusion_train"].get("lora", {})
-    if not (rank := section.get("rank", 0)):
-        return None
-    return {"rank": rank, "targets": tuple(section["targets"]), "scale": (section["alpha"] or rank) / rank}
-
-
 def make_diffusion_program(
     config: Mapping[str, Any], condition: Condition | None = None, cached: bool | None = None
 ) -> Program:
@@ -223,15 +224,23 @@ def make_diffusion_program(
     network = make_network(config, **({"attention": "xla"} if kind and kind.forward_mode else {}))
     condition = condition or make_condition(config)
     check_few_steps(config, condition)
-    inputs = example_inputs(config)
-    lora = make_lora(config)
+    inputs, control = example_inputs(config), make_control(config)
+    adaptation = make_adaptation(config, condition, control and (lambda key: init_control(config, control, key, inputs)))
     teacher = make_network(teacher_config(config)) if kind and kind.teacher else None
     null_probability = config["conditioner"].get("null_probability", 0.0)
     loss_fn = second_stage.make_loss(
-        network, stage, condition, make_objective(config), null_probability=null_probability, teacher=teacher
+        models.Steered(network, control) if control else network,
+        stage,
+        condition,
+        make_objective(config),
+        null_probability=null_probability,
+        teacher=teacher,
     )
-    if lora:
-        loss_fn = second_stage.adapted(loss_fn, functools.partial(models.apply_lora, scale=lora["scale"]))
+    if adaptation:
+        loss_fn = second_stage.adapted(loss_fn, adaptation.part, adaptation.change)
+    batch = batch_shapes(config, condition, section["batch_size"], cached)
+    if weight := section.get("dreambooth", {}).get("prior_weight", 0.0):
+        loss_fn, batch = second_stage.with_prior(loss_fn, weight), batch | {PRIOR: batch}
     by_history = config["diffusion"]["time_sampling"] == "importance"
     if by_history and section.get("accumulate", 1) > 1:
         raise ValueError("config.diffusion.time_sampling='importance' looks at whole batches: set diffusion_train.accumulate=1")
@@ -239,9 +248,8 @@ def make_diffusion_program(
 
     def init(key: jax.Array) -> PyTree:
         network_key, condition_key = jax.random.split(key)
-        if lora:
-            shapes = models.shapes(network, *inputs)
-            return {"lora": models.init_lora(network_key, shapes, lora["rank"], lora["targets"])} | history
+        if adaptation:
+            return {adaptation.part: adaptation.init(network_key, constants)} | history
         params = {"network": models.initialize(network, network_key, *inputs)} | history
         return params if condition.frozen else params | {"conditioner": condition.init(condition_key)}
 
@@ -257,7 +265,7 @@ def make_diffusion_program(
         gradients=[gradient],
         optimizer=optimizer,
         not_averaged=tuple(history),
-        batch=batch_shapes(config, condition, section["batch_size"], cached),
+        batch=batch,
         constants=constants,
         ema_decay=section["ema_decay"],
         post_hoc=tuple(section.get("post_hoc", ())),
@@ -265,6 +273,13 @@ def make_diffusion_program(
         compiler=compiler(config),
         loss=second_stage.scalars(loss_fn),
     )
+
+
+def init_control(config: Mapping[str, Any], control: Any, key: jax.Array, inputs: tuple[Any, Any, Any]) -> PyTree:
+    """Random parameters of a ControlNet, whose last layers are zeros. `inputs`: of `example_inputs`."""
+    x, t, cond = inputs
+    hint = jax.ShapeDtypeStruct((1, *image_size(config), 3), jnp.float32)
+    return models.initialize(control, key, x, t, dict(cond or {}) | {"hint": hint})
 
 
 def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -> PyTree:
@@ -276,10 +291,10 @@ def frozen_shapes(config: Mapping[str, Any], stage: Any, condition: Condition) -
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), jax.eval_shape(init, key))
 
     parts = {"first_stage": shapes(stage.init, first_stage_dtype(config))}
-    adapts = make_lora(config) is not None
-    if condition.frozen or adapts:
-        parts["conditioner"] = shapes(condition.init, dtype)
-    if adapts:
+    if condition.frozen or adapts(config):
+        before = make_condition(without_word(config)) if adapts(config) == "word" else condition
+        parts["conditioner"] = shapes(before.init, dtype)
+    if adapts(config):
         network, inputs = make_network(config), example_inputs(config)
         parts["network"] = shapes(lambda key: models.initialize(network, key, *inputs), dtype)
     channel = jax.ShapeDtypeStruct((stage.channels,), jnp.float32)

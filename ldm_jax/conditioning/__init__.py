@@ -24,6 +24,7 @@ from typing import Any
 from ldm_jax.conditioning.classes import Class, Label, class_number
 from ldm_jax.conditioning.combined import combination
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
+from ldm_jax.conditioning.control import controlled
 from ldm_jax.conditioning.infilling import Infilling
 from ldm_jax.conditioning.inpainting import Inpainting
 from ldm_jax.conditioning.instruct import Instruct
@@ -46,8 +47,8 @@ KINDS["combined"] = combination(KINDS)
 
 __all__ = [
     "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Infilling", "Inpainting", "Instruct", "Label", "Layout",
-    "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "kind_of", "make_condition",
-    "space_to_depth",
+    "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled", "kind_of",
+    "make_condition", "space_to_depth",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from ldm_jax.primitives.choices import construct
 
 PyTree = Any
 NOT_OF_MODULES = (
-    "kind", "tokenizer", "null_probability", "null_label", "layer", "pad_token_id", "path", "class_names",
+    "kind", "tokenizer", "new_words", "null_probability", "null_label", "layer", "pad_token_id", "path", "class_names",
 )  # fmt: skip
 # Names of `LatentDiffusion`'s methods that make pictures.
 ABILITIES = ("sample", "panorama", "image_to_image", "inpaint", "outpaint", "edit", "variation", "interpolate")

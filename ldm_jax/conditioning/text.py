@@ -96,6 +96,8 @@ class Text(Condition):
             tokenizer = load_tokenizer(kind)
         else:
             tokenizer = train_tokenizer(caption_texts(source), kind, self.section["vocab_size"])
+        for word in self.section.get("new_words", ()):
+            tokenizer = tokenizer.with_word(word)
         tokenizer.save(path)
 
     @classmethod

@@ -1,11 +1,13 @@
 """A folder of images (or sounds) as a source: the Hugging Face `imagefolder` convention, class subfolders, or bare files.
 
     root/metadata.jsonl          a row an image: file_name, relative to the metadata's own folder, and any of
-    (or metadata.csv)            caption, label (with label_name), label_map_file_name, boxes, split
+    (or metadata.csv)            caption, label (with label_name), label_map_file_name, conditioning_file_name, boxes, split
     root/train/metadata.jsonl    the same with a folder a split (train; val, valid or validation; test)
     root/[train/]daisy/1.jpg     without metadata: subfolders are classes
     root/[train/]1.jpg           no columns but image
     1.txt beside 1.jpg           its caption, where no metadata say one
+    root/[train/]conditioning/   what a ControlNet is shown beside each image, under its name (conditioning/1.png for 1.jpg),
+                                 where it is asked for and no metadata say it
 
 Subfolders are splits if all that hold images are named so, or if those that are have metadata of their own; a folder "train"
 beside others is refused, since it may be a class. Hidden and system folders are passed by (`walk`), and every file is an image
@@ -30,9 +32,12 @@ from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_colum
 from ldm_jax.data.text_files import read_names
 from ldm_jax.data.walk import IMAGES, FileKind, Found, find_files
 
-NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name", "boxes": "boxes"}
+NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name",
+         "conditioning": "conditioning_file_name", "boxes": "boxes"}  # fmt: skip
+BESIDE = ("label_map", "conditioning")  # columns that are files, too
 Row = dict[str, Any]
 _MOST_CLASSES = 2**20
+CONDITIONING = "conditioning"  # the column, and the folder
 
 
 class Folder:
@@ -61,9 +66,9 @@ def folder(
 
     split        a split folder, a value of the `split` column, or, where a folder has no splits, 'train' for all of
                  it. Parts are written 'train[:90%]', 'train[90%:]' (by hash of the file name: classes stay mixed).
-    columns      what is needed of image (or the kind's column), caption, label, label_map, boxes, box_labels; None: all that
-                 are there
-    names        what the metadata call them if not caption, label, label_map_file_name, boxes
+    columns      what is needed of image (or the kind's column), caption, label, label_map, conditioning, boxes, box_labels;
+                 None: all that are there, of a folder `conditioning` none
+    names        what the metadata call them if not caption, label, label_map_file_name, conditioning_file_name, boxes
     class_names  of `label`: a list, or a file with one (JSON, or a name a line). By default from subfolders, text labels or
                  label_name.
     kind         of files that are looked for; its column takes the place of "image"
@@ -73,7 +78,10 @@ def folder(
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     names = {**NAMES, **(names or {})}
-    found = find_files(root, kind)
+    found, beside = find_files(root, kind), columns is not None and CONDITIONING in columns
+    if beside:
+        files = {name: those for name, those in found.files.items() if CONDITIONING not in name.split("/")}
+        found = Found(files, tuple(n for n in found.folders if CONDITIONING not in n.split("/")), found.left_out)
     splits = _read_splits(root, found, kind)
     if not any(splits.values()):
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
@@ -82,7 +90,10 @@ def folder(
             + (f". {kind.hint}" if kind.hint else "")
         )
     rows = select(splits, split, "file_name", str(root))
-    _check_files(rows, names["label_map"])
+    if beside:
+        _add_beside(rows, names[CONDITIONING], kind)
+    others = tuple(names[column] for column in BESIDE)
+    _check_files(rows, others)
     if columns is None or "caption" in columns:
         add_captions(rows, names["caption"])
 
@@ -110,7 +121,7 @@ def folder(
         sum(1 if isinstance(row["caption"], str) else len(row["caption"]) for row in delivered)
         if "caption" in chosen
         else None,
-        tuple(_left_out(root, found, every, names["label_map"], kind).items()),
+        tuple(_left_out(root, found, every, others, kind).items()),
     )
     return Folder(info, delivered)
 
@@ -166,7 +177,7 @@ def _read_rows(root: Path, found: Found, kind: FileKind) -> list[Row]:
     return rows
 
 
-def _left_out(root: Path, found: Found, rows: list[Row], map_name: str, kind: FileKind) -> Counter:
+def _left_out(root: Path, found: Found, rows: list[Row], others: Sequence[str], kind: FileKind) -> Counter:
     """What was passed by; files that no row of any split has; class folders without files."""
     left = Counter(found.left_out)
     bases = {row["_folder"]: Path(os.path.relpath(row["_folder"], root)).as_posix() for row in rows}
@@ -174,7 +185,7 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str, kind: Fi
     taken = {
         posixpath.normpath(f"{bases[row['_folder']]}/{row[n]}")
         for row in rows
-        for n in ("file_name", map_name)
+        for n in ("file_name", *others)
         if isinstance(row.get(n), str)
     }
     if count := len(set(found.paths()) - taken):
@@ -188,11 +199,24 @@ def _left_out(root: Path, found: Found, rows: list[Row], map_name: str, kind: Fi
     return left
 
 
-def _check_files(rows: list[Row], map_name: str) -> None:
+def _add_beside(rows: Sequence[Row], theirs: str, kind: FileKind) -> None:
+    """Rows without a conditioning picture get that of the folder beside the image, if there is one, under the name `theirs`."""
+    there: dict[Path, dict[str, str]] = {}
+    for row in rows:
+        place = Path(CONDITIONING, row["file_name"]).parent
+        if row.get(theirs) in (None, ""):
+            if (folder := row["_folder"] / place) not in there:
+                names = os.listdir(folder) if folder.is_dir() else []
+                there[folder] = {Path(n).stem: n for n in sorted(names) if Path(n).suffix.lower() in kind.suffixes()}
+            if name := there[folder].get(Path(row["file_name"]).stem):
+                row[theirs] = (place / name).as_posix()
+
+
+def _check_files(rows: list[Row], others: Sequence[str]) -> None:
     present: dict[Path, set[str]] = {}
     missing = []
     for row in rows:
-        for n in ("file_name", map_name):
+        for n in ("file_name", *others):
             if row.get(n) is None:
                 continue
             if not isinstance(row[n], str):
@@ -263,8 +287,8 @@ def _deliver(
             out[column] = out["name"]
         elif column == "label":
             out[column] = index[row[names["label"]]]
-        elif column == "label_map":
-            out[column] = str(row["_folder"] / row[names["label_map"]])
+        elif column in BESIDE:
+            out[column] = str(row["_folder"] / row[names[column]])
         elif column == "caption":
             said = row[names["caption"]]
             several = said if isinstance(said, list) else [said]

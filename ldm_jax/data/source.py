@@ -8,6 +8,7 @@
     caption      str, or a tuple of them (one is drawn a visit)
     label        int in [0, len(info.class_names))
     label_map    like image: the file of a semantic map, one index a pixel
+    conditioning like image: what a ControlNet is shown beside it
     boxes        float32 [n, 4]: x0, y0, x1, y1 as fractions of width and height
     box_labels   int32 [n]
 
@@ -24,8 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 
 DATA = ("image", "sound", "film", "volume", "text")  # columns with what is learnt and drawn; a source has one of them
-FILES = (*(column for column in DATA if column != "text"), "label_map")  # columns that may hold the path of a file
-COLUMNS = (*DATA, "caption", "label", "label_map", "boxes", "box_labels")
+FILES = (*(column for column in DATA if column != "text"), "label_map", "conditioning")  # that may hold the path of a file
+COLUMNS = (*DATA, "caption", "label", "label_map", "conditioning", "boxes", "box_labels")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -90,7 +91,8 @@ def describe(source: Source) -> str:
         said.append("labels")
     if "caption" in info.columns:
         said.append("captions" if info.captions is None else _counted(info.captions, "caption"))
-    said += [words for column, words in (("label_map", "label maps"), ("boxes", "boxes")) if column in info.columns]
+    others = ("label_map", "label maps"), ("conditioning", "conditioning pictures"), ("boxes", "boxes")
+    said += [words for column, words in others if column in info.columns]
     skipped = getattr(source, "skipped", 0)
     left = [*info.left_out, *([(f"{what}s that can't be read", skipped)] if skipped else [])]
     return ", ".join(said) + ("; left out: " + ", ".join(f"{count} {what}" for what, count in left) if left else "")

@@ -50,7 +50,7 @@ class TfdsSource:
             raise MissingColumn(f"{label}: no feature {absent[ours]!r} for {ours!r}; it has {', '.join(builder.info.features)}")
         chosen = choose_columns(label, columns, [c for c in names if c not in absent])
         self._names = {column: names[column] for column in chosen}
-        images = {names[c]: tfds.decode.SkipDecoding() for c in ("image", "label_map") if c in chosen}
+        images = {names[c]: tfds.decode.SkipDecoding() for c in ("image", "label_map", "conditioning") if c in chosen}
         self._source = builder.as_data_source(split, decoders=images)
         self._yx = "boxes" in chosen and isinstance(features[names["boxes"]], tfds.features.BBoxFeature)
         self._files = [str(path) for path in builder.info.splits[split].filepaths]
@@ -105,7 +105,7 @@ def tfds_source(
 ) -> TfdsSource:
     """Any TFDS data set by name ('fashion_mnist', 'oxford_flowers102', 'coco/2017'), prepared now if it is not yet.
 
-    columns     what is needed of image, caption, label, label_map, boxes, box_labels; None: all that `names` finds
+    columns     what is needed of `source.COLUMNS`; None: all that `names` finds
     names       what they are called there, if not the same; 'objects/bbox' leads into a sequence. BBoxFeatures, which
                 hold y before x, are turned round
     """

@@ -27,6 +27,7 @@ from ldm_jax.data.decode import decode_map, decode_rgb
 from ldm_jax.data.layout import WHOLE
 
 _MOST_PIXELS = 2**27  # of a resized picture
+PICTURES = ("image", "label_map", "conditioning")  # columns that lie on the picture's grid
 Row = dict[str, Any]
 Task = Callable[[Row, np.random.Generator], Row]
 
@@ -38,6 +39,7 @@ class Transform:
     label        int32 []
     tokens       int32 [L], `tokenize` of the caption, one drawn if there are several; left out without `tokenize`
     label_map    int32 [H, W]
+    conditioning float32 [H, W, 3] in [-1, 1]
     boxes        float32 [max_boxes, 4] as fractions of the crop, largest first, padded with 0;
     box_labels   int32 [max_boxes], padded with -1; both left out if max_boxes is 0
 
@@ -89,9 +91,10 @@ class Transform:
         return {"size": self.shape, "flip": self.flip, **{name: value for name, value in optional.items() if value}}
 
     def fit(self, row: Row) -> Row:
-        """The row with its image as uint8 [h, w, 3] (and label map as integers [h, w]), resized so that it just covers
-        the output. A row that is so already stays as it is. ValueError, with the image's name, for one that can't be read, is
-        smaller than `min_side`, or too narrow, and for a label map of another aspect."""
+        """The row with its image as uint8 [h, w, 3] (its conditioning picture too; label map: integers [h, w]), resized so that
+        it just covers the output. A row that is so already stays as it is. ValueError, with the image's name, for one that
+        can't be read, is smaller than `min_side`, or too narrow, and for a label map or a conditioning picture of another
+        aspect."""
         if isinstance(row["image"], np.ndarray):
             return row
         height, width = self.shape
@@ -110,9 +113,12 @@ class Transform:
         row["image"] = _resize(image, to, Image.Resampling.BICUBIC)
         if "label_map" in row:
             indices = self._read_map(row["label_map"], f"label map of {name}")
-            if abs(indices.shape[0] * image.shape[1] - indices.shape[1] * image.shape[0]) > max(indices.shape):
-                raise ValueError(f"{name}: its label map is {indices.shape[::-1]}, of another aspect than the image")
+            _check_aspect(f"{name}: its label map", indices, image)
             row["label_map"] = _resize(indices, to, Image.Resampling.NEAREST)
+        if "conditioning" in row:
+            picture = decode_rgb(row["conditioning"], f"conditioning picture of {name}")
+            _check_aspect(f"{name}: its conditioning picture", picture, image)
+            row["conditioning"] = _resize(picture, to, Image.Resampling.BICUBIC)
         return row
 
     def _read_map(self, encoded: Any, name: str) -> np.ndarray:
@@ -131,7 +137,7 @@ class Transform:
         else:
             top, left = (f // 2 for f in free)
         window = np.s_[top : top + height, left : left + width]
-        seen = row | {name: row[name][window] for name in ("image", "label_map") if name in row}
+        seen = row | {name: row[name][window] for name in PICTURES if name in row}
         if "boxes" in row:
             full = np.float32([full_width, full_height] * 2)
             pixels = row["boxes"] * full - np.float32([left, top] * 2)
@@ -189,6 +195,8 @@ def other_columns(
         example["tokens"] = tokenize(said)
     if "label_map" in row:
         example["label_map"] = row["label_map"].astype(np.int32)
+    if "conditioning" in row:
+        example["conditioning"] = Transform.scaled(row["conditioning"])
     if "boxes" in row and max_boxes:
         boxes, labels = np.zeros((max_boxes, 4), np.float32), np.full(max_boxes, -1, np.int32)
         count = min(max_boxes, len(row["boxes"]))
@@ -207,7 +215,7 @@ def of_task(task: Task | None, example: Row, row: Row, rng: np.random.Generator 
     return task({**example, **uncut, "name": name, "crop": row.get("crop", np.float32(WHOLE))}, steady)
 
 
-def mirror(row: Row, pictures: tuple[str, ...] = ("image", "label_map")) -> Row:
+def mirror(row: Row, pictures: tuple[str, ...] = PICTURES) -> Row:
     """The row with left and right exchanged."""
     row = row | {name: row[name][:, ::-1] for name in pictures if name in row}
     for name in ("boxes", "crop"):
@@ -224,6 +232,12 @@ def clip_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-left, kind="stable")
     order = order[left[order] > 0.1 * area[order]]
     return order, inside[order]
+
+
+def _check_aspect(what: str, picture: np.ndarray, image: np.ndarray) -> None:
+    height, width = picture.shape[:2]
+    if abs(height * image.shape[1] - width * image.shape[0]) > max(height, width):
+        raise ValueError(f"{what} is {(width, height)}, of another aspect than the image")
 
 
 def _resize(pixels: np.ndarray, to: tuple[int, int], how: Image.Resampling) -> np.ndarray:

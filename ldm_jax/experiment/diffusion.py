@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build
+from ldm_jax.build import PRIOR
 from ldm_jax.data.pipeline import in_memory
+from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import evaluators, starting
 from ldm_jax.experiment.latents import open_cache
+from ldm_jax.experiment.prior import prior_source
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
 from ldm_jax.training.loop import Hook
@@ -30,10 +33,12 @@ def train_diffusion(experiment: Experiment) -> None:
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (stage.channels,)) for name, value in
         (("scale", scale), ("shift", shift))
     }}  # fmt: skip
-    if adapts := "network" in program.constants:
+    if adapts := build.adapts(config):
         shapes = {name: program.constants[name] for name in ("network", "conditioner")}
         constants |= starting.base(config, shapes, (scale, shift), words)
-    elif condition.frozen:
+    if adapts == "word":  # now, as it says what can't work
+        vectors = starting.word(config, condition, constants["conditioner"], caption_texts(experiment.sources["train"]))
+    if condition.frozen and not adapts:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
     if build.TEACHER in program.constants:
         constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale, words)
@@ -43,6 +48,10 @@ def train_diffusion(experiment: Experiment) -> None:
     if cached:
         source = open_cache(experiment, stage, first_stage)
         source = in_memory(source, lambda row: row) if config["data"]["in_memory"] else source
+    prior = None
+    if PRIOR in program.batch:
+        prior = prior_source(experiment)
+        prior = open_cache(experiment, stage, first_stage, prior, f"{PRIOR}_latents") if cached else prior
 
     def to_batch(batch: dict[str, np.ndarray]) -> PyTree:
         """What `program.batch` describes, over all devices."""
@@ -54,12 +63,20 @@ def train_diffusion(experiment: Experiment) -> None:
 
     def make_batches(start: int) -> Iterator[PyTree]:
         transform = build.make_latent_transform(config, condition) if cached else experiment.transform(condition)
-        return map(to_batch, experiment.batches(source, transform, section["batch_size"], start))
+        batches = map(to_batch, experiment.batches(source, transform, section["batch_size"], start))
+        if prior is None:
+            return batches
+        others = map(to_batch, experiment.batches(prior, transform, section["batch_size"], start))
+        return (batch | {PRIOR: other} for batch, other in zip(batches, others))
 
     def make_hooks() -> list[Hook]:
         return evaluators.hooks(evaluators.Model(experiment, spec, constants))
 
     def start(params: PyTree) -> PyTree:
+        if adapts == "word":
+            return params | {"word": vectors}
+        if adapts == "control":
+            return params | {"control": starting.control(config, params["control"])}
         return starting.pretrained(config, params, words) if section["start_from"] and not adapts else params
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)

@@ -24,7 +24,8 @@ def measure_latents(experiment: Experiment) -> None:
     config, section = experiment.config, experiment.config["latents"]
     path = experiment.workdir / "latents.json"
     stage, params = build.make_first_stage(config), experiment.first_stage_params()
-    adapts = build.make_lora(config)
+    # a network that is only adapted knows no other latents, nor would a class that it drew keep it
+    adapts = build.adapts(config) or config["diffusion_train"].get("dreambooth", {}).get("prior_weight")
     if adapts and section["scale"]:
         there = api.scale_of(config["diffusion_train"]["start_from"])
         if not np.allclose(there[0], section["scale"], rtol=1e-3) or not np.allclose(there[1], section["shift"], atol=1e-6):
@@ -40,7 +41,7 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
-        if adapts:  # a network that is only adapted knows no others
+        if adapts:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
         distributed.on_first("latents.json", lambda: write_json(path, statistics))
@@ -83,8 +84,11 @@ def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
         yield np.asarray(compiled(params, sharding.to_device(experiment.mesh, found)))
 
 
-def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> LatentCache:
-    """The latent cache of the working directory, written by all processes unless it is there."""
+def open_cache(
+    experiment: Experiment, stage: FirstStage, params: PyTree, source: Any = None, name: str = "latents"
+) -> LatentCache:
+    """The latent cache of the working directory, written by all processes unless it is there: of the training set, or of
+    another source under a name of its own."""
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     began = time.monotonic()
 
@@ -93,8 +97,8 @@ def open_cache(experiment: Experiment, stage: FirstStage, params: PyTree) -> Lat
             experiment.say(f"latents: {total} images encoded in {time.monotonic() - began:.0f} s")
 
     return latent_cache(
-        experiment.workdir / "latents",
-        experiment.sources["train"],
+        experiment.workdir / name,
+        experiment.sources["train"] if source is None else source,
         experiment.transform(),
         encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
         {"first_stage": hash_arrays(named)},

@@ -1,7 +1,7 @@
 """Trained models that config.diffusion_train.start_from names, for the three things that a training may do with one: go on from
 it, adapt it without changing it, or learn from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build, models
+from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.tokenizer import Tokenizer
 
 PyTree = Any
@@ -79,9 +80,13 @@ def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | Non
     return jnp.moveaxis(jnp.where(known >= 0, theirs[..., np.maximum(known, 0)], ours), -1, axis)
 
 
-def _check_words(path: str, tokenizer: Any, ldm: Any) -> None:
-    """ValueError unless the frozen model numbers the words of this training as this training does."""
+def _check_words(path: str, tokenizer: Any, ldm: Any, new: bool = False) -> None:
+    """ValueError unless the frozen model numbers the words of this training as this training does. `new`: this training may
+    have words besides, behind those of the model."""
     numbers = _numbers(tokenizer, ldm)
+    if numbers is not None and new:
+        size = ldm.specification.condition.setting.tokenizer.vocab_size
+        numbers = numbers[:size] if (numbers[size:] < 0).all() else numbers
     if numbers is not None and not np.array_equal(numbers, np.arange(len(numbers))):
         raise ValueError(
             f"config.diffusion_train.start_from={path!r} numbers words otherwise than the captions of this training, and it "
@@ -101,7 +106,7 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
     """
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path, dtype=build.compute_dtype(config))
-    _check_words(path, tokenizer, ldm)
+    _check_words(path, tokenizer, ldm, new=True)
     spec = ldm.specification
     if not all(np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)):
         raise ValueError(
@@ -111,6 +116,33 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
     found = {name: ldm.params.get(name, {}) for name in shapes}
     check_shapes(path, found, shapes)
     return found
+
+
+def control(config: Mapping[str, Any], fresh: PyTree) -> PyTree:
+    """What a ControlNet begins as: the way down of the network that it is to steer, in float32, and the rest of `fresh`."""
+    ldm = api.load_whole(config["diffusion_train"]["start_from"])
+    found = models.begun(fresh, ldm.params["network"])
+    check_shapes(config["diffusion_train"]["start_from"], found, fresh)
+    return found
+
+
+def word(config: Mapping[str, Any], condition: Condition, conditioner: PyTree, texts: Iterable[str]) -> PyTree:
+    """What the vectors of config.diffusion_train.textual_inversion begin as, float32 [n, D] by text encoder.
+
+    Args:
+      conditioner: the frozen model's, which lacks the word.
+      texts: the captions of the training set.
+
+    Raises:
+      ValueError: where no caption has the word, or the model doesn't know the initial one.
+    """
+    section = build.make_word(config)
+    if not any(section["word"] in text for text in texts):
+        raise ValueError(
+            f"config.diffusion_train.textual_inversion.word={section['word']!r}: no caption of the training set has it; give "
+            f"all pictures some that do, --config.data.captions='(\"a photo of {section['word']}\",)'"
+        )
+    return words.initial(condition, conditioner, section["initial"], section["vectors"])
 
 
 def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: Any = None) -> PyTree:

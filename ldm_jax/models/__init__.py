@@ -24,6 +24,7 @@ from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
 from ldm_jax.models.sequence import TextAutoencoder
+from ldm_jax.models.steering import HINT, Steered, begun
 from ldm_jax.models.tiny import TinyDecoder
 from ldm_jax.models.unet import UNet
 
@@ -41,6 +42,7 @@ __all__ = [
     "Discriminator",
     "DualEncoder",
     "FSQ",
+    "HINT",
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
@@ -48,11 +50,13 @@ __all__ = [
     "STEP_EMBEDDINGS",
     "Segmenter",
     "SpatialRescaler",
+    "Steered",
     "TextAutoencoder",
     "TinyDecoder",
     "TransformerEmbedder",
     "UNet",
     "apply_lora",
+    "begun",
     "calibrate",
     "clip_normalize",
     "constrain",

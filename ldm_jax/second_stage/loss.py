@@ -25,6 +25,7 @@ from ldm_jax.training.state import GradFn, Gradient, LossFn, Step, from_loss
 
 PyTree = Any
 TEACHER = "teacher"  # the part of a training's constants that holds one
+PRIOR = "prior"  # the part of a batch that holds pictures of the class
 
 
 def drop_condition(
@@ -124,15 +125,28 @@ def make_loss(
     return loss_fn
 
 
-def adapted(loss_fn: LossFn, apply_lora: Callable[[PyTree, PyTree], PyTree]) -> LossFn:
-    """The same loss as a function of a low-rank adaptation of the network, the part "lora" of the parameters: the network is
-    `apply_lora(params["network"], params["lora"])`, and its average follows the adaptation's."""
+def adapted(loss_fn: LossFn, part: str, change: Callable[[PyTree, PyTree], PyTree]) -> LossFn:
+    """The same loss as a function of what is learnt of a frozen model, a part of the parameters: the model is that of `params`
+    with the parts that `change(params, params[part])` gives, and its average follows the learnt part's."""
 
     def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
-        base = params["network"]
-        ema = {"network": apply_lora(base, step.ema["lora"])} if "lora" in step.ema else {}
-        network = apply_lora(base, params["lora"])
-        return loss_fn({**params, "network": network}, batch, key, step._replace(ema=ema))
+        ema = change(params, step.ema[part]) if part in step.ema else {}
+        return loss_fn({**params, **change(params, params[part])}, batch, key, step._replace(ema=ema))
+
+    return of
+
+
+def with_prior(loss_fn: LossFn, weight: float) -> LossFn:
+    """The loss of a batch, and `weight` times that of its part PRIOR, a batch of as many pictures of the class (DreamBooth,
+    Ruiz et al. 2023, eq. 2); where there is no such part, that of the batch alone."""
+
+    def of(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
+        loss, metrics = loss_fn(params, {name: part for name, part in batch.items() if name != PRIOR}, key, step)
+        if PRIOR not in batch:
+            return loss, metrics
+        other, _ = loss_fn(params, batch[PRIOR], jax.random.fold_in(key, 1), step)
+        total = loss + weight * other
+        return total, metrics | {"loss_prior": other, "loss": total}
 
     return of
 

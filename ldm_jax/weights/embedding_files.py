@@ -5,11 +5,12 @@
     {"clip_l": [n, D], "clip_g": [n, D']}               for both text encoders of Stable Diffusion XL
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ldm_jax.weights import files
+from ldm_jax.weights import files, safetensors_files
 
 _NAMELESS = ("emb_params", "string_to_param.*", "*")
 _TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -35,3 +36,18 @@ def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
         raise ValueError(f"{path}: the text encoders have different numbers of vectors")
     name = next(iter(tensors))
     return path.stem if name in (*_NAMELESS, *_TOWERS) else name, vectors
+
+
+def write(path: str | Path, word: str, vectors: Mapping[str, np.ndarray]) -> None:
+    """Writes a word's vectors [n, D], by text encoder, as diffusers' `load_textual_inversion` takes them. ValueError for a path
+    that exists or doesn't end with .safetensors, and for text encoders that no such file is for."""
+    path, names = Path(path), {tower: name for name, tower in _TOWERS.items()}
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: files of words are named .safetensors, such as learned_embeds.safetensors")
+    if path.exists():
+        raise ValueError(f"{path} exists already; save somewhere else")
+    if len(vectors) > 1 and set(vectors) != set(names):
+        raise ValueError(f"vectors for {', '.join(vectors)}: files are for one text encoder, or for {', '.join(names)}")
+    found = {(names[tower] if len(vectors) > 1 else word): np.asarray(rows, np.float32) for tower, rows in vectors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors_files.write(path, found)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import weights
+from ldm_jax import build, models, weights
 from ldm_jax.weights import layouts, naming, safetensors_files
 
 torch = pytest.importorskip("torch", reason="the extra `parity` has torch")
@@ -16,6 +16,13 @@ diffusers = pytest.importorskip("diffusers", reason="the extra `parity` has diff
 
 from tests.api import xl  # noqa: E402
 from tests.api.test_xl_parity import KEY, LIMIT, PROMPTS, nchw  # noqa: E402
+
+# one of ours: scale and shift by the time, as the default config has it
+PLAIN = {
+    "kind": "unet", "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
+    "attention_resolutions": (1, 2), "channel_mult": (1, 2), "num_head_channels": 16, "use_spatial_transformer": True,
+    "context_dim": 12, "use_scale_shift_norm": True, "norm_num_groups": 8,
+}  # fmt: skip
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -64,3 +71,35 @@ def test_a_controlnet_of_diffusers(tmp_path):
     safetensors_files.write(tmp_path / "other.safetensors", {n: t for n, t in tensors.items() if "zero_convs.1" not in n})
     with pytest.raises(ValueError, match="2 missing"):
         ldm.with_control(tmp_path / "other.safetensors")
+
+
+def test_a_controlnet_that_diffusers_reads(tmp_path):
+    """Of our making: diffusers draws the same residuals from its folder, of both kinds of U-Nets."""
+    torch.manual_seed(6)
+    xl.pipeline(tmp_path / "xl")
+    ldm = ldm_jax.load(tmp_path / "xl")
+    rng = np.random.default_rng(1)
+    for number, (network, conditioner) in enumerate(
+        [(ldm.config["network"], ldm.config["conditioner"]), (PLAIN, {"kind": "text"})]
+    ):
+        fields = {**network, "hint_channels": (8, 16)}
+        module = build.make_network({"network": fields})
+        cond = {"context": rng.standard_normal((2, 5, fields["context_dim"])), "hint": rng.random((2, 32, 32, 3))}
+        text, sizes, told = np.float32(rng.standard_normal((2, 12))), np.float32(rng.integers(0, 64, (2, 6))), {}
+        if conditioner["kind"] == "sdxl":
+            cond["vector"] = models.text_time_vector(text, sizes, conditioner["time_embed_dim"])
+            told["added_cond_kwargs"] = {"text_embeds": torch.from_numpy(text), "time_ids": torch.from_numpy(sizes)}
+        cond = {name: np.float32(value) for name, value in cond.items()}
+        x, t = np.float32(rng.standard_normal((2, 16, 16, fields["in_channels"]))), np.float32([10.0, 700.0])
+        shapes = jax.eval_shape(module.init, KEY, x, t, cond)["params"]
+        params = jax.tree.map(lambda leaf: np.float32(rng.standard_normal(leaf.shape) / max(leaf.shape[0], 4) ** 0.5), shapes)
+        weights.write_control(tmp_path / str(number), fields, conditioner, params)
+        net = diffusers.ControlNetModel.from_pretrained(tmp_path / str(number)).eval()
+        ours = jax.jit(module.apply)({"params": params}, x, t, cond)
+        with torch.no_grad():
+            down, middle = net(
+                nchw(x), torch.from_numpy(t), torch.from_numpy(cond["context"]), nchw(cond["hint"]), return_dict=False, **told
+            )
+        for one, other in zip(ours, [*down, middle], strict=True):
+            scale = np.abs(one).max()
+            np.testing.assert_allclose(nchw(one) / scale, other / scale, atol=2e-5)
