@@ -1,8 +1,8 @@
 """Shapes drawn in one to four steps, by any objective of `diffusion.few_steps`, on two CPU cores.
 
     python train.py --config=configs/shapes.py --workdir=runs/shapes                    # the first stage, and a teacher
-    python train.py --config=configs/shapes_few_steps.py:mean_flow
-    python sample.py --workdir runs/shapes_mean_flow --prompt "a red circle" --steps 2
+    python train.py --config=configs/shapes_few_steps.py:progressive                    # and progressive_4, progressive_2
+    python sample.py --workdir runs/shapes_progressive_2 --prompt "a red circle" --steps 2
 
 After the colon: mean_flow (the default), shortcut, consistency, scm, which train from nothing or, with
 --config.diffusion_train.start_from=runs/shapes, from the weights of an ordinary model of the same process (mean_flow and scm

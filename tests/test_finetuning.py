@@ -358,7 +358,7 @@ def test_a_lora_learns_with_a_prior(base):
     def rows(text, data):
         return {"moments": data, "inputs": np.repeat(condition.tokenize(text)[None], 8, 0)}
 
-    batch = rows("a red circle", moments()) | {"prior": rows("a circle", -moments())}
+    batch = rows("a red circle", moments()) | {"prior": rows("a circle", moments()[::-1])}
     state, losses = trained(program, program.init(KEY), constants_of(base), batch, 20)
     assert state.params.keys() == {"lora"} and losses[-1] < 0.95 * losses[0]
 
