@@ -1,6 +1,7 @@
 """Every field of the default config has an effect, or is refused: another legal value changes the compiled training, or what
 the parts of an experiment are told. Nothing is trained."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -333,7 +334,7 @@ def told(config, folder):
         return Rows(("image", *(c for c in ("caption", "label", "conditioning") if c in str(arguments))))
 
     def state(*_):
-        return types.SimpleNamespace(step=0, params={})
+        return types.SimpleNamespace(step=0, params=collections.defaultdict(dict))
 
     def batches(*_, **__):
         size = build.image_size(config)
@@ -408,6 +409,8 @@ def told(config, folder):
         tell(starting, "base", lambda *_: {"network": {}, "conditioner": {}}, of=lambda told: [
             told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
         tell(starting, "word", lambda *_: {}, of=lambda told: build.make_word(told["config"]))
+        tell(starting, "control", lambda config, fresh: fresh, of=lambda told: told["config"]["diffusion_train"]["control"])
+        tell(api, "scale_of", lambda path: (1.0, 0.0))
         tell(diffusion, "prior_source", rows, of=lambda _: config["diffusion_train"]["dreambooth"])
         tell(build.diffusion.diffusion, "make_recipe")
         tell(pictures, "_drawn", drawn, of=lambda told: told["num"])
