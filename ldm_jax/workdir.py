@@ -27,7 +27,8 @@ PATHS = (
 )  # fmt: skip
 FREE_FIELDS = (
     "compiler", "stages", "data.workers", "data.in_memory", "first_stage_train.best", "first_stage_train.patience",
-    "diffusion_train.best", "diffusion_train.patience", *PATHS,
+    "diffusion_train.best", "diffusion_train.patience", "diffusion_train.accumulate", *PATHS,
+    *(f"{network}.{how}" for network in ("first_stage", "network") for how in ("remat", "scan_blocks", "attention")),
 )  # fmt: skip
 NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 NO_WORD = {"word": "", "initial": "", "vectors": 1}

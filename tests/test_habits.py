@@ -25,7 +25,7 @@ from ldm_jax.cli.train import tidy
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import stage
 from ldm_jax.primitives.arrays import key_of
-from ldm_jax.primitives.files import of_this_machine, read_json
+from ldm_jax.primitives.files import of_this_machine, read_json, write_json
 from ldm_jax.training import lock
 from ldm_jax.workdir import check_workdir, make_samples_folder, open_workdir, summary
 
@@ -282,6 +282,25 @@ def test_a_directory_in_use_is_refused_before_anything_is_done(tmp_path):
     with lock.hold(workdir), pytest.raises(ValueError, match=f"runs/x is in use by process {os.getpid()} on"):
         experiment.run(config, workdir)
     assert os.listdir(workdir) == []
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("network.remat", "blocks"), ("network.scan_blocks", True), ("network.attention", "xla"), ("first_stage.remat", "dots")],
+)
+def test_how_a_network_is_computed_may_differ_between_runs(tmp_path, field, value):
+    """Who runs out of memory goes on with less of it; flags that a first run did not have are no other experiment."""
+    plain, changed = config_of(), copy.deepcopy(config_of())
+    section, name = field.split(".")
+    changed[section][name] = value
+    changed["diffusion_train"]["accumulate"] = 2
+    for i, (first, then) in enumerate(((plain, changed), (changed, plain))):
+        (tmp_path / str(i)).mkdir()
+        write_json(tmp_path / str(i) / "config.json", first)
+        check_workdir(then, tmp_path / str(i))
+    changed["network"]["norm_eps"] = 1e-3
+    with pytest.raises(ValueError, match="network.norm_eps: 'absent' there, 0.001 now"):
+        check_workdir(changed, tmp_path / "0")
 
 
 def test_stages_and_places_may_differ_between_runs_and_a_longer_one_goes_on(tmp_path):
