@@ -39,7 +39,8 @@ _OBJECTIVE_OPTIONS = {
 }
 # The name of the objective that `diffusion.make_objective` makes; the others are in `diffusion.few_steps.OBJECTIVES`.
 DENOISING = "diffusion"
-TEACHER, PRIOR = second_stage.TEACHER, second_stage.PRIOR
+TEACHER = second_stage.TEACHER
+PRIOR = second_stage.PRIOR
 # Fields of the frozen model's network that the student's may have otherwise.
 TEACHER_FIELDS = {"second_time": False, "guidance_dim": 0}
 WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
