@@ -134,14 +134,14 @@ def check_medium(config: Mapping[str, Any], stage: FirstStage) -> None:
     medium.check()
     if medium.name == "text" and (kind := config["first_stage"]["kind"]) != "text":
         raise ValueError(f"config.first_stage.kind={kind!r}: numbers of words are no amounts; a model of text has kind='text'")
-    given = getattr(stage.module, "out_ch", stage.image_channels)
-    if given != stage.image_channels:
-        raise ValueError(f"config.first_stage.out_ch={given}: must be {stage.image_channels}, config.first_stage.in_channels")
     if stage.image_channels != medium.channels:
         raise ValueError(
             f"config.first_stage.in_channels={stage.image_channels}: medium={medium.name!r} gives arrays of "
             f"{medium.channels} channels"
         )
+    given = getattr(stage.module, "out_ch", stage.image_channels)
+    if given != stage.image_channels:
+        raise ValueError(f"config.first_stage.out_ch={given}: must be {stage.image_channels}, config.first_stage.in_channels")
 
 
 def check_dims(config: Mapping[str, Any]) -> None:
