@@ -20,6 +20,7 @@ Everything but the pixels is read and checked here, so that mistakes show before
 
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.metadata import add_captions, read_table, table_in
+from ldm_jax.data.metadata import add_captions, is_blank, read_table, table_in
 from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import read_names
-from ldm_jax.data.walk import IMAGES, FileKind, Found, find_files
+from ldm_jax.data.walk import IMAGES, READ, FileKind, Found, find_files
 
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name",
          "conditioning": "conditioning_file_name", "boxes": "boxes"}  # fmt: skip
@@ -97,13 +98,13 @@ def folder(
     if columns is None or "caption" in columns:
         add_captions(rows, names["caption"])
 
-    has = {column: [row for row in rows if row.get(theirs) not in (None, "")] for column, theirs in names.items()}
+    has = {column: [row for row in rows if not is_blank(row.get(theirs))] for column, theirs in names.items()}
     present = (kind.column, *(column for column, found in has.items() if found))
     chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()))
     for column in chosen:
         having = has.get(column, rows)
         if len(having) < len(rows):
-            first = next(row for row in rows if row.get(names[column]) in (None, ""))
+            first = next(row for row in rows if is_blank(row.get(names[column])))
             raise ValueError(
                 f"{root}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
                 f"{first['file_name']}. Complete them or remove those {kind.many}"
@@ -148,6 +149,14 @@ def _read_splits(root: Path, found: Found, kind: FileKind) -> dict[str, list[Row
             f"classes, put them into a folder of their own: {root / 'train' / min(others)}, {root / 'train' / min(named)}, "
             f"...; if {_listed(named)} is a split, move the other folders elsewhere"
         )
+    inside = {name.split("/", 2)[1] if "/" in name else "" for name in found.files}
+    if holders and not named and not told and all(folder.lower() in known for folder in inside):
+        first = min(holders)
+        raise ValueError(
+            f"{root}: the pictures of {_listed(holders)} lie in {_listed(inside)}, which may be splits. "
+            + (f"Name the folder that holds them, {root / first}" if len(holders) == 1 else "Put splits above the classes: ")
+            + ("" if len(holders) == 1 else f"{root / min(inside) / first}, ...")
+        )
     splits = {}
     for folder in sorted(named):
         splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder), kind))
@@ -190,6 +199,9 @@ def _left_out(root: Path, found: Found, rows: list[Row], others: Sequence[str], 
     }
     if count := len(set(found.paths()) - taken):
         left[f"{kind.many} {f'that {told[0].name} does not name' if told else 'outside of the split folders'}"] = count
+    deaf = [at for at in found.folders if (at or ".") not in bases.values() and any((root / at / n).is_file() for n in READ)]
+    if deaf:
+        left[f"tables in folders where none is looked for ({_listed(set(deaf))})"] = len(deaf)
     labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
     for base in {base for base, _ in labels}:
         deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
@@ -229,7 +241,22 @@ def _check_files(rows: list[Row], others: Sequence[str]) -> None:
     if missing:
         table, path = missing[0]
         told = table.name if table else "what was found"
-        raise FileNotFoundError(f"{len(missing)} files named in {told} do not exist; the first is {path}")
+        raise FileNotFoundError(
+            f"{len(missing)} files named in {told} do not exist; the first is {path}{_near(path, present[path.parent])}"
+        )
+
+
+def _near(path: Path, present: set[str]) -> str:
+    """A hint for a name that is there in another spelling."""
+    if "\\" in path.name:
+        return ". Folders are parted by / there"
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold().strip()
+
+    found = next((name for name in sorted(present) if plain(name) == plain(path.name)), None)
+    same = found and unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
+    return "" if not found else f". There is {found!r}" + (", whose accents are stored in another Unicode form" if same else "")
 
 
 def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> dict[Any, str]:
@@ -245,6 +272,10 @@ def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> 
         index = {name: name for name in order}
     else:
         said = {row[theirs]: row["label_name"] for row in rows if row.get(theirs) is not None and row.get("label_name")}
+        for row in rows:
+            if row.get(theirs) is not None and row.get("label_name") and row["label_name"] != said[row[theirs]]:
+                both = f"{row['label_name']!r} and {said[row[theirs]]!r}"
+                raise ValueError(f"{root}: label {row[theirs]} is called {both}, the first by {row['file_name']}")
         if max(labels) >= _MOST_CLASSES:
             raise ValueError(f"{root}: label {max(labels)}: classes are numbered from 0 on")
         order = class_names if class_names is not None else [said.get(i, str(i)) for i in range(max(labels) + 1)]
@@ -292,8 +323,10 @@ def _deliver(
         elif column == "caption":
             said = row[names["caption"]]
             several = said if isinstance(said, list) else [said]
-            if not several or not all(isinstance(text, str) and text for text in several):
+            if not several or not all(isinstance(text, str) and text.strip() for text in several):
                 raise ValueError(f"{out['name']}: a caption is text or a list of texts, not {said!r}")
+            if any("\ud800" <= letter <= "\udfff" for text in several for letter in text):
+                raise ValueError(f"{out['name']}: the caption {said!r} has half of a character; write it anew, as UTF-8")
             out[column] = tuple(several) if isinstance(said, list) else said
         elif column == "boxes":
             out[column] = np.array([box["box"] for box in row[names["boxes"]]], np.float32).reshape(-1, 4)

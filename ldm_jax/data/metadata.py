@@ -1,8 +1,8 @@
 """What is said of the images of a folder: a table beside them (metadata.jsonl or metadata.csv), or a text file beside each.
 
     metadata.jsonl   a JSON object a line, {"file_name": "1.jpg", "caption": "a red bird"}
-    metadata.csv     the same with a line of column names, commas, semicolons or tabs between the cells; labels that are all
-                     whole numbers are numbers
+    metadata.csv     the same with a line of column names, commas, semicolons or tabs between the cells, blanks behind which
+                     don't count; labels that are all whole numbers are numbers
     1.txt            the caption of 1.jpg
 """
 
@@ -34,6 +34,8 @@ def read_table(path: Path) -> list[Row]:
     for number, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
             raise ValueError(f"{path}, line {number}: a row needs a file_name")
+        if not isinstance(row.get("split") or "", str) or isinstance(row.get("split"), int | float):
+            raise ValueError(f"{path}, line {number}: split is {row['split']!r}, not a name such as 'train'")
     return [{**row, "_folder": path.parent} for _, row in rows]
 
 
@@ -45,7 +47,7 @@ def _of_json_lines(path: Path) -> list[tuple[int, Any]]:
 def _of_csv(path: Path) -> list[tuple[int, Row]]:
     text = read_text(path)
     between = _separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True, strict=True)
     rows: list[tuple[int, Row]] = []
     try:
         head = [name.strip() for name in next(reader, [])]
@@ -77,7 +79,12 @@ def _separator(text: str) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.isascii() and cell.isdigit()
+    return cell.isascii() and cell.removeprefix("-").isdigit()
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell of a table says nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def add_captions(rows: Sequence[Row], theirs: str) -> None:
@@ -85,8 +92,8 @@ def add_captions(rows: Sequence[Row], theirs: str) -> None:
     there: dict[Path, set[str]] = {}
     for row in rows:
         path = row["_folder"] / row["file_name"]
-        if row.get(theirs) in (None, ""):
+        if is_blank(row.get(theirs)):
             if path.parent not in there:
                 there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if (name := f"{path.stem}.txt") in there[path.parent]:
-                row[theirs] = " ".join(read_text(path.with_name(name)).split())
+            if f"{path.stem}.txt" in there[path.parent] and (text := path.with_name(f"{path.stem}.txt")).is_file():
+                row[theirs] = " ".join(read_text(text).split())

@@ -25,7 +25,7 @@ OTHER_IMAGES = frozenset(
      ".orf", ".rw2", ".raf", ".psb", ".xcf", ".avif", ".webp", ".eps", ".jp2", ".qoi")
 )  # fmt: skip
 # Files that may say what is on the pictures; those that are read have names that are known (`metadata.TABLES`).
-TELLING = frozenset((".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".parquet", ".arrow", ".xls", ".xlsx"))
+TELLING = frozenset((".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".parquet", ".arrow", ".xls", ".xlsx", ".caption"))
 READ = frozenset(("metadata.jsonl", "metadata.csv", "metadata.parquet"))  # the last is refused
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
@@ -114,15 +114,15 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
         for entry in entries_of(root / folder):
             inside = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
-                if entry.is_dir():
+                if _is_folder(entry):
                     left_out["hidden or system folders"] += 1
                 elif _suffix(entry.name) in kind.suffixes():
                     left_out["hidden files"] += 1
-            elif entry.is_dir() and is_workdir(root / inside):
+            elif _is_folder(entry) and is_workdir(root / inside):
                 left_out["working directories of trainings"] += 1
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 (links if entry.is_symlink() else subfolders).append(inside)
-            elif not entry.is_file():
+            elif not os.path.isfile(root / inside):
                 left_out["broken links"] += entry.is_symlink()
             elif _suffix(entry.name) in kind.suffixes():
                 files.append(entry.name)
@@ -162,6 +162,13 @@ def _new(folders: list[str], root: Path, seen: set[tuple[int, int]], left_out: C
             seen.add(identity)
             new.append(folder)
     return new
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

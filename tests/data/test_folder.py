@@ -382,7 +382,8 @@ def test_damaged_metadata_end_in_errors(tmp_path):
     picture(tmp_path / "m.png")
     box = {"label": 1, "name": "car", "box": [0.1, 0.2, 0.5, 0.6]}
     row = {"file_name": "a.png", "caption": ["x", "é"], "label": 0, "label_name": "q", "boxes": [box], "split": "train"}
-    metadata(tmp_path, [row | {"label_map_file_name": "m.png"}, row | {"label_map_file_name": "m.png", "boxes": []}])
+    row["label_map_file_name"] = "m.png"
+    metadata(tmp_path, [row, row | {"boxes": [], "label": 1}])
     lines = (tmp_path / "metadata.jsonl").read_bytes().splitlines()
     odd = [None, True, -1, 0, 1.5, "", "x", [], {}, [1], {"a": 1}, 10**30, float("inf"), float("nan"), "\ud800", [[]]]
     rng, read = np.random.default_rng(0), 0
@@ -477,4 +478,82 @@ def test_captions_under_a_name_that_is_not_read_are_not_passed_by_in_silence(tmp
     (tmp_path / name).write_text("0.png,a cat")
     assert dict(folder(tmp_path).info.left_out) == {
         f"tables and texts of other names than are read ({name.split('/')[-1]})": 1
+    }
+
+
+def test_blanks_behind_separators_and_negative_numbers_in_tables(tmp_path):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text('file_name, caption, label\na.png, "one, two", 1\nb.png, three, 0\n')
+    source = folder(tmp_path)
+    assert [(source[i]["caption"], source[i]["label"]) for i in range(2)] == [("one, two", 1), ("three", 0)]
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,-1\nb.png,1\n")
+    with pytest.raises(ValueError, match="label -1, outside"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        ({"caption": "  \t"}, "1 of 2 rows have a caption; the first without is b.png"),
+        ({"caption": ["x", " "]}, "a caption is text"),
+        ({"caption": "half \ud83d of one"}, "half of a character"),
+        ({"caption": "x", "label": 0, "label_name": "dog"}, "label 0 is called '(dog|cat)' and '(dog|cat)'"),
+        ({"caption": "x", "split": 0}, "line 2: split is 0"),
+    ],
+)
+def test_rows_that_say_nothing_or_contradict(tmp_path, second, message):
+    split = {"split": "train"} if "split" in second else {}
+    first = {"file_name": "a.png", "caption": "x", "label": 0, "label_name": "cat"} | split
+    metadata(tmp_path, [first, {"file_name": "b.png", "label": 0} | second])
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stored, named, message",
+    [
+        ("a.png", "A.PNG", "There is 'a.png'$"),
+        ("a.png", " a.png", "There is 'a.png'$"),
+        ("e\u0301.png", "\u00e9.png", "another Unicode form"),
+        ("a.png", "sub\\a.png", "parted by /"),
+        ("a.png", "b.png", "b.png$"),
+    ],
+)
+def test_names_that_are_nearly_there(tmp_path, stored, named, message):
+    picture(tmp_path / stored)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": named}))
+    with pytest.raises(FileNotFoundError, match=message):
+        folder(tmp_path)
+
+
+def test_splits_inside_of_a_folder_or_of_classes_are_no_classes(tmp_path):
+    for name in ("ds/train/x/1.png", "ds/val/x/2.png"):
+        picture(tmp_path / "one" / name)
+    with pytest.raises(ValueError, match=r"lie in 'train', 'val', which may be splits.*/one/ds$"):
+        folder(tmp_path / "one")
+    assert len(folder(tmp_path / "one" / "ds")) == 1
+    for name in ("cat/train/1.png", "cat/test/2.png", "dog/train/3.png"):
+        picture(tmp_path / "two" / name)
+    with pytest.raises(ValueError, match="Put splits above the classes: .*two/test/cat"):
+        folder(tmp_path / "two")
+
+
+def test_links_to_themselves_and_folders_called_as_captions(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "a.txt").mkdir()
+    source = folder(tmp_path)
+    assert len(source) == 1 and source.info.columns == ("image",) and dict(source.info.left_out) == {"broken links": 1}
+
+
+def test_tables_and_captions_that_nobody_reads_are_said(tmp_path):
+    for name in ("x/a.png", "y/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "x" / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "q"}')
+    (tmp_path / "y" / "b.caption").write_text("q")
+    left = dict(folder(tmp_path).info.left_out)
+    assert left == {
+        "tables in folders where none is looked for ('x')": 1,
+        "tables and texts of other names than are read (b.caption)": 1,
     }
