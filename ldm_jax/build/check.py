@@ -95,6 +95,9 @@ def check(config: Mapping[str, Any]) -> None:
     """Raises ValueError for what can't work, before any data are read or anything compiles."""
     for name in config["stages"]:
         check_choice(name, STAGES, "config.stages")
+    ordered = tuple(name for name in STAGES if name in config["stages"])
+    if tuple(config["stages"]) != ordered:
+        raise ValueError(f"config.stages={tuple(config['stages'])}: give {ordered}, in this order, each once")
     check_numbers(config)
     stage = make_first_stage(config)
     check_sides(config)

@@ -28,6 +28,8 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     if flag.size < 0 or flag.size % 8:
         raise ValueError(f"--size={flag.size}: a multiple of 8 pixels")
     path = of_this_machine(flag.data, "--data")
+    if path.is_file():
+        raise ValueError(f"--data={flag.data} is a file: give the folder that holds the pictures; unpack an archive first")
     if not path.is_dir():
         raise FileNotFoundError(f"--data={flag.data}: there is no such folder")
     if flag.workdir and (Path(flag.workdir) / "config.json").is_file():

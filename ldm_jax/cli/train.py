@@ -68,6 +68,9 @@ def run(arguments: list[str]) -> None:
     """What the flags ask for. KeyboardInterrupt when it was stopped, ValueError or OSError for what can't work."""
     began = time.monotonic()
     flag, overrides = parse(arguments)
+    for name in ("config", "workdir", "data"):
+        if flag[name].present and not flag[name].value:
+            raise ValueError(f"--{name}= is empty: give a value, or leave --{name} out")
     if flag.data:
         from ldm_jax.cli import own_data
 

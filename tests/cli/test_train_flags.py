@@ -3,7 +3,7 @@
 import pytest
 
 from ldm_jax import build
-from ldm_jax.cli import configs
+from ldm_jax.cli import configs, train
 from ldm_jax.cli.overrides import overridden
 
 
@@ -73,3 +73,24 @@ def test_a_field_that_nothing_has(flag, said):
     with pytest.raises(ValueError, match=said) as error:
         overridden(configs.load(configs.named()["shapes"]), [f"--config.{flag}"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stages", [("diffusion", "first_stage"), ("diffusion", "diffusion"), ("evaluation", "latents", "diffusion")]
+)
+def test_stages_that_can_not_follow_one_another(stages):
+    config = configs.load(configs.named()["shapes"]).to_dict() | {"stages": stages}
+    with pytest.raises(ValueError, match=r"config.stages=.*in this order, each once"):
+        build.check(config)
+
+
+@pytest.mark.parametrize("name", ["config", "workdir", "data"])
+def test_an_empty_flag_is_a_variable_that_was_not_set(name):
+    with pytest.raises(ValueError, match=f"--{name}= is empty"):
+        train.run(["train.py", f"--{name}="])
+
+
+def test_a_file_where_a_folder_is_meant(tmp_path):
+    (tmp_path / "pictures.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="pictures.zip is a file: give the folder"):
+        train.run(["train.py", f"--data={tmp_path / 'pictures.zip'}"])
