@@ -14,15 +14,20 @@ import numpy as np
 from ldm_jax import diffusion
 from ldm_jax.api.sampling import (
     canvas,
+    check_amount,
     check_cond,
+    check_noise,
+    check_size,
     count,
     decode,
     denoiser,
+    is_whole,
     keys_of,
     make_options,
     prepare,
     program,
     run,
+    space_of,
     start,
 )
 from ldm_jax.api.specification import Specification
@@ -57,11 +62,13 @@ def sample(
     check_cond(spec, cond)
     num = count(cond, num)
     if noise is not None:
-        full = spec.first_stage.grown(noise.shape[1:-1])
-        if noise.shape[0] != num or (size is not None and tuple(size) != full):
-            raise ValueError(f"noise of shape {noise.shape} for {num} pictures of size {size}")
+        full = space_of(spec, noise)
+        if size is not None and tuple(size) != full:
+            raise ValueError(f"noise of shape {np.shape(noise)} for {num} pictures of size {size}")
         size = full
-    plan, guidance = prepare(spec, params, cond, num, size or canvas(spec, cond), make_options(options))
+    size = canvas(spec, cond) if size is None else size
+    plan, guidance = prepare(spec, params, cond, num, size, make_options(options))
+    noise = None if noise is None else check_noise(noise, plan.shape)
     return _sample(spec, plan, params, key, guidance, noise)
 
 
@@ -86,7 +93,7 @@ def trajectory(
     Arguments and errors as of `sample`."""
     check_cond(spec, cond)
     num = count(cond, num)
-    plan, guidance = prepare(spec, params, cond, num, size or canvas(spec, cond), make_options(options))
+    plan, guidance = prepare(spec, params, cond, num, canvas(spec, cond) if size is None else size, make_options(options))
     return _trajectory(spec, plan, params, key, guidance)
 
 
@@ -103,7 +110,9 @@ def _trajectory(spec, plan, params, key, guidance):
 
 def unit_noise(spec: Specification, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
     """The unit noise [num, *space, C] that `sample` starts from with this key."""
-    shape = spec.first_stage.latent_shape(*(size or spec.image_size))
+    num, size = count(None, num), spec.image_size if size is None else size
+    check_size(spec, size)
+    shape = spec.first_stage.latent_shape(*map(int, size))
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_of(key, num)[0])
 
 
@@ -171,12 +180,14 @@ def variation(
 ) -> jax.Array:
     """Pictures like the first one that `sample` draws with this key (or the one of `noise` [1, h, w, C], such as `invert`
     gives): its noise is turned towards fresh ones by `amount` (a number or [B]), 0 for itself, 1 for another picture."""
+    check_cond(spec, cond)
     num = count(cond, num)
     if noise is None:
-        noise = unit_noise(spec, key, 1, size or canvas(spec, cond))
-    full = spec.first_stage.grown(noise.shape[1:-1])
+        noise = unit_noise(spec, key, 1, canvas(spec, cond) if size is None else size)
+    full = space_of(spec, noise)
     plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
-    return _variation(spec, plan, params, key, guidance, noise, jnp.asarray(amount, jnp.float32))
+    noise = check_noise(noise, (num if len(noise) == num else 1, *plan.shape[1:]))
+    return _variation(spec, plan, params, key, guidance, noise, check_amount(amount, num))
 
 
 @program
@@ -204,7 +215,12 @@ def interpolate(
     `cond`, from `embed`, and `noise` [K, h, w, C], from `noise` or `invert`, hold K waypoints each, or one that stays; default
     the key's noise for all frames. Conditions move on straight lines, noises on great circles.
     """
-    noise = unit_noise(spec, key, 1, size or canvas(spec, cond)) if noise is None else noise
+    check_cond(spec, cond)
+    noise = unit_noise(spec, key, 1, canvas(spec, cond) if size is None else size) if noise is None else noise
+    if not is_whole(frames):
+        raise ValueError(f"frames={frames!r}: must be a whole number")
+    frames = int(frames)
+    space_of(spec, noise)
     counts = {len(noise)} if cond is None else {len(noise), count(cond)}
     waypoints = max(counts)
     if waypoints < 2 or not counts <= {1, waypoints} or frames < 2:
@@ -214,8 +230,9 @@ def interpolate(
         )
     if any(not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
-    full = spec.first_stage.grown(noise.shape[1:-1])
+    full = space_of(spec, noise)
     plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
+    noise = check_noise(noise, (len(noise), *plan.shape[1:]))
     return _interpolate(spec, plan, params, key, guidance, noise)
 
 

@@ -15,10 +15,13 @@ from ldm_jax import diffusion
 from ldm_jax.api.sampling import (
     Guidance,
     Plan,
+    check_count,
+    check_noise,
     count,
     decode,
     denoiser,
     encode,
+    is_whole,
     keys_of,
     make_options,
     noised,
@@ -64,10 +67,8 @@ def _image_to_image(spec, plan, params, key, guidance, image, noise):
 
 
 def _unit(noise: jax.Array | None, plan: Plan) -> jax.Array | None:
-    """`noise` as it is; ValueError unless it has the shape of the latents."""
-    if noise is not None and jnp.shape(noise) != plan.shape:
-        raise ValueError(f"noise of shape {jnp.shape(noise)}: for these pictures it is {plan.shape}")
-    return noise
+    """`noise` as an array; ValueError unless it has the shape of the latents."""
+    return None if noise is None else check_noise(noise, plan.shape)
 
 
 def inpaint(
@@ -100,6 +101,9 @@ def inpaint(
         choices = ("concat",) if part is not None else INPAINTING[1:]
         raise ValueError(f"method={method!r}: a model that takes {spec.condition.takes} inpaints by {' or '.join(choices)}")
     check_choice(method, INPAINTING, "method")
+    check_count(resample, "resample")
+    if resample > 1 and method != "imposed":
+        raise ValueError(f"resample={resample}: steps are taken again by method 'imposed' alone, this is {method!r}")
     image = _images(spec, image, len(image) if part is not None or cond is None else count(cond))
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     mask = mask[..., None] if mask.ndim == image.ndim - 1 else mask
@@ -160,6 +164,11 @@ def outpaint(
     **options: Any,
 ) -> jax.Array:
     """`image` on a canvas that is larger by so many pixels, painted there by `inpaint` (whose options it takes)."""
+    if not all(map(is_whole, (top, bottom, left, right))) or np.ndim(image) < 3:
+        raise ValueError(
+            f"top={top!r}, bottom={bottom!r}, left={left!r}, right={right!r}: whole numbers of pixels around [B, H, W, 3]"
+        )
+    top, bottom, left, right = map(int, (top, bottom, left, right))
     if min(top, bottom, left, right) < 0 or not top + bottom + left + right:
         raise ValueError(f"top={top}, bottom={bottom}, left={left}, right={right}: pixels to add, 0 or more, not all 0")
     sides = ((0, 0), (top, bottom), (left, right))
@@ -181,6 +190,7 @@ def invert(
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
     the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact."""
+    check_count(iterations, "iterations")
     image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = _source(spec, params, cond, image, options | {"steps": steps, "sampler": "ddim"})
     return _invert(spec, (plan, iterations), params, guidance, image)
@@ -218,6 +228,7 @@ def edit(
             f"method={method!r}, sampler={options.get('sampler')!r}: edits are made by {' or '.join(INVERSIONS)} inversion, "
             "each with its own sampler"
         )
+    check_count(iterations, "iterations")
     image = _images(spec, image, len(image) if cond is None else count(cond))
     options["sampler"] = INVERSIONS[method]
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import diffusion
+from ldm_jax import diffusion, models
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
 from ldm_jax.primitives.arrays import typed_key
@@ -120,23 +120,33 @@ def check_options(options: Options) -> None:
     if not (options.grid is None or isinstance(options.grid, (str, diffusion.Level)) or callable(options.grid)):
         kind = type(options.grid).__name__
         raise ValueError(f"grid is a {kind}: give a name of diffusion.GRIDS, a diffusion.Level, or a function of the steps")
-    if options.steps is not None and not (_is_whole(options.steps) and options.steps >= 1):
-        raise ValueError(f"steps={options.steps!r}: must be a whole number of at least 1")
+    if options.steps is not None:
+        check_count(options.steps, "steps")
     for name in ("guidance_scale", "image_guidance_scale"):
         scale = getattr(options, name)
         if scale is not None and not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(scale)):
             numbers = np.asarray(scale)
-            if not jnp.issubdtype(numbers.dtype, jnp.number) or not np.isfinite(numbers).all():
+            real = jnp.issubdtype(numbers.dtype, jnp.number) and not jnp.issubdtype(numbers.dtype, jnp.complexfloating)
+            if not real or not np.isfinite(numbers).all():
                 raise ValueError(f"{name}={scale!r}: must be a finite number, or one a picture")
     if options.negative is not None:
         _check_arrays(options.negative, "negative")
     for name in ("tile", "overlap"):
         value = getattr(options, name)
-        if value is not None and not _is_whole(value):
+        if value is not None and not is_whole(value):
             raise ValueError(f"{name}={value!r}: must be a whole number of pixels")
+    if not isinstance(options.wrap, (bool, np.bool_)):
+        raise ValueError(f"wrap={options.wrap!r}: must be True or False")
 
 
-def _is_whole(value: Any) -> bool:
+def check_count(value: Any, name: str) -> None:
+    """ValueError unless it is a whole number of at least 1."""
+    if not (is_whole(value) and value >= 1):
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a number without a fraction, and no bool."""
     known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return known and bool(np.isfinite(value)) and int(value) == value
 
@@ -151,7 +161,7 @@ def _check_arrays(cond: PyTree, name: str) -> None:
 def check_size(spec: Specification, size: Any) -> None:
     """ValueError unless `size` is a tuple of as many whole numbers as pictures have sides."""
     sides = len(spec.image_size)
-    if not (isinstance(size, (tuple, list)) and len(size) == sides and all(map(_is_whole, size))):
+    if not (isinstance(size, (tuple, list)) and len(size) == sides and all(map(is_whole, size))):
         raise ValueError(f"size={size!r}: give {sides} whole numbers, in pixels, such as {spec.image_size}")
 
 
@@ -170,12 +180,64 @@ def check_cond(spec: Specification, cond: PyTree) -> None:
 
 def count(cond: PyTree, num: int | None = None) -> int:
     """How many pictures: as many as there are conditions, or `num` where there are none. ValueError where the two differ."""
+    if num is not None and not is_whole(num):
+        raise ValueError(f"num={num!r}: must be a whole number of pictures")
+    if cond is not None:
+        _check_arrays(cond, "cond")
     batch = num if cond is None else jax.tree.leaves(cond)[0].shape[0]
     if batch is None or batch < 1:
-        raise ValueError(f"num={num}: say how many pictures to draw")
+        said = f"num={num}: say how many pictures to draw"
+        raise ValueError(said if cond is None else "cond holds no condition: give one a picture")
+    batch = int(batch)
     if num is not None and num != batch:
         raise ValueError(f"num={num} for {batch} conditions: leave num out, or give as many conditions")
     return batch
+
+
+def check_noise(noise: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Unit noise as an array. ValueError unless it has the shape of the latents and, where it isn't traced, is finite."""
+    noise = noise if isinstance(noise, jax.Array) else np.asarray(noise)
+    if noise.shape != shape or not jnp.issubdtype(noise.dtype, jnp.number):
+        raise ValueError(f"noise of shape {noise.shape}, {noise.dtype.name}: for these pictures it is float {shape}")
+    if not isinstance(noise, jax.core.Tracer) and not jnp.isfinite(noise).all():
+        raise ValueError("noise has numbers that are not finite")
+    return noise
+
+
+def check_amount(amount: Any, num: int) -> jax.Array:
+    """How far a variation goes, float32 [] or [num]. ValueError for other shapes and, where it isn't traced, outside [0, 1]."""
+    try:
+        numbers = jnp.asarray(amount, jnp.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"amount={amount!r}: must be a number from 0 to 1, or one a picture") from None
+    inside = isinstance(numbers, jax.core.Tracer) or bool(((numbers >= 0) & (numbers <= 1)).all())
+    if numbers.shape not in ((), (num,)) or not inside:
+        raise ValueError(f"amount={amount!r}: must be a number from 0 to 1, or one a picture")
+    return numbers
+
+
+def space_of(spec: Specification, noise: Any) -> tuple[int, ...]:
+    """The size in pixels of the pictures that noise [B, *space, C] is for. ValueError if it has other axes."""
+    shape = np.shape(noise)
+    if len(shape) != len(spec.image_size) + 2:
+        raise ValueError(f"noise of shape {shape}: it has the shape of latents, such as that of ldm.noise(key, 1)")
+    return spec.first_stage.grown(shape[1:-1])
+
+
+def check_alike(cond: PyTree, negative: PyTree, num: int, given: bool) -> None:
+    """ValueError unless what guidance leads from has the arrays of what it leads to, for `num` pictures. `given`: whether a
+    user gave it."""
+    there, here = ({n: tuple(x.shape[1:]) for n, x in c.items() if n not in models.HINT} for c in (negative, cond))
+    if there != here and not given:
+        raise ValueError(f"cond has {_arrays(cond)}, of this model it is {_arrays(negative)}: give what ldm.embed returns")
+    if there != here or any(len(x) != num for n, x in negative.items() if n in there):
+        raise ValueError(
+            f"negative has {_arrays(negative)}, cond {_arrays(cond)}, for {num} pictures: give one a picture, by ldm.embed"
+        )
+
+
+def _arrays(cond: PyTree) -> str:
+    return ", ".join(f"{name} {list(x.shape)}" for name, x in sorted(cond.items()))
 
 
 def canvas(spec: Specification, cond: PyTree) -> tuple[int, ...]:
@@ -201,8 +263,11 @@ def prepare(
     defaults = spec.config["sampling"]
     own = len(options.grid.alpha) - 1 if isinstance(options.grid, diffusion.Level) else defaults["steps"]
     steps = own if options.steps is None else options.steps
-    if isinstance(strength, str):
-        raise ValueError(f"strength={strength!r}: must be a number in (0, 1]")
+    try:
+        strength = float(strength if not isinstance(strength, str) else "")
+    except (TypeError, ValueError):  # of what is traced, too: the number of steps is compiled in
+        raise ValueError(f"strength={strength!r}: must be a number in (0, 1]") from None
+    spec.check_params(params, "network", "first_stage")
     check_size(spec, size)
     steps, size = int(steps), tuple(map(int, size))
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale
@@ -228,6 +293,8 @@ def prepare(
         raise ValueError(f"guidance_scale={scale} leaves the negative condition without effect; give one above 1")
     if not off and negative is None:
         negative = spec.null(params, num, size, cond)
+    if not off:
+        check_alike(cond, negative, num, options.negative is not None)
     plan = Plan(
         shape=(num, *shape),
         recipe=spec.recipe(options.sampler, options.grid),

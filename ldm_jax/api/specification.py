@@ -11,7 +11,9 @@ import numpy as np
 
 from ldm_jax import build, diffusion, models
 from ldm_jax.conditioning import Condition
+from ldm_jax.conditioning.pictures import check_range
 from ldm_jax.first_stage import FirstStage, draw, latents
+from ldm_jax.primitives.arrays import typed_key
 
 PyTree = Any
 
@@ -46,6 +48,12 @@ class Specification:
         """The spatial shape in pixels of training."""
         return build.image_size(self.config)
 
+    def check_params(self, params: PyTree, *parts: str) -> None:
+        """ValueError unless `params` is a dict with these parts."""
+        if not isinstance(params, Mapping) or not {*parts} <= {*params}:
+            what = f"a dict of {', '.join(map(str, params))}" if isinstance(params, Mapping) else f"a {type(params).__name__}"
+            raise ValueError(f"params is {what}: give ldm.params, or a dict like it with {', '.join(parts) or 'its parts'}")
+
     def recipe(self, sampler: Any = None, grid: Any = None) -> diffusion.Recipe:
         """How to sample, by the config unless a sampler (a name or a `diffusion.Sampler`, see `build.make_recipe`) or a grid (a
         name, a function of the steps, or a `diffusion.Level`) says otherwise; a named grid ends clean. The same arguments give
@@ -70,12 +78,27 @@ class Specification:
 
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
+        self.check_params(params, "first_stage")
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        axes = len(self.image_size) + 2
+        if images.ndim != axes or not len(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+            kind = f"images of shape {images.shape}, {images.dtype.name}"
+            raise ValueError(f"{kind}: they must be float [B, *space, C] in [-1, 1]")
+        if not hasattr(self.first_stage.module, "drawn"):  # numbers of tokens have another range
+            check_range(images, "images")
+        key = None if key is None else typed_key(key)
+        if key is not None and key.ndim:
+            raise ValueError(f"{len(key)} keys for one call of encode: give one for all pictures")
         self.first_stage.latent_shape(*images.shape[1:-1])
         z = draw(self.first_stage.encode(params["first_stage"], images), key)
         return latents.scale_latents(z, self.scale, self.shift)
 
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
         """Scaled latents -> images (not clipped)."""
+        self.check_params(params, "first_stage")
+        z = z if isinstance(z, jax.Array) else np.asarray(z, np.float32)
+        if z.ndim != len(self.image_size) + 2 or not len(z):
+            raise ValueError(f"latents of shape {z.shape}: they must be float [B, *space, {self.first_stage.channels}]")
         return self.first_stage.decode(params["first_stage"], latents.unscale_latents(z, self.scale, self.shift))
 
     def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
@@ -86,7 +109,10 @@ class Specification:
         Raises:
           ValueError: an unknown class or word, a prompt too long, or any value for an unconditional model.
         """
-        if isinstance(values, str):
+        self.check_params(params)
+        if values is None or isinstance(values, Mapping) and not values:
+            raise ValueError("embed was given no condition: one entry a picture")
+        if isinstance(values, str) or isinstance(values, np.ndarray) and not values.ndim:
             raise ValueError(f"embed takes a list, one entry a picture: [{values!r}]")
         if isinstance(values, np.ndarray) and values.dtype.kind in "OSU":
             values = values.tolist()  # of texts
@@ -95,6 +121,8 @@ class Specification:
         if not arrays and not len(values):
             raise ValueError("embed was given no condition: one entry a picture")
         inputs = values if arrays else self.condition.parse(values)
+        if arrays:
+            self.condition.check_inputs(inputs)
         return self._embed(params, jax.tree.map(jnp.asarray, inputs))
 
     @functools.partial(jax.jit, static_argnums=0)

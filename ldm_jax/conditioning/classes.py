@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
+from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.files import read_json, write_json
 
@@ -57,6 +57,9 @@ class Class(Condition):
 
     def parse(self, values):
         return np.asarray([class_number(value, self.names) for value in values], np.int32)
+
+    def check_inputs(self, inputs):
+        check_numbers(inputs, 1, max(self.section["n_classes"], self._null_label + 1), "classes")
 
     def from_batch(self, batch):
         return batch["label"]

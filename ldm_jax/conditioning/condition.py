@@ -165,6 +165,9 @@ class Condition:
         """What a user gave, one entry a picture -> inputs. ValueError that says what is wrong with it."""
         raise ValueError("this model is unconditional: it takes no prompt and no label")
 
+    def check_inputs(self, inputs: PyTree) -> None:
+        """ValueError for arrays that a user gave as `inputs` and that `apply` would read wrongly. Traced ones pass unseen."""
+
     def from_batch(self, batch: Mapping[str, np.ndarray]) -> PyTree:
         """A batch of training examples -> inputs."""
         return None
@@ -229,6 +232,16 @@ def module_of(cls: type, section: Mapping[str, Any], **extra: Any) -> Any:
     """The Linen module of config.conditioner, other fields left out. ValueError that names a field it doesn't have."""
     fields = {name: value for name, value in section.items() if name not in NOT_OF_MODULES}
     return construct(cls, fields | extra, "config.conditioner")
+
+
+def check_numbers(numbers: Any, axes: int, most: int, what: str) -> None:
+    """ValueError unless these are whole numbers from 0 to `most` - 1 along so many axes: tables are looked up by them, and give
+    others an arbitrary row or none."""
+    if np.ndim(numbers) != axes or not jnp.issubdtype(numbers.dtype, np.integer):
+        shape = "[B, L]" if axes == 2 else "[B]"
+        raise ValueError(f"{what} are int32 {shape}, these are {numbers.dtype.name} {list(np.shape(numbers))}")
+    if not isinstance(numbers, jax.core.Tracer) and not (np.min(numbers) >= 0 and np.max(numbers) < most):
+        raise ValueError(f"{what} from {np.min(numbers)} to {np.max(numbers)}: they are numbered 0 to {most - 1}")
 
 
 def alike(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
+from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
 from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
@@ -81,9 +81,16 @@ class Text(Condition):
             raise ValueError(f"this model takes {self.takes}")
         if wrong := [value for value in values if not isinstance(value, str)]:
             raise ValueError(f"a prompt is a str, this is {type(wrong[0]).__name__}; this model takes {self.takes}")
+        if broken := [value for value in values if any("\ud800" <= letter <= "\udfff" for letter in value)]:
+            raise ValueError(f"prompt {broken[0]!r}: it has half of a character; write it as UTF-8")
         plain, weights = weighted(list(values), self.tokenize)
         tokens = np.stack([self._tokenizer.encode_one(prompt, self.length, strict=True) for prompt in plain])
         return tokens if weights is None else {"tokens": tokens, "weights": weights}
+
+    def check_inputs(self, inputs):
+        tokens = inputs["tokens"] if isinstance(inputs, Mapping) and "tokens" in inputs else inputs
+        if not isinstance(tokens, Mapping) and np.ndim(tokens) < 3:  # further axes are of several encoders
+            check_numbers(tokens, 2, self.module.vocab_size, "tokens")
 
     def from_batch(self, batch):
         return batch["tokens"]

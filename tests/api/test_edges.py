@@ -1,0 +1,155 @@
+"""Odd shapes, types and ranges in the hands of a model's functions: a sentence, or what they plainly mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import model
+
+KEY = jax.random.key(0)
+PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+HOLE = np.ones((2, 8, 8), np.float32)
+
+
+def two(ldm):
+    return ldm.embed(ldm.params, ["a red circle", "a blue star"])
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (((PICTURES + 1) * 127.5).astype(np.uint8), "uint8: they must be float"),
+        ((PICTURES + 1) * 127.5, r"bring it to \[-1, 1\]"),
+        (PICTURES * np.nan, "nan"),
+        (PICTURES[0], r"shape \(8, 8, 3\)"),
+        (PICTURES[:0], r"shape \(0, 8, 8, 3\)"),
+    ],
+)
+def test_pictures_to_encode(images, message):
+    ldm = model("text")
+    with pytest.raises(ValueError, match=message):
+        ldm.encode(ldm.params, images)
+
+
+def test_pictures_as_lists_and_legacy_keys_are_what_they_say():
+    ldm = model("text")
+    np.testing.assert_array_equal(ldm.encode(ldm.params, PICTURES.tolist()), ldm.encode(ldm.params, PICTURES))
+    old, new = jax.random.PRNGKey(1), jax.random.key(1)
+    np.testing.assert_array_equal(ldm.encode(ldm.params, PICTURES, old), ldm.encode(ldm.params, PICTURES, new))
+    with pytest.raises(ValueError, match="give a random key"):
+        ldm.encode(ldm.params, PICTURES, 0)
+    with pytest.raises(ValueError, match="2 keys"):
+        ldm.encode(ldm.params, PICTURES, jax.random.split(KEY))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (0, 4, 4, 4), (1, 2, 4, 4, 4)])
+def test_latents_of_other_shapes(shape):
+    ldm = model("text")
+    with pytest.raises(ValueError, match="latents of shape"):
+        ldm.decode(ldm.params, np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "kind, values, message",
+    [
+        ("text", np.full((1, 6), 16, np.int32), "numbered 0 to 15"),
+        ("text", np.full((1, 6), -1, np.int32), "from -1"),
+        ("text", np.zeros(6, np.int32), r"int32 \[B, L\]"),
+        ("text", np.zeros((1, 6), np.float32), "these are float32"),
+        ("text", {"tokens": np.full((1, 6), 99, np.int32), "weights": np.ones((1, 6))}, "to 99"),
+        ("text", None, "no condition"),
+        ("text", {}, "no condition"),
+        ("text", np.array("a red circle"), "takes a list"),
+        ("text", ["a \ud800 circle"], "half of a character"),
+        ("class", np.array([4], np.int32), "numbered 0 to 3"),
+        ("class", jnp.array([-1]), "from -1"),
+        ("class", np.array([[1]], np.int32), r"int32 \[B\]"),
+    ],
+)
+def test_conditions_that_no_table_has(kind, values, message):
+    ldm = model(kind)
+    with pytest.raises(ValueError, match=message):
+        ldm.embed(ldm.params, values)
+
+
+def test_the_last_token_and_class_are_known():
+    for kind, values in (("text", np.full((1, 6), 15, np.int32)), ("class", np.array([3], np.int32))):
+        ldm = model(kind)
+        assert np.isfinite(ldm.embed(ldm.params, values)["context"]).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"noise": np.zeros((2, 4, 4, 3))}, r"float \(2, 4, 4, 4\)"),
+        ({"noise": np.full((2, 4, 4, 4), np.nan)}, "not finite"),
+        ({"noise": np.zeros((2, 4, 4))}, "shape of latents"),
+        ({"noise": np.zeros((1, 4, 4, 4))}, r"float \(2, 4, 4, 4\)"),
+        ({"size": np.array([8, 8])}, "2 whole numbers"),
+        ({"guidance_scale": 1j}, "finite number"),
+        ({"num": 2.5}, "whole number of pictures"),
+        ({"num": True}, "whole number of pictures"),
+        ({"tile": 8, "wrap": "no"}, "True or False"),
+        ({"negative": {"context": np.zeros((3, 6, 8), np.float32)}}, r"negative has context \[3, 6, 8\]"),
+    ],
+)
+def test_options_of_sample(options, message):
+    ldm = model("text")
+    with pytest.raises(ValueError, match=message):
+        ldm.sample(ldm.params, KEY, two(ldm), **options)
+
+
+def test_a_condition_of_another_model():
+    ldm = model("text")
+    with pytest.raises(ValueError, match=r"cond has context \[2, 3, 5\]"):
+        ldm.sample(ldm.params, KEY, {"context": np.zeros((2, 3, 5), np.float32)})
+    with pytest.raises(ValueError, match="holds no condition"):
+        ldm.sample(ldm.params, KEY, {"context": np.zeros((0, 6, 8), np.float32)})
+
+
+@pytest.mark.parametrize("params", [None, KEY, {"network": {}}, "model"])
+def test_parameters_that_are_none(params):
+    ldm = model("text")
+    for call in (lambda: ldm.sample(params, KEY, two(ldm)), lambda: ldm.encode(params, PICTURES)):
+        with pytest.raises(ValueError, match="params is a"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, c: m.image_to_image(m.params, KEY, PICTURES, c, strength=[0.5]), "strength="),
+        (lambda m, c: m.image_to_image(m.params, KEY, PICTURES, c, strength=None), "strength=None"),
+        (lambda m, c: m.inpaint(m.params, KEY, PICTURES, HOLE, c, resample="2"), "resample='2'"),
+        (lambda m, c: m.inpaint(m.params, KEY, PICTURES, HOLE, c, resample=2, method="certain"), "'imposed' alone"),
+        (lambda m, c: m.outpaint(m.params, KEY, PICTURES, c, top="2"), "whole numbers of pixels"),
+        (lambda m, c: m.outpaint(m.params, KEY, PICTURES, c, top=1.5), "whole numbers of pixels"),
+        (lambda m, c: m.invert(m.params, PICTURES, c, iterations=0), "iterations=0"),
+        (lambda m, c: m.edit(m.params, KEY, PICTURES, c, iterations=1.5), "iterations=1.5"),
+        (lambda m, c: m.variation(m.params, KEY, c, amount=2), "from 0 to 1"),
+        (lambda m, c: m.variation(m.params, KEY, c, amount="x"), "from 0 to 1"),
+        (lambda m, c: m.variation(m.params, KEY, c, amount=[0.1] * 3), "one a picture"),
+        (lambda m, c: m.variation(m.params, KEY, c, noise=np.zeros((1, 4, 4, 3))), "noise of shape"),
+        (lambda m, c: m.interpolate(m.params, KEY, c, 2.5), "frames=2.5"),
+        (lambda m, c: m.interpolate(m.params, KEY, c, noise=np.full((2, 4, 4, 4), np.inf)), "not finite"),
+        (lambda m, c: m.interpolate(m.params, KEY, c, 3, negative=c), "for 3 pictures"),
+        (lambda m, c: m.edit(m.params, KEY, PICTURES, ["a red circle"] * 2), "cond is a list"),
+        (lambda m, c: m.variation(m.params, KEY), "this model takes a prompt"),
+        (lambda m, c: m.noise(KEY, 0), "how many"),
+        (lambda m, c: m.noise(KEY, 1, 8), "2 whole numbers"),
+    ],
+)
+def test_what_is_done_with_pictures(call, message):
+    ldm = model("text")
+    with pytest.raises(ValueError, match=message):
+        call(ldm, two(ldm))
+
+
+def test_noise_as_a_list_and_a_strength_on_a_device():
+    ldm = model("text")
+    cond, noise = two(ldm), np.random.default_rng(1).standard_normal((2, 4, 4, 4))
+    given = ldm.sample(ldm.params, KEY, cond, noise=noise)
+    np.testing.assert_array_equal(ldm.sample(ldm.params, KEY, cond, noise=noise.tolist()), given)
+    half = ldm.image_to_image(ldm.params, KEY, PICTURES, cond, strength=0.5)
+    np.testing.assert_array_equal(ldm.image_to_image(ldm.params, KEY, PICTURES, cond, strength=jnp.float32(0.5)), half)
