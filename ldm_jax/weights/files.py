@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file of at most `_JSON_LIMIT` bytes. ValueError naming the file if it is anything else."""
     _limit(path, _JSON_LIMIT)
     try:
-        return primitives.read_json(path, "copy the file again", expect=dict)
+        return primitives.read_json(path, "Copy the file again.", expect=dict)
     except ValueError as error:  # numbers of thousands of digits are refused without a name
         raise error if str(path) in str(error) else ValueError(f"{path}: not valid JSON ({error})") from None
 

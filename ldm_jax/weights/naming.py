@@ -106,6 +106,10 @@ def match(layout: Layout, tensors: Mapping[str, Stored], where: str) -> dict[str
         for name, weight in wanted.items()
         if _squeezed(tensors[name].shape) != _squeezed(weight.shape)
     ]
+    whole = [f"{name}: {tensors[name].dtype}" for name in wanted if tensors[name].dtype.kind in "biu"]
+    if whole:
+        raise ValueError(f"{where}: {len(whole)} tensors hold whole numbers, as quantised weights do, which are not read; take "
+                         f"the checkpoint in float16, bfloat16 or float32:\n{_listed(whole)}")  # fmt: skip
     if wrong:
         raise ValueError(f"{where}: {len(wrong)} tensors do not have the shape that the configuration asks for:\n"
                          + _listed(wrong))  # fmt: skip

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from ldm_jax.weights.pickle_machine import MOST_BYTES, Global, Machine, pairs, plain_key, short
-from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, mapped
+from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, looks_like, mapped
 
 MOST_DIRECTORY = 1 << 23  # bytes of a zip archive's directory: 80,000 records
 
@@ -79,14 +79,17 @@ def read(path: str | Path) -> tuple[Any, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     with open(path, "rb") as file:
-        start = file.read(4)
+        start = file.read(9)
     if len(start) < 4:
         raise ValueError(f"{path}: {path.stat().st_size} bytes are no checkpoint; the file is empty or truncated")
+    if start[8:] == b"{" and (said := looks_like(path)):
+        raise ValueError(f"{path}: no torch checkpoint{said}")
+    start = start[:4]
     if start == b"PK\x03\x04":
         return _read_zip(path)
     if start[0] == 0x80:
         return _read_legacy(path)
-    raise ValueError(f"{path}: starts with {start!r}, neither a zip archive nor a pickle; is it a torch checkpoint?")
+    raise ValueError(f"{path}: starts with {start!r}, neither a zip archive nor a pickle{looks_like(path)}")
 
 
 def _read_zip(path: Path) -> tuple[Any, list[str]]:

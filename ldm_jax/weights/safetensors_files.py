@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ldm_jax.primitives.files import read_json
-from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, in_file
+from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, in_file, looks_like
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": BFLOAT16, "I64": np.int64, "I32": np.int32,
@@ -39,7 +39,8 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, Stored], dict[str, s
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-            raise ValueError(f"{path}: {size} bytes cannot hold a header of {length}; truncated, or not safetensors")
+            said = looks_like(path) or "; truncated, or not safetensors"
+            raise ValueError(f"{path}: {size} bytes cannot hold a header of {length}{said}")
         try:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:

@@ -16,6 +16,13 @@ import ml_dtypes
 import numpy as np
 
 SLAB = 32
+_BEGINNINGS = {  # what files begin with that are often met under another's name, and the way out
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself, by git lfs pull",
+    b"PK\x03\x04": "a torch checkpoint: name it .ckpt",
+    b"\x80\x02": "a torch checkpoint: name it .ckpt",
+    b"<!DOCTYPE": "a web page: download the file again",
+    b"<html": "a web page: download the file again",
+}
 RANK = 32  # the most axes of an array that is read
 EXTENT = 1 << 40  # the longest axis
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -100,3 +107,13 @@ def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) ->
 def in_memory(array: np.ndarray) -> Stored:
     """An array that is in memory already."""
     return Stored(array.shape, array.dtype, lambda: array)
+
+
+def looks_like(path: Path) -> str:
+    """What a file that can't be read begins like, as the end of a sentence; "" where that says nothing."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return "; it looks like a safetensors file: name it .safetensors"
+    found = next((said for beginning, said in _BEGINNINGS.items() if start.startswith(beginning)), "")
+    return f"; it looks like {found}" if found else ""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import yaml
@@ -584,3 +585,37 @@ def test_super_resolution_has_no_scale_of_latents(tmp_path):
     config = json.loads(path.read_text()) | {"scaling_factor": 0.18215, "latents_mean": 0, "latents_std": [1] * 3}
     path.write_text(json.dumps(config))
     assert weights.read(folder).description["latents"] == {"scale": 1.0, "shift": 0.0, "size": (16, 16)}
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    """Whole numbers, and float8 with factors beside them: read as they stand they would be another model."""
+    tensors, _ = state(tmp_path)
+    name = "model.diffusion_model.out.2.weight"
+    path, values = tmp_path / "a.safetensors", {n: np.asarray(t) for n, t in tensors.items()}
+    safetensors_files.write(path, values | {name: values[name].astype(np.int8)})
+    with pytest.raises(ValueError, match=r"(?s)1 tensors hold whole numbers.*float16.*out.2.weight: int8"):
+        weights.read(path)
+    for factor in ("model.diffusion_model.out.2.scale_weight", "model.diffusion_model.out.2.weight_scale"):
+        small = {name: values[name].astype(ml_dtypes.float8_e4m3fn), factor: np.ones(1, np.float32)}
+        safetensors_files.write(path, values | small)
+        with pytest.raises(ValueError, match=r"(?s)1 left over:.*(scale_weight|weight_scale)"):
+            weights.read(path)
+    safetensors_files.write(path, values | {name: values[name].astype(ml_dtypes.float8_e4m3fn)})
+    weights.read(path)  # float8 alone are numbers as others
+
+
+@pytest.mark.parametrize(
+    "suffix, data, message",
+    [
+        (".safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (".ckpt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (".ckpt", b"<!DOCTYPE html><html>", "download the file again"),
+        (".safetensors", b"PK\x03\x04" + bytes(30), "name it .ckpt"),
+        (".ckpt", (2).to_bytes(8, "little") + b"{}", "name it .safetensors"),
+        (".safetensors", bytes(4), "truncated, or not safetensors"),
+    ],
+)
+def test_files_under_another_suffix(tmp_path, suffix, data, message):
+    (tmp_path / f"model{suffix}").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        weights.read(tmp_path / f"model{suffix}")
