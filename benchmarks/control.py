@@ -78,8 +78,10 @@ def main() -> None:
     ldm = ldm_jax.load(options.workdir)
     config, control = ldm.config, ldm.config["diffusion_train"]["control"]["picture"]
     if config["data"]["source"] != "shapes" or control in ("", COLUMN):
-        raise SystemExit(f"{options.workdir}: data {config['data']['source']!r}, control.picture={control!r}; this reads shapes "
-                         f"and shows {sorted(PICTURES)}")
+        raise SystemExit(
+            f"{options.workdir}: data {config['data']['source']!r}, control.picture={control!r}; this reads shapes "
+            f"and shows {sorted(PICTURES)}"
+        )
     drawn_for = shapes.prompts(options.count, 1, config["seed"], build.make_mix(config))
     prompts, scenes = [text for text, _ in drawn_for], [scene for _, scene in drawn_for]
     real = shapes.render_all(scenes, config["data"]["image_size"])[0].astype(np.float32) / 127.5 - 1
