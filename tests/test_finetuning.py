@@ -276,6 +276,19 @@ def test_edges_are_lines_around_what_is_there():
     assert not (control_pictures.edges(faint) > 0).any()
 
 
+@pytest.mark.parametrize("background", [0.08, 0.9])
+def test_edges_are_seen_where_only_the_colour_changes(background):
+    """Of every thing of `shapes`, on dark and on light: as many lines as of a white one on black."""
+    from ldm_jax.data.shapes.render import PALETTE
+
+    alone = np.zeros((16, 16, 1), np.float32)
+    alone[4:12, 4:12] = 1
+    wanted = (control_pictures.edges(np.repeat(2 * alone - 1, 3, -1)) > 0).sum()
+    for colour in PALETTE:
+        image = 2 * (alone * colour + (1 - alone) * background) - 1
+        assert abs((control_pictures.edges(image.astype(np.float32)) > 0).sum() - wanted) <= 12, colour
+
+
 def test_pictures_beside_pictures(tmp_path):
     """conditioning/1.png belongs to 1.jpg, is cut and mirrored with it, and is no picture of its own."""
     ramp = np.tile(np.arange(8, dtype=np.uint8)[None, :, None] * 30, (8, 1, 3))
