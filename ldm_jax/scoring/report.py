@@ -19,10 +19,13 @@ from ldm_jax.scoring.curves import chart
 from ldm_jax.scoring.measures import as_table
 from ldm_jax.training.metrics import image_grid
 
-STYLE = """body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:right}
-th{background:#f4f4f4}img{max-width:100%;image-rendering:pixelated;border:1px solid #ddd}pre{background:#f4f4f4;
-padding:1em;overflow-x:auto;font-size:12px}.note{background:#fff6d6;padding:.3em .7em;margin:.3em 0}"""
+STYLE = """:root{color-scheme:light dark;--ink:#222;--page:#fff;--line:#ccc;--quiet:#f4f4f4;--note:#fff6d6}
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--page:#181818;--line:#444;--quiet:#262626;--note:#40371a}}
+body{font:15px/1.5 sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:var(--ink);background:var(--page)}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid var(--line);padding:.25em .6em;
+text-align:right}td:first-child,th:first-child{text-align:left}th,pre{background:var(--quiet)}figure{margin:1em 0}
+svg{max-width:100%;height:auto}img{max-width:100%;image-rendering:pixelated;border:1px solid var(--line)}pre{padding:1em;
+overflow-x:auto;font-size:12px}.note{background:var(--note);padding:.3em .7em;margin:.3em 0}"""
 FEW = 6  # settings that are columns
 SHORT = {"guidance_scale": "guidance"}
 
@@ -134,7 +137,8 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
     if "config" in found:
         body.append(f"<h2>Config</h2><pre>{escape(json.dumps(found['config'], indent=2, ensure_ascii=False))}</pre>")
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><link rel="icon" href="data:,"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
     write_text(out / "report.html", page)
