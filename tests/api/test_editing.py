@@ -157,7 +157,7 @@ def test_refusals(ldm, cond):
         (lambda: ldm.sample(p, KEY, cond, wrap=True), "give their side, tile"),
         (lambda: ldm.sample(p, KEY, cond, tile=3), "multiples of 2"),
         (lambda: ldm.sample(p, KEY, cond, tile=4, overlap=4), "less than the tile"),
-        (lambda: ldm.sample(p, KEY, cond, noise=ldm.noise(KEY, 3)), "for 2 pictures"),
+        (lambda: ldm.sample(p, KEY, cond, noise=ldm.noise(KEY, 3)), r"for these pictures it is float \(2, 4, 4, 4\)"),
         (lambda: ldm.sample(p, KEY, cond, noise=ldm.noise(KEY, 2), size=(8, 16)), "size"),
         (lambda: ldm.sample(p, KEY, cond, strength=0.5), "strength"),
     ):
