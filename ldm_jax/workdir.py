@@ -1,5 +1,6 @@
 """The working directory of an experiment: whose it is, what ran in it, and where pictures go in it."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import os
@@ -8,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
         if (folder / "grid.png").exists():
             raise FileExistsError(f"{folder} holds pictures; choose another --out")
         return folder
-    for parent in ((model if model.is_dir() else model.parent) / "samples", Path("samples")):
+    for parent in _places(model):
         try:
             parent.mkdir(parents=True, exist_ok=True)
             folder = free_folder(parent)
@@ -212,6 +213,28 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
         except OSError as error:
             failure = error
     raise failure
+
+
+@contextlib.contextmanager
+def samples_folder(model: Path, out: str | None) -> Iterator[Path]:
+    """The folder of `make_samples_folder`. When what is done with it fails or is interrupted, what was made for it and is
+    still empty is removed."""
+    places = [of_this_machine(out, "--out")] if out else [*_places(model)]
+    there = {path for place in places for path in (place, *place.parents) if path.exists()}
+    folder = make_samples_folder(model, out)
+    try:
+        yield folder
+    except BaseException:
+        for path in (folder, *folder.parents):
+            with contextlib.suppress(OSError):
+                if path not in there and not any(path.iterdir()):
+                    path.rmdir()
+        raise
+
+
+def _places(model: Path) -> tuple[Path, Path]:
+    """Where samples of a model go, the first that can be written."""
+    return (model if model.is_dir() else model.parent) / "samples", Path("samples")
 
 
 def use_compilation_cache() -> None:

@@ -87,7 +87,9 @@ def is_workdir(path: Path) -> bool:
 
 
 def existing(path: str | Path) -> Path:
-    """The path, if there is something. FileNotFoundError names what there is in its place."""
+    """The path, if there is something. FileNotFoundError names what there is in its place, ValueError what is no path."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"load({path!r}): give the path of a working directory or a checkpoint")
     path = of_this_machine(path, "load")
     if path.exists():
         return path

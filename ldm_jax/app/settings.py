@@ -49,6 +49,15 @@ class Offer:
     size: tuple[int, ...]
 
 
+def _draws(ldm: LatentDiffusion, sampler: str) -> bool:
+    """Whether the model's process and grid go with this sampler."""
+    try:
+        ldm.specification.recipe(sampler)
+    except ValueError:
+        return False
+    return True
+
+
 def offer(ldm: LatentDiffusion) -> Offer:
     """Of models of pictures that are told a prompt, a class, a picture or nothing; others have no tasks."""
     condition, sampling, kind = ldm.condition, ldm.config["sampling"], build.few_steps_kind(ldm.config)
@@ -57,7 +66,7 @@ def offer(ldm: LatentDiffusion) -> Offer:
     here = here and set(condition.companions) <= {"negative"} and (told != "label" or hasattr(condition, "names"))
     tasks = [name for name in TASKS if name in ldm.abilities or name == "trajectory" and "sample" in ldm.abilities]
     guided = bool(told) and (ldm.specification.told_guidance or kind is None or sampling["guidance_scale"] != 1)
-    others = [] if kind else sorted({*SAMPLERS} - OF_FEW_STEPS - {sampling["sampler"]})
+    others = [] if kind else [n for n in sorted({*SAMPLERS} - OF_FEW_STEPS - {sampling["sampler"]}) if _draws(ldm, n)]
     return Offer(
         tasks=tuple(tasks) if here else (),
         told=told,

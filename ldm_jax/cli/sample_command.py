@@ -18,8 +18,8 @@ from ldm_jax.drawing.modes import all_flags, choose_mode, draw, usage, with_prom
 from ldm_jax.drawing.records import records, repeated, told
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
-from ldm_jax.primitives.console import as_typed, called, with_home
-from ldm_jax.workdir import make_samples_folder, use_compilation_cache
+from ldm_jax.primitives.console import as_typed, called, check_filled, with_home
+from ldm_jax.workdir import samples_folder, use_compilation_cache
 
 DEFINE = {
     "text": flags.DEFINE_string,
@@ -76,6 +76,9 @@ def main(arguments: Sequence[str]) -> None:
     flag = parse(arguments)
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     check_choice(flag.format, FORMATS, "--format")
+    check_filled(flag, [name for name, (of_type, _, _) in COMMAND_FLAGS.items() if of_type == "text"])
+    if flag.out and Path(flag.out).suffix[1:].lower() in FORMATS and not Path(flag.out).is_dir():
+        raise ValueError(f"--out={flag.out} is where a folder of pictures goes: leave the suffix out, and say --format=...")
     use_compilation_cache()
     given = {name: as_typed(flag[name].value) for name in all_flags()}
     which = int(flag.which) if flag.which.isdigit() else flag.which
@@ -94,12 +97,12 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError:
         print(usage(ldm))
         raise
-    folder = make_samples_folder(Path(flag.workdir), flag.out)
-    drawn = draw(ldm, given)
-    texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, Path(flag.workdir))
-    grid = medium.save(
-        folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
-    )
-    if drawn.film:
-        print(f"film: {save_film(folder, medium.shown(drawn.images))}")
+    with samples_folder(Path(flag.workdir), flag.out) as folder:
+        drawn = draw(ldm, given)
+        texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, Path(flag.workdir))
+        grid = medium.save(
+            folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
+        )
+        if drawn.film:
+            print(f"film: {save_film(folder, medium.shown(drawn.images))}")
     print(f"{len(drawn.images)} {medium.many} in {folder}; all together: {grid}")

@@ -21,7 +21,7 @@ from absl import flags, logging
 from ldm_jax.cli import configs
 from ldm_jax.cli.overrides import overridden
 from ldm_jax.primitives.choices import did_you_mean
-from ldm_jax.primitives.console import as_typed_again, called, print_anything, quiet, stop_on_sigterm, with_home
+from ldm_jax.primitives.console import as_typed_again, called, check_filled, print_anything, quiet, stop_on_sigterm, with_home
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _CONFIG_FIELD = re.compile(r"--?(no)?config\.[\w.]+")
@@ -68,9 +68,7 @@ def run(arguments: list[str]) -> None:
     """What the flags ask for. KeyboardInterrupt when it was stopped, ValueError or OSError for what can't work."""
     began = time.monotonic()
     flag, overrides = parse(arguments)
-    for name in ("config", "workdir", "data"):
-        if flag[name].present and not flag[name].value:
-            raise ValueError(f"--{name}= is empty: give a value, or leave --{name} out")
+    check_filled(flag, ("config", "workdir", "data"))
     if flag.data:
         from ldm_jax.cli import own_data
 

@@ -44,13 +44,15 @@ OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
     "seed": ("integer", 0, "The same seed draws the same pictures."),
     "index": ("integer", None, "Of the pictures that the other flags draw, this one alone, from 0."),
     "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
+    "grid": ("text", None, "At which levels the sampler steps: trailing, karras, log_snr, ...; default: the config's."),
     "steps": ("integer", None, "Sampling steps; default: the config's."),
     "guidance_scale": ("number", None, "1 is off; default: the config's."),
     "image_guidance_scale": ("number", None, "How much --picture counts, for models that are told one and a prompt."),
     "lora": ("texts", [], "A LoRA file or folder to draw with, FILE or FILE:0.8 for a part of it; may be repeated."),
 }
 # have a meaning in every mode
-ALWAYS = ("num", "seed", "index", "sampler", "steps", "guidance_scale", "image_guidance_scale", "lora")
+ALWAYS = ("num", "seed", "index", "sampler", "grid", "steps", "guidance_scale", "image_guidance_scale", "lora")
+PLAN = ("sampler", "grid", "steps", "guidance_scale")  # of these, what a model's functions take under the same names
 MOST_AT_ONCE = 64  # plain samples; more are drawn in parts of so many, which differ in rounding only
 EMPTY = {"texts": [], "switch": False}
 
@@ -214,7 +216,7 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
     ldm = with_loras(ldm, flags["lora"])
     index = flags["index"]
     flags = flags if index is None else alone(ldm, flags, index)
-    options: dict[str, Any] = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    options: dict[str, Any] = {option: flags[option] for option in PLAN}
     if flags["image_guidance_scale"] is not None:
         options["image_guidance_scale"] = flags["image_guidance_scale"]
     if flags["tiled"]:
@@ -330,7 +332,7 @@ def _film(
     if len(paths) not in (0, 2):
         raise ValueError(f"--interpolate between {len(paths)} pictures: give --image twice, or not at all")
     if paths:
-        if flags["sampler"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
+        if flags["sampler"] or flags["grid"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
             raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
         if other is not None:
             raise ValueError("--to_seed has no meaning for --interpolate between pictures, whose noise is found")
@@ -361,7 +363,7 @@ def trajectory(ldm: LatentDiffusion, flags: Flags) -> Drawn:
         raise ValueError(f"--{min(others)} has no meaning for the way to a picture, which is of a plain sample")
     if name != "sample" or len(words) > 1:
         raise ValueError(f"the way to a picture is of a plain sample of one condition, not of {len(words)} by {name}")
-    options = {option: flags[option] for option in ("sampler", "steps", "guidance_scale")}
+    options = {option: flags[option] for option in PLAN}
     cond = _embedded(ldm, flags, values, options)
     frames = ldm.trajectory(ldm.params, key_of(flags["seed"]), cond, num=1, **options)
     return Drawn(np.asarray(frames[:, 0]), words, len(frames), film=True)

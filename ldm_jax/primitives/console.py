@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +43,13 @@ def with_home(arguments: Sequence[str]) -> list[str]:
         return f"{flag}={os.path.expanduser(value)}" if is_path and not os.path.exists(value) else argument
 
     return [written_out(argument) for argument in arguments]
+
+
+def check_filled(flag: Any, names: Iterable[str]) -> None:
+    """ValueError for a flag of absl that was given with nothing behind it, such as a variable of the shell that is not set."""
+    for name in names:
+        if flag[name].present and not flag[name].value:
+            raise ValueError(f"--{name}= is empty: give a value, or leave --{name} out")
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax
+from ldm_jax.cli import sample_command
 from tests.tiny import model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,45 @@ def test_without_anything_it_says_what_the_model_can_do(folder):
     assert done.returncode == 1
     assert "inpaint" in done.stdout and "--image PHOTO.png --mask MASK.png" in done.stdout
     assert done.stderr.strip().endswith("takes a prompt of at most 4 words or word pieces: give --prompt")
+
+
+def drawn(folder, *flags):
+    """The command in this process."""
+    sample_command.main(["sample.py", "--workdir", str(folder), *map(str, flags)])
+
+
+def test_a_grid_by_name(folder, tmp_path):
+    flags = ["--prompt", "a red circle", "--num", 1, "--steps", 2, "--sampler", "plms", "--grid", "karras"]
+    drawn(folder, *flags, "--out", tmp_path / "out")
+    drawn(folder, "--like_png", tmp_path / "out" / "0000.png", "--out", tmp_path / "again")
+    first, again = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("out", "again"))
+    assert np.array_equal(first, again)
+
+
+def test_what_is_refused_leaves_no_folder(folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out in (["--out", tmp_path / "new" / "deep"], ["--out", tmp_path / "mine"], []):
+        with pytest.raises(ValueError, match="Did you mean .karras"):
+            drawn(folder, "--prompt", "a red circle", "--grid", "karas", *out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not (folder / "samples").exists()
+
+
+@pytest.mark.parametrize("name", ["workdir", "out", "prompts", "like_png", "which"])
+def test_an_empty_flag_is_a_variable_that_was_not_set(folder, name):
+    with pytest.raises(ValueError, match=f"--{name}= is empty"):
+        drawn(folder, "--prompt", "a red circle", f"--{name}=")
+
+
+def test_a_place_that_looks_like_a_file(folder, tmp_path):
+    with pytest.raises(ValueError, match="a folder of pictures goes"):
+        drawn(folder, "--prompt", "a red circle", "--out", tmp_path / "circle.png")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["", None, 3])
+def test_what_is_no_path_is_not_looked_for(path):
+    with pytest.raises(ValueError, match="give the path of a working directory or a checkpoint"):
+        ldm_jax.load(path)
 
 
 def test_other_locales_draw_and_write_what_was_typed(fixtures_dir, tmp_path):
