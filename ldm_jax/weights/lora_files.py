@@ -53,12 +53,12 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
             kind = {"A": "down", "B": "up"}.get(found[2], found[2])
             pairs.setdefault(found[1], {})[kind] = tensor
         elif found := _ALPHA.fullmatch(name):
-            pairs.setdefault(found[1], {})["alpha"] = float(np.asarray(tensor))
+            pairs.setdefault(found[1], {})["alpha"] = np.asarray(tensor)
         else:
             raise ValueError(f"{path}: {name} is no part of a LoRA (lora_A and lora_B, lora_down and lora_up, alpha)")
     known, usual = _layers(description), _alphas(path, metadata)
     result: dict[str, dict] = {}
-    unknown = []
+    unknown, seen = [], {}
     for name, pair in pairs.items():
         if not {"down", "up"} <= set(pair):
             raise ValueError(f"{path}: {name} has {' and '.join(pair)} without the rest of its LoRA")
@@ -67,7 +67,10 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
             unknown.append(name)
             continue
         scopes, weight, index = place
-        pair.setdefault("alpha", usual(name, pair["down"].shape[0]))
+        if (other := seen.setdefault((scopes, weight.path, index), name)) != name:
+            raise ValueError(f"{path}: {other} and {name} are the same layer; the file holds two LoRAs")
+        if "alpha" not in pair:
+            pair["alpha"] = usual(name, (*pair["down"].shape, 1)[0])
         _add(result, scopes, weight, _factors(f"{path}: {name}", weight, index, pair))
     if unknown:
         raise ValueError(
@@ -154,7 +157,9 @@ def _place(name: str, known: Mapping[tuple[str, str | None], Layers]) -> tuple[t
 
 def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """One layer's, in our axes and with alpha / r in `up`."""
-    down, up = (np.asarray(pair[kind], np.float32) for kind in ("down", "up"))
+    down, up, alpha = (np.asarray(pair[kind], np.float32) for kind in ("down", "up", "alpha"))
+    if alpha.size != 1 or down.ndim < 2 or not down.size or not all(np.isfinite(numbers).all() for numbers in (down, up, alpha)):
+        raise ValueError(f"{where}: factors and one alpha are expected, finite and of rank 1 or more; the file is damaged")
     rank, out = down.shape[0], weight.shape[0] // (1 if index < 0 else len(weight.diffusers))
     expected = (rank, weight.shape[1]) if weight.dense else (rank, *weight.shape[1:])
     if up.size != out * rank or down.size != math.prod(expected):
@@ -162,7 +167,7 @@ def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, A
         raise ValueError(f"{where}: factors of shapes {shapes} for a kernel {list(weight.shape)}")
     down = down.reshape(expected)
     down = down.T if weight.dense else down.transpose(2, 3, 1, 0)
-    up = up.reshape(out, rank).T * np.float32(pair["alpha"] / rank)
+    up = up.reshape(out, rank).T * np.float32(alpha.item() / rank)
     if index >= 0:  # q, k or v of a kernel that has all three, head by head
         whole = np.zeros((rank, weight.heads, len(weight.diffusers), out // weight.heads), np.float32)
         whole[:, :, index] = up.reshape(rank, weight.heads, -1)

@@ -49,6 +49,19 @@ def test_several_with_a_traced_scale(ldm, lora):
     np.testing.assert_allclose(jax.grad(total)(1.0), jnp.sum(pair["down"] @ pair["up"]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["x", None, float("nan"), np.ones(2), [True, "x"]])
+def test_scales_that_are_none(ldm, lora, scale):
+    several = [{"network": lora}] * 2 if isinstance(scale, list) else {"network": lora}
+    with pytest.raises(ValueError, match="of a LoRA: it must be a finite number"):
+        ldm.with_lora(several, scale)
+
+
+def test_what_is_no_lora_is_named(ldm):
+    for other in (None, 3, [None]):
+        with pytest.raises(ValueError, match="a LoRA is a path, or factors from read_lora; this is a"):
+            ldm.with_lora(other)
+
+
 def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
     base = tmp_path / "base.safetensors"
     parts = ("network", "first_stage", "conditioner", "diffusion")

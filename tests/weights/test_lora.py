@@ -158,6 +158,12 @@ def test_kernels_that_are_three_at_once(tmp_path):
     np.testing.assert_allclose(delta(again, ("network", *weight.path)), fused, rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_in_two_spellings_is_refused(tmp_path, pairs):
+    safetensors_files.write(tmp_path / "a.safetensors", kohya(pairs, None) | peft(pairs))
+    with pytest.raises(ValueError, match="are the same layer"):
+        weights.read_lora(tmp_path / "a.safetensors", OF)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -166,6 +172,10 @@ def test_kernels_that_are_three_at_once(tmp_path):
         (lambda t: t | {f"unet.nowhere.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}, "another one"),
         (lambda t: t | {"something": np.ones(2, np.float32)}, "no part of a LoRA"),
         (lambda t: {n: a[:, :-1] if "down" in n else a for n, a in t.items()}, "factors of shapes"),
+        (lambda t: {n: a[:0] if "down" in n else a[:, :0] for n, a in t.items()}, "rank 1 or more"),
+        (lambda t: {n: a * np.float32(np.nan) for n, a in t.items()}, "finite"),
+        (lambda t: t | {n.replace("lora_down.weight", "alpha"): np.ones(2, np.float32) for n in t if "down" in n}, "one alpha"),
+        (lambda t: t | {n.replace("lora_down.weight", "alpha"): np.float32(np.inf) for n in t if "down" in n}, "finite"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, pairs, change, message):
