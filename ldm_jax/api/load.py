@@ -248,7 +248,12 @@ def load_scale(workdir: Path) -> tuple[Any, Any]:
     path = workdir / "latents.json"
     if not path.is_file():
         raise FileNotFoundError(f"{workdir}: the scale of its latents is not known; list 'latents' in config.stages")
-    found = read_json(path, "Delete it: the next training run measures the latents again.")
+    way_out = "Delete it: the next training run measures the latents again."
+    found = read_json(path, way_out)
+    for name in ("scale", "shift"):
+        numbers = found[name] if isinstance(found.get(name), list) else [found.get(name)]
+        if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, float)) or not np.isfinite(n) for n in numbers):
+            raise ValueError(f"{path}: {name} must be a finite number, or a list of one a channel. {way_out}")
     return found["scale"], found["shift"]
 
 

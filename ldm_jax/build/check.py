@@ -302,6 +302,9 @@ NEEDS = {
     ("checkpoint", "snapshots"): ("diffusion_train", "post_hoc"),
 }
 
+# Fields of so many numbers.
+LENGTHS = {("data", "examples"): 2, ("data", "counts"): 3, ("data", "fills"): 3, ("log", "profile"): 2}
+
 
 def check_numbers(config: Mapping[str, Any]) -> None:
     """ValueError naming the first field, whole name and all, whose number can't be meant: negative, above one, not finite."""
@@ -314,6 +317,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             for number in jax.tree.leaves(value):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
                     raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
+    for (section, name), length in LENGTHS.items():
+        if name in (values := config.get(section, {})) and np.shape(values[name]) != (length,):
+            raise ValueError(f"config.{section}.{name}={values[name]}: must be {length} numbers")
     for (section, name), names in CHOICES.items():
         if name in config.get(section, {}):
             check_choice(config[section][name], names, f"config.{section}.{name}")

@@ -158,7 +158,7 @@ def _place(name: str, known: Mapping[tuple[str, str | None], Layers]) -> tuple[t
 def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """One layer's, in our axes and with alpha / r in `up`."""
     down, up, alpha = (np.asarray(pair[kind], np.float32) for kind in ("down", "up", "alpha"))
-    if alpha.size != 1 or down.ndim < 2 or not down.size or not all(np.isfinite(numbers).all() for numbers in (down, up, alpha)):
+    if alpha.size != 1 or down.ndim < 2 or not down.size or not all(np.isfinite(each).all() for each in (down, up, alpha)):
         raise ValueError(f"{where}: factors and one alpha are expected, finite and of rank 1 or more; the file is damaged")
     rank, out = down.shape[0], weight.shape[0] // (1 if index < 0 else len(weight.diffusers))
     expected = (rank, weight.shape[1]) if weight.dense else (rank, *weight.shape[1:])

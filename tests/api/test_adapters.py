@@ -10,6 +10,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax import weights
+from ldm_jax.api.load import load_scale
 from ldm_jax.models import init_lora
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.state import TrainState
@@ -89,3 +90,12 @@ def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
     base.rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError, match="start_from=.*does not exist"):
         ldm_jax.load(workdir)
+
+
+@pytest.mark.parametrize(
+    "said", [{"scale": 1.0}, {"scale": "x", "shift": 0.0}, {"scale": [1.0, None], "shift": 0.0}, {"scale": [], "shift": 0}]
+)
+def test_a_scale_of_latents_that_is_none(tmp_path, said):
+    (tmp_path / "latents.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"latents.json: (scale|shift) must be a finite number.*Delete it"):
+        load_scale(tmp_path)

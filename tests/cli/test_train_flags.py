@@ -84,6 +84,16 @@ def test_stages_that_can_not_follow_one_another(stages):
         build.check(config)
 
 
+@pytest.mark.parametrize(
+    "section, name, value", [("data", "examples", (10,)), ("data", "counts", (1, 1)), ("log", "profile", (5,))]
+)
+def test_too_few_numbers(section, name, value):
+    config = configs.load(configs.named()["shapes"]).to_dict()
+    config[section][name] = value
+    with pytest.raises(ValueError, match=f"config.{section}.{name}=.*: must be [23] numbers"):
+        build.check(config)
+
+
 @pytest.mark.parametrize("name", ["config", "workdir", "data"])
 def test_an_empty_flag_is_a_variable_that_was_not_set(name):
     with pytest.raises(ValueError, match=f"--{name}= is empty"):
