@@ -12,22 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
+from ldm_jax.api.arguments import check_amount, check_cond, check_noise, check_size, count, is_whole, space_of
 from ldm_jax.api.sampling import (
     canvas,
-    check_amount,
-    check_cond,
-    check_noise,
-    check_size,
-    count,
     decode,
     denoiser,
-    is_whole,
     keys_of,
     make_options,
     prepare,
     program,
     run,
-    space_of,
     start,
 )
 from ldm_jax.api.specification import Specification

@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
+from ldm_jax.api.arguments import check_count, check_noise, count, is_whole
 from ldm_jax.api.sampling import (
     Guidance,
     Plan,
-    check_count,
-    check_noise,
-    count,
     decode,
     denoiser,
     encode,
-    is_whole,
     keys_of,
     make_options,
     noised,

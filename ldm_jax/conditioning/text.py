@@ -12,6 +12,7 @@ from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
 from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.data import checkpoint_tokenizers
+from ldm_jax.data.text_files import is_whole
 from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
 
 
@@ -81,7 +82,7 @@ class Text(Condition):
             raise ValueError(f"this model takes {self.takes}")
         if wrong := [value for value in values if not isinstance(value, str)]:
             raise ValueError(f"a prompt is a str, this is {type(wrong[0]).__name__}; this model takes {self.takes}")
-        if broken := [value for value in values if any("\ud800" <= letter <= "\udfff" for letter in value)]:
+        if broken := [value for value in values if not is_whole(value)]:
             raise ValueError(f"prompt {broken[0]!r}: it has half of a character; write it as UTF-8")
         plain, weights = weighted(list(values), self.tokenize)
         tokens = np.stack([self._tokenizer.encode_one(prompt, self.length, strict=True) for prompt in plain])

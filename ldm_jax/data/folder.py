@@ -30,7 +30,7 @@ import numpy as np
 
 from ldm_jax.data.metadata import add_captions, is_blank, read_table, table_in
 from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
-from ldm_jax.data.text_files import read_names
+from ldm_jax.data.text_files import is_whole, read_names
 from ldm_jax.data.walk import IMAGES, READ, FileKind, Found, find_files
 
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name",
@@ -199,9 +199,9 @@ def _left_out(root: Path, found: Found, rows: list[Row], others: Sequence[str], 
     }
     if count := len(set(found.paths()) - taken):
         left[f"{kind.many} {f'that {told[0].name} does not name' if told else 'outside of the split folders'}"] = count
-    deaf = [at for at in found.folders if (at or ".") not in bases.values() and any((root / at / n).is_file() for n in READ)]
-    if deaf:
-        left[f"tables in folders where none is looked for ({_listed(set(deaf))})"] = len(deaf)
+    unread = [at for at in found.folders if (at or ".") not in bases.values() and any((root / at / n).is_file() for n in READ)]
+    if unread:
+        left[f"tables in folders where none is looked for ({_listed(set(unread))})"] = len(unread)
     labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
     for base in {base for base, _ in labels}:
         deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
@@ -325,7 +325,7 @@ def _deliver(
             several = said if isinstance(said, list) else [said]
             if not several or not all(isinstance(text, str) and text.strip() for text in several):
                 raise ValueError(f"{out['name']}: a caption is text or a list of texts, not {said!r}")
-            if any("\ud800" <= letter <= "\udfff" for text in several for letter in text):
+            if not all(map(is_whole, several)):
                 raise ValueError(f"{out['name']}: the caption {said!r} has half of a character; write it anew, as UTF-8")
             out[column] = tuple(several) if isinstance(said, list) else said
         elif column == "boxes":

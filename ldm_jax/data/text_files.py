@@ -16,6 +16,15 @@ _MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
 )
 
 
+def is_whole(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON's escapes and broken command lines can hold halves of characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_text(path: str | Path) -> str:
     """The text of a file, without its byte order mark, its lines ended by "\\n". FileNotFoundError if there is none; ValueError
     with the file's name, the line and the byte if it is in no known encoding."""
