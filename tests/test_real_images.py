@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ldm_jax
 from ldm_jax import api, experiment, weights
+from ldm_jax.primitives.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -118,6 +120,22 @@ def test_a_first_stage_trained_elsewhere_is_used_if_it_fits(few, tmp_path):
     second = config_of("flowers64", **{"data.path": str(few), "first_stage.path": str(tmp_path / "first")})
     used = api.load_first_stage(second, tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, trained, used)
+    alone = ldm_jax.load(tmp_path / "first")
+    assert isinstance(alone, ldm_jax.Autoencoder) and "first stage" in alone.describe()
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    jax.tree.map(np.testing.assert_array_equal, alone.params, {"first_stage": trained})
+    with pytest.raises(ValueError, match="first stage alone, without a diffusion model"):
+        api.load_whole(tmp_path / "first")
+    write_json(tmp_path / "first" / "latents.json", {"scale": [0.5, 2.0, 1.0, 0.25], "shift": [0.1, -1.0, 0.0, 2.0]})
+    standard = ldm_jax.load(tmp_path / "first")
+    z = standard.encode(standard.params, pictures)
+    raw = alone.encode(alone.params, pictures)
+    np.testing.assert_allclose(z, (raw - jnp.asarray([0.1, -1.0, 0.0, 2.0])) * jnp.asarray([0.5, 2.0, 1.0, 0.25]), atol=1e-5)
+    ldm_jax.save(standard, tmp_path / "exported")
+    again = ldm_jax.load(tmp_path / "exported")
+    np.testing.assert_allclose(again.encode(again.params, pictures), z, atol=1e-4)
+    np.testing.assert_allclose(again.decode(again.params, z), standard.decode(standard.params, z), atol=1e-4)
+    (tmp_path / "first" / "latents.json").unlink()
     weights.write_diffusers(tmp_path / "vae", {"first_stage": first["first_stage"]}, {"first_stage": trained})
     second["first_stage"]["path"] = str(tmp_path / "vae")
     jax.tree.map(np.testing.assert_array_equal, trained, api.load_first_stage(second, tmp_path / "second"))

@@ -136,6 +136,8 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
         raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift
     if isinstance(ldm, Autoencoder):
+        if scale.ndim or shift.ndim:
+            params, scale, shift = {"first_stage": fold_scale(params["first_stage"], scale, shift)}, 1.0, 0.0
         return pretrained.save(path, format, spec.config, params, float(scale), float(shift), None)
     kind = build.few_steps_kind(ldm.config)
     if kind and kind.sampler in ("flow_map", "consistency"):
@@ -152,10 +154,15 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
 
 def load_workdir(
     workdir: Path, which: str | int = "last", dtype: Any = None, ema_width: float | None = None
-) -> LatentDiffusion:
-    """The averaged weights of a working directory, with the scale, tokenizer and class names saved beside them."""
+) -> LatentDiffusion | Autoencoder:
+    """The averaged weights of a working directory, with the scale, tokenizer and class names saved beside them; an
+    `Autoencoder` where config.stages lists no "diffusion"."""
     config = read_json(workdir / "config.json", f"Restore it, or train in another working directory than {workdir}.")
     checkpoints = workdir / "diffusion" / "checkpoints"
+    if "diffusion" not in config.get("stages", ("diffusion",)) and not checkpoints.is_dir():
+        if ema_width is not None:
+            raise ValueError(f"ema_width={ema_width}: {workdir} trains a first stage alone, which keeps no such averages")
+        return load_autoencoder(config, workdir, which, dtype)
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     if dtype is not None:
@@ -180,6 +187,18 @@ def load_workdir(
     if build.make_word(config):
         config = {**build.without_word(config), "conditioner": condition.section}  # a model that knows the word
     return LatentDiffusion(Specification(config, condition, scale, shift), params)
+
+
+def load_autoencoder(config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None) -> Autoencoder:
+    """The first stage of a working directory; its latents are raw where they haven't been measured."""
+    if dtype is not None:
+        config = {**config, "dtype": np.dtype(dtype).name}
+    stage_dtype = None if dtype is None else build.first_stage_dtype(config)
+    params = {"first_stage": load_first_stage(config, workdir, which, stage_dtype)}
+    scale, shift = load_scale(workdir) if (workdir / "latents.json").is_file() else (1.0, 0.0)
+    config = {**config, "data": build.make_medium(config, workdir).settled()}
+    kept = {name: section for name, section in config.items() if name not in ("network", "conditioner", "diffusion")}
+    return Autoencoder(Specification(kept, None, scale, shift), params)
 
 
 def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:
