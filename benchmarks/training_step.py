@@ -91,15 +91,5 @@ def main() -> None:
             print(f"{name:24} {1e3 * median[name]:8.1f} ms {count / 1e9:8.2f} GFLOP {share:6.1%} of the peak")
 
 
-def parse(text: str) -> Any:
-    """A field's value as a flag has it."""
-    import ast
-
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
 if __name__ == "__main__":
     main()
