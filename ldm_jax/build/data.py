@@ -9,9 +9,11 @@ from ldm_jax.build.options import image_size
 from ldm_jax.conditioning import Condition
 from ldm_jax.data import shapes
 from ldm_jax.data.captioned import Captioned
+from ldm_jax.data.described import Described
 from ldm_jax.data.folder import folder
 from ldm_jax.data.moving_shapes import MovingShapes
 from ldm_jax.data.sentences import Sentences
+from ldm_jax.data.source import MissingColumn
 from ldm_jax.data.texts import texts
 from ldm_jax.data.transform import LatentTransform
 from ldm_jax.data.vessels import Vessels
@@ -24,6 +26,8 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     """The rows of config.data's "train" or "validation" split, with an image (or what the medium's column is) and these further
     columns."""
     section, medium = config["data"], make_medium(config)
+    if medium.name == "text" and section["source"] in DESCRIBED:
+        return _captions(config, split, columns)
     own = medium.files.column if medium.files else medium.name
     if section.get("captions") and "caption" in columns:
         plain = {**config, "data": {**section, "captions": ()}}
@@ -43,6 +47,16 @@ def make_source(config: Mapping[str, Any], split: str, columns: Sequence[str]) -
     from ldm_jax.data.tfds_source import tfds_source  # here, because importing it takes half a second
 
     return tfds_source(section["name"], split, section["path"], columns, names)
+
+
+def _captions(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Described:
+    """Captions of pictures, with the pictures if they are asked for."""
+    source, seen = config["data"]["source"], "conditioning" in columns
+    if further := [column for column in columns if column != "conditioning"]:
+        raise MissingColumn(f"config.data.source={source!r} has captions and their pictures, but no {further[0]}")
+    size = config.get("conditioner", {}).get("image_size", 0)
+    data = {**config["data"], "medium": "image", "source": DESCRIBED[source], "image_size": size or SIDE}
+    return Described(make_source({**config, "data": data}, split, ("caption",)), size if seen else 0)
 
 
 def _shapes(config: Mapping[str, Any], split: str, columns: Sequence[str]) -> Any:
@@ -71,6 +85,8 @@ def _sentences(config: Mapping[str, Any], split: str, columns: Sequence[str]) ->
     return Sentences(split, columns, train=train, validation=validation)
 
 
+# sources of captions, and those of their pictures; the side of pictures that nobody looks at
+DESCRIBED, SIDE = {"shapes": "shapes", "pictures": "folder"}, 32
 # data sets that are made here
 EMBEDDED = {"shapes": _shapes, "moving_shapes": _moving_shapes, "vessels": _vessels, "sentences": _sentences}
 

@@ -12,6 +12,7 @@ superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], o
 inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
 instruct   float [H, W, 3] in [-1, 1]                      {"picture": [B, H, W, 3], "shown": [B]}         concat
 infill     a sentence with holes                           int32 [B, N]                                    context
+picture    float [H, W, 3] in [-1, 1], to describe         {"picture": [B, S, S, 3], "shown": [B]}         context
 semantic   int [H, W]                                      int32 [B, H, W]                                 concat
 layout     [{"label" or "name", "box": [x0, y0, x1, y1]}]  int32 [B, L]                                    context
 retrieval  float [k, D]                                    float [B, k, D]                                 context
@@ -25,6 +26,7 @@ from ldm_jax.conditioning.classes import Class, Label, class_number
 from ldm_jax.conditioning.combined import combination
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
 from ldm_jax.conditioning.control import controlled
+from ldm_jax.conditioning.describing import Describing
 from ldm_jax.conditioning.infilling import Infilling
 from ldm_jax.conditioning.inpainting import Inpainting
 from ldm_jax.conditioning.instruct import Instruct
@@ -40,14 +42,14 @@ KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
         Condition, Class, Label, Text, CLIPText, XLText, SuperResolution, Inpainting, Instruct, SemanticMap, Layout, Neighbours,
-        Infilling,
+        Infilling, Describing,
     )  # fmt: skip
 }
 KINDS["combined"] = combination(KINDS)
 
 __all__ = [
-    "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Infilling", "Inpainting", "Instruct", "Label", "Layout",
-    "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled", "kind_of",
+    "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Describing", "Infilling", "Inpainting", "Instruct", "Label",
+    "Layout", "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled", "kind_of",
     "make_condition", "space_to_depth",
 ]  # fmt: skip
 

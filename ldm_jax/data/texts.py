@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
+from ldm_jax.data.source import SPLIT_NAMES, Info, Source, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import parse_json, read_text
 from ldm_jax.data.walk import entries_of, is_hidden, is_workdir
 
@@ -38,6 +38,11 @@ class Texts:
 
     def __getitem__(self, index: int) -> Row:
         return dict(self._rows[index])
+
+
+def all_texts(source: Source) -> list[str]:
+    """The text of every row of a source."""
+    return source.texts() if hasattr(source, "texts") else [source[i]["text"] for i in range(len(source))]
 
 
 def texts(

@@ -175,11 +175,12 @@ class Tokenizer:
         return Losses(length, count, cut, words, unknown.total(), examples)
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of token numbers [L], special tokens left out."""
+        """The text of token numbers [L], special tokens left out. A number of no token, as models of text may draw where their
+        config has room for more, is [UNK]."""
         if self.is_clip:
             kept = [int(i) for i in ids if i not in (self._begin, self._end, self.pad)]
             return self._inner.decode(kept).replace("</w>", " ").strip()
-        names = [self._inner.id_to_token(int(i)) for i in ids]
+        names = [self._inner.id_to_token(int(i)) or "[UNK]" for i in ids]
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
 
     def text(self, ids: np.ndarray) -> str:

@@ -234,6 +234,15 @@ def clip_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, inside[order]
 
 
+def middle_square(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [size, size, 3]: the largest square around the middle, resized."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(image[top : top + side, left : left + side])
+    return _resize(square, (size, size), Image.Resampling.BICUBIC)
+
+
 def _check_aspect(what: str, picture: np.ndarray, image: np.ndarray) -> None:
     height, width = picture.shape[:2]
     if abs(height * image.shape[1] - width * image.shape[0]) > max(height, width):

@@ -164,7 +164,7 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
 def with_prompts(ldm: LatentDiffusion, flags: Flags, path: str) -> dict[str, Any]:
     """The flags with the lines of a text file (blank ones left out) as prompts, or as classes, after those that are given.
     ValueError or FileNotFoundError for a file that can't be read or has no lines, and for a model that takes neither."""
-    name = next((name for name in ("prompt", "label", "infill") if name in ldm.condition.flags), None)
+    name = next((name for name in ("prompt", "label", "infill", "describe") if name in ldm.condition.flags), None)
     if name is None:
         raise ValueError(f"--prompts is nothing to this model, which takes {ldm.condition.takes}")
     if not Path(path).is_file():

@@ -36,7 +36,20 @@ def held_out(experiment: Experiment, count: int) -> HeldOut:
     words = [condition.in_words(row, source.info) for row in rows]
     shown = condition.as_pictures(batch, rows)
     real = None if shown is None else experiment.medium.shown(batch["image"])
+    if real is not None and shown.shape != real.shape:
+        shown = on_white(shown, real.shape[1:3])
     return HeldOut(condition.from_batch(batch), words, shown, real)
+
+
+def on_white(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pictures [N, h, w, 3] in the middle of white ones of `size`: as large as fits in whole multiples, or every so many-th
+    pixel of one that is too large."""
+    height, width = images.shape[1:3]
+    times, every = max(1, min(size[0] // height, size[1] // width)), max(-(-height // size[0]), -(-width // size[1]))
+    images = images.repeat(times, 1).repeat(times, 2)[:, ::every, ::every]
+    free = [(full - side) for full, side in zip(size, images.shape[1:3], strict=True)]
+    around = [(left // 2, left - left // 2) for left in free]
+    return np.pad(images, ((0, 0), *around, (0, 0)), constant_values=1)
 
 
 def side_by_side(images: np.ndarray, shown: HeldOut) -> tuple[np.ndarray, int]:

@@ -104,7 +104,8 @@ class Experiment:
         return build.make_transform(self.config, condition, self.workdir)
 
     def example(self) -> str:
-        """Flags of sample.py with a condition of the validation set that the model knows all of; "" where there is none."""
+        """Flags of sample.py with a condition of the validation set that the model knows all of; of one that is a file, with a
+        name for it; "" where there are none."""
         condition, source = self.condition, Spread(self.sources["validation"], 100)
         flag = next((name for name in ("prompt", "label", "infill") if name in condition.flags), None)
         for i in range(len(source) if flag else 0):
@@ -114,7 +115,7 @@ class Experiment:
             except ValueError:  # a caption with words of its own, or too long for a prompt
                 continue
             return f"--{flag} {shlex.quote(said)}"
-        return ""
+        return "" if flag else " ".join(f"--{name} {example}" for name, (_, _, example) in [*condition.flags.items()][:1])
 
     def _compiling(self, name: str, step: Callable, what: str) -> Callable:
         """The step, which says what it is and that it is compiled when it is called first, and how long that took."""

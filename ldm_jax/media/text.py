@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 
+from ldm_jax.data.texts import all_texts
 from ldm_jax.data.tokenizer import END, TEXT_TOKENIZER, Tokenizer, load_tokenizer, train_tokenizer
 from ldm_jax.data.transform import of_task, other_columns
 from ldm_jax.media.medium import Medium
@@ -83,10 +84,11 @@ class TextTransform:
 
 
 class Text(Medium):
-    """Sentences of text files (`data.texts`) or of the grammar (`data.sentences`)."""
+    """Sentences of text files (`data.texts`) or of the grammar (`data.sentences`), or captions: those of the pictures of
+    `shapes` or of a folder ("pictures")."""
 
     name = "text"
-    sources = ("sentences", "folder")
+    sources = ("sentences", "folder", "shapes", "pictures")
     axes = 1
     unit = "tokens"
     one, many = "sentence", "sentences"
@@ -141,7 +143,7 @@ class Text(Medium):
         kind, path = self.section["tokenizer"], folder / TEXT_TOKENIZER
         if path.is_file():
             return
-        known = load_tokenizer(kind) if _is_file(kind) else train_tokenizer(_texts(source), kind, self.section["vocab_size"])
+        known = load_tokenizer(kind) if _is_file(kind) else train_tokenizer(all_texts(source), kind, self.section["vocab_size"])
         self._fitting(known).save(path)
 
     def settled(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Text(Medium):
     def look(self, source: Any) -> str:
         """What is lost of a source's texts, in one line. ValueError that names the first text that is too long, unless those
         are cut."""
-        lost = self.tokenizer.losses(_texts(source), self.length)
+        lost = self.tokenizer.losses(all_texts(source), self.length)
         if lost.cut and self.section["too_long"] == "raise":
             for row in map(source.__getitem__, range(len(source))):
                 if (count := self.tokenizer.count(row["text"])) > self.length - 2:
@@ -185,10 +187,6 @@ class Text(Medium):
 
 def _is_file(tokenizer: str) -> bool:
     return Path(tokenizer).suffix == ".json"
-
-
-def _texts(source: Any) -> list[str]:
-    return [source[i]["text"] for i in range(len(source))]
 
 
 def _too_long(name: str, count: int, length: int, text: str) -> str:

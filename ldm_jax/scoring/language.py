@@ -5,6 +5,9 @@ right_kind      the share that are of the kind which was asked for; `data.senten
 perplexity      of a 3-gram model of one half of the validation set
 novel           the share that are no training sentence; different: the share that are not drawn twice
 distinct_1..3   different n-grams over all
+named           of captions of `shapes` drawn for a picture: the share that names the colours and shapes of its own caption, no
+                more and no fewer, in any order; overlap: of captions, the words shared with the picture's own (ROUGE-1).
+                other_named, other_overlap: the same against another picture's caption, what guessing brings
 kept            of infilling: the share of the known words that stand where they stood; kept_all: of sentences that keep all
 
 Lines beside the drawn ones, each of as many sentences where there are enough:
@@ -22,7 +25,9 @@ import jax
 import numpy as np
 
 from ldm_jax import api, build
-from ldm_jax.data import sentences
+from ldm_jax.data import sentences, shapes
+from ldm_jax.data.control_pictures import COLUMN
+from ldm_jax.data.texts import all_texts
 from ldm_jax.evaluation import language
 from ldm_jax.primitives.files import write_json, write_text
 from ldm_jax.scoring import report
@@ -51,6 +56,19 @@ def measure(
     return values | {f"distinct_{n}": language.distinct(drawn, n) for n in (1, 2, 3)}
 
 
+def described(lines: Sequence[str], own: Sequence[str], words: Callable[[str], list[str]], of_shapes: bool) -> dict[str, float]:
+    """How well lines describe pictures whose captions are `own`, and, to compare, as if each were of the next picture."""
+    values = {}
+    for prefix, captions in (("", list(own)), ("other_", [*own[1:], *own[:1]])):
+        pairs = list(zip(lines, captions, strict=True))
+        if of_shapes:
+            same = [sorted(shapes.objects_named(line)) == sorted(shapes.objects_named(caption)) for line, caption in pairs]
+            values[f"{prefix}named"] = float(np.mean(same))
+        shared = [language.overlap(words(line), words(caption)) for line, caption in pairs]
+        values[f"{prefix}overlap"] = float(np.mean(shared))
+    return values
+
+
 class Scorer:
     """What looks at the sentences of a model: it is loaded for a config and a condition that know their vocabulary."""
 
@@ -58,7 +76,7 @@ class Scorer:
         self.medium, self.condition = build.make_medium(config), condition
         self.grammar = config["data"]["source"] == "sentences"
         self.rows = {split: build.make_source(config, split, condition.columns) for split in ("train", "validation")}
-        self.training, held_out = (self.words(source[i]["text"] for i in range(len(source))) for source in self.rows.values())
+        self.training, held_out = (self.words(all_texts(source)) for source in self.rows.values())
         order = np.random.default_rng(0).permutation(len(held_out))  # sources are often sorted, or have kinds in turn
         self.known, self.held_out = ([held_out[i] for i in sorted(half)] for half in np.array_split(order, 2))
         if not self.held_out:
@@ -77,6 +95,11 @@ class Scorer:
         """The numbers of tokens [B, N, 1] that were drawn for these conditions, and the lines that they are."""
         lines, names, labels = self.medium.words(tokens), conditions.source.info.class_names, conditions.labels()
         values = self.measure(self.words(lines), None if labels is None or not names else [names[label] for label in labels])
+        if COLUMN in self.condition.columns:
+            own = all_texts(conditions.source)
+            own = [own[conditions.row(i)] for i in range(conditions.num)]
+            one_line = self.medium.tokenizer.words
+            values |= described(lines, own, one_line, self.medium.section["source"] == "shapes")
         if hasattr(self.condition, "kept_words"):
             values |= self.condition.kept_words(conditions.inputs(np.arange(conditions.num)), tokens)
         return values, lines

@@ -111,6 +111,12 @@ def test_decomposed_text_is_the_same_text(kind):
     assert np.array_equal(again.encode(MARKS, 40), tokenizer.encode(MARKS, 40))
 
 
+def test_numbers_of_no_token_are_unknown_words(tokenizer):
+    row = tokenizer.encode(["a red circle"], 8)[0]
+    row[2] = tokenizer.vocab_size
+    assert tokenizer.decode(row) == tokenizer.text(row) == "a [UNK] circle"
+
+
 def test_control_characters_and_white_space(tokenizer):
     assert tokenizer.decode(tokenizer.encode(["\ufeffa\u00a0red\r\n\tcir\x07cle\0"], 8)[0]) == "a red circle"
 

@@ -6,6 +6,7 @@ stream never depends on how many others were drawn.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -227,6 +228,18 @@ def caption(scene: Scene, rng: np.random.Generator, state_relation: bool = False
     if rng.random() < 0.25:
         body = f"{_choice(rng, ('a picture of', 'an image of', 'a drawing of'))} {body}"
     return body
+
+
+def objects_named(text: str) -> list[tuple[str, str]]:
+    """Colour and shape of every object that a caption names, in order; a shape without a colour before it has ""."""
+    found, colour = [], ""
+    for word in re.findall(r"[a-z]+", text.lower()):
+        if word in COLOURS:
+            colour = word
+        elif word in SHAPES:
+            found.append((colour, word))
+            colour = ""
+    return found
 
 
 def _noun_phrase(thing: Thing, rng: np.random.Generator) -> str:

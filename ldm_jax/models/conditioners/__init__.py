@@ -2,12 +2,14 @@
 
 from ldm_jax.models.conditioners.clip import CLIPText, CLIPVision, clip_normalize
 from ldm_jax.models.conditioners.embedders import ClassEmbedder, TransformerEmbedder, text_time_vector
+from ldm_jax.models.conditioners.pictures import PictureEmbedder
 from ldm_jax.models.conditioners.spatial import SpatialRescaler
 
 __all__ = [
     "CLIPText",
     "CLIPVision",
     "ClassEmbedder",
+    "PictureEmbedder",
     "SpatialRescaler",
     "TransformerEmbedder",
     "clip_normalize",
