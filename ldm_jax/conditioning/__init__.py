@@ -49,8 +49,8 @@ KINDS["combined"] = combination(KINDS)
 
 __all__ = [
     "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Describing", "Infilling", "Inpainting", "Instruct", "Label",
-    "Layout", "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled", "kind_of",
-    "make_condition", "space_to_depth",
+    "Layout", "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled",
+    "kind_of", "make_condition", "space_to_depth",
 ]  # fmt: skip
 
 
