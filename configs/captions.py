@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.spread = 1.0
     config.data.too_long = "cut"
     config.first_stage.latents = 24
+    config.first_stage_train.steps = 700
     config.network.input_size = config.first_stage.latents
     del config.network.num_classes
     config.network.num_classes = None
@@ -36,4 +37,6 @@ def get_config() -> ConfigDict:
     config.conditioner.heads = 4
     config.conditioner.dim_head = 16
     config.conditioner.null_probability = 0.1
+    config.diffusion_train.batch_size = 32
+    config.diffusion_train.steps = 3000
     return config
