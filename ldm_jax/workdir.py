@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax.primitives.files import leftovers, of_this_machine, read_json, write_json, write_text
+from ldm_jax.primitives.files import folder_place, leftovers, of_this_machine, read_json, write_json, write_text
 from ldm_jax.training import lock
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
@@ -195,11 +195,26 @@ def free_folder(parent: Path) -> Path:
     return next(folder for i in itertools.count() if not (folder := parent / f"{i:04d}").exists())
 
 
+def check_samples_folder(model: Path, out: str | None) -> None:
+    """OSError where `make_samples_folder` could make none; nothing is made."""
+    if out:
+        if (folder_place(out, "--out") / "grid.png").exists():
+            raise FileExistsError(f"{out} holds pictures; choose another --out")
+        return
+    failures = []
+    for folder in _places(model):
+        try:
+            return folder_place(folder, "--out") and None
+        except OSError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
 def make_samples_folder(model: Path, out: str | None) -> Path:
     """A new folder for pictures, made now, before anything is drawn: `out`, or samples/N in a working directory, beside a
     checkpoint's file, or here where that can't be written. FileExistsError if `out` holds pictures already."""
     if out:
-        folder = of_this_machine(out, "--out")
+        folder = folder_place(out, "--out")
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "grid.png").exists():
             raise FileExistsError(f"{folder} holds pictures; choose another --out")
@@ -234,7 +249,8 @@ def samples_folder(model: Path, out: str | None) -> Iterator[Path]:
 
 def _places(model: Path) -> tuple[Path, Path]:
     """Where samples of a model go, the first that can be written."""
-    return (model if model.is_dir() else model.parent) / "samples", Path("samples")
+    here = Path("samples")
+    return (model / "samples" if model.is_dir() else model.with_name("samples") if model.is_file() else here), here
 
 
 def use_compilation_cache() -> None:

@@ -19,7 +19,7 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
-from ldm_jax.primitives.files import of_this_machine, read_json
+from ldm_jax.primitives.files import of_this_machine, place, read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
@@ -131,7 +131,7 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
       ValueError: there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
         pipeline of diffusers draws with which kind of model.
     """
-    path, medium = of_this_machine(path, "save"), ldm.specification.config.get("data", {}).get("medium", "image")
+    path, medium = place(path, "save"), ldm.specification.config.get("data", {}).get("medium", "image")
     if medium != "image":
         raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")
     spec, params, scale, shift = ldm.specification, ldm.params, ldm.specification.scale, ldm.specification.shift

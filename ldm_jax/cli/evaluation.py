@@ -19,6 +19,7 @@ import jax
 from ldm_jax import api, build, scoring
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, called, print_anything
+from ldm_jax.primitives.files import folder_place
 from ldm_jax.scoring.evaluate import SPLITS, Request
 from ldm_jax.scoring.features import RESIZE
 from ldm_jax.training import distributed
@@ -101,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         size=chosen.size,
     )
     request.check()
+    folder_place(chosen.out or beside(chosen), "--out")
     use_compilation_cache()
     distributed.initialize(chosen.coordinator, chosen.num_processes, chosen.process_id)
     with distributed.ends_together():
@@ -113,12 +115,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def beside(chosen: argparse.Namespace) -> Path:
+    """Where results go unless --out says it: in the working directory, or beside the file or pictures."""
+    if chosen.samples:
+        return Path(f"{os.path.normpath(chosen.samples)}-evaluation")
+    path = Path(chosen.workdir)
+    return path / "evaluation" if path.is_dir() else path.with_name("evaluation") if path.is_file() else Path("evaluation")
+
+
 def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, Any], Path]:
     """Measures the model of --workdir; results and where they are."""
     which = int(chosen.which) if chosen.which.isdigit() else chosen.which
     ldm = api.load_whole(chosen.workdir, which=which, ema_width=chosen.ema_width)
     config = data_config(chosen, ldm)
-    place = chosen.workdir / "evaluation" if chosen.workdir.is_dir() else chosen.workdir.parent / "evaluation"
+    place = beside(chosen)
+    try:
+        folder_place(place, "--workdir")
+    except OSError:  # references and probes are kept beside the results then
+        place = chosen.out
     checkpoints = chosen.workdir / "diffusion" / "checkpoints"
     model = {"model": str(chosen.workdir.absolute()), "which": which, "ema_width": chosen.ema_width}
     if checkpoints.is_dir():
@@ -152,7 +166,7 @@ def of_pictures(chosen: argparse.Namespace, request: Request) -> tuple[dict[str,
     for flag in ("sampler", "steps", "guidance_scale", "memorisation", "reconstructions", "likelihood", "save_pictures"):
         if getattr(chosen, flag):
             raise ValueError(f"--{flag} is of drawing from a model, --workdir; --samples are there already")
-    out = chosen.out or Path(f"{os.path.normpath(chosen.samples)}-evaluation")
+    out = chosen.out or beside(chosen)
     config = None
     if Path(chosen.data or chosen.reference).is_dir():
         config = data_of(chosen.data or chosen.reference)

@@ -11,7 +11,7 @@ from absl import flags
 
 from ldm_jax.cli import configs
 from ldm_jax.primitives.console import as_typed_again
-from ldm_jax.primitives.files import of_this_machine, read_json
+from ldm_jax.primitives.files import folder_place, of_this_machine, read_json
 
 FILE = "config.py"
 
@@ -34,6 +34,8 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
         raise FileNotFoundError(f"--data={flag.data}: there is no such folder")
     if flag.workdir and (Path(flag.workdir) / "config.json").is_file():
         return begun(flag, overrides, Path(flag.workdir))
+    if flag.workdir:
+        folder_place(flag.workdir, "--workdir")
     print(f"{path}: looking", flush=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS reports its routine
     import jax
@@ -47,6 +49,7 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     workdir = Path(flag.workdir or f"runs/{decision.fields['name']}")
     if (workdir / "config.json").is_file():
         return begun(flag, overrides, workdir)
+    folder_place(workdir, "--workdir")
     decision.fields["data.path"] = str(Path(found.path).resolve())
     for what, said in decision.reasons:
         print(f"  {what:10} {said}", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ldm_jax import build, probes
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, print_anything
+from ldm_jax.primitives.files import folder_place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}[chosen.kind]
     columns = default if chosen.columns is None else chosen.columns
     try:
+        folder_place(chosen.out, "--out")
         config = data_of(chosen.data)
         if chosen.folder:
             splits = {"train_split": "train", "validation_split": "validation"}
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         measured = probes.measure(probe, sources[1], build.make_probe_transform(config, "validation"))
         probe = dataclasses.replace(probe, measured=measured)
         probes.write(probe, chosen.out)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{chosen.out}: " + ", ".join(f"{name} {value:.3f}" for name, value in probe.measured.items()) + " on validation")

@@ -9,9 +9,11 @@ from typing import Any
 from ldm_jax import build, retrieval
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, print_anything
+from ldm_jax.primitives.files import folder_place
 
 
 def _build_command(chosen: argparse.Namespace) -> None:
+    folder_place(chosen.out, "--out")
     config = data_of(chosen.data)
     embedder = retrieval.load_embedder(chosen.embedder)
     # where other data ask, their names and the data base's must not be mixed up: both stay whole
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
     try:
         chosen.run(chosen)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,7 @@ from ldm_jax.drawing.records import records, repeated, told
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.console import as_typed, called, check_filled, with_home
-from ldm_jax.workdir import samples_folder, use_compilation_cache
+from ldm_jax.workdir import check_samples_folder, samples_folder, use_compilation_cache
 
 DEFINE = {
     "text": flags.DEFINE_string,
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     check_filled(flag, [name for name, (of_type, _, _) in COMMAND_FLAGS.items() if of_type == "text"])
     if flag.out and Path(flag.out).suffix[1:].lower() in FORMATS and not Path(flag.out).is_dir():
         raise ValueError(f"--out={flag.out} is where a folder of pictures goes: leave the suffix out, and say --format=...")
+    check_samples_folder(Path(flag.workdir), flag.out)
     use_compilation_cache()
     given = {name: as_typed(flag[name].value) for name in all_flags()}
     which = int(flag.which) if flag.which.isdigit() else flag.which

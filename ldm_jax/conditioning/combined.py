@@ -114,6 +114,10 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             for part in self.parts.values():
                 part.check()
 
+        def check_files(self, folder):
+            for part in self.parts.values():
+                part.check_files(folder)
+
         def learn(self, source, folder):
             for part in self.parts.values():
                 part.learn(source, folder)

@@ -198,6 +198,10 @@ class Condition:
         """ValueError where config.conditioner has what can't be trained; before any data are read."""
         self.task()
 
+    def check_files(self, folder: Path) -> None:
+        """FileNotFoundError or ValueError for files that config.conditioner names and training can't read, before the working
+        directory `folder` is begun."""
+
     def learn(self, source: Any, folder: Path) -> None:
         """Writes into the working directory what is learnt from the training set before a model: tokenizer, class names."""
 

@@ -13,7 +13,8 @@ from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, 
 from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.text_files import is_whole
-from ldm_jax.data.tokenizer import caption_texts, load_tokenizer, train_tokenizer
+from ldm_jax.data.tokenizer import KINDS, caption_texts, load_tokenizer, train_tokenizer
+from ldm_jax.primitives.choices import did_you_mean
 
 
 class Text(Condition):
@@ -23,6 +24,7 @@ class Text(Condition):
 
     kind = "text"
     columns = ("caption",)
+    required = ("tokenizer",)
     flags = {
         "prompt": ("texts", "What to draw; may be repeated. '(word:1.3)' weighs a part; '\\(' is a plain parenthesis.", '"..."')
     }
@@ -96,6 +98,26 @@ class Text(Condition):
     def from_batch(self, batch):
         return batch["tokens"]
 
+    def check(self):
+        super().check()
+        kind = str(self.section["tokenizer"])
+        if Path(kind).suffix != ".json" and kind not in KINDS:
+            near = did_you_mean(kind, KINDS)
+            raise ValueError(
+                f"config.conditioner.tokenizer={kind!r}: give {' or '.join(KINDS)}, which are made of the captions, or the "
+                f"path of a tokenizer.json.{near}"
+            )
+
+    def check_files(self, folder):
+        kind = str(self.section["tokenizer"])
+        if Path(kind).suffix == ".json" and not (folder / "tokenizer.json").is_file():
+            if not Path(kind).is_file():
+                raise FileNotFoundError(
+                    f"config.conditioner.tokenizer={kind!r}: there is no such file; name another one, or {' or '.join(KINDS)}, "
+                    "which are made of the captions"
+                )
+            load_tokenizer(kind)
+
     def learn(self, source, folder: Path) -> None:
         path, kind = folder / "tokenizer.json", self.section["tokenizer"]
         if path.is_file():
@@ -139,6 +161,15 @@ class CLIPText(Text):
     def _encode(self, params, tokens):
         out = self.module.apply({"params": params}, tokens)
         return out.penultimate if self.section.get("layer") == "penultimate" else out.last
+
+    def check(self):
+        self.task()
+
+    def check_files(self, folder):
+        path = self.section["path"]
+        if not Path(path).exists():
+            raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint with the encoder")
+        type(self).recall(self.section, None)
 
     def learn(self, source, folder: Path) -> None:
         """Nothing: the tokenizer came with the encoder."""

@@ -16,13 +16,14 @@ Every failure is a ValueError that names the image, a missing file a FileNotFoun
 
 import functools
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Encoded = bytes | str | Path  # the bytes of an image file, or its path
 _NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -34,6 +35,17 @@ _TURNED = {  # EXIF orientation -> what makes the picture upright
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_MISTAKEN = {  # what pictures' files are often instead, by a pattern of their first bytes, and the way out
+    rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)": "a HEIC picture, as phones take them: convert it to JPEG or PNG",
+    rb".{4}ftyp(avif|avis)": "an AVIF picture, which this Pillow can't open: update Pillow, or convert it to PNG",
+    rb".{4}ftyp": "a film: give single pictures",
+    rb"version https://git-lfs": "a pointer of Git LFS: fetch the file itself, by git lfs pull",
+    rb"%PDF": "a PDF: convert its pages to PNG",
+    rb"\s*<(\?xml|svg)": "an SVG or other XML: convert it to PNG",
+    rb"\s*<(!doctype|html)": "a web page: download the picture again",
+    rb"PK\x03\x04": "a zip archive: unpack it",
+    rb"%!PS": "PostScript: convert it to PNG",
 }
 _SMALL_GREYS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies greys of two and four bits by
 
@@ -114,7 +126,29 @@ def decode_map(encoded: Encoded, name: str = "label map") -> np.ndarray:
 
 
 def _open(encoded: Encoded) -> Image.Image:
-    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=formats())
+    try:
+        return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=formats())
+    except UnidentifiedImageError:
+        raise ValueError(_looks_like(encoded)) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{str(error).split(',')[0]}; make it smaller") from None
+    except IsADirectoryError:
+        raise ValueError("it is a folder") from None
+
+
+def _looks_like(encoded: Encoded) -> str:
+    """What is wrong with bytes that no format begins with."""
+    if isinstance(encoded, bytes):
+        start = encoded[:64]
+    else:
+        with open(encoded, "rb") as file:
+            start = file.read(64)
+    if not start:
+        return "it is empty"
+    if not start.strip(b"\0"):
+        return "it begins with zeros: it was not written to its end; copy it again"
+    found = next((said for pattern, said in _MISTAKEN.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), "")
+    return f"it is {found}" if found else "it is damaged, or of no known format"
 
 
 def _raw_mode(image: Image.Image) -> str:

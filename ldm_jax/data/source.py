@@ -124,7 +124,15 @@ def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
     match = re.fullmatch(r"(\w[\w-]*)(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if match is None:
         raise ValueError(f"split={split!r}: expected a name such as 'train', or part of one: 'train[:90%]', 'train[90%:]'")
-    return match[1], (match[2] or "", match[3] or "") if "[" in split else None
+    if "[" not in split:
+        return match[1], None
+    bounds = match[2] or "", match[3] or ""
+    if wrong := [bound for bound in bounds if bound.endswith("%") and int(bound[:-1]) > 100]:
+        raise ValueError(f"split={split!r}: {wrong[0]} is more than there is; parts end at 100%")
+    alike = bounds[0].endswith("%") == bounds[1].endswith("%")
+    if all(bounds) and alike and int(bounds[0].rstrip("%")) >= int(bounds[1].rstrip("%")):
+        raise ValueError(f"split={split!r}: the part begins where it ends or behind that, so nothing is in it")
+    return match[1], bounds
 
 
 def slice_bounds(bounds: tuple[str, str], count: int) -> slice:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.primitives.files import each_once
+
 _MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -53,7 +55,7 @@ def read_json(path: str | Path) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text. ValueError, "{where} no JSON: ...", if it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         said = "it is empty" if not text.strip() else f"{error}".splitlines()[0]
         raise ValueError(f"{where} no JSON: {said}") from None

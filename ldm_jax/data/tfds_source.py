@@ -51,7 +51,14 @@ class TfdsSource:
         chosen = choose_columns(label, columns, [c for c in names if c not in absent])
         self._names = {column: names[column] for column in chosen}
         images = {names[c]: tfds.decode.SkipDecoding() for c in ("image", "label_map", "conditioning") if c in chosen}
-        self._source = builder.as_data_source(split, decoders=images)
+        try:
+            self._source = builder.as_data_source(split, decoders=images)
+            if not len(self._source):
+                raise ValueError("nothing is in it")
+        except (ValueError, AssertionError, IndexError) as error:  # a part of a split that has fewer rows
+            rows = builder.info.splits[known[canonical_split(wanted)]].num_examples
+            said = str(error).split("\n")[0]
+            raise ValueError(f"{label}: split {split!r} can't be read ({said}); {wanted!r} has {rows} rows") from None
         self._yx = "boxes" in chosen and isinstance(features[names["boxes"]], tfds.features.BBoxFeature)
         self._files = [str(path) for path in builder.info.splits[split].filepaths]
         self.info = Info(

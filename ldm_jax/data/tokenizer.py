@@ -28,6 +28,7 @@ from ldm_jax.primitives.files import write_text
 TEXT_TOKENIZER = "text_tokenizer.json"  # of the data, in the working directory of a model of text
 END = 3  # the number of [EOS] in every tokenizer that is trained here: [PAD], [UNK], [BOS], [EOS] come first
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
+KINDS = tuple(_ENDS)  # that are trained here
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 
 
@@ -292,7 +293,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """What `Tokenizer.save` wrote, or any tokenizer.json with the special tokens named above. FileNotFoundError if there is
     none; ValueError, with the file's name and what to do, for a damaged one."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}")
+        raise FileNotFoundError(
+            f"{path}: the model's tokenizer is missing. Copy it from a backup of the model, or, where nothing is trained on it "
+            "yet, train: it will be made again from the captions"
+        )
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
         if max(inner.get_vocab().values(), default=0) >= inner.get_vocab_size():

@@ -37,7 +37,7 @@ class Discrete:
 
     def __post_init__(self) -> None:
         table = np.asarray(self.alpha_bar, np.float64)
-        if table.ndim != 1 or len(table) < 2 or np.any(np.diff(table) >= 0) or table[0] >= 1 or table[-1] < 0:
+        if table.ndim != 1 or len(table) < 2 or not np.all(np.diff(table) < 0) or table[0] >= 1 or table[-1] < 0:
             raise ValueError(
                 f"alpha_bar must be a table of at least 2 numbers that decrease strictly within 1 > alpha_bar >= 0; got shape "
                 f"{table.shape} from {table.flat[0] if table.size else None} to {table.flat[-1] if table.size else None}. "

@@ -26,7 +26,7 @@ from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.primitives.files import of_this_machine
+from ldm_jax.primitives.files import folder_place, of_this_machine
 from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import PATHS, flatten, summary
@@ -66,14 +66,16 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
 
 def check_places(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError or FileNotFoundError where the working directory or a path of the config is an address, and for a first stage
-    to be used that isn't there."""
-    of_this_machine(workdir, "--workdir")
+    to be used that isn't there; OSError where the working directory can't be made or written into."""
+    folder_place(workdir, "--workdir")
     for name, value in flatten(config).items():
         # TFDS reads from buckets itself
         if name in PATHS and value and (name, config["data"]["source"]) != ("data.path", "tfds"):
             of_this_machine(value, f"config.{name}")
     if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
         resolve(path, workdir, "config.first_stage.path")
+    if "diffusion" in config["stages"]:
+        build.make_condition(config).check_files(workdir)
 
 
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,37 @@ def of_this_machine(path: str | Path, what: str) -> Path:
             "the bucket (gcsfuse, s3fs) or download it, and name the folder"
         )
     return path
+
+
+def place(path: str | Path, what: str) -> Path:
+    """The path of a folder or file that is to be made, or of a folder to be written into; nothing is made yet. ValueError as of
+    `of_this_machine`.
+
+    Raises:
+      OSError: it can't be made there: below a file, where nothing may be written, a link to nothing, too long a name.
+    """
+    path = of_this_machine(path, what)
+    try:
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+        found = there.exists()
+    except OSError as error:
+        raise OSError(f"{what}: {str(path)[:200]} can't be made: {error.strerror}; name another place") from None
+    if not found:
+        raise FileNotFoundError(f"{what}: {path} can't be made: {there} is a link to what isn't there; name another place")
+    if there.is_dir():
+        if not os.access(there, os.W_OK | os.X_OK):
+            why = "the disk is read-only, or it belongs to somebody else"
+            raise PermissionError(f"{what}: nothing can be written in {there} ({why}); name another place")
+    elif there != path:
+        raise NotADirectoryError(f"{what}: {path} can't be made: {there} is a file; name another place")
+    return path
+
+
+def folder_place(path: str | Path, what: str) -> Path:
+    """`place` of a folder: NotADirectoryError where the path is a file."""
+    if of_this_machine(path, what).is_file():
+        raise NotADirectoryError(f"{what}: {path} is a file, and a folder is meant; name another place")
+    return place(path, what)
 
 
 def leftovers(folder: str | Path) -> list[Path]:
@@ -58,6 +89,16 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON (`object_pairs_hook`). ValueError where a name stands in it twice: json would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:100]!r} stands there twice; keep one of them")
+    return found
+
+
 def read_json(path: str | Path, way_out: str = "", expect: type | tuple[type, ...] = dict) -> Any:
     """The value of a JSON file, without its seal.
 
@@ -68,8 +109,8 @@ def read_json(path: str | Path, way_out: str = "", expect: type | tuple[type, ..
     path = Path(path)
     hint = f" {way_out}" if way_out else ""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as error:
         what = "it is empty" if path.stat().st_size == 0 else str(error).splitlines()[0]
         raise ValueError(f"{path} can't be read as JSON: {what}.{hint}") from None
     if not isinstance(value, expect):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ldm_jax import weights
 from ldm_jax.primitives.console import Parser, called, ends_in_one_line, print_anything
+from ldm_jax.primitives.files import place
 from ldm_jax.weights import files, naming
 
 
@@ -41,23 +42,22 @@ def convert(source: Path, target: Path, form: str, config: Path | None, ema: boo
     """Reads a checkpoint and writes it in another format."""
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise ValueError(f"{target} exists; name a new one, or remove it first")
+    suffix = {"compvis": ".ckpt", "params": ".safetensors"}.get(form, "")
+    if suffix and target.suffix != suffix:
+        raise ValueError(f"{target} should end with {suffix}")
+    place(target, "OUT")
     checkpoint = weights.read(source, ema=ema, config=config, prediction=prediction)
     if form == "diffusers":
         weights.write_diffusers(target, checkpoint.description, checkpoint.params)
     elif form == "compvis":
-        weights.write_compvis(_suffixed(target, ".ckpt"), checkpoint.description, checkpoint.params)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_compvis(target, checkpoint.description, checkpoint.params)
     else:
-        weights.write_params(_suffixed(target, ".safetensors"), checkpoint.description, checkpoint.params)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_params(target, checkpoint.description, checkpoint.params)
     for note in checkpoint.notes:
         print(f"- {note}")
     print(f"{target}: written")
-
-
-def _suffixed(path: Path, suffix: str) -> Path:
-    if path.suffix != suffix:
-        raise ValueError(f"{path} should end with {suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _top(tensors: dict) -> list[tuple]:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             inspect(options.path, options.config, options.ema, options.prediction)
         else:
             convert(options.path, options.out, options.format, options.config, options.ema, options.prediction)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

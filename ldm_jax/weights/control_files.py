@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.primitives.files import place
 from ldm_jax.weights import files, found_names, layouts, naming, safetensors_files
 from ldm_jax.weights.descriptions import diffusers
 from ldm_jax.weights.descriptions import diffusers_export as export
@@ -75,7 +76,7 @@ def _hints(tensors: Mapping[str, Stored], spelled: bool, path: Path) -> tuple[in
 def write(path: str | Path, fields: Mapping[str, Any], conditioner: Mapping[str, Any], params: Mapping) -> None:
     """Writes a ControlNet, fields and parameters as `read` gives them, as a folder for diffusers. `conditioner`: of the model
     that it steers. ValueError if there is something at `path`, or diffusers can't express it."""
-    path = Path(path)
+    path = place(path, "save_control")
     if path.exists():
         raise ValueError(f"{path} exists already; save somewhere else")
     config = export.unet({name: value for name, value in fields.items() if name != "hint_channels"})

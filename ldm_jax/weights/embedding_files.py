@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_jax.primitives.files import place
 from ldm_jax.weights import files, safetensors_files
 
 _NAMELESS = ("emb_params", "string_to_param.*", "*")
@@ -41,7 +42,7 @@ def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 def write(path: str | Path, word: str, vectors: Mapping[str, np.ndarray]) -> None:
     """Writes a word's vectors [n, D], by text encoder, as diffusers' `load_textual_inversion` takes them. ValueError for a path
     that exists or doesn't end with .safetensors, and for text encoders that no such file is for."""
-    path, names = Path(path), {tower: name for name, tower in _TOWERS.items()}
+    path, names = place(path, "save_embedding"), {tower: name for name, tower in _TOWERS.items()}
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: files of words are named .safetensors, such as learned_embeds.safetensors")
     if path.exists():

@@ -8,7 +8,7 @@ import yaml
 
 from ldm_jax.primitives import files as primitives
 from ldm_jax.weights import found_names, msgpack_files, pickles, safetensors_files
-from ldm_jax.weights.stored import Stored
+from ldm_jax.weights.stored import Stored, named
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -26,7 +26,7 @@ def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
     if path.suffix == ".safetensors":
         return safetensors_files.read(path)
     if path.suffix == ".msgpack":
-        return msgpack_files.read(path)
+        return named(msgpack_files.read(path), path)
     content, dropped = pickles.read(path)
     if dropped:
         notes.append(f"{path.name}: dropped, as inert: {', '.join(dropped)}")
@@ -37,7 +37,7 @@ def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
         notes.append(f"{path.name}: left out, for they are no tensors: {', '.join(rest[:12])}")
     if not found:
         raise ValueError(f"{path}: a {type(content).__name__} without a tensor among {', '.join(rest[:8]) or 'nothing'}")
-    return found
+    return named(found, path)
 
 
 def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], bool]:
@@ -57,7 +57,7 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
         raise ValueError(f"{folder}: no weights; expected one of {', '.join(f'{s}.safetensors' for s in _STEMS)}, or .bin")
     notes.append(f"weights from {found.parent.name}/{found.name}")
     if found.suffix == ".msgpack":
-        return msgpack_files.read(found), True
+        return named(msgpack_files.read(found), found), True
     if found.suffix != ".json":
         return tensors(found, notes), False
     if ".safetensors" in found.name:

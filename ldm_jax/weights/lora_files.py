@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.primitives.files import place
 from ldm_jax.weights import files, layouts, naming, safetensors_files
 from ldm_jax.weights.compvis_files import conditioner_layout
 
@@ -190,7 +191,7 @@ def _add(result: dict, scopes: tuple[str, ...], weight: naming.Weight, factors: 
 def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping[str, Mapping]) -> None:
     """Writes factors, as `read` gives them, in diffusers' layout: a folder with `WRITTEN`, or a file if `path` ends with
     .safetensors. ValueError if it exists, or for factors of parts that diffusers doesn't adapt."""
-    path = Path(path)
+    path = place(path, "save_lora")
     file = path if path.suffix == ".safetensors" else path / WRITTEN
     if file.exists():
         raise ValueError(f"{file} exists already; save somewhere else")

@@ -221,7 +221,7 @@ def _fused(weight: Weight, parts: list[Stored]) -> Stored:
         qkv = [part.view().reshape(weight.heads, -1, *rest) for part in parts]
         return np.stack(qkv, 1).reshape(-1, *rest)
 
-    return Stored((3 * parts[0].shape[0], *rest), parts[0].dtype, view)
+    return Stored((3 * parts[0].shape[0], *rest), parts[0].dtype, view, parts[0].name)
 
 
 def _split(weight: Weight, tensor: Stored) -> list[Stored]:

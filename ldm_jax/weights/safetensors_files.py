@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.primitives.files import read_json
-from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, in_file, looks_like
+from ldm_jax.primitives.files import each_once, read_json
+from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, in_file, looks_like, named
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": BFLOAT16, "I64": np.int64, "I32": np.int32,
@@ -42,7 +42,7 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, Stored], dict[str, s
             said = looks_like(path) or "; truncated, or not safetensors"
             raise ValueError(f"{path}: {size} bytes cannot hold a header of {length}{said}")
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
+            header = json.loads(file.read(length), object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: the safetensors header is not JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
@@ -59,14 +59,7 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, Stored], dict[str, s
     for (_, stop, before), (start, _, name) in zip(spans, spans[1:]):
         if start < stop:
             raise ValueError(f"{path}: {before[:200]} and {name[:200]} overlap at byte {start}; the header is damaged")
-    return tensors, metadata
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
+    return named(tensors, path), metadata
 
 
 def _entry(where: str, entry: Any, end: int) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:

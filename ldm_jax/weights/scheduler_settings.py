@@ -45,6 +45,7 @@ PARAMETERS = {
         "FlowMatchHeunDiscreteScheduler": "num_train_timesteps shift",
     }.items()
 }
+_SMALL = 1e-12  # stands for more than 0
 # Names of settings that a pipeline has put into its scheduler's config and the file lacks: `from_config` doesn't pass them on.
 SET_BY_PIPELINE = "_set_by_pipeline"
 _NEUTRAL = {  # values that change nothing, of parameters without a counterpart
@@ -54,6 +55,25 @@ _NEUTRAL = {  # values that change nothing, of parameters without a counterpart
     "time_shift_type": "exponential",
     "variance_type": "fixed_small",
 }
+# What numbers may be: whole or not, from, to.
+_RANGES: dict[str, tuple[bool, float, float]] = {
+    "num_train_timesteps": (True, 2, 10**6),
+    "steps_offset": (True, 0, 10**6),
+    "original_inference_steps": (True, 1, 10**6),
+    "solver_order": (True, 1, 3),
+    "beta_start": (False, _SMALL, 1),
+    "beta_end": (False, _SMALL, 1),
+    **dict.fromkeys(
+        "sigma_min sigma_max sigma_data rho shift flow_shift clip_sample_range sample_max_value timestep_scaling".split(),
+        (False, _SMALL, 1 / _SMALL),
+    ),
+    "dynamic_thresholding_ratio": (False, _SMALL, 1),
+}
+_SWITCHES = frozenset(
+    "clip_sample thresholding set_alpha_to_one rescale_betas_zero_snr skip_prk_steps lower_order_final euler_at_final "
+    "predict_x0 use_lu_lambdas use_dynamic_shifting use_flow_sigmas stochastic_sampling invert_sigmas".split()
+) | frozenset(_SIGMAS.split())
+_IN_ORDER = (("beta_start", "beta_end"), ("sigma_min", "sigma_max"), ("original_inference_steps", "num_train_timesteps"))
 # What a solver makes of the settings of another one that it is made from (`from_config`).
 _DPM = {"solver_type": {"logrho bh1 bh2": "midpoint"}, "algorithm_type": {"deis": "dpmsolver++"}}
 _CONVERTED = {
@@ -69,7 +89,8 @@ _CONVERTED = {
 
 
 class Settings(dict):
-    """What the class `name` takes of a config with its `_class_name`; knows which parameters have been read."""
+    """What the class `name` takes of a config with its `_class_name`; knows which parameters have been read. ValueError for a
+    number out of its range, a switch that is neither true nor false, and betas that are none."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.name = config.get("_class_name")
@@ -79,6 +100,30 @@ class Settings(dict):
             for old, new in conversions.items():
                 if self.get(key) in old.split():
                     self[key] = new
+        for key, value in self.items():
+            if value is not None:
+                self[key] = self._checked(key, value)
+        for low, high in _IN_ORDER:
+            if self.get(low) is not None and self.get(high) is not None and self[low] > self[high]:
+                raise ValueError(f"{self.name}: {low}={self[low]} is above {high}={self[high]}")
+        betas = self.get("trained_betas")
+        if betas is not None and self.get("num_train_timesteps") not in (None, len(betas)):
+            size = self["num_train_timesteps"]
+            raise ValueError(f"{self.name}: {len(betas)} trained_betas for num_train_timesteps={size}: as many are needed")
+
+    def _checked(self, key: str, value: Any) -> Any:
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if key in _RANGES:
+            whole, least, most = _RANGES[key]
+            if not number or not least <= value <= most or (whole and value != int(value)):
+                what = f"a whole number from {least}" if whole else "a number above 0"
+                raise ValueError(f"{self.name}: {key}={value!r} must be {what} and at most {most:g}")
+            return int(value) if whole else value
+        if key in _SWITCHES and not (isinstance(value, (bool, np.bool_)) or (number and value in (0, 1))):
+            raise ValueError(f"{self.name}: {key}={value!r} must be true or false")
+        if key == "trained_betas" and (np.ndim(value) != 1 or not _are_betas(value)):
+            raise ValueError(f"{self.name}: trained_betas must be a list of numbers above 0 and at most 1")
+        return value
 
     def take(self, key: str, default: Any) -> Any:
         """The value of a parameter, which counts as read; the default where there is none, or None."""
@@ -92,3 +137,8 @@ class Settings(dict):
             raise ValueError(
                 f"{self.name} has options without a counterpart here: {left}. Compose schedule, grid and sampler by hand."
             )
+
+
+def _are_betas(values: Any) -> bool:
+    numbers = np.asarray(values)
+    return len(numbers) > 1 and numbers.dtype.kind in "fiu" and bool(np.all((numbers > 0) & (numbers <= 1)))

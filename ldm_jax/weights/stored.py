@@ -8,7 +8,7 @@ copies, and unmaps, so the host never holds more than the leaf at hand.
 import dataclasses
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """`view()` gives the array, which may be a view of a read-only mapping; `np.asarray` gives a copy of one's own."""
+    """`view()` gives the array, which may be a view of a read-only mapping; `np.asarray` gives a copy of one's own, and raises
+    ValueError where a number of it is not finite. `name`: the file and the tensor, for that."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     view: Callable[[], np.ndarray]
+    name: str = ""
 
     @property
     def ndim(self) -> int:
@@ -52,14 +54,14 @@ class Stored:
         return self.size * self.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return owned(self.view(), dtype)
+        return checked(owned(self.view(), dtype), self.name)
 
     def __getitem__(self, index) -> np.ndarray:
-        return owned(self.view()[index])
+        return checked(owned(self.view()[index]), self.name)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> "Stored":
         """The array after `function`, which keeps the dtype and returns `shape`; nothing is read yet."""
-        return Stored(tuple(shape), self.dtype, lambda: function(self.view()))
+        return Stored(tuple(shape), self.dtype, lambda: function(self.view()), self.name)
 
 
 def check_shape(shape: Any, where: str) -> tuple[int, ...]:
@@ -80,6 +82,32 @@ def owned(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
         for start in range(0, array.shape[-1], SLAB):
             copy[..., start : start + SLAB] = array[..., start : start + SLAB]
     return copy
+
+
+def checked(array: np.ndarray, name: str) -> np.ndarray:
+    """The array. ValueError where it holds floating-point numbers that are not finite: a network with one of them draws nothing
+    else. 0.3 to 0.7 s for 860 million."""
+    flat = array.reshape(-1)
+    if array.dtype in (BFLOAT16, np.float16):
+        exponent = np.uint16(0x7F80 if array.dtype == BFLOAT16 else 0x7C00)
+        bad = flat.view(np.uint16) & exponent == exponent
+    elif array.dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = () if np.isfinite(np.dot(flat, flat)) else ~np.isfinite(flat)
+    else:
+        return array
+    if np.any(bad):
+        found = f"{np.sum(bad)} of {flat.size} numbers are not finite as {array.dtype.name}"
+        raise ValueError(
+            f"{name or 'a tensor'}: {found} (NaN, infinite or too large): the file is damaged, or its training had failed; "
+            "copy it again, or take another one"
+        )
+    return array
+
+
+def named(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
+    """The tensors of a file, each knowing its name."""
+    return {name: dataclasses.replace(tensor, name=f"{path}: {name[:200]}") for name, tensor in tensors.items()}
 
 
 def mapped(path: Path, offset: int, nbytes: int) -> np.ndarray:

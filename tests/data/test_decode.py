@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.decode import decode_map, decode_mask, decode_rgb, suffixes
+from ldm_jax.data.decode import decode_map, decode_mask, decode_rgb, look_at, suffixes
 from tests.limits import Limits
 
 
@@ -327,3 +327,53 @@ def test_damaged_files_end_in_errors_with_a_name():
     count = int(os.environ.get("LDM_JAX_FUZZ", 4000))
     found = fuzz(count, seed=int(os.environ.get("LDM_JAX_FUZZ_SEED", 0)))
     assert found["read"] > count / 4 and found["refused"] > count / 4
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (b"", "it is empty"),
+        (bytes(100), "it begins with zeros"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(100), "a HEIC picture, as phones take them: convert it"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0" + bytes(100), "a film"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"%PDF-1.4\n", "a PDF"),
+        (b'<?xml version="1.0"?><svg>', "SVG"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"PK\x03\x04\x14\0", "unpack it"),
+        (b"hello", "damaged, or of no known format"),
+    ],
+)
+def test_what_is_no_picture_is_named(data, said, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    for encoded in (data, path, str(path)):
+        for read in (decode_rgb, decode_mask, decode_map, look_at):
+            with pytest.raises(ValueError, match=f"a.jpg cannot be read as an image: .*{said}"):
+                read(encoded, "a.jpg")
+
+
+def test_a_folder_and_an_enormous_picture_are_named(tmp_path):
+    with pytest.raises(ValueError, match="x cannot be read as an image: it is a folder$"):
+        decode_rgb(tmp_path, "x")
+    head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + head
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(head)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(ValueError, match=r"Image size \(3600000000 pixels\) exceeds limit of \d+ pixels; make it smaller"):
+        decode_rgb(png, "x")
+
+
+@pytest.mark.parametrize("suffix, options", [("gif", {}), ("png", {}), ("webp", {"lossless": True}), ("tif", {})])
+def test_of_many_frames_the_first_is_taken(suffix, options, tmp_path):
+    frames = [Image.fromarray(np.full((6, 9, 3), value, np.uint8)) for value in (10, 200, 90)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert (decode_rgb(tmp_path / f"a.{suffix}") == 10).all()
+
+
+@pytest.mark.parametrize("suffix, options", [("png", {}), ("webp", {"lossless": True}), ("tif", {})])
+def test_orientation_is_applied_in_every_format_that_tells_it(suffix, options, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    np.testing.assert_array_equal(decode_rgb(tmp_path / f"a.{suffix}"), np.rot90(pixels, -1))

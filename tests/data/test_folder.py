@@ -557,3 +557,9 @@ def test_tables_and_captions_that_nobody_reads_are_said(tmp_path):
         "tables in folders where none is looked for ('x')": 1,
         "tables and texts of other names than are read (b.caption)": 1,
     }
+
+
+def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a cat", "caption": "a dog"}\n')
+    with pytest.raises(ValueError, match="metadata.jsonl, line 1: no JSON: the name 'caption' stands there twice"):
+        folder(tmp_path)

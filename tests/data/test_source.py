@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.source import spread_rows
+from ldm_jax.data.source import parse_split, spread_rows
 
 
 @pytest.mark.parametrize("count, num", [(4000, 1000), (4000, 256), (7, 7), (7, 3), (5, 0), (1, 1), (1000, 999)])
@@ -26,3 +26,26 @@ def test_classes_keep_their_shares(order):
 def test_more_than_there_are():
     with pytest.raises(ValueError, match="num=8 rows of 7"):
         spread_rows(7, 8)
+
+
+@pytest.mark.parametrize(
+    "split, said",
+    [
+        ("train[:200%]", "200% is more than there is"),
+        ("train[150%:]", "150% is more than there is"),
+        ("train[90%:10%]", "nothing is in it"),
+        ("train[50:50]", "nothing is in it"),
+        ("train[-5:]", "expected a name"),
+        ("train[:0.5]", "expected a name"),
+        ("train+test", "expected a name"),
+        ("", "expected a name"),
+    ],
+)
+def test_parts_that_no_split_has_are_refused(split, said):
+    with pytest.raises(ValueError, match=said):
+        parse_split(split)
+
+
+def test_parts_of_splits():
+    assert parse_split("train[:100%]") == ("train", ("", "100%")) and parse_split("val[10:50%]") == ("val", ("10", "50%"))
+    assert parse_split("train[:]") == ("train", ("", "")) and parse_split("train") == ("train", None)

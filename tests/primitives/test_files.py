@@ -68,3 +68,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "new \udc80")
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": {"steps": 1, "steps": 1}}'])
+def test_a_name_that_stands_twice_is_refused(tmp_path, text):
+    path = tmp_path / "theirs.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"theirs\.json can't be read as JSON: the name '(a|steps)' stands there twice"):
+        read_json(path)

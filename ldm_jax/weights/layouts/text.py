@@ -154,6 +154,7 @@ def to_openclip(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
                     (3 * tensor.shape[0], *tensor.shape[1:]),
                     tensor.dtype,
                     lambda parts=parts: np.concatenate([p.view() for p in parts]),
+                    tensor.name,
                 )
         else:
             result[_renamed(name, [(new, old) for old, new in _OPENCLIP])] = tensor
