@@ -344,7 +344,7 @@ def _checked(params: PyTree, init: Callable[[jax.Array], PyTree], part: str, pat
     expected = jax.eval_shape(init, jax.random.key(0))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the {part} in {path} is not the one that config.{part.replace(' ', '_')} describes")
-    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32 if dtype is None else dtype)), params)
+    return pretrained.on_device(params, np.float32 if dtype is None else dtype)
 
 
 def load_condition(config: Mapping[str, Any], workdir: Path | None) -> Condition:

@@ -4,6 +4,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ldm_jax.primitives.choices import choose
 
 PyTree = Any
 PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
+READERS = 4  # more than one, for a copy waits for memory; few, for each holds a leaf besides what is on the device
 TEXT = ("text", "clip_text", "sdxl")
 
 
@@ -68,8 +70,17 @@ def load(
 
 
 def on_device(params: PyTree, dtype: Any) -> PyTree:
-    """Leaves that may still be in their files, on the default device; one at a time, and each in `dtype` from the start."""
-    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype)), params)
+    """Leaves that may still be in their files, on the default device, each in `dtype` from the start; at most `READERS` at a
+    time."""
+    leaves, structure = jax.tree.flatten(params)
+    device = jax.config.jax_default_device  # of this thread
+
+    def put(leaf: Any) -> jax.Array:
+        with jax.default_device(device):
+            return jax.device_put(np.asarray(leaf, dtype))
+
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:  # copies hold no lock
+        return structure.unflatten(readers.map(put, leaves))
 
 
 def _first_stage_alone(path: Path, checkpoint: weights.Checkpoint, dtype: Any) -> tuple[Specification, PyTree]:

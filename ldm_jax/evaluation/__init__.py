@@ -11,6 +11,7 @@ from ldm_jax.evaluation.frechet import (
     frechet_distance,
     frechet_from_moments,
     frechet_of_gaussians,
+    frechet_to,
     merge,
     moments,
     moments_of,
@@ -28,7 +29,7 @@ from ldm_jax.evaluation.ssim import ms_ssim, ssim
 __all__ = [
     "FeatureSet", "Interval", "Memorisation", "Moments", "Overlap", "as_uint8", "bootstrap", "confusion_matrix",
     "discretized_laplace", "feature_set", "frechet_at_infinity", "frechet_distance", "frechet_from_moments",
-    "frechet_of_gaussians", "inception_score", "join", "kernel_distance", "kernel_distance_of_subsets", "load_features",
-    "mean_iou", "memorisation", "merge", "moments", "moments_of", "ms_ssim", "nearest", "odd_in", "pixel_accuracy",
-    "power_spectrum", "precision_recall", "ssim", "uneven_classes",
+    "frechet_of_gaussians", "frechet_to", "inception_score", "join", "kernel_distance", "kernel_distance_of_subsets",
+    "load_features", "mean_iou", "memorisation", "merge", "moments", "moments_of", "ms_ssim", "nearest", "odd_in",
+    "pixel_accuracy", "power_spectrum", "precision_recall", "ssim", "uneven_classes",
 ]  # fmt: skip

@@ -73,16 +73,34 @@ def frechet_of_gaussians(mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: n
     Raises:
       ValueError: shapes that don't fit, numbers that aren't finite, or a covariance that isn't one.
     """
-    for mean, covariance in ((mean_a, covariance_a), (mean_b, covariance_b)):
-        if np.ndim(mean) != 1 or np.shape(covariance) != (len(mean),) * 2:
-            there = f"{np.shape(mean)} and a covariance of {np.shape(covariance)}"
-            raise ValueError(f"a mean of shape {there}: expected [D] and [D, D]")
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError("a mean or a covariance has numbers that are not finite")
-        if not np.allclose(covariance, np.transpose(covariance), rtol=1e-5, atol=1e-6 * np.abs(covariance).max(initial=0)):
-            raise ValueError("a covariance is not symmetric: it is something else, or damaged")
-    roots = (_root_of_matrix(np.asarray(each, np.float64)) for each in (covariance_a, covariance_b))
-    return _distance(np.asarray(mean_a, np.float64), next(roots), np.asarray(mean_b, np.float64), next(roots))
+    return _distance(*_gaussian(mean_a, covariance_a), *_gaussian(mean_b, covariance_b))
+
+
+def frechet_to(mean: np.ndarray, covariance: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The distance of features [N, D] to the Gaussian of `mean` [D] and `covariance` [D, D], whose root is taken once, here:
+    for many sets of features and one reference. ValueError as of `frechet_of_gaussians`."""
+    there = _gaussian(mean, covariance)
+
+    def distance(features: np.ndarray) -> float:
+        features = _matrix(features)
+        if len(features) <= 2 * features.shape[1]:  # so few that they may be singular, or of a resample that repeats many
+            return _distance(features.mean(0), _root_of_samples(features), *there)
+        some = moments(features)
+        return _distance(some.mean, _root_of_matrix(some.covariance), *there)
+
+    return distance
+
+
+def _gaussian(mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and a root of the covariance, float64, checked."""
+    if np.ndim(mean) != 1 or np.shape(covariance) != (len(mean),) * 2:
+        there = f"{np.shape(mean)} and a covariance of {np.shape(covariance)}"
+        raise ValueError(f"a mean of shape {there}: expected [D] and [D, D]")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError("a mean or a covariance has numbers that are not finite")
+    if not np.allclose(covariance, np.transpose(covariance), rtol=1e-5, atol=1e-6 * np.abs(covariance).max(initial=0)):
+        raise ValueError("a covariance is not symmetric: it is something else, or damaged")
+    return np.asarray(mean, np.float64), _root_of_matrix(np.asarray(covariance, np.float64))
 
 
 def _distance(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray, root_b: np.ndarray) -> float:

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.evaluation.frechet import Moments, frechet_of_gaussians, moments
-
 NORMAL_95 = 1.959964
 
 
@@ -40,10 +38,10 @@ def bootstrap(measure: Callable[[np.ndarray], float], count: int, resamples: int
 
 
 def frechet_at_infinity(
-    features: np.ndarray, mean: np.ndarray, covariance: np.ndarray, points: int = 8, least: int = 0, seed: int = 0
+    features: np.ndarray, distance: Callable[[np.ndarray], float], points: int = 8, least: int = 0, seed: int = 0
 ) -> float:
-    """The Frechet distance of infinitely many pictures to the Gaussian of `mean` [D] and `covariance` [D, D], from features
-    [N, D] of some: at `points` numbers between `least` (default N / 4) and N, as far apart in 1/N as each other.
+    """The Frechet distance of infinitely many pictures to a Gaussian, from features [N, D] of some and `distance` of
+    `frechet_to`: at `points` numbers between `least` (default N / 4) and N, as far apart in 1/N as each other.
 
     Raises:
       ValueError: so few pictures that there are not two numbers between.
@@ -56,8 +54,7 @@ def frechet_at_infinity(
     rng = np.random.default_rng(seed)
 
     def at(size: int) -> float:
-        some: Moments = moments(features[rng.permutation(count)[:size]])
-        return frechet_of_gaussians(some.mean, some.covariance, mean, covariance)
+        return distance(features[rng.permutation(count)[:size]])
 
     slope_and_end = np.polynomial.polynomial.polyfit(1 / sizes, [at(size) for size in sizes], 1)
     return float(slope_and_end[0])

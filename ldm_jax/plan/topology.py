@@ -9,6 +9,8 @@ import jax
 
 from ldm_jax.primitives.choices import choose
 
+HOST = 4  # chips
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -70,10 +72,12 @@ def devices_of(topology: str) -> list[Any]:
         raise ValueError(f"topology={topology!r}: programs for GPUs are compiled on a machine that has one")
     from jax.experimental import topologies
 
+    sides = [int(side) for side in shape.split("x") if side.isdigit()]
+    part = {"chips_per_host_bounds": [*sides, 1, 1][:3]} if math.prod(sides) < HOST else {}  # else whole hosts are expected
     try:
-        return list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology_name=topology, platform="tpu", **part).devices)
     except Exception as error:  # libtpu is missing, or doesn't know the shape
         raise ValueError(
             f"topology={topology!r} can't be compiled for: {str(error).splitlines()[0][:200]}. TPUs need the package libtpu: "
-            'pip install "ldm_jax[tpu-plan]"; shapes are such as v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1'
+            'pip install "ldm_jax[tpu-plan]"; shapes are such as v5e:1x1, v5e:4x4, v5e:16x16, v5p:2x2x1'
         ) from None

@@ -56,11 +56,10 @@ def measure(
     if count < 2:
         raise ValueError(f"{count} picture has no distribution to measure: draw at least 2")
     notes = [*reference.notes, *warnings(count, dim, reference)]
-    mean, covariance = reference.gaussian
+    distance = evaluation.frechet_to(*reference.gaussian)
 
     def frechet(rows: np.ndarray) -> float:
-        some = evaluation.moments(drawn.features[rows])
-        return evaluation.frechet_of_gaussians(some.mean, some.covariance, mean, covariance)
+        return distance(drawn.features[rows])
 
     name = features.name("frechet")
     if resamples >= 2:
@@ -69,7 +68,7 @@ def measure(
     else:
         values[name] = frechet(np.arange(count))
     if infinity and count >= 16:
-        values[features.name("infinity")] = evaluation.frechet_at_infinity(drawn.features, mean, covariance, seed=seed)
+        values[features.name("infinity")] = evaluation.frechet_at_infinity(drawn.features, distance, seed=seed)
     if drawn.spatial is not None and reference.spatial is not None:
         spatial = drawn.spatial.mean, drawn.spatial.covariance
         values[features.name("spatial")] = evaluation.frechet_of_gaussians(*spatial, *reference.spatial)

@@ -15,7 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-SLAB = 32
+TILE, WINDOW_TILE = (64, 512), (8, 128)  # rows and columns of linear kernels, of convolutions'
+ALIGNMENT = 64  # bytes: from here on XLA takes memory of others
 _BEGINNINGS = {  # what files begin with that are often met under another's name, and the way out
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself, by git lfs pull",
     b"PK\x03\x04": "a torch checkpoint: name it .ckpt",
@@ -73,14 +74,18 @@ def check_shape(shape: Any, where: str) -> tuple[int, ...]:
 
 
 def owned(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-    """A C-contiguous copy. Transposed kernels are copied in slabs of their last axis, which stay in the cache."""
+    """A C-contiguous copy, aligned so that JAX's CPU backend can take it as it is. Transposed kernels are copied in tiles of
+    their last two axes, which stay in the cache."""
     array = np.asarray(array)
-    copy = np.empty(array.shape, array.dtype if dtype is None else dtype)
+    copy = aligned(array.shape, np.dtype(array.dtype if dtype is None else dtype))
     if array.ndim < 2 or array.flags.c_contiguous:
         copy[...] = array
-    else:
-        for start in range(0, array.shape[-1], SLAB):
-            copy[..., start : start + SLAB] = array[..., start : start + SLAB]
+        return copy
+    rows, columns = TILE if array.ndim == 2 else WINDOW_TILE
+    for row in range(0, array.shape[-2], rows):
+        for column in range(0, array.shape[-1], columns):
+            tile = (..., slice(row, row + rows), slice(column, column + columns))
+            copy[tile] = array[tile] if array.dtype == copy.dtype else np.array(array[tile], order="C")  # casts go along rows
     return copy
 
 
@@ -108,6 +113,14 @@ def checked(array: np.ndarray, name: str) -> np.ndarray:
 def named(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
     """The tensors of a file, each knowing its name."""
     return {name: dataclasses.replace(tensor, name=f"{path}: {name[:200]}") for name, tensor in tensors.items()}
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of one's own, of no particular values, that begins at a multiple of `ALIGNMENT` bytes."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def mapped(path: Path, offset: int, nbytes: int) -> np.ndarray:

@@ -133,6 +133,20 @@ def test_large_matrices_take_the_short_way_to_the_same_distance(monkeypatch, cou
     assert abs(evaluation.frechet_from_moments(moments[0], moments[0])) < 1e-6
 
 
+@pytest.mark.parametrize("count", [8, 25, 300])
+def test_many_sets_and_one_reference(count):
+    """Of fewer samples than features, of more, of many; whole, and drawn with replacement."""
+    there = evaluation.moments(RNG.normal(size=(90, 20)) @ RNG.normal(size=(20, 20)))
+    distance = evaluation.frechet_to(there.mean, there.covariance)
+    x = np.maximum(RNG.normal(size=(count, 20)), 0)
+    for rows in (np.arange(count), RNG.integers(count, size=count)):
+        some = evaluation.moments(x[rows])
+        expected = evaluation.frechet_of_gaussians(some.mean, some.covariance, there.mean, there.covariance)
+        np.testing.assert_allclose(distance(x[rows]), expected, rtol=1e-7)
+    with pytest.raises(ValueError, match="not symmetric"):
+        evaluation.frechet_to(there.mean, there.covariance + np.triu(np.ones((20, 20)), 1))
+
+
 def test_gaussians_that_are_none_are_refused():
     mean, covariance = np.zeros(3), np.eye(3)
     assert evaluation.frechet_of_gaussians(mean, covariance, mean + 2, 4 * covariance) == pytest.approx(12 + 3)
@@ -151,10 +165,10 @@ def test_the_distance_at_infinity_has_less_bias():
     for seed in range(8):
         x = np.random.default_rng(seed).normal(size=(200, 20))
         plain.append(evaluation.frechet_of_gaussians(x.mean(0), np.cov(x.T), mean, covariance))
-        infinite.append(evaluation.frechet_at_infinity(x, mean, covariance, seed=seed))
+        infinite.append(evaluation.frechet_at_infinity(x, evaluation.frechet_to(mean, covariance), seed=seed))
     assert abs(np.mean(infinite)) < 0.2 * np.mean(plain)
     with pytest.raises(ValueError, match="needs more pictures"):
-        evaluation.frechet_at_infinity(x[:2], mean, covariance)
+        evaluation.frechet_at_infinity(x[:2], evaluation.frechet_to(mean, covariance))
 
 
 def test_the_bootstrap_finds_the_error_of_a_mean():

@@ -99,8 +99,12 @@ def test_devices_batches_and_interruptions_change_nothing(data, model, tmp_path,
     rest = sweep.draw(single, features, SETTING, 20, out=other, identity={"x": 1}, batch_size=4)
     assert np.concatenate(seen).tolist() == list(range(12))
     np.testing.assert_array_equal(rest.features.rows, whole.features.rows)
-    np.testing.assert_allclose(rest.features.features, whole.features.features, atol=0.05)  # of 8 bits, rounding may differ
-    assert (rest.shown == whole.shown).mean() > 0.999
+    # batches of another shape are drawn with other roundings in float32, which may move a pixel by one of its 8 bits; what is
+    # more than that in the features is rounding of their own product
+    moved = np.abs(rest.shown.astype(int) - whole.shown.astype(int))
+    assert moved.max() <= 1 and (moved > 0).mean() < 1e-3
+    most = moved.reshape(20, -1) / 127.5 @ np.abs(np.asarray(features.params))
+    assert np.all(np.abs(rest.features.features - whole.features.features) <= most + 1e-5)
     with pytest.raises(ValueError, match="another evaluation.*x: 1 there, 2 now"):
         sweep.draw(single, features, SETTING, 20, out=other, identity={"x": 2}, batch_size=4)
 

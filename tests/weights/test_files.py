@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from ldm_jax.weights import files, msgpack_files, safetensors_files
+from ldm_jax.weights.stored import ALIGNMENT, owned
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -46,6 +47,20 @@ def test_leaves_are_read_alone_and_in_parts(tmp_path):
     array = np.asarray(leaf)
     array[:] = 0  # a copy of one's own
     assert leaf[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "shape, axes",
+    [((), ()), ((0, 3), (1, 0)), ((130, 1100), (1, 0)), ((40, 300, 3, 3), (2, 3, 1, 0)), ((17, 600, 1, 1), (2, 3, 1, 0))],
+)
+def test_copies_of_transposed_arrays(shape, axes):
+    """In tiles that don't divide the sides, with and without another type; where JAX's CPU backend takes them as they are."""
+    array = np.asarray(RNG.standard_normal(shape)).astype(np.float16).transpose(axes)
+    for dtype in (np.float16, np.float32, ml_dtypes.bfloat16):
+        copy = owned(array, np.dtype(dtype))
+        assert copy.flags.c_contiguous and copy.flags.writeable and not np.shares_memory(copy, array)
+        assert copy.size == 0 or copy.ctypes.data % ALIGNMENT == 0
+        np.testing.assert_array_equal(copy, array.astype(dtype), strict=True)
 
 
 def test_truncated_or_foreign_safetensors(tmp_path):
