@@ -55,6 +55,7 @@ def serve(studio: Studio, folder: Path, place: socket.socket) -> None:
             # a thread inside a compiled program can't be stopped, and Python can't end around it
             print("stopped while drawing", file=sys.stderr, flush=True)
             os._exit(130)
+    raise KeyboardInterrupt  # not raised again by uvicorn where SIGINT was ignored before, as in the background of a script
 
 
 def application(studio: Studio, folder: Path, host: str = "127.0.0.1") -> fastapi.FastAPI:

@@ -4,11 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import logging
-
-from ldm_jax import api
 from ldm_jax.primitives.console import Parser
-from ldm_jax.workdir import use_compilation_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--port={flag.port}: must be a whole number from 0 to 65535")
     if importlib.util.find_spec("nicegui") is None:
         raise ValueError('the page needs NiceGUI: pip install "ldm_jax[app]"')
+    # Imported here, so that --help and a typo in a flag answer at once.
+    from absl import logging
+
+    from ldm_jax import api
     from ldm_jax.app.pictures import Studio
     from ldm_jax.app.server import listen, serve
+    from ldm_jax.workdir import use_compilation_cache
 
     logging.set_verbosity(logging.WARNING)
     place = listen(flag.host, flag.port)

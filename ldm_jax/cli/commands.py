@@ -1,16 +1,14 @@
 """The commands that come with the package. Each says at once that it has begun: their libraries take seconds to import."""
 
 import sys
-from pathlib import Path
 
-from ldm_jax.primitives.console import ends_in_one_line, print_anything, quiet
+from ldm_jax.primitives.console import called, ends_in_one_line, print_anything, quiet
 
 
 def _begin(name: str) -> None:
     print_anything()
     quiet()
-    called = Path(sys.argv[0]).name
-    print(f"{called if called.endswith('.py') else name}: starting", file=sys.stderr, flush=True)
+    print(f"{called(name)}: starting", file=sys.stderr, flush=True)
 
 
 def sample() -> None:
@@ -36,6 +34,33 @@ def app() -> None:
     _begin("ldm-app")
     with ends_in_one_line():
         from ldm_jax.cli.app import main
+
+        sys.exit(main())
+
+
+def plan() -> None:
+    """python -m ldm_jax.plan: what a config costs on chips that aren't there."""
+    _begin("ldm_jax.plan")
+    with ends_in_one_line():
+        from ldm_jax.cli.plan import main
+
+        sys.exit(main())
+
+
+def probes() -> None:
+    """python -m ldm_jax.probes: small networks that judge pictures."""
+    _begin("ldm_jax.probes")
+    with ends_in_one_line():
+        from ldm_jax.cli.probes import main
+
+        sys.exit(main())
+
+
+def retrieval() -> None:
+    """python -m ldm_jax.retrieval: data bases of pictures, and neighbours in them."""
+    _begin("ldm_jax.retrieval")
+    with ends_in_one_line():
+        from ldm_jax.cli.retrieval import main
 
         sys.exit(main())
 

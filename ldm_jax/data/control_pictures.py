@@ -4,7 +4,6 @@ A function takes a picture float32 [H, W, 3] in [-1, 1] and gives one of the sam
 """
 
 import numpy as np
-from scipy import ndimage
 
 WEAK, STRONG = 0.05, 0.1  # slopes of a channel, in [0, 1] a pixel: edges hold a strong one, and go on along weak ones
 SMOOTHING = 1.0  # the deviation of the blur before, in pixels
@@ -16,6 +15,8 @@ def edges(image: np.ndarray) -> np.ndarray:
     """White lines of one pixel on black where a colour changes most (Canny 1986): blurred, slopes by Sobel of the channel that
     is steepest there, of which only the highest across an edge stay, and of these the weak ones only where they go on from a
     strong one. Grey alone would not see an orange thing on light grey."""
+    from scipy import ndimage  # here, because importing it takes a third of a second
+
     smooth = ndimage.gaussian_filter((image + 1) / 2, (SMOOTHING, SMOOTHING, 0))
     down, right = (ndimage.sobel(smooth, axis) / 8 for axis in (0, 1))
     steepest = np.hypot(down, right).argmax(-1)[..., None]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from ldm_jax.data.source import Info, MissingSplit, canonical_split, choose_columns, parse_split, slice_bounds
 
@@ -115,6 +114,8 @@ class Vessels:
 
 def read_volume_back(volume: np.ndarray) -> list[int]:
     """The class of every bright object in a volume [D, H, W] or [D, H, W, 1] in [-1, 1], by how long it is beside how thick."""
+    from scipy import ndimage  # here, because importing it takes a third of a second
+
     volume = np.asarray(volume).reshape(np.shape(volume)[:3])
     bright = volume > TISSUE + VESSEL - 1  # half way between the two
     parts, count = ndimage.label(bright, np.ones((3, 3, 3)))

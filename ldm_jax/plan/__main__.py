@@ -1,10 +1,6 @@
 """python -m ldm_jax.plan"""
 
-import sys
-
-from ldm_jax.cli.plan import main
-from ldm_jax.primitives.console import ends_in_one_line
+from ldm_jax.cli.commands import plan
 
 if __name__ == "__main__":
-    with ends_in_one_line():
-        sys.exit(main())
+    plan()

@@ -82,6 +82,8 @@ class Server:
         with pytest.raises(ProcessLookupError):
             os.killpg(self.process.pid, 0)
         assert self.files() == self.before
+        begun, _, said = said.partition("\n")
+        assert begun == "ldm-app: starting"
         return self.process.returncode, said
 
 
@@ -334,4 +336,6 @@ def test_a_port_that_is_taken(server):
     command = [sys.executable, "-m", "ldm_jax.app", "--workdir", str(server.folder / "model"), "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"OSError: --host 127.0.0.1 --port {port}: Address already in use; --port 0 takes one that is free\n"
+    begun, _, said = done.stderr.partition("\n")
+    assert begun == "ldm-app: starting"
+    assert said == f"OSError: --host 127.0.0.1 --port {port}: Address already in use; --port 0 takes one that is free\n"
