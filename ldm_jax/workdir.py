@@ -254,8 +254,8 @@ def _places(model: Path) -> tuple[Path, Path]:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/ldm_jax/xla. All but what compiles in a tenth of a
-    second, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise."""
+    """Keeps compiled programs on disk: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/ldm_jax/xla. All but what compiles in a tenth
+    of a second, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
