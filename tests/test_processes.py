@@ -116,7 +116,7 @@ with distributed.ends_together(seconds=2.0):
 """
 
 
-@pytest.mark.parametrize("who", ["0", "1", "both"])
+@pytest.mark.parametrize("who", ["0", pytest.param("1", marks=pytest.mark.slow), "both"])
 def test_one_that_fails_alone_ends_all(environment, who):  # noqa: F811
     address = f"127.0.0.1:{port()}"
     processes = [

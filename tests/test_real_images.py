@@ -113,6 +113,7 @@ def test_emoji_by_caption_with_word_pieces(data_dir, tmp_path):
     assert parts.condition.tokenize("x" * 500).shape == tokens.shape[1:]
 
 
+@pytest.mark.slow
 def test_a_first_stage_trained_elsewhere_is_used_if_it_fits(few, tmp_path):
     first = config_of("flowers64", **{"data.path": str(few), "stages": ("first_stage",)})
     experiment.run(first, tmp_path / "first")

@@ -67,6 +67,7 @@ def test_a_smaller_table_of_words_does_too(monkeypatch):
         starting.pretrained(CONFIG, {"conditioner": new}, HERE)
 
 
+@pytest.mark.slow
 def test_films_go_on_from_pictures(monkeypatch):
     """At first a film that stands still is to the new network what its frames are to the old one."""
     flat = UNet(**FIELDS, dims=2)

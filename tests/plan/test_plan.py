@@ -19,6 +19,7 @@ SMALL = [
     "--set=network.model_channels=32",
     "--set=network.channel_mult=1",
     "--set=network.num_res_blocks=1",
+    "--set=network.attention_resolutions=()",
     "--set=first_stage.ch=8",
     "--set=conditioner.n_layer=1",
     "--set=diffusion_train.batch_size=16",
