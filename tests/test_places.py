@@ -135,3 +135,37 @@ def test_a_tokenizer_that_is_not_there_is_named_before_anything_is_written(token
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         experiment.run(config_of(conditioner__tokenizer=tokenizer), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command, arguments, said",
+    [
+        (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--steps=0"], "--steps=0: must be a number"),
+        (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--batch-size=-1"], "--batch-size=-1: must be"),
+        (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--learning-rate=nan"], "--learning-rate=nan"),
+        (probes.main, ["train", "--kind=classifier", "--data=nowhere", "--out=y", "--size=32"], "no folder nowhere"),
+        (retrieval.main, ["build", "--data=x", "--embedder=y", "--out=z", "-k", "0"], "-k=0: must be a number above 0"),
+        (retrieval.main, ["build", "--data=x", "--embedder=y", "--out=full"], "full is not empty; name a new folder"),
+        (retrieval.main, ["find", "--database=x", "-k", "0"], "-k=0: must be"),
+        (retrieval.main, ["find", "--database=x", "--seed=-1"], "--seed=-1: must be 0 or above"),
+        (retrieval.main, ["find", "--database=full/a.txt"], "full/a.txt holds no data base of neighbours"),
+        (plan.main, ["--config=shapes", "--batch-size=0"], "--batch-size=0: must be"),
+        (plan.main, ["--config=shapes", "--price=nan"], "--price=nan: what a chip costs"),
+        (plan.main, ["--config=shapes", "--topology=v5e:0x2"], "write a chip and a shape"),
+        (plan.main, ["--config=shapes", "--topology=v5f:2x2"], "Did you mean 'v5p' or 'v5e'"),
+        (plan.main, ["--config=shaeps"], "shapes"),
+        (plan.main, ["--config=shapes", "--set=diffusion_train.btach_size=4"], "Did you mean 'batch_size'"),
+        (plan.main, ["--config=shapes", "--mesh=date=4"], "--mesh date=4: write data=-1,fsdp=4,tensor=1"),
+        (weights_command, ["inspect", "nowhere"], "nowhere does not exist"),
+        (weights_command, ["inspect", "full/a.txt"], "neither a zip archive nor a pickle"),
+        (weights_command, ["convert", "nowhere", "full"], "full exists"),
+    ],
+)
+def test_what_is_mistyped_ends_in_a_sentence(command, arguments, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert command(arguments) == 1
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1, error
+    assert os.listdir(tmp_path) == ["full"]

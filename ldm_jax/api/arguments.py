@@ -49,6 +49,12 @@ def check_cond(spec: Specification, cond: PyTree) -> None:
         raise ValueError(f"this model takes {spec.condition.takes}; give cond=ldm.embed(params, [...])")
     if cond is not None:
         check_arrays(cond, "cond")
+        width = spec.config.get("network", {}).get("context_dim")
+        context = np.shape(cond.get("context", ()))
+        if width and spec.condition.kind != "none" and (len(context) != 3 or context[-1] != width):
+            raise ValueError(
+                f"cond has {_arrays(cond)}: this model's network reads context [B, L, {width}]; give what ldm.embed returns"
+            )
 
 
 def count(cond: PyTree, num: int | None = None) -> int:

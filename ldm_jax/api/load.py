@@ -23,6 +23,7 @@ from ldm_jax.primitives.files import of_this_machine, place, read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
+_OTHER_VERSION = "restore the file, load it with the version of ldm_jax that wrote it (versions.json says which)"
 HUB = "hf:"
 
 
@@ -167,16 +168,13 @@ def load_workdir(
         raise FileNotFoundError(f"{workdir}: its diffusion model has not been trained yet; run train.py --workdir {workdir}")
     if dtype is not None:
         config["dtype"] = np.dtype(dtype).name
+    condition = _settled(config, workdir)
     stage_dtype = None if dtype is None else build.first_stage_dtype(config)
     # snapshots of the averages are of other steps than checkpoints
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
         kept |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
-    config["data"] = build.make_medium(config, workdir).settled()
-    if config["conditioner"]["kind"] == "text":
-        config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
-    condition = load_condition(config, workdir)
     if build.adapts(config) in kept:
         params = adapted(config, kept | base_of(config, workdir, dtype), condition)
     else:
@@ -199,6 +197,28 @@ def load_autoencoder(config: Mapping[str, Any], workdir: Path, which: str | int 
     config = {**config, "data": build.make_medium(config, workdir).settled()}
     kept = {name: section for name, section in config.items() if name not in ("network", "conditioner", "diffusion")}
     return Autoencoder(Specification(kept, None, scale, shift), params)
+
+
+def _settled(config: dict[str, Any], workdir: Path) -> Condition:
+    """The condition of a working directory's config, whose data and tokenizer are then those of the directory. ValueError, with
+    the file's name, where the config lacks what a model is made of or has what none has, as that of another version may."""
+    path = workdir / "config.json"
+    try:
+        config["data"] = build.make_medium(config, workdir).settled()
+        if config["conditioner"]["kind"] == "text":
+            config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
+        condition = load_condition(config, workdir)
+        made = Specification(config, condition)  # and whether its parts can be made
+        made.network, made.first_stage, made.image_size, made.recipe()
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: {_OTHER_VERSION}, or add it with the value of the training") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has a field of the wrong kind ({error}): {_OTHER_VERSION}") from error
+    except ValueError as error:
+        if re.match(r"config\.(network|first_stage|conditioner|diffusion|sampling)\b", str(error)):
+            raise ValueError(f"{path}: {str(error).rstrip('.')}: {_OTHER_VERSION}") from error
+        raise
+    return condition
 
 
 def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:

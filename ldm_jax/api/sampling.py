@@ -177,6 +177,9 @@ def prepare(
     steps, size = int(steps), tuple(map(int, size))
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale
     check_cond(spec, cond)
+    for name, given in (("guidance_scale", scale), ("image_guidance_scale", options.image_guidance_scale)):
+        if given is not None and np.shape(given) not in ((), (num,)):
+            raise ValueError(f"{name} of shape {np.shape(given)} for {num} pictures: give one number, or one a picture")
     shape = spec.first_stage.latent_shape(*size)
     if cond is not None and "concat" in cond and cond["concat"].shape[1:-1] != shape[:-1]:
         there, here = (" x ".join(map(str, space)) for space in (cond["concat"].shape[1:-1], shape[:-1]))

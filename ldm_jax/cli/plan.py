@@ -8,6 +8,7 @@ memory, operations, traffic. No chip, no data and no weights are needed. Without
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from ldm_jax.cli import configs
 from ldm_jax.cli.overrides import overridden
-from ldm_jax.primitives.console import Parser, print_anything
+from ldm_jax.primitives.console import Parser, check_positive, print_anything
 
 GIB = 2**30
 
@@ -45,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     from ldm_jax import plan
 
     try:
+        check_positive(batch_size=chosen.batch_size)
+        if not 0 <= chosen.price < math.inf:
+            raise ValueError(f"--price={chosen.price:g}: what a chip costs for an hour, 0 or above")
         config = read_config(chosen.config, chosen.set)
         found = plan.sweep(
             config,

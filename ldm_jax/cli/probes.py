@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldm_jax import build, probes
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import Parser, print_anything
+from ldm_jax.primitives.console import Parser, check_positive, print_anything
 from ldm_jax.primitives.files import folder_place
 
 
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     columns = default if chosen.columns is None else chosen.columns
     try:
         folder_place(chosen.out, "--out")
+        check_positive(**{name: getattr(chosen, name) for name in ("size", "classes", "steps", "batch_size", "learning_rate")})
         config = data_of(chosen.data)
         if chosen.folder:
             splits = {"train_split": "train", "validation_split": "validation"}

@@ -8,12 +8,14 @@ from typing import Any
 
 from ldm_jax import build, retrieval
 from ldm_jax.cli.data import data_of
-from ldm_jax.primitives.console import Parser, print_anything
+from ldm_jax.primitives.console import Parser, check_positive, print_anything
 from ldm_jax.primitives.files import folder_place
 
 
 def _build_command(chosen: argparse.Namespace) -> None:
-    folder_place(chosen.out, "--out")
+    if folder_place(chosen.out, "--out").is_dir() and any(chosen.out.iterdir()):
+        raise ValueError(f"--out: {chosen.out} is not empty; name a new folder")
+    check_positive(k=chosen.k)
     config = data_of(chosen.data)
     embedder = retrieval.load_embedder(chosen.embedder)
     # where other data ask, their names and the data base's must not be mixed up: both stay whole
@@ -41,6 +43,9 @@ def _has_labels(config: Any) -> bool:
 
 
 def _find_command(chosen: argparse.Namespace) -> None:
+    check_positive(k=chosen.k)
+    if chosen.seed < 0:
+        raise ValueError(f"--seed={chosen.seed}: must be 0 or above")
     database = retrieval.load_database(chosen.database)
     image = retrieval.read_query(database, chosen.image) if chosen.image else None
     rows = retrieval.find(

@@ -167,7 +167,7 @@ class CLIPText(Text):
 
     def check_files(self, folder):
         path = self.section["path"]
-        if not Path(path).exists():
+        if not isinstance(path, str) or not Path(path).exists():
             raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint with the encoder")
         type(self).recall(self.section, None)
 

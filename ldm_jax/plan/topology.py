@@ -46,7 +46,7 @@ def chips_of(topology: str) -> int:
     """How many chips "v5e:16x16" has. ValueError for a shape that is none."""
     chip_of(topology)
     sides = topology.partition(":")[2].split("x")
-    if not all(side.isdigit() and int(side) for side in sides):
+    if not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"topology={topology!r}: write a chip and a shape, such as v5e:2x2 or v5p:4x4x4")
     return math.prod(map(int, sides))
 

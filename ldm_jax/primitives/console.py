@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -50,6 +51,14 @@ def check_filled(flag: Any, names: Iterable[str]) -> None:
     for name in names:
         if flag[name].present and not flag[name].value:
             raise ValueError(f"--{name}= is empty: give a value, or leave --{name} out")
+
+
+def check_positive(**numbers: float | None) -> None:
+    """ValueError that names the flag of a number that is given and not above 0, or not finite."""
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < math.inf:
+            flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}={number}: must be a number above 0")
 
 
 def quiet() -> None:

@@ -153,3 +153,39 @@ def test_noise_as_a_list_and_a_strength_on_a_device():
     np.testing.assert_array_equal(ldm.sample(ldm.params, KEY, cond, noise=noise.tolist()), given)
     half = ldm.image_to_image(ldm.params, KEY, PICTURES, cond, strength=0.5)
     np.testing.assert_array_equal(ldm.image_to_image(ldm.params, KEY, PICTURES, cond, strength=jnp.float32(0.5)), half)
+
+
+def test_embeddings_of_another_width_are_refused_before_anything_is_traced():
+    """Also where there is no guidance, and nothing to compare them with."""
+    ldm = model("text")
+    right = jnp.zeros((2, 6, 8))
+    for cond in ({"context": right[..., :5]}, {"context": right[0]}, {"context": right[None]}, {"contxt": right}):
+        for scale in (1.0, 3.0):
+            with pytest.raises(ValueError, match=r"network reads context \[B, L, 8\]; give what ldm.embed returns"):
+                ldm.sample(ldm.params, KEY, cond, guidance_scale=scale)
+    with pytest.raises(ValueError, match=r"network reads context \[B, L, 8\]"):
+        jax.eval_shape(lambda cond: ldm.sample(ldm.params, KEY, cond), {"context": right[..., :5]})
+
+
+def test_traced_arguments_have_the_shapes_of_the_others():
+    ldm = model("text")
+    cond = {"context": jnp.zeros((2, 6, 8))}
+
+    def drawn(**options):
+        return jax.eval_shape(lambda given: ldm.sample(ldm.params, KEY, cond, steps=2, **given), options).shape
+
+    assert drawn(guidance_scale=jnp.float32(3)) == drawn(guidance_scale=jnp.ones(2)) == (2, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"guidance_scale of shape \(3,\) for 2 pictures: give one number, or one a picture"):
+        drawn(guidance_scale=jnp.ones(3))
+    for scale in ([1.0, 2.0, 3.0], jnp.ones((2, 1))):
+        with pytest.raises(ValueError, match="give one number, or one a picture"):
+            ldm.sample(ldm.params, KEY, cond, guidance_scale=scale)
+    with pytest.raises(ValueError, match="num=.*: must be a whole number of pictures"):
+        jax.eval_shape(lambda num: ldm.sample(ldm.params, KEY, cond, num=num), jnp.int32(2))
+    with pytest.raises(ValueError, match="steps=.*: must be a whole number"):
+        jax.eval_shape(lambda steps: ldm.sample(ldm.params, KEY, cond, steps=steps), jnp.int32(2))
+    seeds = jax.eval_shape(jax.vmap(lambda seed: ldm.sample(ldm.params, jax.random.key(seed), cond, steps=2)), jnp.arange(3))
+    several = jax.eval_shape(jax.vmap(lambda c: ldm.sample(ldm.params, KEY, c, steps=2)), {"context": jnp.zeros((3, 2, 6, 8))})
+    assert seeds.shape == several.shape == (3, 2, 8, 8, 3)
+    with pytest.raises(ValueError, match="network reads context"):  # conditions without their batch
+        jax.eval_shape(jax.vmap(lambda c: ldm.sample(ldm.params, KEY, c)), cond)

@@ -79,7 +79,7 @@ def test_refusals(tmp_path):
         train_tokenizer(["", " "])
     with pytest.raises(ValueError, match="expected a list"):
         train_tokenizer(CAPTIONS).encode("a red circle", 8)
-    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+    with pytest.raises(FileNotFoundError, match="tokenizer is missing. Copy it"):
         load_tokenizer(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="bad.json is not a tokenizer"):

@@ -54,15 +54,14 @@ def test_other_formats_name_their_tensors_too(tmp_path):
 
 
 def test_a_model_and_a_word_with_such_weights_are_refused(tmp_path):
-    model = tiny.model("none")
     path = tmp_path / "model"
-    model.save(path)
+    ldm_jax.save(tiny.model("none"), path)
     assert ldm_jax.load(path)
-    file = path / "vae" / "diffusion_pytorch_model.safetensors"
+    file = next(file for file in path.rglob("diffusion_pytorch_model.safetensors") if "vae" in file.parent.name)
     tensors = {name: np.asarray(tensor) for name, tensor in safetensors_files.read(file).items()}
     tensors["decoder.conv_in.weight"][0, 0, 0, 0] = np.nan
     safetensors_files.write(file, tensors)
-    with pytest.raises(ValueError, match=r"vae.*: decoder.conv_in.weight: 1 of \d+ numbers are not finite as float32"):
+    with pytest.raises(ValueError, match=r"vae.*safetensors: decoder.conv_in.weight: 1 of \d+ numbers are not finite"):
         ldm_jax.load(path)
     safetensors_files.write(tmp_path / "word.safetensors", {"<cat>": values(np.float32, np.nan)})
     with pytest.raises(ValueError, match="word.safetensors: <cat>: 1 of 30 numbers are not finite"):
