@@ -213,6 +213,7 @@ def test_the_last_of_a_repeated_field_is_meant(given, left):
         ("--config.nothing.at.all=3", "--config.nothing.at.all: no such field of the config. config has checkpoint, compiler"),
         ("--config.data=3", "--config.data is a group of fields"),
         ("--config.seed=x", "--config.seed=x: 'x' is no whole number"),
+        ("--config.data.flip=maybe", "--config.data.flip=maybe: 'maybe' is neither true nor false"),
         ("--config.seed", "Missing value for flag --config.seed"),
         ("--minutes=3", "--minutes goes with --data"),
         ("--data=/nowhere", "--data=/nowhere: there is no such folder"),

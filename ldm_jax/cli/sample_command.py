@@ -95,7 +95,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         choose_mode(ldm, given)
     except ValueError:
-        print(usage(ldm))
+        if not flag.prompts and not any(flag[name].present for name in given):
+            print(usage(ldm))
         raise
     with samples_folder(Path(flag.workdir), flag.out) as folder:
         drawn = draw(ldm, given)

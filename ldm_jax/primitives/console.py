@@ -49,6 +49,7 @@ def flag_error(error: Exception) -> str:
     """What absl or Python say of a flag that can't be read, in one line and in plain words."""
     said = " ".join(str(error).split())
     said = re.sub(r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is no whole number", said)
+    said = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false", said)
     return re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
 
 
