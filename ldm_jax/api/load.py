@@ -160,7 +160,8 @@ def load_workdir(
     `Autoencoder` where config.stages lists no "diffusion"."""
     config = read_json(workdir / "config.json", f"Restore it, or train in another working directory than {workdir}.")
     checkpoints = workdir / "diffusion" / "checkpoints"
-    if "diffusion" not in config.get("stages", ("diffusion",)) and not checkpoints.is_dir():
+    stages = config.get("stages")
+    if isinstance(stages, list) and "diffusion" not in stages and not checkpoints.is_dir():
         if ema_width is not None:
             raise ValueError(f"ema_width={ema_width}: {workdir} trains a first stage alone, which keeps no such averages")
         return load_autoencoder(config, workdir, which, dtype)

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.console import flag_error
 
 # Fields that are one number, or several: sides, axes, levels.
 ONE_OR_SEVERAL = ("image_size", "num_res_blocks", "transformer_depth", "num_heads", "kernel_size", "patch_size", "input_size")
@@ -45,7 +46,7 @@ def _parsed(config: Any, overrides: Sequence[str]) -> Any:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=found, sys_argv=argv)
         found(argv)
     except (flags.Error, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(flag_error(error)) from None
     return found.config
 
 

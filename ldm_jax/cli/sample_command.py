@@ -18,7 +18,7 @@ from ldm_jax.drawing.modes import all_flags, choose_mode, draw, usage, with_prom
 from ldm_jax.drawing.records import records, repeated, told
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
-from ldm_jax.primitives.console import as_typed, called, check_filled, with_home
+from ldm_jax.primitives.console import as_typed, called, check_filled, flag_error, with_home
 from ldm_jax.workdir import check_samples_folder, samples_folder, use_compilation_cache
 
 DEFINE = {
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     try:
         left = found(with_home(arguments), known_only=True)[1:]
     except flags.Error as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(flag_error(error)) from None
     for argument in left:
         name = argument.lstrip("-").split("=")[0]
         if argument.startswith("-"):
@@ -96,7 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         choose_mode(ldm, given)
     except ValueError:
-        print(usage(ldm))
+        if not flag.prompts and not any(flag[name].present for name in given):
+            print(usage(ldm))
         raise
     with samples_folder(Path(flag.workdir), flag.out) as folder:
         drawn = draw(ldm, given)

@@ -21,7 +21,16 @@ from absl import flags, logging
 from ldm_jax.cli import configs
 from ldm_jax.cli.overrides import overridden
 from ldm_jax.primitives.choices import did_you_mean
-from ldm_jax.primitives.console import as_typed_again, called, check_filled, print_anything, quiet, stop_on_sigterm, with_home
+from ldm_jax.primitives.console import (
+    as_typed_again,
+    called,
+    check_filled,
+    flag_error,
+    print_anything,
+    quiet,
+    stop_on_sigterm,
+    with_home,
+)
 
 INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 _CONFIG_FIELD = re.compile(r"--?(no)?config\.[\w.]+")
@@ -139,7 +148,7 @@ def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     try:
         left = own(tidy(arguments), known_only=True)[1:]
     except flags.Error as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(flag_error(error)) from None
     for argument in left:
         if not argument.startswith("-"):
             known = argument in configs.named() or argument.endswith(".py")

@@ -46,6 +46,14 @@ def with_home(arguments: Sequence[str]) -> list[str]:
     return [written_out(argument) for argument in arguments]
 
 
+def flag_error(error: Exception) -> str:
+    """What absl or Python say of a flag that can't be read, in one line and in plain words."""
+    said = " ".join(str(error).split())
+    said = re.sub(r"invalid literal for int\(\) with base \d+: (.*)", r"\1 is no whole number", said)
+    said = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false", said)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+
+
 def check_filled(flag: Any, names: Iterable[str]) -> None:
     """ValueError for a flag of absl that was given with nothing behind it, such as a variable of the shell that is not set."""
     for name in names:

@@ -98,6 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
         which.add_argument("--raw", dest="ema", action="store_false", help="the raw weights")
     options = parser.parse_args(arguments)
     try:
+        if (options.path / "versions.json").is_file():  # which training writes
+            raise ValueError(
+                f"{options.path} is a working directory of train.py: sample.py --workdir {options.path} says what it can do, "
+                "ldm_jax.save(ldm_jax.load(...), FOLDER) writes a checkpoint of it"
+            )
         if options.command == "inspect":
             inspect(options.path, options.config, options.ema, options.prediction)
         else:

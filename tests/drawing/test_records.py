@@ -288,7 +288,7 @@ def test_prompts_come_from_a_file(tmp_path, kind, flag):
     [
         ("--prmpt x", "--prmpt is no flag. Did you mean 'prompt'"),
         ("circle", "'circle': flags begin with --"),
-        ("--num=x", "flag --num=x: invalid literal"),
+        ("--num=x", "flag --num=x: 'x' is no whole number"),
         ("--format=gif --workdir=w", "--format='gif' is not known. .*'png', 'webp', 'jpg'"),
         ("--workdir=/nowhere", "/nowhere does not exist"),
     ],
