@@ -204,7 +204,8 @@ def check_samples_folder(model: Path, out: str | None) -> None:
     failures = []
     for folder in _places(model):
         try:
-            return folder_place(folder, "--out") and None
+            folder_place(folder, "--out")
+            return
         except OSError as error:
             failures.append(error)
     raise failures[-1]
