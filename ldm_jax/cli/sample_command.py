@@ -107,4 +107,5 @@ def main(arguments: Sequence[str]) -> None:
         )
         if drawn.film:
             print(f"film: {save_film(folder, medium.shown(drawn.images))}")
-    print(f"{len(drawn.images)} {medium.many} in {folder}; all together: {grid}")
+    count = len(drawn.images)
+    print(f"{count} {medium.one if count == 1 else medium.many} in {folder}; all together: {grid}")
