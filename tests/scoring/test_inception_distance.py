@@ -9,6 +9,7 @@ from ldm_jax.models import InceptionV3
 from ldm_jax.training import sharding
 from ldm_jax.weights import torch_files
 
+pytestmark = pytest.mark.slow  # the network takes most of a minute to compile
 COUNT, SIDE = 24, 76
 ONE = sharding.make_mesh(devices=jax.devices()[:1])
 
@@ -75,7 +76,6 @@ def test_fid_is_nothing_for_the_same_pictures_and_grows_with_blur_noise_and_crop
         assert found[0] > 1e-4 * scale and np.all(np.diff(found) > 0), (name, found)
 
 
-@pytest.mark.slow
 def test_eight_devices_add_the_rounding_of_the_network_and_nothing_else(network, real):
     """Convolutions of batches of another shape round differently in float32; moments merged from equal features don't."""
     one, eight = (network.on(mesh)(real)["features"].astype(np.float64) for mesh in (ONE, sharding.make_mesh()))
