@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.conditioner = ConfigDict()
     config.conditioner.kind = "picture"
     config.conditioner.image_size = 32  # the side of the pictures that are looked at
-    config.conditioner.patch_size = 4  # a token of the context for each square of so many pixels
+    config.conditioner.patch_size = 8  # a token of the context for each square of so many pixels
     config.conditioner.n_embed = 64
     config.conditioner.n_layer = 2
     config.conditioner.heads = 4

@@ -1,4 +1,4 @@
-"""The embedded default: coloured shapes drawn from a caption, both stages, on two CPU cores in about 17 minutes.
+"""The embedded default: coloured shapes drawn from a caption, both stages, on two CPU cores in about twenty minutes.
 
     python train.py                                  # this config, into runs/shapes
     python sample.py --workdir runs/shapes --prompt "a red circle"
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
-    # single ones may be from the middle (1: anywhere). An easy mix, for about 17 minutes; configs/shapes_all.py has all.
+    # single ones may be from the middle (1: anywhere). An easy mix, for about twenty minutes; configs/shapes_all.py has all.
     config.data.counts = (0.9, 0.1, 0.0)
     config.data.fills = (1.0, 0.0, 0.0)  # as the lines above say
     config.data.spread = 0.3  # as the lines above say
@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
 
     config.first_stage_train = ConfigDict()
-    config.first_stage_train.steps = 2400  # updates
+    config.first_stage_train.steps = 1200  # updates
     config.first_stage_train.batch_size = 8  # pictures of an update, over all devices
     config.first_stage_train.optimizer = "muon"  # "adamw", "muon", or one of optax ("lion"); training/optimizer.py has all
     config.first_stage_train.learning_rate = 4e-3  # its highest, after warm-up
@@ -250,13 +250,11 @@ def get_config() -> ConfigDict:
 
 
 def plain_first_stage(config: ConfigDict) -> None:
-    """The first stage that the configs which call this were measured with: four channels, no shortcuts, hardly any KL,
-    and half of the steps."""
+    """The first stage that the configs which call this were measured with: four channels, no shortcuts, hardly any KL."""
     config.first_stage.shortcuts = False
     config.first_stage.z_channels = config.first_stage.embed_dim = 4
     config.network.in_channels = config.network.out_channels = 4
     config.first_stage_loss.kl_weight = 1e-4
-    config.first_stage_train.steps = 1200
 
 
 def first_stage_only(config: ConfigDict) -> None:
