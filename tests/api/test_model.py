@@ -113,7 +113,7 @@ def test_what_it_cannot_draw_is_refused():
         (lambda: ldm.sample(ldm.params, key, cond, sampler="dimm"), "ddim"),
         (lambda: ldm.sample(ldm.params, key, cond, steps=0), "step"),
         (lambda: ldm.sample(ldm.params, key, cond, size=(9, 8)), "multiples of 2"),
-        (lambda: ldm.sample(ldm.params, key, cond, guidance_scale=np.ones(3)), "one entry per sample"),
+        (lambda: ldm.sample(ldm.params, key, cond, guidance_scale=np.ones(3)), "one a picture"),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
