@@ -78,10 +78,7 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
 
 def begun(flag: flags.FlagValues, overrides: Sequence[str], workdir: Path) -> tuple[dict[str, Any], Path, str]:
     """The config of a working directory that a command before has begun. ValueError if that was for another folder or time."""
-    from ldm_jax.workdir import with_defaults
-
     config = read_json(workdir / "config.json", f"Restore it, or remove {workdir} and train again.")
-    config = with_defaults(config, configs.load(configs.find(configs.DEFAULT)[0]).to_dict())  # of an earlier version, perhaps
     path, theirs = Path(flag.data).expanduser().resolve(), Path(config["data"]["path"] or ".").resolve()
     if theirs not in (path, *path.parents) or config["data"]["source"] == "shapes":
         raise ValueError(f"{workdir} holds a training of {theirs}: choose another --workdir")

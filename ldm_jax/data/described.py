@@ -31,7 +31,7 @@ class Described:
         """As of the pictures."""
         return fingerprint.stamp(self._source)
 
-    def texts(self) -> list[str]:
+    def all_texts(self) -> list[str]:
         """All texts, without a look at the pictures."""
         return [self._text(self._source[i], i) for i in range(len(self))]
 

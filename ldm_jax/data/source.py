@@ -70,7 +70,7 @@ class Source(Protocol):
     __getitems__(numbers)   many rows at once, where that is faster
     stamp()                 text that changes whenever files of the source do, without reading them (see `latent_cache`)
     skipped                 how many rows could not be read and are left out
-    texts()                 the column "text" of all rows, where other columns of a row take time
+    all_texts()             the column "text" of all rows, where other columns of a row take time
     """
 
     info: Info

@@ -42,7 +42,7 @@ class Texts:
 
 def all_texts(source: Source) -> list[str]:
     """The text of every row of a source."""
-    return source.texts() if hasattr(source, "texts") else [source[i]["text"] for i in range(len(source))]
+    return source.all_texts() if hasattr(source, "all_texts") else [source[i]["text"] for i in range(len(source))]
 
 
 def texts(

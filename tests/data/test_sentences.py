@@ -44,8 +44,8 @@ def test_spacing_and_case_do_not_count_and_nothing_is_no_sentence():
 def test_splits_are_reproducible_different_and_apart():
     train, again = (Sentences("train", train=200, validation=80) for _ in range(2))
     held_out = Sentences("validation", train=200, validation=80)
-    assert train.texts() == again.texts() and len(set(train.texts())) == 200
-    assert not set(train.texts()) & set(held_out.texts()) and len(held_out) == 80
+    assert train.texts == again.texts and len(set(train.texts)) == 200
+    assert not set(train.texts) & set(held_out.texts) and len(held_out) == 80
     assert kinds_of(train[6]["text"]) == (train.info.class_names[train[6]["label"]],)
     assert {word for text in train.texts for word in text[:-1].split()} <= set(words_of())
     with pytest.raises(MissingSplit, match="no split 'test'"):

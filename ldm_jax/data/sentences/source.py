@@ -19,20 +19,16 @@ class Sentences:
         if split not in ("train", "validation"):
             raise MissingSplit(f"sentences: there is no split {split!r} but 'train' and 'validation'")
         chosen = choose_columns("sentences", columns, _COLUMNS)
-        self._texts = _train(train) if split == "train" else _validation(train, validation)
+        self.texts = _train(train) if split == "train" else _validation(train, validation)
         self.info = Info(f"sentences/{split}", chosen, KINDS if "label" in chosen else None)
 
-    def texts(self) -> list[str]:
-        """All of them."""
-        return list(self._texts)
-
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row = {"name": f"{self.info.name} {index}", "text": self._texts[index], "label": index % len(KINDS)}
+        row = {"name": f"{self.info.name} {index}", "text": self.texts[index], "label": index % len(KINDS)}
         return {name: value for name, value in row.items() if name == "name" or name in self.info.columns}
 
 
