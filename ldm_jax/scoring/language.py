@@ -6,8 +6,9 @@ perplexity      of a 3-gram model of one half of the validation set
 novel           the share that are no training sentence; different: the share that are not drawn twice
 distinct_1..3   different n-grams over all
 named           of captions of `shapes` drawn for a picture: the share that names the colours and shapes of its own caption, no
-                more and no fewer, in any order; overlap: of captions, the words shared with the picture's own (ROUGE-1).
-                other_named, other_overlap: the same against another picture's caption, what guessing brings
+                more and no fewer, in any order; colours: the share that has its colours and no others; overlap: of captions,
+                the words shared with the picture's own (ROUGE-1). other_named, other_colours, other_overlap: the same
+                against another picture's caption, what guessing brings
 kept            of infilling: the share of the known words that stand where they stood; kept_all: of sentences that keep all
 
 Lines beside the drawn ones, each of as many sentences where there are enough:
@@ -64,9 +65,15 @@ def described(lines: Sequence[str], own: Sequence[str], words: Callable[[str], l
         if of_shapes:
             same = [sorted(shapes.objects_named(line)) == sorted(shapes.objects_named(caption)) for line, caption in pairs]
             values[f"{prefix}named"] = float(np.mean(same))
+            same = [_colours(words(line)) == _colours(words(caption)) for line, caption in pairs]
+            values[f"{prefix}colours"] = float(np.mean(same))
         shared = [language.overlap(words(line), words(caption)) for line, caption in pairs]
         values[f"{prefix}overlap"] = float(np.mean(shared))
     return values
+
+
+def _colours(words: Iterable[str]) -> set[str]:
+    return set(words) & set(shapes.COLOUR_NAMES)
 
 
 class Scorer:

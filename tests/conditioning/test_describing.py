@@ -155,6 +155,7 @@ def test_measures_of_descriptions():
     lines = ["a big red circle", "a red ring below a blue star", "a green star"]
     found = described(lines, own, str.split, of_shapes=True)
     assert found["named"] == pytest.approx(2 / 3) and found["other_named"] == 0
+    assert found["colours"] == 1 and found["other_colours"] == 0
     # words in both, of those of both: 3 of 4 and 3, 6 of 7 and 7, 1 of 3 and 3
     assert found["overlap"] == pytest.approx((6 / 7 + 12 / 14 + 2 / 6) / 3)
     assert "named" not in described(lines, own, str.split, of_shapes=False)
