@@ -179,7 +179,7 @@ def test_a_tiny_model_from_pictures_to_sentences(tmp_path, capsys):
     assert drawn.images.shape == (4, 24, 1) and drawn.words == [flags["describe"][0]] * 2 + [flags["describe"][1]] * 2
     cond = ldm.embed(ldm.params, [image[0].astype(np.float32) / 127.5 - 1])
     assert cond["context"].shape == (1, 16, 16)
-    with pytest.raises(ValueError, match="--describe"):
+    with pytest.raises(ValueError, match="takes a picture to describe"):
         choose_mode(ldm, {"prompt": ["a red circle"]})
     with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         draw(ldm, {"describe": [str(tmp_path / "nothing.png")]})
