@@ -67,11 +67,15 @@ class Describing(Condition):
     def check(self):
         if len(self.setting.image_size) != 1:
             raise ValueError("config.conditioner.kind='picture' is of text: config.data.medium='text'")
-        if self.size % self.section["patch_size"]:
-            raise ValueError(
-                f"config.conditioner.image_size={self.size}: must be a multiple of patch_size={self.section['patch_size']}"
-            )
+        size, patch = self.size, self.section["patch_size"]
+        if not all(isinstance(side, int) and side > 0 for side in (size, patch)) or size % patch:
+            raise ValueError(f"config.conditioner.image_size={size}: must be a multiple of patch_size={patch}, both above 0")
         super().check()
+
+    def check_inputs(self, inputs):
+        shape = np.shape(inputs["picture"])
+        if shape[1:] != (self.size, self.size, 3):
+            raise ValueError(f"pictures are float [B, {self.size}, {self.size}, 3], these are {list(shape)}")
 
     def in_words(self, row, info) -> str:
         return row["name"]
