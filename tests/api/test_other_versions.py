@@ -5,6 +5,7 @@ import json
 import pytest
 
 import ldm_jax
+from ldm_jax import build
 from ldm_jax.data.tokenizer import train_tokenizer
 from tests import tiny
 
@@ -45,5 +46,16 @@ def test_further_fields_elsewhere_change_nothing(tmp_path):
     config = json.loads(json.dumps(tiny.CONFIG))
     for section in ("data", "conditioner", "diffusion", "sampling"):
         config[section]["of_the_future"] = 3
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        ldm_jax.load(workdir_of(tmp_path, config))
+
+
+def test_a_sampler_that_is_refused_now_is_not_in_the_way(tmp_path):
+    """Another one may be named when it is drawn with, so it gets as far as the weights too."""
+    config = json.loads(json.dumps(tiny.CONFIG))
+    config["diffusion"] |= {"schedule": "cosine", "prediction": "v"}
+    config["sampling"] |= {"sampler": "heun", "grid": "trailing"}
+    with pytest.raises(ValueError, match="takes a mean over a step"):
+        build.make_recipe(config)
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         ldm_jax.load(workdir_of(tmp_path, config))
