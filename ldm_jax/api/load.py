@@ -211,7 +211,7 @@ def _settled(config: dict[str, Any], workdir: Path) -> Condition:
             config["conditioner"]["tokenizer"] = str(workdir.absolute() / "tokenizer.json")
         condition = load_condition(config, workdir)
         made = Specification(config, condition)  # and whether its parts can be made
-        made.network, made.first_stage, made.image_size
+        _ = made.network, made.first_stage, made.image_size
         with contextlib.suppress(ValueError):  # a sampler that is refused now: others may be named when it is drawn with
             made.recipe()
     except KeyError as error:
