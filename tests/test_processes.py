@@ -13,7 +13,7 @@ import pytest
 
 from ldm_jax.training import distributed
 from ldm_jax.training.checkpoint import load_averaged
-from tests.test_train import ROOT, TINY, command, environment, losses  # noqa: F401  (environment is a fixture)
+from tests.test_train import ROOT, TINY, command, environment, losses, trained  # noqa: F401  (fixtures among them)
 
 # losses that don't depend on how many processes there are, so that all that differs is the order of sums
 SHORT = {**TINY, "first_stage_train.steps": 6, "diffusion_train.steps": 6, "log.every": 1, "log.validation_every": 3,
@@ -103,6 +103,34 @@ def test_sigterm_stops_all_at_one_step_and_another_number_goes_on(environment, t
     said = finish(start(workdir, 4, environment, 4, **ends))
     assert f"diffusion: going on from step {step}" in said[0]
     assert max(losses(workdir, "diffusion")) == int(step) + 4
+
+
+def measure(out, workdir, count, env, *flags):
+    """What so many processes of two devices together measure of a model."""
+    address = f"127.0.0.1:{port()}"
+    arguments = [sys.executable, "-m", "ldm_jax.evaluation", "--workdir", str(workdir), "--out", str(out), *flags]
+    processes = [
+        subprocess.Popen(
+            arguments + [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}"] * (count > 1),
+            env={**env, "JAX_NUM_CPU_DEVICES": str(2 // count)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    said = finish(processes)
+    assert all("Traceback" not in text for text in said)
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(trained, environment, tmp_path):  # noqa: F811
+    flags = ["--num=30", "--batch_size=8", "--features=contrastive", "--resamples=20", "--memorisation", "--reconstructions"]
+    alone, together = (measure(tmp_path / str(count), trained[0], count, environment, *flags) for count in (1, 2))
+    (one,), (two,) = alone["results"], together["results"]
+    assert len(one["values"]) > 8 and one["intervals"] and one["values"].keys() == two["values"].keys()
+    for part in ("values", "intervals"):
+        for name, value in one[part].items():
+            np.testing.assert_allclose(two[part][name], value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 FAILING = """
