@@ -8,6 +8,7 @@ everybody else reads by `load_averaged` and `load_part` of `checkpoint_reader`. 
 one, and never for a fresh start.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import gc
@@ -193,6 +194,7 @@ class Checkpoints:
             gc.collect()  # Orbax's handlers and their thread pools hold on to one another
 
     def _failed(self, step: int, error: BaseException) -> OSError:
+        pass_over_late_callbacks()
         with contextlib.suppress(OSError):
             self._clear()
         return OSError(
@@ -262,6 +264,18 @@ class Checkpoints:
             (self.folder / str(step)).rename(destination)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged-{step}")
+
+
+def pass_over_late_callbacks() -> None:
+    """From now on what is handed to an event loop that is closed is dropped without a word. After a save that failed, tensorstore
+    hands over what it had begun, and would print a traceback for each array."""
+
+    def call_soon_threadsafe(loop: asyncio.BaseEventLoop, *args: Any, **kwargs: Any) -> asyncio.Handle | None:
+        return None if loop.is_closed() else before(loop, *args, **kwargs)
+
+    before = asyncio.BaseEventLoop.call_soon_threadsafe
+    if before.__module__ != __name__:
+        asyncio.BaseEventLoop.call_soon_threadsafe = call_soon_threadsafe
 
 
 def _of_all(reason: str) -> str:

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -293,6 +295,39 @@ def test_a_file_system_that_is_full_harms_no_older_checkpoint(folder, tmp_path, 
     checkpoints.save(6, state, wait=True)
     checkpoints.close()
     assert steps_in(folder) == [2, 4, 6]
+
+
+LATE = """
+import asyncio, logging, sys, tempfile, time
+import tensorstore
+from ldm_jax.training.checkpoint import pass_over_late_callbacks
+
+async def begin(folder):
+    store = await tensorstore.KvStore.open({"driver": "file", "path": folder})
+    async def wait(written):
+        await written
+    for i in range(100):
+        asyncio.ensure_future(wait(store.write(f"{i}", b"x" * 500_000)))
+    await asyncio.sleep(0)
+
+for _ in range(int(sys.argv[1])):
+    pass_over_late_callbacks()
+logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+loop = asyncio.new_event_loop()
+with tempfile.TemporaryDirectory() as folder:
+    loop.run_until_complete(begin(folder + "/"))
+    loop.close()
+    time.sleep(2)
+raise RuntimeError("something else")
+"""
+
+
+def test_what_ends_after_a_failed_save_prints_nothing():
+    said = [
+        subprocess.run([sys.executable, "-c", LATE, times], capture_output=True, text=True).stderr for times in ("0", "2")
+    ]
+    assert "Event loop is closed" in said[0] and "Event loop is closed" not in said[1]
+    assert said[1].count("Traceback") == 1 and said[1].strip().endswith("RuntimeError: something else")
 
 
 def test_checkpoints_of_the_version_before_still_load(tmp_path):
