@@ -47,7 +47,7 @@ def filled(shape):
     return jnp.ones(shape.shape, shape.dtype) if whole else jnp.asarray(rng.standard_normal(shape.shape), shape.dtype)
 
 
-@pytest.mark.parametrize("kind", ["palette", "combined"])
+@pytest.mark.parametrize("kind", [pytest.param("palette", marks=pytest.mark.slow), "combined"])
 def test_it_trains_and_draws(palette, kind):
     conditioner = {"kind": "palette", "null_probability": 0.5}
     if kind == "combined":

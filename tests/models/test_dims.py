@@ -110,7 +110,7 @@ def test_a_unet_of_one_axis_is_one_of_rows(options):
     close(row.apply({"params": wide}, x[:, None], t)[:, 0], line.apply({"params": params}, x, t))
 
 
-@pytest.mark.parametrize(("factorised", "words"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("factorised", "words"), [pytest.param(False, False, marks=pytest.mark.slow), (True, True)])
 def test_a_unet_of_films_that_stand_still_is_one_of_pictures(factorised, words):
     """With windows of one frame; also with attention to all of space and time, where every pixel is there as often."""
     fields = UNET | ({"use_spatial_transformer": True, "context_dim": 5} if words else {})

@@ -56,7 +56,10 @@ def held(mesh, params):
 @pytest.mark.parametrize(
     "name, axes",
     [(name, (2, 2, 2)) for name in NETWORKS]
-    + [(name, axes) for name in NETWORKS if "loop" not in name for axes in ((8, 1, 1), (2, 4, 1))],
+    + [
+        pytest.param(name, axes, marks=pytest.mark.slow)
+        for name in NETWORKS if "loop" not in name for axes in ((8, 1, 1), (2, 4, 1))
+    ],
 )
 def test_several_devices_give_the_numbers_of_one(name, axes, monkeypatch):
     monkeypatch.setattr(placement, "MIN_SIZE", 64)  # so that small kernels are split, and gathered, as large ones are
