@@ -3,9 +3,9 @@
     python train.py --config=configs/photos64.py --config.data.path=PHOTOS
     python sample.py --workdir runs/photos64 --label roses
 
-PHOTOS is a folder as configs/flowers64.py takes it. That config spends a quarter of the time, in latents of 16 x 16 pixels; this
-shrinks twice as far past shortcuts (Chen et al. 2024, "Deep compression autoencoder for efficient high-resolution diffusion
-models"), into 16 channels, so that the second stage sees ten times as many pictures.
+PHOTOS is a folder as configs/flowers64.py takes it. That config spends a quarter of the time, in latents of 16 x 16 pixels.
+Here they are half as wide and high, of 16 channels, past shortcuts (Chen et al. 2024, "Deep compression autoencoder for
+efficient high-resolution diffusion models"), so that the second stage sees several times as many pictures.
 """
 
 from ml_collections import ConfigDict

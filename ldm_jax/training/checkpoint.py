@@ -267,8 +267,8 @@ class Checkpoints:
 
 
 def pass_over_late_callbacks() -> None:
-    """From now on what is handed to an event loop that is closed is dropped without a word. After a save that failed, tensorstore
-    hands over what it had begun, and would print a traceback for each array."""
+    """From now on what is handed to an event loop that is closed is dropped without a word. After a save that failed,
+    tensorstore hands over what it had begun, and would print a traceback for each array."""
 
     def call_soon_threadsafe(loop: asyncio.BaseEventLoop, *args: Any, **kwargs: Any) -> asyncio.Handle | None:
         return None if loop.is_closed() else before(loop, *args, **kwargs)
