@@ -17,6 +17,7 @@ import jax
 
 from ldm_jax.primitives.files import folder_place, leftovers, of_this_machine, read_json, write_json, write_text
 from ldm_jax.training import lock
+from ldm_jax.training.bucket import MARK, name_of, stage_folder
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
 FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
@@ -65,7 +66,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
     path = workdir / "config.json"
     if not path.is_file():
-        ours = lock.NAME, f".{lock.NAME}.", ".config.json."  # of a training killed before anything was written
+        ours = lock.NAME, f".{lock.NAME}.", ".config.json.", MARK  # of a training killed before anything was written
         if workdir.is_dir() and not all(entry.name.startswith(ours) for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return
@@ -84,7 +85,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     if lines:
         more = [line for line in lines if ".steps:" in line]
         hint = (
-            " A learning rate that falls to zero at the last step can't go on: start from its weights in another --workdir, "
+            "\nA learning rate that falls to zero at the last step can't go on: start from its weights in another --workdir, "
             f"--config.diffusion_train.start_from={workdir}."
             if more
             else ""
@@ -178,14 +179,14 @@ def summary(workdir: Path, told: str = "") -> str:
     places = {
         "pictures": workdir / "evaluation",
         "curves": f"tensorboard --logdir {shlex.quote(str(workdir))}, or {workdir}/*/metrics.jsonl",
-        "weights": workdir / "diffusion" / "checkpoints",
-        "draw more": f"{beside('sample')} --workdir {shlex.quote(str(workdir))}{' ' * bool(told)}{told}",
+        "weights": stage_folder(workdir, "diffusion"),
+        "draw more": f"{beside('sample')} --workdir {shlex.quote(name_of(workdir))}{' ' * bool(told)}{told}",
     }
     if not places["weights"].is_dir():  # a first stage alone
         places = {
             "pictures": workdir / "first_stage" / "images",
             "curves": places["curves"],
-            "weights": workdir / "first_stage" / "checkpoints",
+            "weights": stage_folder(workdir, "first_stage"),
         }
     return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])
 

@@ -15,7 +15,7 @@ LEAVES = {
     "diffusion": {"jax", "numpy", "scipy"},
     "models": {"jax", "numpy", "flax"},
     # wandb only if a config names a project
-    "training": {"jax", "numpy", "optax", "orbax", "tensorboardX", "tqdm", "PIL", "wandb"},
+    "training": {"jax", "numpy", "optax", "orbax", "fsspec", "etils", "tensorboardX", "tqdm", "PIL", "wandb"},
     # faiss and scann only if a user has them and asks for them; soundfile and imageio where they are there
     "data": {
         "numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann", "soundfile", "imageio",

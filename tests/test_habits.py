@@ -435,9 +435,9 @@ def test_what_captions_lose_is_said_at_the_start(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--workdir=gs://bucket/run"],
-        ["--workdir=gs:/bucket/run"],  # as pathlib leaves it
-        ["--config.first_stage.path=gs://bucket/first"],
+        ["--workdir=s3://bucket/run"],
+        ["--workdir=s3:/bucket/run"],  # as pathlib leaves it
+        ["--config.first_stage.path=s3://bucket/first"],
         ["--config.diffusion_train.start_from=s3://bucket/run"],
         ["--config.data.source=folder", "--config.data.path=https://example.org/pictures"],
         ["--data=gs://bucket/pictures"],
@@ -455,7 +455,7 @@ def test_a_bucket_is_no_folder(arguments, tmp_path, monkeypatch, capsys):
 def test_reading_and_writing_models_and_pictures_take_no_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = {
-        "load": lambda: ldm_jax.load("gs://bucket/run"),
+        "load": lambda: ldm_jax.load("s3://bucket/run"),
         "a checkpoint": lambda: weights.read("s3://bucket/model.safetensors"),
         "--out": lambda: make_samples_folder(tmp_path, "gs://bucket/samples"),
     }

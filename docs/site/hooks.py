@@ -40,7 +40,7 @@ REFERENCE = {
     "Media": ("media",),
     "Training": (
         "training", "training.program", "training.state", "training.optimizer", "training.sharding", "training.checkpoint",
-        "training.loop", "training.ema", "training.distributed",
+        "training.loop", "training.ema", "training.distributed", "training.bucket",
     ),
     "Build": ("build",),
     "Evaluation": ("evaluation",),

@@ -21,6 +21,7 @@ from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
 from ldm_jax.primitives.files import of_this_machine, place, read_json
+from ldm_jax.training.bucket import fetched, is_address, stage_folder
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
@@ -89,9 +90,12 @@ def is_workdir(path: Path) -> bool:
 
 
 def existing(path: str | Path) -> Path:
-    """The path, if there is something. FileNotFoundError names what there is in its place, ValueError what is no path."""
+    """The path, if there is something; for the address of a working directory in a bucket, a copy of it (`training.bucket`).
+    FileNotFoundError names what there is in its place, ValueError what is no path."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValueError(f"load({path!r}): give the path of a working directory or a checkpoint")
+    if is_address(path):
+        return fetched(path)
     path = of_this_machine(path, "load")
     if path.exists():
         return path
@@ -160,7 +164,7 @@ def load_workdir(
     """The averaged weights of a working directory, with the scale, tokenizer and class names saved beside them; an
     `Autoencoder` where config.stages lists no "diffusion"."""
     config = read_json(workdir / "config.json", f"Restore it, or train in another working directory than {workdir}.")
-    checkpoints = workdir / "diffusion" / "checkpoints"
+    checkpoints = stage_folder(workdir, "diffusion")
     stages = config.get("stages")
     if isinstance(stages, list) and "diffusion" not in stages and not checkpoints.is_dir():
         if ema_width is not None:
@@ -176,7 +180,7 @@ def load_workdir(
     kept = load_averaged(checkpoints, which if ema_width is None else "last")
     if ema_width is not None:
         widths = config["diffusion_train"].get("post_hoc", ())
-        kept |= load_post_hoc(workdir / "diffusion" / "averages", widths, ema_width, which)
+        kept |= load_post_hoc(stage_folder(workdir, "diffusion", "averages"), widths, ema_width, which)
     if build.adapts(config) in kept:
         params = adapted(config, kept | base_of(config, workdir, dtype), condition)
     else:
@@ -256,7 +260,7 @@ def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
     lora = build.make_lora(config)
     if lora is None:
         raise ValueError(f"{workdir}: config.diffusion_train.lora.rank is 0: it adapts no model")
-    factors = load_averaged(workdir / "diffusion" / "checkpoints", which)["lora"]
+    factors = load_averaged(stage_folder(workdir, "diffusion"), which)["lora"]
     return {"network": models.scale_lora(factors, lora["scale"])}
 
 
@@ -268,7 +272,7 @@ def save_embedding(workdir: str | Path, path: str | Path, which: str | int = "la
     word = build.make_word(read_json(workdir / "config.json", f"{workdir} is no working directory."))
     if word is None:
         raise ValueError(f"{workdir}: config.diffusion_train.textual_inversion.word is empty: it taught no word")
-    vectors = load_averaged(workdir / "diffusion" / "checkpoints", which)["word"]
+    vectors = load_averaged(stage_folder(workdir, "diffusion"), which)["word"]
     weights.write_embedding(path, word["word"], jax.device_get(vectors))
 
 
@@ -282,7 +286,7 @@ def save_control(workdir: str | Path, path: str | Path, which: str | int = "last
         raise ValueError(f"{workdir}: config.diffusion_train.control.picture is empty: it trained no ControlNet")
     stage = build.make_first_stage(config)
     fields = build.control_fields(config, stage.channels, stage.factor)
-    params = load_averaged(workdir / "diffusion" / "checkpoints", which)["control"]
+    params = load_averaged(stage_folder(workdir, "diffusion"), which)["control"]
     weights.write_control(path, fields, config["conditioner"], jax.device_get(params))
 
 
@@ -312,6 +316,8 @@ def scale_of(path: str | Path) -> tuple[Any, Any]:
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
     the field."""
+    if is_address(path):
+        return fetched(path)
     path = of_this_machine(path, field)
     for base in (Path(), workdir, *workdir.absolute().parents):
         if (base / path).exists():
@@ -332,8 +338,8 @@ def load_first_stage(
         return {}
     path = path or config["first_stage"]["path"]
     place = resolve(path, workdir, "config.first_stage.path") if path else workdir
-    if (place / "first_stage" / "checkpoints").is_dir():
-        params = load_averaged(place / "first_stage" / "checkpoints", which)
+    if (trained := stage_folder(place, "first_stage")).is_dir():
+        params = load_averaged(trained, which)
         params = params.get("autoencoder", params)  # the first working directories held it alone
     elif not path:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")

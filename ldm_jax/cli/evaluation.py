@@ -23,6 +23,7 @@ from ldm_jax.primitives.files import folder_place
 from ldm_jax.scoring.evaluate import SPLITS, Request
 from ldm_jax.scoring.features import RESIZE
 from ldm_jax.training import distributed
+from ldm_jax.training.bucket import fetched, is_address, name_of, stage_folder
 from ldm_jax.training.checkpoint import best_in, steps_in
 from ldm_jax.workdir import use_compilation_cache
 
@@ -133,8 +134,9 @@ def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, An
         folder_place(place, "--workdir")
     except OSError:  # references and probes are kept beside the results then
         place = chosen.out
-    checkpoints = chosen.workdir / "diffusion" / "checkpoints"
-    model = {"model": str(chosen.workdir.absolute()), "which": which, "ema_width": chosen.ema_width}
+    workdir = fetched(chosen.workdir) if is_address(chosen.workdir) else chosen.workdir.absolute()
+    checkpoints = stage_folder(workdir, "diffusion")
+    model = {"model": name_of(workdir), "which": which, "ema_width": chosen.ema_width}
     if checkpoints.is_dir():
         best = best_in(checkpoints)
         model["step"] = which if isinstance(which, int) else best[0] if which == "best" and best else steps_in(checkpoints)[-1]

@@ -19,6 +19,7 @@ from ldm_jax.drawing.records import records, repeated, told
 from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.console import as_typed, called, check_filled, flag_error, with_home
+from ldm_jax.training.bucket import fetched, is_address
 from ldm_jax.workdir import check_samples_folder, samples_folder, use_compilation_cache
 
 DEFINE = {
@@ -101,7 +102,8 @@ def main(arguments: Sequence[str]) -> None:
         raise
     with samples_folder(Path(flag.workdir), flag.out) as folder:
         drawn = draw(ldm, given)
-        texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, Path(flag.workdir))
+        workdir = fetched(flag.workdir) if is_address(flag.workdir) else Path(flag.workdir)
+        texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, workdir)
         grid = medium.save(
             folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
         )

@@ -101,7 +101,7 @@ def train(flag: flags.FlagValues, config: dict[str, Any], workdir: Path, script:
     # Imported here, so that --help and a typo in a flag answer at once.
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     from ldm_jax import experiment
-    from ldm_jax.training import distributed
+    from ldm_jax.training import bucket, distributed
     from ldm_jax.training.loop import Interrupted
     from ldm_jax.workdir import use_compilation_cache
 
@@ -111,7 +111,8 @@ def train(flag: flags.FlagValues, config: dict[str, Any], workdir: Path, script:
         if found != "1 process":
             print(found, flush=True)
         with distributed.ends_together((Interrupted,)):  # all stop at the same step
-            experiment.run(config, workdir, script)
+            with bucket.opened(workdir) as place:
+                experiment.run(config, place, script)
     except Interrupted as interruption:
         raise KeyboardInterrupt(str(interruption)) from None
 

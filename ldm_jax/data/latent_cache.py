@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 FORMAT = 2
 DTYPES = ("float16", "float32")
 VERIFY_BYTES = 2**30
+BEGUN = "begun"  # in a cache that is being written
 _WAY_OUT = "Delete it: it will be made again"
 
 
@@ -117,6 +118,7 @@ def latent_cache(
     process_index: int = 0,
     process_count: int = 1,
     barrier: Callable[[str], None] = lambda name: None,
+    own_disks: bool = False,
     damaged: str = "again",
     verify_bytes: int = VERIFY_BYTES,
 ) -> LatentCache:
@@ -130,6 +132,8 @@ def latent_cache(
     report         called with (rows done, rows in all) of this process after every batch
     process_index, process_count    each process writes a contiguous share of the rows into a file of its own
     barrier        barrier(name) returns once all processes have called it
+    own_disks      each process has its own `path`, and `barrier` brings to it what the others wrote in theirs, but for rows of
+                   a cache that isn't whole
     damaged        "again": a damaged cache, or one of an older version, is deleted and made again, which is logged; "raise":
                    `Damaged` is raised
     verify_bytes   caches up to this size are read through when they are opened; larger ones are checked row by row in use
@@ -161,6 +165,7 @@ def latent_cache(
         if found is None:
             shutil.rmtree(path, ignore_errors=True)
             temporary.mkdir(parents=True)
+            write_text(temporary / BEGUN, "")
     barrier("latent cache: prepared")
     if not temporary.is_dir():  # process 0 decides for all
         return found or open_latent_cache(path, bound, source, verify_bytes=0)
@@ -185,9 +190,10 @@ def latent_cache(
         digests = [fingerprints.names_digest(source), *(int(part["contents"], 16) for part in parts)]
         meta = {"bound": bound, "info": kept, "shards": [part["shard"] for part in parts]}
         meta |= {"contents": fingerprints.total(digests), "stamp": fingerprints.stamp(source)}
-        for part in temporary.glob("part-*.json"):
-            part.unlink()
         write_text(temporary / "meta.json", json.dumps(meta | {"seal": _seal(meta)}, indent=2))  # ASCII, whatever paths hold
+    if process_index == 0 or own_disks:
+        for note in (*temporary.glob("part-*.json"), temporary / BEGUN):
+            note.unlink()
         os.replace(temporary, path)
     barrier("latent cache: made")
     return open_latent_cache(path, bound, verify_bytes=0)

@@ -28,9 +28,11 @@ from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.primitives.files import folder_place, of_this_machine
 from ldm_jax.scoring.features import check as check_features
+from ldm_jax.training.bucket import is_address, stage_folder
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import PATHS, flatten, summary
 
+MODELS = ("first_stage.path", "first_stage_train.start_from", "diffusion_train.start_from")
 STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
 
 
@@ -69,8 +71,9 @@ def check_places(config: Mapping[str, Any], workdir: Path) -> None:
     to be used that isn't there; OSError where the working directory can't be made or written into."""
     folder_place(workdir, "--workdir")
     for name, value in flatten(config).items():
-        # TFDS reads from buckets itself
-        if name in PATHS and value and (name, config["data"]["source"]) != ("data.path", "tfds"):
+        # TFDS reads from buckets itself, and models are fetched
+        itself = (name, config["data"]["source"]) == ("data.path", "tfds") or (name in MODELS and is_address(value))
+        if name in PATHS and value and not itself:
             of_this_machine(value, f"config.{name}")
     if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
         resolve(path, workdir, "config.first_stage.path")
@@ -84,8 +87,8 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
     for stage in ("first_stage", "diffusion"):
         path = config[f"{stage}_train"]["start_from"]
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
-        begun = (workdir / stage / "checkpoints").exists() and not (kind and kind.teacher)  # a teacher is needed all along
-        there = path.startswith(HUB) or Path(path).expanduser().exists()
+        begun = stage_folder(workdir, stage).exists() and not (kind and kind.teacher)  # a teacher is needed all along
+        there = path.startswith(HUB) or is_address(path) or Path(path).expanduser().exists()
         if stage in config["stages"] and path and not begun and not there:
             raise ValueError(
                 f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "

@@ -14,6 +14,7 @@ from ldm_jax.experiment.stage import Experiment
 from ldm_jax.pictures import save_pictures
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
+from ldm_jax.training.bucket import name_of, stage_folder
 from ldm_jax.training.checkpoint import best_in, steps_in
 from ldm_jax.workdir import free_folder
 
@@ -44,12 +45,12 @@ def evaluate(experiment: Experiment) -> None:
 def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> dict[str, float]:
     """What `python -m ldm_jax.evaluation` measures of config.evaluation.num pictures, in WORKDIR/evaluation/step_STEP."""
     config, place = experiment.config, experiment.workdir / "evaluation"
-    section, checkpoints = config["evaluation"], experiment.workdir / "diffusion" / "checkpoints"
+    section, checkpoints = config["evaluation"], stage_folder(experiment.workdir, "diffusion")
     step = best_in(checkpoints)[0] if which == "best" else steps_in(checkpoints)[-1]
     request = scoring.Request(
         num=section["num"], features=section["features"], batch_size=section["batch_size"], seed=config["seed"]
     )
-    model = {"model": str(experiment.workdir.absolute()), "which": which, "step": step}
+    model = {"model": name_of(experiment.workdir.absolute()), "which": which, "step": step}
     out = place / f"step_{step}"
     found = scoring.evaluate(ldm, request, out, config=config, folder=place, model=model, mesh=experiment.mesh,
                              say=lambda text: experiment.say(f"evaluation: {text}"))  # fmt: skip

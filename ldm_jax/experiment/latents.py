@@ -106,4 +106,5 @@ def open_cache(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         barrier=distributed.barrier,
+        own_disks=distributed.own_disks(),
     )

@@ -20,6 +20,7 @@ from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import distributed, lock, sharding
+from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Report, train
@@ -184,7 +185,7 @@ class Experiment:
         shardings = sharding.state_shardings(self.mesh, shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
         judge = Judge(section.get("best", BEST[name]), section.get("patience", 0))
-        with Checkpoints(folder / "checkpoints", keep["keep"]) as checkpoints, contextlib.ExitStack() as opened:
+        with Checkpoints(stage_folder(self.workdir, name), keep["keep"]) as checkpoints, contextlib.ExitStack() as opened:
 
             def is_over(step: int) -> bool:
                 judge.recall(checkpoints.folder, step)
@@ -211,7 +212,7 @@ class Experiment:
             step = program.compile(self.mesh, constants)
             hooks = [Hook(hook.every, self._said_first(name, hook.run)) for hook in make_hooks()]
             if program.post_hoc:
-                snapshots = opened.enter_context(Checkpoints(folder / "averages", keep=None))
+                snapshots = opened.enter_context(Checkpoints(stage_folder(self.workdir, name, "averages"), keep=None))
                 hooks.append(Hook(keep["snapshots"], functools.partial(take_snapshot, snapshots)))
             counted = "images" if self.medium.name == "image" else self.medium.many
             with Log(folder, name, steps, start, log.get("wandb", ""), self.config, counted) as record:

@@ -7,5 +7,6 @@
     sharding       meshes of data, fsdp and tensor axes, and the compiled step on one
     distributed    several processes as one run
     checkpoint     Checkpoints: asynchronous, atomic, with checksums
+    bucket         working directories in buckets
     loop           train: the loop, from batches to stops
 """

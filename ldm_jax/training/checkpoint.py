@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ldm_jax.training.checkpoint_reader import (
+    COMMITTED,
     ITEMS,
     Damaged,
     best_in,
@@ -32,9 +33,11 @@ from ldm_jax.training.checkpoint_reader import (
     compare,
     describe,
     first_line,
+    is_whole,
     load_averaged,
     load_part,
     load_post_hoc,
+    located,
     quiet,
     read,
     recorded_in,
@@ -54,13 +57,13 @@ class Checkpoints:
     `keep` and the one with the lowest `score`. Opening it removes what a killed process left half-written, so there must be
     one at a time (`lock.hold`). Use as a context manager. keep=None keeps all. ValueError for keep < 1."""
 
-    def __init__(self, folder: str | Path, keep: int | None = 2):
+    def __init__(self, folder: Any, keep: int | None = 2):
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: at least the newest checkpoint is kept")
         # Orbax reports each of its own phases at warning level, an unclosed event loop when a load fails, and every thread's
         # traceback when a disk is full: what failed is said by us.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.folder, self.keep = Path(folder).absolute(), keep
+        self.folder, self.keep = located(folder), keep
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: concurrent.futures.Future | None = None
         self._failures, self._again_at, self._saved = 0, 0.0, 0
@@ -203,10 +206,17 @@ class Checkpoints:
 
     def _clear(self):
         """Removes what is half-written or half-removed."""
-        if jax.process_index() == 0:
+        if jax.process_index():
+            return
+        if isinstance(self.folder, Path):
             for path in self.folder.iterdir():
                 if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(".removing"):
                     shutil.rmtree(path, ignore_errors=True)
+            return
+        with contextlib.suppress(FileNotFoundError):  # a bucket has no empty folders
+            for path in self.folder.iterdir():
+                if path.name.isdecimal() and not is_whole(path):
+                    path.rmtree()
 
     def restore(self, target: TrainState) -> TrainState | None:
         """The newest state that is intact, on the shardings of `target` (ShapeDtypeStructs): any mesh, any number of
@@ -258,6 +268,8 @@ class Checkpoints:
         warnings.warn(message, stacklevel=4)
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
+            if not isinstance(aside, Path):  # a bucket has no empty folders, and moves into none
+                (aside / "about.txt").write_text("Checkpoints that were not as they had been written. Nothing needs them.\n")
             destination, n = aside / str(step), 1
             while destination.exists():
                 destination, n = aside / f"{step}-{n}", n + 1
@@ -285,8 +297,10 @@ def _of_all(reason: str) -> str:
     return reason or "another process can't read it"
 
 
-def _place_of(folder: Path) -> tuple[int, int] | None:
-    """Device and number of a folder, which tell it from another of its name; None if there is none."""
+def _place_of(folder: Any) -> tuple[int, int] | None:
+    """Device and number of a folder, which tell it from another of its name; None if there is none. A bucket has no others."""
+    if not isinstance(folder, Path):
+        return 0, 0
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -299,8 +313,13 @@ def _parts(state: TrainState) -> dict[str, PyTree]:
     return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
-def _remove(path: Path):
-    """Renamed first, so that half a checkpoint never counts as one."""
+def _remove(path: Any):
+    """Renamed first, or in a bucket without its mark first, so that half a checkpoint never counts as one."""
+    if not isinstance(path, Path):
+        with contextlib.suppress(OSError):
+            (path / COMMITTED).unlink(missing_ok=True)
+            path.rmtree()
+        return
     doomed = path.with_name(f"{path.name}.removing")
     with contextlib.suppress(OSError):
         path.rename(doomed)

@@ -26,6 +26,7 @@ from ldm_jax.training import sharding
 from ldm_jax.training.ema import reconstruct
 
 PyTree = Any
+COMMITTED = "commit_success.txt"  # Orbax's mark
 ITEMS = ("params", "ema", "opt_state", "post_hoc")
 NESTED = {"params", "ema", "post_hoc", "counters"}  # dicts of dicts; optax's state is made of other things too
 
@@ -85,41 +86,52 @@ class Damaged(Exception):
     """What is wrong with a checkpoint, as the end of a sentence."""
 
 
-def steps_in(folder: str | Path) -> list[int]:
+def located(folder: Any) -> Any:
+    """A folder of checkpoints as an absolute path; one in a bucket (`bucket.stage_folder`) as it is."""
+    return Path(folder).absolute() if isinstance(folder, str | Path) else folder
+
+
+def steps_in(folder: Any) -> list[int]:
     """The steps that have a checkpoint under `folder`, oldest first; [] where there is no folder."""
     try:
-        return sorted(int(path.name) for path in Path(folder).iterdir() if path.name.isdecimal() and path.is_dir())
+        return sorted(int(path.name) for path in located(folder).iterdir() if path.name.isdecimal() and is_whole(path))
     except FileNotFoundError:
         return []
 
 
-def score_of(folder: str | Path, step: int) -> float | None:
+def is_whole(path: Any) -> bool:
+    """Whether a step's folder was written to its end. On a disk Orbax renames it then; a bucket can't, and it has a mark."""
+    return path.is_dir() and (isinstance(path, Path) or (path / COMMITTED).exists())
+
+
+def score_of(folder: Any, step: int) -> float | None:
     """The score that the checkpoint of `step` was saved with (lower is better); None without one."""
     meta = _metadata(folder, step)
     try:
         if "score" not in meta:  # versions before this one had Orbax keep it
-            meta = json.loads((Path(folder) / str(step) / "metrics" / "metrics").read_text(encoding="utf-8"))
+            meta = json.loads((located(folder) / str(step) / "metrics" / "metrics").read_text(encoding="utf-8"))
         return None if meta["score"] is None else float(meta["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def judged_of(folder: str | Path, step: int) -> dict[str, Any]:
+def judged_of(folder: Any, step: int) -> dict[str, Any]:
     """What the checkpoint of `step` says of its judge: "by", the number's name, "since", the looks in a row before it that
     gave no better one, and "higher", whether more of it is better; {} for one of an earlier version."""
     found = _metadata(folder, step).get("judged")
     return found if isinstance(found, dict) else {}
 
 
-def _metadata(folder: str | Path, step: int) -> dict[str, Any]:
+def _metadata(folder: Any, step: int) -> dict[str, Any]:
     try:
-        found = json.loads((Path(folder) / str(step) / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))["custom_metadata"]
+        path = located(folder) / str(step) / "_CHECKPOINT_METADATA"
+        found = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"]
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def best_in(folder: str | Path, by: str | None = None, until: int | None = None) -> tuple[int, float] | None:
+def best_in(folder: Any, by: str | None = None, until: int | None = None) -> tuple[int, float] | None:
     """Step and score of the checkpoint under `folder` with the lowest score, the newest of equals; None if none has one.
 
     Scores of different numbers can't be compared: only those count that `by` gave (without it: the number that judged last),
@@ -134,13 +146,13 @@ def best_in(folder: str | Path, by: str | None = None, until: int | None = None)
     return (-min(scored)[1], min(scored)[0]) if scored else None
 
 
-def load_averaged(folder: str | Path, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
+def load_averaged(folder: Any, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
     """The parameters to use from a stage's checkpoint: the average where there is one, else params. Arguments and errors as
     `load_part`."""
     return load_part(folder, "averaged", which, mesh=mesh)
 
 
-def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
+def load_part(folder: Any, part: str, which: str | int = "last", *, mesh: Mesh | None = None) -> PyTree:
     """One item of a checkpoint, without a model at hand and without the rest: "params", "ema", "opt_state", "post_hoc", or
     "averaged" (ema, or params where no average is kept).
 
@@ -151,7 +163,7 @@ def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh:
       FileNotFoundError: nothing there.
       ValueError: no such step, none with a score, or the checkpoint is damaged; names the older ones that are intact.
     """
-    folder = Path(folder).absolute()
+    folder = located(folder)
     for attempt in range(5):
         step = _choose(folder, which)
         try:
@@ -164,7 +176,7 @@ def load_part(folder: str | Path, part: str, which: str | int = "last", *, mesh:
             raise ValueError(f"checkpoint {folder / str(step)} is damaged: {damage}. {older}") from None
 
 
-def load_post_hoc(folder: str | Path, widths: Sequence[float], width: float, which: str | int = "last") -> PyTree:
+def load_post_hoc(folder: Any, widths: Sequence[float], width: float, which: str | int = "last") -> PyTree:
     """The average of any relative `width` in (0, 0.28], from all snapshots of the averages of `widths` under `folder`, read one
     after the other. `which`: "last", or the step at which it is to end. Errors as `load_part`, and ValueError for a width or a
     step out of range."""
@@ -185,10 +197,10 @@ def _in_order(parts: Mapping[str, PyTree], count: int) -> list[PyTree]:
     return [parts[str(i)] for i in range(count)]
 
 
-def verify(folder: str | Path, step: int | None = None) -> str | None:
+def verify(folder: Any, step: int | None = None) -> str | None:
     """What is wrong with the checkpoint of `step` (the newest, without one), every array of it read; None if it is intact.
     Changes nothing on disk. FileNotFoundError if there is none."""
-    folder = Path(folder).absolute()
+    folder = located(folder)
     path = folder / str(_choose(folder, "last" if step is None else step))
     try:
         _load_items(path, None)

@@ -130,10 +130,33 @@ def _all_end(seconds: float) -> bool:
     return True
 
 
+_shared: list[Any] = []  # of `shares`
+
+
+@contextlib.contextmanager
+def shares(copy: Any) -> Iterator[None]:
+    """While the block runs, processes have disks of their own, and what one has prepared the others get where they wait for one
+    another: each pushes (`copy.push()`), and all pull."""
+    _shared.append(copy)
+    try:
+        yield
+    finally:
+        _shared.remove(copy)
+
+
+def own_disks() -> bool:
+    """Whether every process has its own copy of the working directory."""
+    return bool(_shared) and jax.process_count() > 1
+
+
 def barrier(name: str) -> None:
     """Returns once all processes have called it."""
     if jax.process_count() > 1:
+        for copy in _shared:
+            copy.push()
         multihost_utils.sync_global_devices(name)
+        for copy in _shared:
+            copy.pull()
 
 
 def on_first(name: str, prepare: Callable[[], Any]) -> None:
@@ -142,6 +165,8 @@ def on_first(name: str, prepare: Callable[[], Any]) -> None:
     if jax.process_index() == 0:
         try:
             prepare()
+            for copy in _shared if jax.process_count() > 1 else ():
+                copy.push()
         except (ValueError, OSError) as found:
             if jax.process_count() == 1:
                 raise
@@ -157,6 +182,8 @@ def on_first(name: str, prepare: Callable[[], Any]) -> None:
         raise error
     if said.any():
         raise ValueError(f"process 0, {name}: {bytes(said[said > 0]).decode(errors='replace')}")
+    for copy in _shared:
+        copy.pull()
 
 
 def agreed(value: bool) -> bool:

@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -41,12 +41,7 @@ def hold(folder: str | Path) -> Iterator[None]:
         return
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = {
-        "process": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "started": _started(os.getpid()),
-    }
+    mine = owner()
     _take(path, mine)
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, mine, done), name="lock", daemon=True)
@@ -60,6 +55,24 @@ def hold(folder: str | Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def owner() -> dict:
+    """What a lock of this process says."""
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "started": _started(os.getpid()),
+    }
+
+
+def refusal(place: str | Path, found: dict) -> str:
+    """Why `place` can't be had while `found` lives."""
+    return (
+        f"{place} is in use by process {found['process']} on {found['host']} since {found['since']}; "
+        "wait for it to end, or choose another working directory"
+    )
+
+
 def _take(path: Path, mine: dict) -> None:
     temporary = path.with_name(f".{NAME}.{mine['host']}.{mine['process']}.{threading.get_ident()}")
     temporary.write_text(json.dumps(mine), encoding="utf-8")
@@ -70,13 +83,10 @@ def _take(path: Path, mine: dict) -> None:
                     _place(temporary, path)
                     _clear(path.parent)
                     return
-                owner = _read(path)
-                if owner is not None and _is_alive(owner, path):
-                    raise ValueError(
-                        f"{path.parent} is in use by process {owner['process']} on {owner['host']} since {owner['since']}; "
-                        "wait for it to end, or choose another working directory"
-                    )
-                _remove_stale(path, owner)
+                found = _read(path)
+                if found is not None and is_alive(found, lambda: time.time() - path.stat().st_mtime):
+                    raise ValueError(refusal(path.parent, found))
+                _remove_stale(path, found)
         raise ValueError(f"{path.parent} is being taken by several processes at once; start one of them again")
     finally:
         temporary.unlink(missing_ok=True)
@@ -108,12 +118,12 @@ def _place(made: Path, path: Path) -> None:
             file.write(made.read_text(encoding="utf-8"))
 
 
-def _remove_stale(path: Path, owner: dict | None) -> None:
+def _remove_stale(path: Path, found: dict | None) -> None:
     """Away with a dead process's lock, unless another process has put its own there meanwhile."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.stale")
     with contextlib.suppress(FileNotFoundError):
         os.rename(path, aside)
-        if _read(aside) != owner:
+        if _read(aside) != found:
             with contextlib.suppress(FileExistsError):
                 _place(aside, path)
         aside.unlink(missing_ok=True)
@@ -142,22 +152,31 @@ def _runs(process: int) -> bool:
 def _read(path: Path) -> dict | None:
     """Whose lock it is; None if there is none, or none that can be read."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return owner if {"process", "host", "since", "started"} <= owner.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return owner_in(path.read_bytes())
+    except OSError:
         return None
 
 
-def _is_alive(owner: dict, path: Path) -> bool:
-    if owner["host"] != socket.gethostname():
+def owner_in(data: bytes) -> dict | None:
+    """What a lock says; None for what is no lock."""
+    try:
+        found = json.loads(data)
+        return found if {"process", "host", "since", "started"} <= found.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def is_alive(found: dict, age: Callable[[], float]) -> bool:
+    """Whether a lock's owner lives. `age`: seconds since it was touched, which is asked of another host's."""
+    if found["host"] != socket.gethostname():
         try:
-            return time.time() - path.stat().st_mtime < STALE
+            return age() < STALE
         except FileNotFoundError:
             return False
-    if not isinstance(owner["process"], int) or not _runs(owner["process"]):
+    if not isinstance(found["process"], int) or not _runs(found["process"]):
         return False
-    started = _started(owner["process"])
-    return owner["started"] is None or started is None or started == owner["started"]
+    started = _started(found["process"])
+    return found["started"] is None or started is None or started == found["started"]
 
 
 def _started(process: int) -> str | None:
