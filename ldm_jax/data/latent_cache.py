@@ -164,7 +164,7 @@ def latent_cache(
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was stopped
         if found is None:
             shutil.rmtree(path, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            temporary.mkdir()
             write_text(temporary / BEGUN, "")
     barrier("latent cache: prepared")
     if not temporary.is_dir():  # process 0 decides for all

@@ -38,6 +38,7 @@ def evaluate(experiment: Experiment) -> None:
             results |= measured
             found[f"{objects}_objects"] = (experiment.medium.shown(drawn), 0, words)
     if config["evaluation"].get("num", 0):
+        distributed.on_first("working directory", experiment.check_place)
         results |= distances(experiment, ldm, which)
     distributed.on_first("evaluation", lambda: save(experiment, found, results, images))
 
@@ -61,6 +62,7 @@ def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> d
 def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float], drawn: np.ndarray) -> None:
     """A new folder under WORKDIR/evaluation, made beside its place and renamed when it is whole. `drawn`: for the conditions of
     validation, of which the medium's own files, such as sounds, are written as well."""
+    experiment.check_place()
     folder = free_folder(experiment.workdir / "evaluation")
     temporary = folder.with_name(f".{folder.name}.incomplete")
     shutil.rmtree(temporary, ignore_errors=True)

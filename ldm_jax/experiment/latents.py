@@ -44,7 +44,7 @@ def measure_latents(experiment: Experiment) -> None:
         if adapts:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
-        distributed.on_first("latents.json", lambda: write_json(path, statistics))
+        distributed.on_first("latents.json", lambda: experiment.check_place() or write_json(path, statistics))
         said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")
         experiment.say(f"latents: scale {said} from {found.count} images")
     if section["cache"] and stage.module is not None:
@@ -90,6 +90,7 @@ def open_cache(
     """The latent cache of the working directory, written by all processes unless it is there: of the training set, or of
     another source under a name of its own."""
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    distributed.on_first("latents", experiment.check_place)
     began = time.monotonic()
 
     def report(done: int, total: int):

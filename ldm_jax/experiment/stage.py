@@ -19,6 +19,7 @@ from ldm_jax.data.pipeline import batches, in_memory
 from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
+from ldm_jax.primitives.files import identity
 from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.checkpoint import Checkpoints
@@ -53,6 +54,7 @@ class Experiment:
         self.sources = {split: self._source(split, condition.columns) for split in ("train", "validation")}
         self._held = contextlib.ExitStack()
         distributed.on_first("working directory", lambda: self._held.enter_context(lock.hold(workdir)))
+        self._place = identity(workdir)
         try:
             distributed.on_first("working directory", lambda: self._write(condition))
             self._look()
@@ -86,6 +88,13 @@ class Experiment:
 
     def __exit__(self, *_) -> None:
         self._held.close()
+
+    def check_place(self) -> None:
+        """FileNotFoundError where the working directory is gone, or another is in its place: nothing is made anew there."""
+        if jax.process_index() == 0 and identity(self.workdir) != self._place:
+            raise FileNotFoundError(
+                f"{self.workdir} is gone, or another is in its place; where it is back, the same command goes on"
+            )
 
     def say(self, text: str) -> None:
         """One line for the reader, of the first process."""
@@ -181,6 +190,7 @@ class Experiment:
         `program.constants` describes; `prepare(params)`: what is set before the first step of all."""
         section, log, keep = self.config[f"{name}_train"], self.config["log"], self.config["checkpoint"]
         folder, steps = self.workdir / name, section["steps"]
+        distributed.on_first("working directory", self.check_place)
         shapes = program.shapes
         shardings = sharding.state_shardings(self.mesh, shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -61,6 +61,18 @@ def folder_place(path: str | Path, what: str) -> Path:
     return place(path, what)
 
 
+def identity(folder: Any) -> tuple[int, int] | None:
+    """Device and number of a folder, which tell it from another of its name; None if there is none. One in a bucket has no
+    others."""
+    if not isinstance(folder, Path):
+        return 0, 0
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def leftovers(folder: str | Path) -> list[Path]:
     """The temporary files in a folder, and in the folders in it, that a killed `write_text` left."""
     folder = Path(folder)

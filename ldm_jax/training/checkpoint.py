@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ldm_jax.primitives.files import identity
 from ldm_jax.training.checkpoint_reader import (
     COMMITTED,
     ITEMS,
@@ -68,7 +69,7 @@ class Checkpoints:
         self._pending: concurrent.futures.Future | None = None
         self._failures, self._again_at, self._saved = 0, 0.0, 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._place = _place_of(self.folder)
+        self._place = identity(self.folder)
         self._clear()
 
     def __enter__(self) -> "Checkpoints":
@@ -172,7 +173,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # here, because importing it takes half a second
 
         try:
-            if _place_of(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
+            if identity(self.folder) != self._place:  # Orbax would make a new one, with nothing but this checkpoint in it
                 raise FileNotFoundError("the folder is gone, or another is in its place")
             response = ocp.save_checkpointables_async(self.folder / str(step), parts, custom_metadata=sealed(meta))
         except Exception as error:
@@ -295,17 +296,6 @@ def _of_all(reason: str) -> str:
     if jax.process_count() == 1 or bool(multihost_utils.process_allgather(np.array(not reason)).all()):
         return reason
     return reason or "another process can't read it"
-
-
-def _place_of(folder: Any) -> tuple[int, int] | None:
-    """Device and number of a folder, which tell it from another of its name; None if there is none. A bucket has no others."""
-    if not isinstance(folder, Path):
-        return 0, 0
-    try:
-        found = folder.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _parts(state: TrainState) -> dict[str, PyTree]:
