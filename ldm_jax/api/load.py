@@ -1,8 +1,6 @@
 """From a path to a model: working directories of `train.py`, checkpoints of the world, the hub. Reading writes nothing."""
 
 import contextlib
-import difflib
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +18,11 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
-from ldm_jax.primitives.files import of_this_machine, place, read_json
+from ldm_jax.primitives.files import HUB, existing, of_this_machine, place, read_json
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
 _OTHER_VERSION = "restore the file, load it with the version of ldm_jax that wrote it (versions.json says which)"
-HUB = "hf:"
 
 
 def load(
@@ -86,22 +83,6 @@ def is_workdir(path: Path) -> bool:
     """Whether `train.py` made it."""
     return (path / "config.json").is_file() and ((path / "versions.json").is_file() or (path / "first_stage").is_dir()
                                                   or (path / "diffusion").is_dir())  # fmt: skip
-
-
-def existing(path: str | Path) -> Path:
-    """The path, if there is something. FileNotFoundError names what there is in its place, ValueError what is no path."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ValueError(f"load({path!r}): give the path of a working directory or a checkpoint")
-    path = of_this_machine(path, "load")
-    if path.exists():
-        return path
-    parent = path.parent
-    names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
-    there = f"; there are {', '.join(near)}" if near else ""
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
-    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if is_name else ""
-    raise FileNotFoundError(f"{path} does not exist{there}{hub}")
 
 
 def fetch(name: str, half: bool = False) -> Path:

@@ -11,6 +11,7 @@ from ldm_jax.conditioning.pictures import picture
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.data.transform import Transform, middle_square
+from ldm_jax.primitives.flags import of_condition
 
 PyTree = Any
 
@@ -24,7 +25,7 @@ class Describing(Condition):
 
     kind = "picture"
     columns = (COLUMN,)
-    flags = {"describe": ("texts", "A picture to say in words; may be repeated.", "PHOTO.png")}
+    flags = of_condition("describe")
     required = ("image_size", "patch_size", "n_embed", "n_layer")
     abilities = ("sample", "variation")
     of_text = True

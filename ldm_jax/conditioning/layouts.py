@@ -13,6 +13,7 @@ from ldm_jax.conditioning.classes import read_names
 from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
 from ldm_jax.data import label_maps, layout
 from ldm_jax.primitives.files import write_json
+from ldm_jax.primitives.flags import of_condition
 
 
 class Layout(Condition):
@@ -20,7 +21,7 @@ class Layout(Condition):
 
     kind = "layout"
     columns = ("boxes", "box_labels")
-    flags = {"layout": ("texts", "JSON: what is where; may be repeated.", "LAYOUT.json")}
+    flags = of_condition("layout")
     abilities = ABILITIES
 
     @functools.cached_property

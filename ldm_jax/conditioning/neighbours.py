@@ -8,6 +8,7 @@ import numpy as np
 
 from ldm_jax import retrieval
 from ldm_jax.conditioning.condition import ABILITIES, Condition, alike
+from ldm_jax.primitives.flags import of_condition
 
 
 class Neighbours(Condition):
@@ -16,15 +17,8 @@ class Neighbours(Condition):
 
     kind = "retrieval"
     required = ("neighbours", "database")
-    flags = {
-        "prompt": ("texts", "What to draw; may be repeated.", '"..."'),
-        "like": ("texts", "A picture: a retrieval model draws from its neighbours; may be repeated.", "PICTURE.png"),
-        "label": ("texts", "A class, by name or number; may be repeated.", "NAME"),
-    }
-    companions = {
-        "database": ("text", "Where a retrieval model finds its neighbours.", "FOLDER"),
-        "neighbours": ("integer", "How many of them; default: as many as in training.", "K"),
-    }
+    flags = of_condition("prompt", "like", "label")
+    companions = of_condition("database", "neighbours")
     abilities = ABILITIES
 
     @property

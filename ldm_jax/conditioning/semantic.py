@@ -11,6 +11,7 @@ from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, alike, module_of
 from ldm_jax.conditioning.pictures import check_size
 from ldm_jax.data import label_maps
+from ldm_jax.primitives.flags import of_condition
 
 
 class SemanticMap(Condition):
@@ -18,8 +19,8 @@ class SemanticMap(Condition):
 
     kind = "semantic"
     columns = ("label_map",)
-    flags = {"map": ("texts", "A label map: a PNG of class numbers, or of colours with --palette; may be repeated.", "MAP.png")}
-    companions = {"palette": ("text", "JSON: [[r, g, b], ...] or {name: [r, g, b], ...}, for --map.", "PALETTE.json")}
+    flags = of_condition("map")
+    companions = of_condition("palette")
     abilities = ABILITIES
     spatial = True
 

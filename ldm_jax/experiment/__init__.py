@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax import build
-from ldm_jax.api.load import HUB, resolve
+from ldm_jax.api.load import resolve
 from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.primitives.files import folder_place, of_this_machine
+from ldm_jax.primitives.files import HUB, folder_place, of_this_machine
 from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import PATHS, flatten, summary
