@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.conditioning.condition import Condition, module_of
-from ldm_jax.conditioning.pictures import picture
+from ldm_jax.conditioning.pictures import picture, written
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.data.transform import Transform, middle_square
@@ -83,6 +83,9 @@ class Describing(Condition):
 
     def as_pictures(self, batch, rows):
         return batch[COLUMN]
+
+    def told_as(self, row, info, batch, folder):
+        return written("describe", batch[COLUMN][0], folder / "example.png")
 
     def read(self, given):
         names = list(given["describe"])

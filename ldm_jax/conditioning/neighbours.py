@@ -1,6 +1,7 @@
 """Retrieval-augmented diffusion: vectors of neighbours in a data base (Blattmann et al. 2022)."""
 
 import functools
+import shlex
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from ldm_jax import retrieval
 from ldm_jax.conditioning.condition import ABILITIES, Condition, alike
+from ldm_jax.conditioning.pictures import written
 from ldm_jax.primitives.flags import of_condition
 
 
@@ -61,6 +63,10 @@ class Neighbours(Condition):
 
     def in_words(self, row, info) -> str:
         return row["name"]
+
+    def told_as(self, row, info, batch, folder):
+        like = written("like", batch["image"][0], folder / "example.png")
+        return f"{like} --database {shlex.quote(self.section['database'])}"
 
     def check_flags(self, given):
         if not given.get("database"):

@@ -28,6 +28,7 @@ from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.primitives.files import HUB, folder_place, of_this_machine
 from ldm_jax.scoring.features import check as check_features
+from ldm_jax.training import distributed
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import PATHS, flatten, summary
 
@@ -54,7 +55,10 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
         if error.errno and error.filename is None:
             error.filename = str(workdir)  # a disk that is full doesn't say where
         raise
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, experiment.example())}")
+    took = clock(time.monotonic() - began)
+    distributed.on_first(  # which alone writes
+        "summary", lambda: experiment.say(f"\nFinished in {took}. {summary(experiment.workdir, experiment.example())}")
+    )
 
 
 def check(config: Mapping[str, Any], workdir: Path) -> None:
