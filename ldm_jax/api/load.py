@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +321,8 @@ def load_first_stage(
     else:
         params = weights.read(place).params.get("first_stage", {})
     if path and len(stage.factors) == 3:
-        params = models.inflated(params, jax.eval_shape(stage.init, jax.random.key(0)))
-    return _checked(params, stage.init, "first stage", place, dtype)
+        params = models.inflated(params, stage.shapes())
+    return _checked(params, stage.shapes(), "first stage", place, dtype)
 
 
 def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
@@ -336,7 +336,8 @@ def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
     path = config["conditioner"]["path"]
     if not Path(path).exists():
         raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint that holds the encoder")
-    return _checked(weights.read(path).params.get("conditioner", {}), condition.init, "conditioner", path, dtype)
+    expected = jax.eval_shape(condition.init, jax.random.key(0))
+    return _checked(weights.read(path).params.get("conditioner", {}), expected, "conditioner", path, dtype)
 
 
 def as_dtype(params: PyTree, dtype: Any) -> PyTree:
@@ -344,9 +345,8 @@ def as_dtype(params: PyTree, dtype: Any) -> PyTree:
     return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def _checked(params: PyTree, init: Callable[[jax.Array], PyTree], part: str, path: Any, dtype: Any) -> PyTree:
-    """The parameters on the default device; ValueError if they are not shaped as those of `init`."""
-    expected = jax.eval_shape(init, jax.random.key(0))
+def _checked(params: PyTree, expected: PyTree, part: str, path: Any, dtype: Any) -> PyTree:
+    """The parameters on the default device; ValueError if they are not shaped as `expected`."""
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the {part} in {path} is not the one that config.{part.replace(' ', '_')} describes")
     return pretrained.on_device(params, np.float32 if dtype is None else dtype)

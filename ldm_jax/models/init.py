@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.errors import ScopeParamShapeError
 
 _describing: contextvars.ContextVar[bool] = contextvars.ContextVar("describing", default=False)
 
@@ -70,6 +71,17 @@ def torch_default(fan_in: int) -> Rule:
 def xavier_uniform(fan_in: int, fan_out: int) -> Rule:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
+
+
+def parameter(module: nn.Module, name: str, rule: Rule, shape: tuple[int, ...]) -> jax.Array:
+    """`module.param(name, rule, shape)`. Of a parameter that is there only the shape is compared: flax traces the rule to know
+    it, a third of what tracing a network costs."""
+    if not module.has_variable("params", name):
+        return module.param(name, rule, shape)
+    value = nn.meta.unbox(module.get_variable("params", name))
+    if jnp.shape(value) != tuple(shape):
+        raise ScopeParamShapeError(name, "/" + "/".join(module.path), jnp.shape(value), shape)
+    return value
 
 
 def initialize(module: nn.Module, key: jax.Array, *inputs: Any, **kwargs: Any) -> dict:
