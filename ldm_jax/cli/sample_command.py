@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command. ValueError or OSError for what can't work."""
     own = {**COMMAND_FLAGS, **sample_flags()}
     if any(re.fullmatch(r"--?h(elp(full|short)?)?", each) for each in arguments[1:]):
-        about = "\n".join(f"  --{name:15} {text}" for name, (_, _, text) in own.items())
+        about = "\n".join(f"  --{name:{max(map(len, own))}} {text}" for name, (_, _, text) in own.items())
         print(f"{__doc__.replace('sample.py', called('sample.py'))}\nFlags:\n{about}")
         return
     flag = parse(arguments)
