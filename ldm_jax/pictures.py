@@ -16,14 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.files import write_text
+from ldm_jax.primitives.flags import FORMATS
 from ldm_jax.training.metrics import image_grid, to_uint8
 
-# Suffix -> Pillow's format and how it is written. WebP is without loss, JPEG can't be.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    "png": ("PNG", {}),
-    "webp": ("WEBP", {"lossless": True}),
-    "jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-}
 _DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
 _BORDER, _LINE, _MOST_LINES = 2, 13, 3
 

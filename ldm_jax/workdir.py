@@ -13,11 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ldm_jax.primitives.files import folder_place, leftovers, of_this_machine, read_json, write_json, write_text
-from ldm_jax.training import lock
-from ldm_jax.training.bucket import MARK, name_of, stage_folder
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
 FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
@@ -66,7 +62,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
     path = workdir / "config.json"
     if not path.is_file():
-        ours = lock.NAME, f".{lock.NAME}.", ".config.json.", MARK  # of a training killed before anything was written
+        from ldm_jax.training import bucket, lock  # imported here: commands look for a place before jax is there
+
+        # of a training killed before anything was written
+        ours = lock.NAME, f".{lock.NAME}.", ".config.json.", bucket.MARK
         if workdir.is_dir() and not all(entry.name.startswith(ours) for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return
@@ -146,6 +145,8 @@ def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python, packages, devices, git revision and command line of this process."""
+    import jax
+
     packages = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
@@ -176,6 +177,8 @@ def beside(command: str) -> str:
 
 def summary(workdir: Path, told: str = "") -> str:
     """Where everything is, and commands that run as they stand. `told`: what sample.py is told to draw from the model."""
+    from ldm_jax.training.bucket import name_of, stage_folder  # here, as above
+
     places = {
         "pictures": workdir / "evaluation",
         "curves": f"tensorboard --logdir {shlex.quote(str(workdir))}, or {workdir}/*/metrics.jsonl",
@@ -258,6 +261,8 @@ def _places(model: Path) -> tuple[Path, Path]:
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk: $JAX_COMPILATION_CACHE_DIR, or ~/.cache/ldm_jax/xla. All but what compiles in a tenth
     of a second, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise."""
+    import jax
+
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ldm_jax" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -20,7 +20,7 @@ LEAVES = {
     "data": {
         "numpy", "scipy", "PIL", "grain", "tensorflow_datasets", "tokenizers", "absl", "faiss", "scann", "soundfile", "imageio",
     },
-    "evaluation": {"jax", "numpy"},
+    "evaluation": {"etils", "jax", "numpy"},
     "weights": {"numpy", "ml_dtypes", "msgpack", "yaml"},
 }
 # What a leaf may know of another. The settings of diffusers' schedulers are files of the world, and what they mean is a recipe.

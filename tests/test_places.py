@@ -10,8 +10,8 @@ import pytest
 from ldm_jax import experiment
 from ldm_jax.cli import evaluation, plan, probes, retrieval, sample_command
 from ldm_jax.cli.train import main as train_command
+from ldm_jax.cli.weights import main as weights_command
 from ldm_jax.primitives.files import folder_place, place
-from ldm_jax.weights.__main__ import main as weights_command
 from ldm_jax.workdir import check_samples_folder
 from tests.test_disk import can_mount
 from tests.test_habits import config_of

@@ -1,9 +1,12 @@
 """Every conditional image task trains from a config: tiny models on `shapes`, a few steps, one first stage for all."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import json
+import shlex
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 import ldm_jax
 from configs import shapes
 from ldm_jax import build, experiment, weights
+from ldm_jax.cli import sample_command
 from ldm_jax.data import degradation
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged
@@ -97,12 +101,13 @@ def run(request, shared):
     config = trained_config(shared, request.param)
     config["stages"] = ("latents", "diffusion", "evaluation")
     workdir = shared / request.param
-    experiment.run(config, workdir)
-    return request.param, config, workdir
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        experiment.run(config, workdir)
+    return request.param, config, workdir, said.getvalue().splitlines()[-1]
 
 
 def test_a_task_trains_shows_and_draws(run):
-    kind, config, workdir = run
+    kind, config, workdir, _ = run
     lines = [json.loads(line) for line in (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
     assert any("validation/loss" in line for line in lines)
@@ -125,6 +130,14 @@ def test_a_task_trains_shows_and_draws(run):
         assert not [name for name in still if "to_logits" not in name], still  # which nothing uses
 
 
+def test_the_last_line_draws_as_it_stands(run, tmp_path):
+    kind, _, workdir, last = run
+    name, _, flags = last.partition("--workdir")
+    assert name.split()[:2] == ["draw", "more"] and str(workdir / "diffusion") in flags
+    sample_command.main(["sample.py", "--workdir", *shlex.split(flags), "--num", "1", "--out", str(tmp_path / "out")])
+    assert Image.open(tmp_path / "out" / "0000.png").size == (32, 32)
+
+
 def given(kind, batch, index):
     """What a user would give for example `index` of a batch."""
     match kind:
@@ -140,7 +153,7 @@ def given(kind, batch, index):
 
 def test_a_users_condition_is_that_of_training(run):
     """`embed` of what a user gives is what the network was told for such an example in training."""
-    kind, config, workdir = run
+    kind, config, workdir, _ = run
     ldm = ldm_jax.load(workdir)
     source = build.make_source(config, "validation", ldm.condition.columns)
     transform = dataclasses.replace(build.make_transform(config, ldm.condition), tokenize=None)

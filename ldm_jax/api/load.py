@@ -1,10 +1,8 @@
 """From a path to a model: working directories of `train.py`, checkpoints of the world, the hub. Reading writes nothing."""
 
 import contextlib
-import difflib
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,12 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
-from ldm_jax.primitives.files import of_this_machine, place, read_json
-from ldm_jax.training.bucket import fetched, is_address, stage_folder
+from ldm_jax.primitives.files import HUB, existing, is_address, of_this_machine, place, read_json
+from ldm_jax.training.bucket import fetched, stage_folder
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
 PyTree = Any
 _OTHER_VERSION = "restore the file, load it with the version of ldm_jax that wrote it (versions.json says which)"
-HUB = "hf:"
 
 
 def load(
@@ -60,7 +57,7 @@ def load(
       ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
     half = dtype is not None and np.dtype(dtype).itemsize == 2
-    path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else existing(path)
+    path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else _there(path)
     if is_workdir(path):
         for name, value in (("prediction", prediction), ("tokenizer", tokenizer)):
             if value is not None:
@@ -89,23 +86,9 @@ def is_workdir(path: Path) -> bool:
                                                   or (path / "diffusion").is_dir())  # fmt: skip
 
 
-def existing(path: str | Path) -> Path:
-    """The path, if there is something; for the address of a working directory in a bucket, a copy of it (`training.bucket`).
-    FileNotFoundError names what there is in its place, ValueError what is no path."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ValueError(f"load({path!r}): give the path of a working directory or a checkpoint")
-    if is_address(path):
-        return fetched(path)
-    path = of_this_machine(path, "load")
-    if path.exists():
-        return path
-    parent = path.parent
-    names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
-    there = f"; there are {', '.join(near)}" if near else ""
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
-    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if is_name else ""
-    raise FileNotFoundError(f"{path} does not exist{there}{hub}")
+def _there(path: str | Path) -> Path:
+    """`existing`; for the address of a working directory in a bucket, a copy of it (`training.bucket`)."""
+    return fetched(path) if isinstance(path, str | Path) and is_address(path) else existing(path)
 
 
 def fetch(name: str, half: bool = False) -> Path:
@@ -255,7 +238,7 @@ def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
       FileNotFoundError: no such working directory, or nothing trained in it yet.
       ValueError: it learnt none.
     """
-    workdir = existing(workdir)
+    workdir = _there(workdir)
     config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
     lora = build.make_lora(config)
     if lora is None:
@@ -268,7 +251,7 @@ def save_embedding(workdir: str | Path, path: str | Path, which: str | int = "la
     """Writes the word that a working directory with config.diffusion_train.textual_inversion has learnt, averaged: a file that
     ends with .safetensors, for diffusers' `load_textual_inversion` and `LatentDiffusion.with_embedding`. `which` as for `load`.
     ValueError if it learnt none, or the file exists."""
-    workdir = existing(workdir)
+    workdir = _there(workdir)
     word = build.make_word(read_json(workdir / "config.json", f"{workdir} is no working directory."))
     if word is None:
         raise ValueError(f"{workdir}: config.diffusion_train.textual_inversion.word is empty: it taught no word")
@@ -280,7 +263,7 @@ def save_control(workdir: str | Path, path: str | Path, which: str | int = "last
     """Writes the ControlNet that a working directory with config.diffusion_train.control has learnt, averaged, as a folder that
     diffusers' ControlNetModel and `LatentDiffusion.with_control` read. `which` as for `load`. ValueError if it learnt none, or
     the folder exists."""
-    workdir = existing(workdir)
+    workdir = _there(workdir)
     config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
     if build.adapts(config) != "control":
         raise ValueError(f"{workdir}: config.diffusion_train.control.picture is empty: it trained no ControlNet")
@@ -306,7 +289,7 @@ def load_scale(workdir: Path) -> tuple[Any, Any]:
 
 def scale_of(path: str | Path) -> tuple[Any, Any]:
     """Scale and shift of the latents of a model, of anything that `load` reads, without its weights."""
-    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else existing(path)
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
     if is_workdir(path):
         return load_scale(path)
     latents = weights.read(path).description.get("latents", {})
@@ -346,8 +329,8 @@ def load_first_stage(
     else:
         params = weights.read(place).params.get("first_stage", {})
     if path and len(stage.factors) == 3:
-        params = models.inflated(params, jax.eval_shape(stage.init, jax.random.key(0)))
-    return _checked(params, stage.init, "first stage", place, dtype)
+        params = models.inflated(params, stage.shapes())
+    return _checked(params, stage.shapes(), "first stage", place, dtype)
 
 
 def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
@@ -361,7 +344,8 @@ def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
     path = config["conditioner"]["path"]
     if not Path(path).exists():
         raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint that holds the encoder")
-    return _checked(weights.read(path).params.get("conditioner", {}), condition.init, "conditioner", path, dtype)
+    expected = jax.eval_shape(condition.init, jax.random.key(0))
+    return _checked(weights.read(path).params.get("conditioner", {}), expected, "conditioner", path, dtype)
 
 
 def as_dtype(params: PyTree, dtype: Any) -> PyTree:
@@ -369,9 +353,8 @@ def as_dtype(params: PyTree, dtype: Any) -> PyTree:
     return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def _checked(params: PyTree, init: Callable[[jax.Array], PyTree], part: str, path: Any, dtype: Any) -> PyTree:
-    """The parameters on the default device; ValueError if they are not shaped as those of `init`."""
-    expected = jax.eval_shape(init, jax.random.key(0))
+def _checked(params: PyTree, expected: PyTree, part: str, path: Any, dtype: Any) -> PyTree:
+    """The parameters on the default device; ValueError if they are not shaped as `expected`."""
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the {part} in {path} is not the one that config.{part.replace(' ', '_')} describes")
     return pretrained.on_device(params, np.float32 if dtype is None else dtype)

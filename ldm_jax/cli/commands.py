@@ -69,6 +69,6 @@ def weights() -> None:
     """ldm-weights: checkpoints inspected and converted."""
     print_anything()
     with ends_in_one_line():
-        from ldm_jax.weights.__main__ import main
+        from ldm_jax.cli.weights import main
 
         sys.exit(main())

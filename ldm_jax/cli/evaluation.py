@@ -14,17 +14,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from ldm_jax import api, build, scoring
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, called, print_anything
-from ldm_jax.primitives.files import folder_place
-from ldm_jax.scoring.evaluate import SPLITS, Request
-from ldm_jax.scoring.features import RESIZE
-from ldm_jax.training import distributed
-from ldm_jax.training.bucket import fetched, is_address, name_of, stage_folder
-from ldm_jax.training.checkpoint import best_in, steps_in
+from ldm_jax.primitives.files import HUB, existing, folder_place, is_address
+from ldm_jax.scoring.request import RESIZE, SPLITS, Request
 from ldm_jax.workdir import use_compilation_cache
 
 
@@ -104,6 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     request.check()
     folder_place(chosen.out or beside(chosen), "--out")
+    if not str(chosen.samples or chosen.workdir).startswith(HUB) and not is_address(chosen.samples or chosen.workdir):
+        existing(chosen.samples or chosen.workdir)
+    # Imported here, and below, so that --help and what is mistyped answer at once.
+    import jax
+
+    from ldm_jax import scoring
+    from ldm_jax.training import distributed
+
     use_compilation_cache()
     distributed.initialize(chosen.coordinator, chosen.num_processes, chosen.process_id)
     with distributed.ends_together():
@@ -126,6 +127,10 @@ def beside(chosen: argparse.Namespace) -> Path:
 
 def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, Any], Path]:
     """Measures the model of --workdir; results and where they are."""
+    from ldm_jax import api, scoring
+    from ldm_jax.training.bucket import fetched, name_of, stage_folder
+    from ldm_jax.training.checkpoint import best_in, steps_in
+
     which = int(chosen.which) if chosen.which.isdigit() else chosen.which
     ldm = api.load_whole(chosen.workdir, which=which, ema_width=chosen.ema_width)
     config = data_config(chosen, ldm)
@@ -147,8 +152,11 @@ def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, An
     return scoring.evaluate(ldm, request, out, config=config, folder=place, model=model), out
 
 
-def data_config(chosen: argparse.Namespace, ldm: api.LatentDiffusion) -> dict[str, Any]:
-    """The config of the data that references and conditions come from. ValueError where nothing says which."""
+def data_config(chosen: argparse.Namespace, ldm: Any) -> dict[str, Any]:
+    """The config of the data that references and conditions of a `LatentDiffusion` come from. ValueError where nothing says
+    which."""
+    from ldm_jax import build
+
     own = build.with_lists(ldm.config)
     if not chosen.data:
         if "source" not in own["data"]:
@@ -168,6 +176,8 @@ def of_pictures(chosen: argparse.Namespace, request: Request) -> tuple[dict[str,
     for flag in ("sampler", "steps", "guidance_scale", "memorisation", "reconstructions", "likelihood", "save_pictures"):
         if getattr(chosen, flag):
             raise ValueError(f"--{flag} is of drawing from a model, --workdir; --samples are there already")
+    from ldm_jax import scoring
+
     out = chosen.out or beside(chosen)
     config = None
     if Path(chosen.data or chosen.reference).is_dir():

@@ -5,10 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
-from ldm_jax import build, probes
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, check_positive, print_anything
-from ldm_jax.primitives.files import folder_place
+from ldm_jax.primitives.files import existing, folder_place
+
+# What each kind of probe learns from.
+COLUMNS = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anything()
     parser = Parser(prog="python -m ldm_jax.probes", description="Small networks that probe pictures.")
     command = parser.add_subparsers(dest="command", required=True).add_parser("train")
-    command.add_argument("--kind", choices=probes.KINDS, required=True)
+    command.add_argument("--kind", choices=COLUMNS, required=True)
     command.add_argument("--data", required=True, help="a folder of images, or a working directory, whose data are meant")
     command.add_argument("--folder", type=Path, help="what to read in place of a working directory's data, as these are read")
     command.add_argument("--out", type=Path, required=True)
@@ -30,12 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine
-    default = {"classifier": ["label"], "segmenter": ["label_map"], "contrastive": ["caption"]}[chosen.kind]
-    columns = default if chosen.columns is None else chosen.columns
+    columns = COLUMNS[chosen.kind] if chosen.columns is None else chosen.columns
     try:
         folder_place(chosen.out, "--out")
         check_positive(**{name: getattr(chosen, name) for name in ("size", "classes", "steps", "batch_size", "learning_rate")})
-        config = data_of(chosen.data)
+        config = data_of(existing(chosen.data))
+        # Imported here, so that --help and what is mistyped answer at once.
+        from ldm_jax import build, probes
+
         if chosen.folder:
             splits = {"train_split": "train", "validation_split": "validation"}
             config = {**config, "data": {**config["data"], "source": "folder", "path": str(chosen.folder), **splits}}

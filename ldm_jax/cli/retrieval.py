@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ldm_jax import build, retrieval
 from ldm_jax.cli.data import data_of
 from ldm_jax.primitives.console import Parser, check_positive, print_anything
-from ldm_jax.primitives.files import folder_place
+from ldm_jax.primitives.files import existing, folder_place
+from ldm_jax.retrieval.database import INDICES
 
 
 def _build_command(chosen: argparse.Namespace) -> None:
     if folder_place(chosen.out, "--out").is_dir() and any(chosen.out.iterdir()):
         raise ValueError(f"--out: {chosen.out} is not empty; name a new folder")
     check_positive(k=chosen.k)
-    config = data_of(chosen.data)
+    config = data_of(existing(chosen.data))
+    # Imported here, and below, so that --help and what is mistyped answer at once.
+    from ldm_jax import build, retrieval
+
     embedder = retrieval.load_embedder(chosen.embedder)
     # where other data ask, their names and the data base's must not be mixed up: both stay whole
     root = config["data"]["path"] if not chosen.queries else ""
@@ -35,6 +38,8 @@ def _build_command(chosen: argparse.Namespace) -> None:
 
 
 def _has_labels(config: Any) -> bool:
+    from ldm_jax import build
+
     try:
         build.make_source(config, "train", ("label",))
     except ValueError:
@@ -46,6 +51,9 @@ def _find_command(chosen: argparse.Namespace) -> None:
     check_positive(k=chosen.k)
     if chosen.seed < 0:
         raise ValueError(f"--seed={chosen.seed}: must be 0 or above")
+    existing(chosen.database)
+    from ldm_jax import retrieval
+
     database = retrieval.load_database(chosen.database)
     image = retrieval.read_query(database, chosen.image) if chosen.image else None
     rows = retrieval.find(
@@ -69,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--queries", nargs="*", default=[], help="further data to train on: they ask, and are not retrieved")
     command.add_argument("--no-validation", dest="validation", action="store_false", help="there is no validation split")
     command.add_argument("-k", type=int, default=20, help="neighbours to note for every picture")
-    command.add_argument("--index", choices=retrieval.INDICES, default="exact")
+    command.add_argument("--index", choices=INDICES, default="exact")
     command.set_defaults(run=_build_command)
     command = commands.add_parser("find", help="names of pictures in a data base")
     command.add_argument("--database", type=Path, required=True)
@@ -81,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--seed", type=int, default=0, help="of the picture whose neighbours are shown if nothing is asked for"
     )
-    command.add_argument("--index", choices=retrieval.INDICES, default="exact")
+    command.add_argument("--index", choices=INDICES, default="exact")
     command.set_defaults(run=_find_command)
     chosen = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # where TFDS and Orbax report their routine

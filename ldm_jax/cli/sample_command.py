@@ -13,13 +13,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from ldm_jax import api, build
-from ldm_jax.drawing.modes import all_flags, choose_mode, draw, usage, with_prompts
-from ldm_jax.drawing.records import records, repeated, told
-from ldm_jax.pictures import FORMATS, save_film
 from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.console import as_typed, called, check_filled, flag_error, with_home
-from ldm_jax.training.bucket import fetched, is_address
+from ldm_jax.primitives.files import HUB, existing, is_address
+from ldm_jax.primitives.flags import FORMATS, MAY_BE_EMPTY, check_numbers, sample_flags
 from ldm_jax.workdir import check_samples_folder, samples_folder, use_compilation_cache
 
 DEFINE = {
@@ -46,7 +43,7 @@ COMMAND_FLAGS: dict[str, tuple[str, Any, str]] = {
 def own_flags() -> flags.FlagValues:
     """All flags."""
     found = flags.FlagValues()
-    for name, (of_type, default, text) in {**COMMAND_FLAGS, **all_flags()}.items():
+    for name, (of_type, default, text) in {**COMMAND_FLAGS, **sample_flags()}.items():
         DEFINE[of_type](name, default, text, flag_values=found)
     found.set_gnu_getopt(True)
     return found
@@ -69,20 +66,35 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
 
 def main(arguments: Sequence[str]) -> None:
     """The command. ValueError or OSError for what can't work."""
+    own = {**COMMAND_FLAGS, **sample_flags()}
     if any(re.fullmatch(r"--?h(elp(full|short)?)?", each) for each in arguments[1:]):
-        known = {**COMMAND_FLAGS, **all_flags()}
-        about = "\n".join(f"  --{name:15} {text}" for name, (_, _, text) in known.items())
+        about = "\n".join(f"  --{name:{max(map(len, own))}} {text}" for name, (_, _, text) in own.items())
         print(f"{__doc__.replace('sample.py', called('sample.py'))}\nFlags:\n{about}")
         return
     flag = parse(arguments)
     logging.set_verbosity(logging.WARNING)  # or jax says which backends this machine lacks
     check_choice(flag.format, FORMATS, "--format")
-    check_filled(flag, [name for name, (of_type, _, _) in COMMAND_FLAGS.items() if of_type == "text"])
+    check_filled(flag, [name for name in own if own[name][0] in ("text", "texts", "list") and name not in MAY_BE_EMPTY])
     if flag.out and Path(flag.out).suffix[1:].lower() in FORMATS and not Path(flag.out).is_dir():
         raise ValueError(f"--out={flag.out} is where a folder of pictures goes: leave the suffix out, and say --format=...")
     check_samples_folder(Path(flag.workdir), flag.out)
+    check_numbers({name: flag[name].value for name in sample_flags()})
+    if not flag.workdir.startswith(HUB) and not is_address(flag.workdir):
+        existing(flag.workdir)
+    draw(flag)
+
+
+def draw(flag: flags.FlagValues) -> None:
+    """What the flags say, as far as it can be known without a model checked before."""
+    # Imported here, so that --help and what is mistyped answer at once.
+    from ldm_jax import api, build, drawing
+    from ldm_jax.drawing.modes import usage, with_prompts
+    from ldm_jax.drawing.records import repeated, told
+    from ldm_jax.pictures import save_film
+    from ldm_jax.training.bucket import fetched
+
     use_compilation_cache()
-    given = {name: as_typed(flag[name].value) for name in all_flags()}
+    given = {name: as_typed(flag[name].value) for name in sample_flags()}
     which = int(flag.which) if flag.which.isdigit() else flag.which
     ldm = api.load_whole(flag.workdir, which=which, ema_width=flag.ema_width)
     print(ldm.describe(), flush=True)
@@ -95,15 +107,15 @@ def main(arguments: Sequence[str]) -> None:
         if warning:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     try:
-        choose_mode(ldm, given)
+        drawing.choose_mode(ldm, given)
     except ValueError:
         if not flag.prompts and not any(flag[name].present for name in given):
             print(usage(ldm))
         raise
     with samples_folder(Path(flag.workdir), flag.out) as folder:
-        drawn = draw(ldm, given)
+        drawn = drawing.draw(ldm, given)
         workdir = fetched(flag.workdir) if is_address(flag.workdir) else Path(flag.workdir)
-        texts, medium = records(ldm, given, drawn), build.make_medium(ldm.config, workdir)
+        texts, medium = drawing.records(ldm, given, drawn), build.make_medium(ldm.config, workdir)
         grid = medium.save(
             folder, "grid", drawn.images, drawn.words, drawn.columns, True, texts, suffix=flag.format, labels=flag.labels
         )

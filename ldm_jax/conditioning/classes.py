@@ -12,6 +12,7 @@ from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.files import read_json, write_json
+from ldm_jax.primitives.flags import of_condition
 
 
 class Class(Condition):
@@ -20,8 +21,8 @@ class Class(Condition):
 
     kind = "class"
     columns = ("label",)
-    flags = {"label": ("texts", "A class, by name or number; may be repeated.", "NAME")}
-    companions = {"negative": ("text", "What to steer away from: a prompt or a class.", '"..."')}
+    flags = of_condition("label")
+    companions = of_condition("negative")
     abilities = ABILITIES
     guidance_scale = 3.0
 

@@ -134,6 +134,9 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
             shown = (part.as_pictures(batch, rows) for part in self.parts.values())
             return next((picture for picture in shown if picture is not None), None)
 
+        def told_as(self, row, info, batch, folder):
+            return " ".join(filter(None, (part.told_as(row, info, batch, folder) for part in self.parts.values())))
+
         def check_flags(self, given):
             for part in self.parts.values():
                 part.check_flags(given)

@@ -9,6 +9,7 @@
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,16 @@ class Condition:
     def as_pictures(self, batch: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
         """Conditions that are pictures, or lie on one, as [N, H, W, 3] in [-1, 1]; None for the others."""
         return None
+
+    def told_as(self, row: Mapping[str, Any], info: Any, batch: Mapping[str, np.ndarray], folder: Path) -> str:
+        """Flags of sample.py that say the condition of one row of a data set, `batch` being what is made of it alone; the files
+        that they name are written into `folder`. ValueError for a row that the model could not be told."""
+        flag = next((name for name in ("prompt", "label", "infill") if name in self.flags), None)
+        if flag is None:
+            return ""
+        said = self.in_words(row, info)
+        self.parse([said])
+        return f"--{flag} {shlex.quote(said)}"
 
     def check_flags(self, given: Mapping[str, Any]) -> None:
         """ValueError where flags of sample.py lack something."""

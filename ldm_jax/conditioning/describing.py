@@ -7,10 +7,11 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.conditioning.condition import Condition, module_of
-from ldm_jax.conditioning.pictures import picture
+from ldm_jax.conditioning.pictures import picture, written
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.data.transform import Transform, middle_square
+from ldm_jax.primitives.flags import of_condition
 
 PyTree = Any
 
@@ -24,7 +25,7 @@ class Describing(Condition):
 
     kind = "picture"
     columns = (COLUMN,)
-    flags = {"describe": ("texts", "A picture to say in words; may be repeated.", "PHOTO.png")}
+    flags = of_condition("describe")
     required = ("image_size", "patch_size", "n_embed", "n_layer")
     abilities = ("sample", "variation")
     of_text = True
@@ -82,6 +83,9 @@ class Describing(Condition):
 
     def as_pictures(self, batch, rows):
         return batch[COLUMN]
+
+    def told_as(self, row, info, batch, folder):
+        return written("describe", batch[COLUMN][0], folder / "example.png")
 
     def read(self, given):
         names = list(given["describe"])

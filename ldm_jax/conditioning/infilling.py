@@ -12,6 +12,7 @@ import numpy as np
 from ldm_jax import models
 from ldm_jax.conditioning.condition import Condition, module_of
 from ldm_jax.data.tokenizer import END, TEXT_TOKENIZER, load_tokenizer
+from ldm_jax.primitives.flags import of_condition
 
 HOLE, REST = "___", "..."
 _TAILS = 0.25  # of the training sentences that end in a hole of unknown length
@@ -27,7 +28,7 @@ class Infilling(Condition):
     """
 
     kind = "infill"
-    flags = {"infill": ("texts", f"A sentence with {HOLE} for each word to draw; {REST} at its end: any more.", '"a ___ ..."')}
+    flags = of_condition("infill")
     required = ("vocab_size", "n_embed", "n_layer")
     abilities = ("sample", "variation")
     of_pictures = True

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import hole, picture
+from ldm_jax.conditioning.pictures import hole, picture, written
 from ldm_jax.data import masks
 
 PyTree = Any
@@ -83,6 +83,10 @@ class Inpainting(Condition):
 
     def in_words(self, row, info) -> str:
         return row["name"]
+
+    def told_as(self, row, info, batch, folder):
+        image = written("image", batch["image"][0], folder / "example.png")
+        return f"{image} {written('mask', 255 * batch['hole'][0, ..., 0], folder / 'example_mask.png')}"
 
     def as_pictures(self, batch, rows):
         return np.where(batch["hole"] > 0, np.float32(0), batch["image"])

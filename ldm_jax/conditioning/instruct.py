@@ -10,6 +10,7 @@ import numpy as np
 from ldm_jax.conditioning.condition import Condition, alike
 from ldm_jax.conditioning.pictures import picture
 from ldm_jax.data.decode import decode_rgb
+from ldm_jax.primitives.flags import of_condition
 
 PyTree = Any
 
@@ -19,7 +20,7 @@ class Instruct(Condition):
     them unscaled), 0 in the empty condition."""
 
     kind = "instruct"
-    companions = {"picture": ("text", "The picture that --prompt says how to change.", "PHOTO.png")}
+    companions = of_condition("picture")
     abilities = ("sample", "variation")
     encodes = ("picture",)
     spatial = True

@@ -1,6 +1,8 @@
 """Layout to image: what is where."""
 
 import functools
+import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from ldm_jax import models
 from ldm_jax.conditioning.classes import read_names
 from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
 from ldm_jax.data import label_maps, layout
-from ldm_jax.primitives.files import write_json
+from ldm_jax.primitives.files import write_json, write_text
+from ldm_jax.primitives.flags import of_condition
 
 
 class Layout(Condition):
@@ -20,7 +23,7 @@ class Layout(Condition):
 
     kind = "layout"
     columns = ("boxes", "box_labels")
-    flags = {"layout": ("texts", "JSON: what is where; may be repeated.", "LAYOUT.json")}
+    flags = of_condition("layout")
     abilities = ABILITIES
 
     @functools.cached_property
@@ -77,6 +80,13 @@ class Layout(Condition):
 
     def as_pictures(self, batch, rows):
         return np.stack([boxes_drawn(image, row["boxes"], row["box_labels"]) for image, row in zip(batch["image"], rows)])
+
+    def told_as(self, row, info, batch, folder):
+        both = zip(row["box_labels"], row["boxes"], strict=True)
+        objects = [{"label": int(label), "box": np.float64(box).tolist()} for label, box in both]
+        self.parse([objects])
+        write_text(folder / "example.json", json.dumps(objects))
+        return f"--layout {shlex.quote(str(folder / 'example.json'))}"
 
     def read(self, given):
         return list(given["layout"]), list(given["layout"])

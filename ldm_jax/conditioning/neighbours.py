@@ -1,6 +1,7 @@
 """Retrieval-augmented diffusion: vectors of neighbours in a data base (Blattmann et al. 2022)."""
 
 import functools
+import shlex
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 
 from ldm_jax import retrieval
 from ldm_jax.conditioning.condition import ABILITIES, Condition, alike
+from ldm_jax.conditioning.pictures import written
+from ldm_jax.primitives.flags import of_condition
 
 
 class Neighbours(Condition):
@@ -16,15 +19,8 @@ class Neighbours(Condition):
 
     kind = "retrieval"
     required = ("neighbours", "database")
-    flags = {
-        "prompt": ("texts", "What to draw; may be repeated.", '"..."'),
-        "like": ("texts", "A picture: a retrieval model draws from its neighbours; may be repeated.", "PICTURE.png"),
-        "label": ("texts", "A class, by name or number; may be repeated.", "NAME"),
-    }
-    companions = {
-        "database": ("text", "Where a retrieval model finds its neighbours.", "FOLDER"),
-        "neighbours": ("integer", "How many of them; default: as many as in training.", "K"),
-    }
+    flags = of_condition("prompt", "like", "label")
+    companions = of_condition("database", "neighbours")
     abilities = ABILITIES
 
     @property
@@ -67,6 +63,10 @@ class Neighbours(Condition):
 
     def in_words(self, row, info) -> str:
         return row["name"]
+
+    def told_as(self, row, info, batch, folder):
+        like = written("like", batch["image"][0], folder / "example.png")
+        return f"{like} --database {shlex.quote(self.section['database'])}"
 
     def check_flags(self, given):
         if not given.get("database"):

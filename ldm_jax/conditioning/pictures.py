@@ -1,10 +1,13 @@
 """Pictures and masks as users give them, checked."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 
 def check_range(image: Any, what: str = "an image") -> None:
@@ -24,6 +27,13 @@ def picture(value: Any, multiple: int = 1) -> np.ndarray:
     check_range(image)
     check_size(image.shape[:2], multiple)
     return image.astype(np.float32)
+
+
+def written(flag: str, image: np.ndarray, path: Path) -> str:
+    """`--flag FILE`, the file being this picture, float [H, W, 3] in [-1, 1], or whole numbers [H, W]."""
+    pixels = np.rint((image + 1) * 127.5).clip(0, 255) if image.ndim == 3 else image
+    Image.fromarray(pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)).save(path)
+    return f"--{flag} {shlex.quote(str(path))}"
 
 
 def check_mask(mask: Any) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, alike, module_of
-from ldm_jax.conditioning.pictures import check_size
+from ldm_jax.conditioning.pictures import check_size, written
 from ldm_jax.data import label_maps
+from ldm_jax.primitives.flags import of_condition
 
 
 class SemanticMap(Condition):
@@ -18,8 +19,8 @@ class SemanticMap(Condition):
 
     kind = "semantic"
     columns = ("label_map",)
-    flags = {"map": ("texts", "A label map: a PNG of class numbers, or of colours with --palette; may be repeated.", "MAP.png")}
-    companions = {"palette": ("text", "JSON: [[r, g, b], ...] or {name: [r, g, b], ...}, for --map.", "PALETTE.json")}
+    flags = of_condition("map")
+    companions = of_condition("palette")
     abilities = ABILITIES
     spatial = True
 
@@ -71,6 +72,9 @@ class SemanticMap(Condition):
     def as_pictures(self, batch, rows):
         palette = label_maps.bit_palette(self.classes)
         return label_maps.to_colours(batch["label_map"], palette).astype(np.float32) / 127.5 - 1
+
+    def told_as(self, row, info, batch, folder):
+        return written("map", batch["label_map"][0], folder / "example.png")
 
     def read(self, given):
         palette = label_maps.read_palette(given["palette"]) if given.get("palette") else None

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import picture
+from ldm_jax.conditioning.pictures import picture, written
 from ldm_jax.data import degradation
 from ldm_jax.primitives.choices import check_choice
 
@@ -100,6 +100,9 @@ class SuperResolution(Condition):
 
     def in_words(self, row: Mapping[str, Any], info: Any) -> str:
         return row["name"]
+
+    def told_as(self, row, info, batch, folder):
+        return written("upscale", degradation.degrade(batch["image"][0], self.scale), folder / "example.png")
 
     def as_pictures(self, batch, rows):
         return np.repeat(np.repeat(batch["low"], self.scale, 1), self.scale, 2)

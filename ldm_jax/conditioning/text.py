@@ -15,6 +15,7 @@ from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.text_files import is_whole
 from ldm_jax.data.tokenizer import KINDS, caption_texts, load_tokenizer, train_tokenizer
 from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.flags import of_condition
 
 
 class Text(Condition):
@@ -25,10 +26,8 @@ class Text(Condition):
     kind = "text"
     columns = ("caption",)
     required = ("tokenizer",)
-    flags = {
-        "prompt": ("texts", "What to draw; may be repeated. '(word:1.3)' weighs a part; '\\(' is a plain parenthesis.", '"..."')
-    }
-    companions = {"negative": ("text", "What to steer away from: a prompt or a class.", '"..."')}
+    flags = of_condition("prompt")
+    companions = of_condition("negative")
     abilities = ABILITIES
     guidance_scale = 5.0
 

@@ -2,6 +2,7 @@
 denoiser to denoiser, so samplers know nothing of them.
 """
 
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ldm_jax.diffusion.level import Denoiser, Level, Prediction, expand
 from ldm_jax.diffusion.parameterization import PredictionType, edm_scale, predict
 
 Network = Callable[..., jax.Array]
+_unasked: contextvars.ContextVar[bool] = contextvars.ContextVar("unasked", default=False)
 
 
 def make_denoiser(network: Network, prediction: PredictionType, input_scale: Callable[[Level], Any] | None = None) -> Denoiser:
@@ -26,7 +28,7 @@ def make_denoiser(network: Network, prediction: PredictionType, input_scale: Cal
         times = (level.t,) if level.s is None else (level.t, level.s)
         times = [jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]) for t in times]
         seen = x if input_scale is None else x * expand(input_scale(level), x)
-        output = network(seen, *times)
+        output = jnp.zeros_like(x) if _unasked.get() else network(seen, *times)
         if output.shape[:-1] != x.shape[:-1] or output.shape[-1] not in (x.shape[-1], 2 * x.shape[-1]):
             raise ValueError(
                 f"The network returned shape {output.shape} for x of shape {x.shape}; it must predict something like x."
@@ -34,6 +36,22 @@ def make_denoiser(network: Network, prediction: PredictionType, input_scale: Cal
         return predict(prediction, x, output[..., : x.shape[-1]].astype(x.dtype), level)
 
     return denoise
+
+
+def check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
+    """Traces the denoiser once, abstractly, at a level that is known, but not the networks of `make_denoiser`, which takes
+    seconds and whose answers are looked at wherever they are asked. ValueError for a prediction that is singular there, and for
+    answers of another shape than x."""
+    token = _unasked.set(True)
+    try:
+        x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
+    finally:
+        _unasked.reset(token)
+    if x0.shape != x.shape or eps.shape != x.shape:
+        raise ValueError(
+            f"The denoiser turned x of shape {x.shape} into predictions of shape {x0.shape} and {eps.shape}. "
+            "Does a guidance scale or a condition have another batch size?"
+        )
 
 
 def edm_input_scale(sigma_data: float = 0.5) -> Callable[[Level], Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.diffusion.denoiser import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level, namespace
 from ldm_jax.diffusion.samplers import make_sampler
@@ -90,14 +91,3 @@ def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
             raise ValueError(f"key holds noise of shape {key.shape} for {steps} steps. (A raw uint32 key? Use jax.random.key.)")
         return key
     return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, steps))(key), 0, 1) if key.ndim else jax.random.split(key, steps)
-
-
-def check_denoiser(denoise: Denoiser, x: jax.Array, level: Level) -> None:
-    """Traces the denoiser once, abstractly, at a level that is known. ValueError for a prediction that is singular there, and
-    for answers of another shape than x."""
-    x0, eps = jax.eval_shape(lambda x: denoise(x, level), x)
-    if x0.shape != x.shape or eps.shape != x.shape:
-        raise ValueError(
-            f"The denoiser turned x of shape {x.shape} into predictions of shape {x0.shape} and {eps.shape}. "
-            "Does a guidance scale or a condition have another batch size?"
-        )

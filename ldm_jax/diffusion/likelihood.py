@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.diffusion.driver import check_denoiser
+from ldm_jax.diffusion.denoiser import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level
 

@@ -20,50 +20,25 @@ from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
 from ldm_jax.data.text_files import read_text
-from ldm_jax.diffusion.editing import last_steps
 from ldm_jax.drawing.reading import NOTHING, Held, picture, prepared, size_of
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.flags import DRAWING_FLAGS, EMPTY, check_numbers
 
 Flags = Mapping[str, Any]
-# Flags beside those of conditions: type, default, help.
-OWN_FLAGS: dict[str, tuple[str, Any, str]] = {
-    "image": ("texts", [], "A picture to start from. Alone: drawn anew at --strength."),
-    "mask": ("text", None, "White, or strokes on a clear layer, where --image is painted anew; the rest stays, bit for bit."),
-    "outpaint": ("list", None, "Pixels to add around --image: TOP,BOTTOM,LEFT,RIGHT, or one number."),
-    "source": ("text", None, "What --image shows, in the words of the condition: edits it through its noise."),
-    "strength": ("number", None, "How much of --image may change, in (0, 1]."),
-    "upscale": ("text", None, "A small picture, for super-resolution."),
-    "size": ("text", None, "HEIGHTxWIDTH in pixels; default: the training size."),
-    "tiled": ("switch", False, "Large canvases in windows of the training size."),
-    "panorama": ("switch", False, "The same, and the right end continues at the left."),
-    "variations": ("number", None, "How far from the seed's first picture, in [0, 1]."),
-    "interpolate": ("integer", None, "Frames between conditions, noises or two pictures."),
-    "to_seed": ("integer", None, "With --interpolate: the seed whose first picture ends the film."),
-    "num": ("integer", 4, "How many pictures for each condition."),
-    "seed": ("integer", 0, "The same seed draws the same pictures."),
-    "index": ("integer", None, "Of the pictures that the other flags draw, this one alone, from 0."),
-    "sampler": ("text", None, "ddim, dpmpp_2m, dpmpp_2m_karras, ...; default: the config's."),
-    "grid": ("text", None, "At which levels the sampler steps: trailing, karras, log_snr, ...; default: the config's."),
-    "steps": ("integer", None, "Sampling steps; default: the config's."),
-    "guidance_scale": ("number", None, "1 is off; default: the config's."),
-    "image_guidance_scale": ("number", None, "How much --picture counts, for models that are told one and a prompt."),
-    "lora": ("texts", [], "A LoRA file or folder to draw with, FILE or FILE:0.8 for a part of it; may be repeated."),
-}
 # have a meaning in every mode
 ALWAYS = ("num", "seed", "index", "sampler", "grid", "steps", "guidance_scale", "image_guidance_scale", "lora")
 PLAN = ("sampler", "grid", "steps", "guidance_scale")  # of these, what a model's functions take under the same names
 MOST_AT_ONCE = 64  # plain samples; more are drawn in parts of so many, which differ in rounding only
-EMPTY = {"texts": [], "switch": False}
 
 
 def all_flags() -> dict[str, tuple[str, Any, str]]:
-    """Type, default and help of every flag: those of all kinds of conditions, and `OWN_FLAGS`."""
+    """Type, default and help of every flag: those of all kinds of conditions, and those of drawing."""
     found = {}
     for kind in KINDS.values():
         for name, (of_type, text, _) in {**kind.flags, **kind.companions}.items():
             found.setdefault(name, (of_type, EMPTY.get(of_type), text))
-    return found | OWN_FLAGS
+    return found | DRAWING_FLAGS
 
 
 def given(flags: Flags) -> set[str]:
@@ -157,7 +132,7 @@ def choose_mode(ldm: LatentDiffusion, flags: Flags) -> str:
     if condition.flags and not conditions:
         raise ValueError(f"this model takes {condition.takes}: give {' or '.join(f'--{flag}' for flag in condition.flags)}")
     condition.check_flags(flags)
-    _check_numbers(flags)
+    check_numbers(flags)
     return name
 
 
@@ -173,22 +148,6 @@ def with_prompts(ldm: LatentDiffusion, flags: Flags, path: str) -> dict[str, Any
     if not lines:
         raise ValueError(f"--prompts {path}: it has no lines; write a {name} a line")
     return {**flags, name: [*(flags.get(name) or []), *lines]}
-
-
-def _check_numbers(flags: Flags) -> None:
-    bounds = {"num": 1, "steps": 1, "interpolate": 2, "neighbours": 1}
-    for name, least in bounds.items():
-        if flags[name] is not None and flags[name] < least:
-            raise ValueError(f"--{name}={flags[name]}: must be at least {least}")
-    if flags["variations"] is not None and not 0 <= flags["variations"] <= 1:
-        raise ValueError(f"--variations={flags['variations']}: must lie in [0, 1]")
-    if flags["index"] is not None and not 0 <= flags["index"] < 2**31:
-        raise ValueError(f"--index={flags['index']}: must be a whole number from 0 to 2**31 - 1")
-    if flags["strength"] is not None:
-        last_steps(flags["strength"], 1)
-    key_of(flags["seed"])
-    if flags["to_seed"] is not None:
-        key_of(flags["to_seed"])
 
 
 def alone(ldm: LatentDiffusion, flags: Flags, index: int) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax.api import LatentDiffusion
-from ldm_jax.drawing.modes import EMPTY, Drawn, Flags, all_flags, alone, choose_mode, telling_flag, with_defaults
-from ldm_jax.pictures import FORMATS, described
+from ldm_jax.drawing.modes import Drawn, Flags, all_flags, alone, choose_mode, telling_flag, with_defaults
+from ldm_jax.pictures import described
+from ldm_jax.primitives.flags import EMPTY, FORMATS
 
 CHUNK = "ldm_jax"
 LONGEST = 2**18  # characters of JSON: more than a command line's argument can have

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax import build
-from ldm_jax.api.load import HUB, resolve
+from ldm_jax.api.load import resolve
 from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.primitives.files import folder_place, of_this_machine
+from ldm_jax.primitives.files import HUB, folder_place, is_address, of_this_machine
 from ldm_jax.scoring.features import check as check_features
-from ldm_jax.training.bucket import is_address, stage_folder
+from ldm_jax.training import distributed
+from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.metrics import clock
 from ldm_jax.workdir import PATHS, flatten, summary
 
@@ -56,7 +57,10 @@ def run(config: Mapping[str, Any], workdir: Path, script: str = "") -> None:
         if error.errno and error.filename is None:
             error.filename = str(workdir)  # a disk that is full doesn't say where
         raise
-    experiment.say(f"\nFinished in {clock(time.monotonic() - began)}. {summary(experiment.workdir, experiment.example())}")
+    took = clock(time.monotonic() - began)
+    distributed.on_first(  # which alone writes
+        "summary", lambda: experiment.say(f"\nFinished in {took}. {summary(experiment.workdir, experiment.example())}")
+    )
 
 
 def check(config: Mapping[str, Any], workdir: Path) -> None:

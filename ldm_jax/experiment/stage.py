@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import jax
 
 from ldm_jax import api, build, models
 from ldm_jax.conditioning import Condition
-from ldm_jax.data.pipeline import batches, in_memory
+from ldm_jax.data.pipeline import batches, eval_batches, in_memory
 from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.primitives.arrays import key_of
@@ -114,18 +113,16 @@ class Experiment:
         return build.make_transform(self.config, condition, self.workdir)
 
     def example(self) -> str:
-        """Flags of sample.py with a condition of the validation set that the model knows all of; of one that is a file, with a
-        name for it; "" where there are none."""
+        """Flags of sample.py with a condition of the validation set that the model knows all of; what is no text is written
+        into WORKDIR/diffusion. "" where there are none."""
         condition, source = self.condition, Spread(self.sources["validation"], 100)
-        flag = next((name for name in ("prompt", "label", "infill") if name in condition.flags), None)
-        for i in range(len(source) if flag else 0):
-            said = condition.in_words(source[i], source.info)
-            try:
-                condition.parse([said])
-            except ValueError:  # a caption with words of its own, or too long for a prompt
-                continue
-            return f"--{flag} {shlex.quote(said)}"
-        return "" if flag else " ".join(f"--{name} {example}" for name, (_, _, example) in [*condition.flags.items()][:1])
+        if condition.kind == "none":
+            return ""
+        for i, batch in enumerate(eval_batches(source, self.transform(condition), 1, on_error="skip")):
+            # what is refused: a caption with words of its own, or too long for a prompt
+            with contextlib.suppress(ValueError):
+                return condition.told_as(source[i], source.info, batch, self.workdir / "diffusion")
+        return ""
 
     def _compiling(self, name: str, step: Callable, what: str) -> Callable:
         """The step, which says what it is and that it is compiled when it is called first, and how long that took."""

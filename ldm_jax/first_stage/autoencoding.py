@@ -43,10 +43,15 @@ class FirstStage:
 
     def init(self, key: jax.Array) -> PyTree:
         """Random parameters."""
-        if self.module is None:
-            return {}
-        image = jax.ShapeDtypeStruct((1, *self.size, self.module.in_channels), jnp.float32)
-        return models.initialize(self.module, key, image)
+        return {} if self.module is None else models.initialize(self.module, key, self._image)
+
+    def shapes(self) -> PyTree:
+        """Those of `init`, as ShapeDtypeStructs, without drawing any."""
+        return {} if self.module is None else models.shapes(self.module, self._image)
+
+    @property
+    def _image(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *self.size, self.module.in_channels), jnp.float32)
 
     def encode(self, params: PyTree, x: jax.Array) -> dict[str, jax.Array]:
         """{"moments": [..., 2C]} of the posterior (KL), or {"latents": [..., C]} before quantization (VQ, pixels); raw."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.models.convolution import Padding, convolution, nearest, per_axis, upsampled_convolution
-from ldm_jax.models.init import ONES, ZEROS, Rule, normal, torch_default
+from ldm_jax.models.init import ONES, ZEROS, Rule, normal, parameter, torch_default
 from ldm_jax.models.partition import by_platform, gathered
 from ldm_jax.primitives.choices import check_choice
 
@@ -43,10 +43,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), (fan_in, self.features))
+        kernel = parameter(self, "kernel", self.kernel_init or torch_default(fan_in), (fan_in, self.features))
         y = linear_map(x.astype(self.dtype), gathered(kernel, (*self.path, "kernel"), self.dtype))
         if self.use_bias:
-            bias = self.param("bias", self.bias_init or torch_default(fan_in), (self.features,))
+            bias = parameter(self, "bias", self.bias_init or torch_default(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
 
@@ -82,7 +82,7 @@ class Conv(nn.Module):
         size = per_axis(self.kernel_size, x.ndim - 2)
         shape = (*size, x.shape[-1], self.features)
         fan_in = math.prod(shape[:-1])
-        kernel = self.param("kernel", self.kernel_init or torch_default(fan_in), shape)
+        kernel = parameter(self, "kernel", self.kernel_init or torch_default(fan_in), shape)
         kernel = gathered(kernel, (*self.path, "kernel"), self.dtype)
         x = x.astype(self.dtype)
         if self.upsample:
@@ -91,7 +91,7 @@ class Conv(nn.Module):
             padding = [(k // 2, k // 2) for k in size] if self.padding is None else self.padding
             y = convolution(x, kernel, self.strides, padding)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init or torch_default(fan_in), (self.features,))
+            bias = parameter(self, "bias", self.bias_init or torch_default(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
         return y
 
@@ -119,8 +119,8 @@ class GroupNorm(nn.Module):
                 f"{self.num_groups} groups cannot share {C} channels in {'/'.join(self.path)}: choose widths that are "
                 f"multiples of {self.num_groups}, or another number of norm groups"
             )
-        scale = self.param("scale", ONES, (C,)).astype(jnp.float32)
-        bias = self.param("bias", ZEROS, (C,)).astype(jnp.float32)
+        scale = parameter(self, "scale", ONES, (C,)).astype(jnp.float32)
+        bias = parameter(self, "bias", ZEROS, (C,)).astype(jnp.float32)
         axes = tuple(range(1, x.ndim - 1))
         pivot = jax.lax.stop_gradient(x[(slice(None), *([slice(0, 1)] * len(axes)))]) if x.dtype == jnp.float32 else 0.0
         x = x.astype(jnp.float32)
@@ -153,8 +153,8 @@ class LayerNorm(nn.Module):
         centred = x - x.mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
         if self.affine:
-            scale = self.param("scale", ONES, x.shape[-1:])
-            bias = self.param("bias", ZEROS, x.shape[-1:])
+            scale = parameter(self, "scale", ONES, x.shape[-1:])
+            bias = parameter(self, "bias", ZEROS, x.shape[-1:])
             y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
         return y.astype(self.dtype)
 
@@ -168,7 +168,7 @@ class Embed(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", self.embedding_init, (self.num_embeddings, self.features))
+        self.embedding = parameter(self, "embedding", self.embedding_init, (self.num_embeddings, self.features))
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         if not jnp.issubdtype(indices.dtype, jnp.integer):

@@ -106,11 +106,14 @@ def _condition(found: Survey, machine: Machine) -> Decision:
         fields = {"data.caption_column": found.caption, "conditioner": conditioner, "sampling.guidance_scale": 3.0}
         said = f"captions of at most {length} tokens ({found.different} different words); --prompt draws"
         return Decision(fields | {"network.context_dim": width}, [("condition", said)])
-    classes, why = len(found.class_names), "there are neither captions nor classes"
+    classes = len(found.class_names)
+    why = "there are neither captions (metadata.csv with file_name and caption, or a .txt beside each) nor classes (folders)"
     if found.label and classes > 1 and found.train >= LEAST_A_CLASS * classes:
         conditioner = {"kind": "class", "n_classes": classes + 1, "embed_dim": width, "null_probability": 0.1}
         fields = {"data.label_column": found.label, "conditioner": conditioner, "sampling.guidance_scale": 2.0}
-        return Decision(fields | {"network.context_dim": width}, [("condition", f"{classes} classes; --label draws")])
+        parts = all(name.isdigit() for name in found.class_names)
+        said = f"{classes} classes; --label draws{'; if they are parts of one set, --unconditional' if parts else ''}"
+        return Decision(fields | {"network.context_dim": width}, [("condition", said)])
     if found.label:
         why = "there is one class only" if classes < 2 else f"{classes} classes of {found.train} pictures say little of them"
     fields = {

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ldm_jax.primitives.flags import check_seed
+
 
 def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """x [..., D] over its Euclidean norm, in float32; a vector of zeros stays one."""
@@ -36,8 +38,7 @@ def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Arr
 
 def key_of(seed: int) -> jax.Array:
     """The key of a seed from 0 to 2**64 - 1; other seeds, other keys. ValueError for others."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2**64 - 1")
+    check_seed(seed)
     key = jax.random.key(seed % 2**32)
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 

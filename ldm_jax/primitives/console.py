@@ -57,7 +57,8 @@ def flag_error(error: Exception) -> str:
 def check_filled(flag: Any, names: Iterable[str]) -> None:
     """ValueError for a flag of absl that was given with nothing behind it, such as a variable of the shell that is not set."""
     for name in names:
-        if flag[name].present and not flag[name].value:
+        value = flag[name].value
+        if flag[name].present and not (value and all(each.strip() for each in ([value] if isinstance(value, str) else value))):
             raise ValueError(f"--{name}= is empty: give a value, or leave --{name} out")
 
 
@@ -86,13 +87,18 @@ class Parser(argparse.ArgumentParser):
                 name = argument.split("=")[0] if argument.strip() else before.split("=")[0]
                 out = f", or leave {name} out" if name.startswith("-") else ""
                 self.error(f"{name if out else 'an argument'} is empty: give a value{out}")
+        self._given = given
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with status 2."""
-        near = ""
+        near, known = "", self._option_string_actions
+        names = [each.split("=")[0] for each in self._given if each.startswith("--")]
+        unknown = [name for name in names if not any(each.startswith(name) for each in known)]
+        if "required" in message and unknown and not self._subparsers:  # mistyped, it is what is missing
+            message = f"unrecognized arguments: {unknown[0]}"
         if match := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            near = did_you_mean(match[1], self._option_string_actions)
+            near = did_you_mean(match[1], known)
         self.exit(2, f"{self.prog}: {' '.join(message.split())}.{near} --help shows all flags\n")
 
 

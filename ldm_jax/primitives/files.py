@@ -4,6 +4,7 @@ A JSON object that `write_json` wrote ends with its own SHA-256 under "sha256", 
 one are read as they are.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+ADDRESS = re.compile(r"(gs|file):/{1,3}(?=[^/])(.+)")  # of a bucket, and what is in it
+HUB = "hf:"  # of a name in the place of a path: a repository of the Hugging Face hub
 TEMPORARY = re.compile(r"\..+\.(json|txt|yaml|py)\.\d+\.tmp")
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address of a working directory in a bucket (`training.bucket`). A folder of such a name is a
+    folder."""
+    return ADDRESS.fullmatch(str(path)) is not None and not Path(path).exists()
 
 
 def of_this_machine(path: str | Path, what: str) -> Path:
@@ -28,6 +37,22 @@ def of_this_machine(path: str | Path, what: str) -> Path:
             "the bucket (gcsfuse, s3fs) or download it, and name the folder"
         )
     return path
+
+
+def existing(path: str | Path) -> Path:
+    """The path, if there is something. FileNotFoundError names what there is in its place, ValueError what is no path."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValueError(f"load({path!r}): give the path of a working directory or a checkpoint")
+    path = of_this_machine(path, "load")
+    if path.exists():
+        return path
+    parent = path.parent
+    names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
+    there = f"; there are {', '.join(near)}" if near else ""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
+    hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if is_name else ""
+    raise FileNotFoundError(f"{path} does not exist{there}{hub}")
 
 
 def place(path: str | Path, what: str) -> Path:

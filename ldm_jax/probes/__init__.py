@@ -12,7 +12,11 @@ A classifier needs the column `label`, a segmenter `label_map`. A contrastive pr
 otherwise to tell each picture from the others through crops and changes of colour (Chen et al. 2020, "SimCLR").
 """
 
-from ldm_jax.probes.learning import measure, train
-from ldm_jax.probes.probe import AT_ONCE, KINDS, Probe, described, in_parts, is_probe, load, write
+from etils import epy
+
+# When first used: `python -m ldm_jax.probes` reads its flags before jax is there.
+with epy.lazy_api_imports(globals()):
+    from ldm_jax.probes.learning import measure, train
+    from ldm_jax.probes.probe import AT_ONCE, KINDS, Probe, described, in_parts, is_probe, load, write
 
 __all__ = ["AT_ONCE", "KINDS", "Probe", "described", "in_parts", "is_probe", "load", "measure", "train", "write"]

@@ -9,9 +9,13 @@ PROBE is a contrastive probe (`python -m ldm_jax.probes train --kind contrastive
 that was trained with one data base draws in the style of another if it is given that one's neighbours.
 """
 
-from ldm_jax.retrieval.database import INDICES, Database, NeighboursOf, load_database, search
-from ldm_jax.retrieval.embedders import Embedder, load_clip, load_embedder
-from ldm_jax.retrieval.query import build, condition, embed, embedder_of, find, read_query
+from etils import epy
+
+# When first used: `python -m ldm_jax.retrieval` reads its flags before jax is there.
+with epy.lazy_api_imports(globals()):
+    from ldm_jax.retrieval.database import INDICES, Database, NeighboursOf, load_database, search
+    from ldm_jax.retrieval.embedders import Embedder, load_clip, load_embedder
+    from ldm_jax.retrieval.query import build, condition, embed, embedder_of, find, read_query
 
 __all__ = [
     "INDICES", "Database", "Embedder", "NeighboursOf", "build", "condition", "embed", "embedder_of", "find", "load_clip",

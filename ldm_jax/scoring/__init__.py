@@ -6,10 +6,15 @@
 `ldm_jax.evaluation` has the measures over arrays; here they meet models, data and files.
 """
 
-from ldm_jax.scoring.evaluate import Request, compare, evaluate, in_words
-from ldm_jax.scoring.features import Features, load
-from ldm_jax.scoring.measures import Measured, measure
-from ldm_jax.scoring.reference import Reference, of_data, read
+from etils import epy
+
+# When first used: what is to be measured is read before jax is there.
+with epy.lazy_api_imports(globals()):
+    from ldm_jax.scoring.evaluation import compare, evaluate, in_words
+    from ldm_jax.scoring.features import Features, load
+    from ldm_jax.scoring.measures import Measured, measure
+    from ldm_jax.scoring.reference import Reference, of_data, read
+    from ldm_jax.scoring.request import Request
 
 __all__ = [
     "Features", "Measured", "Reference", "Request", "compare", "evaluate", "in_words", "load", "measure", "of_data", "read",

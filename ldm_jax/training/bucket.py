@@ -26,10 +26,9 @@ from typing import Any
 
 import jax
 
-from ldm_jax.primitives.files import TEMPORARY, read_json, write_json
+from ldm_jax.primitives.files import ADDRESS, TEMPORARY, is_address, read_json, write_json
 from ldm_jax.training import distributed, lock
 
-ADDRESS = re.compile(r"(gs|file):/{1,3}(?=[^/])(.+)")
 MARK = ".bucket.json"  # in a copy: its address, and each file's version there and here when they were last equal
 DIRECT = ("checkpoints", "averages", "damaged")  # of a stage: in the bucket only
 STAGES = ("first_stage", "diffusion")
@@ -41,11 +40,6 @@ _OURS = re.compile(  # of a copy alone: its own files, half-written ones, and ro
     r"\.[^/]+\.incomplete/(rows|ends)-.*)"
 )
 _READ = re.compile(r"[^/]+")  # what a reader needs: the files at the top
-
-
-def is_address(path: str | os.PathLike) -> bool:
-    """Whether a path is an address of a working directory in a bucket. A folder of such a name is a folder."""
-    return ADDRESS.fullmatch(os.fspath(path)) is not None and not Path(path).exists()
 
 
 def name_of(workdir: str | Path) -> str:

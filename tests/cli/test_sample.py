@@ -69,7 +69,9 @@ def test_what_is_refused_leaves_no_folder(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not (folder / "samples").exists()
 
 
-@pytest.mark.parametrize("name", ["workdir", "out", "prompts", "like_png", "which"])
+@pytest.mark.parametrize(
+    "name", ["workdir", "out", "prompts", "like_png", "which", "image", "mask", "outpaint", "size", "label", "lora"]
+)
 def test_an_empty_flag_is_a_variable_that_was_not_set(folder, name):
     with pytest.raises(ValueError, match=f"--{name}= is empty"):
         drawn(folder, "--prompt", "a red circle", f"--{name}=")

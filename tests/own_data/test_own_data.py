@@ -44,7 +44,7 @@ def picture(path, size=(40, 30), mode="RGB"):
 @pytest.mark.parametrize(
     "changes, kind, said",
     [
-        ({}, "none", "neither captions nor classes"),
+        ({}, "none", "neither captions (metadata.csv"),
         ({"label": "label", "class_names": ("a",)}, "none", "one class only"),
         ({"label": "label", "class_names": tuple("abc")}, "class", "3 classes"),
         ({"label": "label", "class_names": tuple(map(str, range(501)))}, "none", "501 classes of 1000 pictures say little"),

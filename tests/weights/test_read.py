@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ldm_jax import weights
+from ldm_jax.cli.weights import main
 from ldm_jax.weights import layouts, naming, safetensors_files, schedules, torch_files
-from ldm_jax.weights.__main__ import main
 from ldm_jax.weights.compvis_files import conditioner_layout
 from ldm_jax.weights.pipelines import pipeline_of
 
