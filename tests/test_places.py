@@ -143,7 +143,7 @@ def test_a_tokenizer_that_is_not_there_is_named_before_anything_is_written(token
         (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--steps=0"], "--steps=0: must be a number"),
         (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--batch-size=-1"], "--batch-size=-1: must be"),
         (probes.main, ["train", "--kind=classifier", "--data=x", "--out=y", "--learning-rate=nan"], "--learning-rate=nan"),
-        (probes.main, ["train", "--kind=classifier", "--data=nowhere", "--out=y", "--size=32"], "no folder nowhere"),
+        (probes.main, ["train", "--kind=classifier", "--data=nowhere", "--out=y", "--size=32"], "nowhere does not exist"),
         (retrieval.main, ["build", "--data=x", "--embedder=y", "--out=z", "-k", "0"], "-k=0: must be a number above 0"),
         (retrieval.main, ["build", "--data=x", "--embedder=y", "--out=full"], "full is not empty; name a new folder"),
         (retrieval.main, ["find", "--database=x", "-k", "0"], "-k=0: must be"),
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_is_not_there_is_named_before_anything_is_written(token
         (plan.main, ["--config=shapes", "--mesh=date=4"], "--mesh date=4: write data=-1,fsdp=4,tensor=1"),
         (weights_command, ["inspect", "nowhere"], "nowhere does not exist"),
         (weights_command, ["inspect", "full/a.txt"], "neither a zip archive nor a pickle"),
-        (weights_command, ["convert", "nowhere", "full"], "full exists"),
+        (weights_command, ["convert", "full/a.txt", "full"], "full exists"),
     ],
 )
 def test_what_is_mistyped_ends_in_a_sentence(command, arguments, said, tmp_path, monkeypatch, capsys):

@@ -81,13 +81,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """`~` is the home directory in --flag=~/folder too, and nothing behind a flag is refused."""
-        given = with_home(sys.argv[1:] if args is None else args)
+        self._given = given = with_home(sys.argv[1:] if args is None else args)
         for before, argument in zip(["", *given], given):
             if not argument.strip() or re.fullmatch(r"--?[A-Za-z][\w-]*=\s*", argument):
                 name = argument.split("=")[0] if argument.strip() else before.split("=")[0]
                 out = f", or leave {name} out" if name.startswith("-") else ""
                 self.error(f"{name if out else 'an argument'} is empty: give a value{out}")
-        self._given = given
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
