@@ -64,6 +64,7 @@ class Checkpoints:
         # Orbax reports each of its own phases at warning level, an unclosed event loop when a load fails, and every thread's
         # traceback when a disk is full: what failed is said by us.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        pass_over_late_callbacks()
         self.folder, self.keep = located(folder), keep
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: concurrent.futures.Future | None = None
@@ -198,7 +199,8 @@ class Checkpoints:
             gc.collect()  # Orbax's handlers and their thread pools hold on to one another
 
     def _failed(self, step: int, error: BaseException) -> OSError:
-        pass_over_late_callbacks()
+        # what Orbax began of it, and doesn't wait for
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         with contextlib.suppress(OSError):
             self._clear()
         return OSError(
