@@ -47,6 +47,7 @@ def picture(path, size=(40, 30), mode="RGB"):
         ({}, "none", "neither captions (metadata.csv"),
         ({"label": "label", "class_names": ("a",)}, "none", "one class only"),
         ({"label": "label", "class_names": tuple("abc")}, "class", "3 classes"),
+        ({"label": "label", "class_names": ("00", "01", "02")}, "class", "if they are parts of one set, --unconditional"),
         ({"label": "label", "class_names": tuple(map(str, range(501)))}, "none", "501 classes of 1000 pictures say little"),
         ({"caption": "text", "words": 11, "different": 90}, "text", "at most 16 tokens (90 different words)"),
         ({"caption": "text", "words": 900, "different": 9000}, "text", "at most 77 tokens"),
