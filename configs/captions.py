@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.too_long = "cut"
     config.first_stage.latents = 24
     config.first_stage_train.steps = 700
+    config.latents.posterior = "mode"  # places after the end, of which the autoencoder knows nothing, would be noise
     config.network.input_size = config.first_stage.latents
     del config.network.num_classes
     config.network.num_classes = None
@@ -31,12 +32,14 @@ def get_config() -> ConfigDict:
     config.conditioner = ConfigDict()
     config.conditioner.kind = "picture"
     config.conditioner.image_size = 32  # the side of the pictures that are looked at
+    config.conditioner.stem = "convolutions"  # how a patch becomes a token | "patches": by one linear map
     config.conditioner.patch_size = 8  # a token of the context for each square of so many pixels
     config.conditioner.n_embed = 64
     config.conditioner.n_layer = 2
     config.conditioner.heads = 4
     config.conditioner.dim_head = 16
     config.conditioner.null_probability = 0.1
+    config.diffusion.scale = 0.5  # of the cosine, twice the noise: with little of it words can be read off
     config.diffusion_train.batch_size = 32
     config.diffusion_train.steps = 3000
     return config

@@ -128,6 +128,7 @@ def get_config() -> ConfigDict:
     config.latents.scale = 0.0  # 0: one over the deviation of the latents, over scale_batches batches
     config.latents.shift = 0.0  # taken off the latents before they are scaled
     config.latents.standardise = True  # every channel to mean 0 and deviation 1, instead of one scale and shift
+    config.latents.posterior = "sample"  # what is learnt of a KL model: draws from its posterior, or its means: "mode"
     config.latents.scale_batches = 64  # batches of the training set that scale and shift are measured on
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 

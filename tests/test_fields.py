@@ -399,7 +399,7 @@ def told(config, folder):
         tell(first_stage, "read_inception", lambda path: None)
         tell(Parts, "prepare", lambda *_: lambda params, images, key: params, of=lambda told: [told["weights"], told["terms"]])
         tell(latents.latents, "measure", found)
-        tell(latents, "draw", lambda encoded, key, rows: jnp.zeros((len(rows), 1)))
+        tell(latents, "learnt", lambda stage, encoded, key, rows: jnp.zeros((len(rows), 1)))
         tell(latents, "write_json", of=lambda told: told["value"])
         for module in (loss, pictures):
             tell(module, "Spread", of=lambda told: {**told, "source": None})

@@ -170,6 +170,8 @@ def test_the_command_draws_films(tmp_path):
     with pytest.raises(FileExistsError):
         film.save(tmp_path, "grid", drawn.images, drawn.words * 2, singly=True)
     np.testing.assert_array_equal(film.read(tmp_path / "0001.gif").shape, (4, 16, 16, 3))
+    with pytest.raises(ValueError, match="0001.png has one frame: a picture"):
+        film.read(tmp_path / "0001.png")
 
 
 def test_a_strip_shows_every_frame():

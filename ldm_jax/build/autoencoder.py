@@ -16,6 +16,8 @@ from ldm_jax.primitives.choices import check_choice, construct
 from ldm_jax.training.optimizer import by_part, make_optimizer, trained_only
 from ldm_jax.training.state import from_loss
 
+POSTERIORS = ("sample", "mode")  # what config.latents.posterior may be
+
 
 def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
     """The autoencoder of config.first_stage: kind "kl" or "vq", "text" of tokens; "none" passes pixels through."""
@@ -35,7 +37,7 @@ def make_first_stage(config: Mapping[str, Any]) -> FirstStage:
             "have a codebook"
         )
     size = (module.resolution,) * 2 if module.dims == 2 else image_size(config)
-    return FirstStage(module, module.factors, module.embed_dim, size)
+    return FirstStage(module, module.factors, module.embed_dim, size, samples=samples_posterior(config))
 
 
 def make_text_stage(config: Mapping[str, Any]) -> FirstStage:
@@ -49,7 +51,13 @@ def make_text_stage(config: Mapping[str, Any]) -> FirstStage:
     module = construct(models.TextAutoencoder, fields | known, "config.first_stage")
     if length % module.latents:
         raise ValueError(f"config.data.image_size={size}: must be a multiple of config.first_stage.latents={module.latents}")
-    return FirstStage(module, (length // module.latents,), module.embed_dim, size)
+    return FirstStage(module, (length // module.latents,), module.embed_dim, size, samples=samples_posterior(config))
+
+
+def samples_posterior(config: Mapping[str, Any]) -> bool:
+    """config.latents.posterior: whether the diffusion model learns draws from it, or its means."""
+    chosen = config.get("latents", {}).get("posterior", "sample")
+    return check_choice(chosen, POSTERIORS, "config.latents.posterior") == "sample"
 
 
 def first_stage_dtype(config: Mapping[str, Any]) -> Any:

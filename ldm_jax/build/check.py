@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ldm_jax import diffusion, models
-from ldm_jax.build.autoencoder import make_first_stage, make_first_stage_program
+from ldm_jax.build.autoencoder import POSTERIORS, make_first_stage, make_first_stage_program
 from ldm_jax.build.check_tuning import check_tuning
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
@@ -275,6 +275,7 @@ CHOICES = {
     ("first_stage_loss", "disc_loss"): ("hinge", "vanilla"),
     ("first_stage_loss", "pixel"): ("l1", "l2"),
     ("first_stage_loss", "reduction"): ("sum", "mean"),
+    ("latents", "posterior"): POSTERIORS,
     ("diffusion", "schedule"): tuple(diffusion.SCHEDULES),
     ("diffusion", "prediction"): tuple(diffusion.PREDICTIONS),
     ("diffusion", "loss"): ("l1", "l2", "huber"),

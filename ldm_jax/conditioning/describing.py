@@ -11,9 +11,11 @@ from ldm_jax.conditioning.pictures import picture, written
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.data.transform import Transform, middle_square
+from ldm_jax.primitives.choices import check_choice
 from ldm_jax.primitives.flags import of_condition
 
 PyTree = Any
+STEMS = ("patches", "convolutions")
 
 
 class Describing(Condition):
@@ -71,6 +73,9 @@ class Describing(Condition):
         size, patch = self.size, self.section["patch_size"]
         if not all(isinstance(side, int) and side > 0 for side in (size, patch)) or size % patch:
             raise ValueError(f"config.conditioner.image_size={size}: must be a multiple of patch_size={patch}, both above 0")
+        stem = check_choice(self.section.get("stem", "patches"), STEMS, "config.conditioner.stem")
+        if stem == "convolutions" and patch & (patch - 1):
+            raise ValueError(f"config.conditioner.patch_size={patch}: must be a power of two where stem='convolutions'")
         super().check()
 
     def check_inputs(self, inputs):

@@ -88,7 +88,7 @@ def folder(
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
         raise ValueError(
             f"{root} holds no {kind.many} ({', '.join(sorted(kind.suffixes()))}), neither directly nor in subfolders{passed}"
-            + (f". {kind.hint}" if kind.hint else "")
+            + (f". {hint}" if (hint := kind.hint()) else "")
         )
     rows = select(splits, split, "file_name", str(root))
     if beside:

@@ -147,7 +147,9 @@ def cut(array: np.ndarray, size: tuple[int, ...], rng: np.random.Generator | Non
 
 
 def in_window(volume: np.ndarray, window: tuple[float, float] | None, name: str = "volume") -> np.ndarray:
-    """Numbers as float32 in [-1, 1] (`VolumeTransform.window`)."""
+    """Numbers as float32 in [-1, 1] (`VolumeTransform.window`). ValueError for some that are not finite."""
+    if volume.dtype.kind == "f" and (odd := int((~np.isfinite(volume)).sum())):
+        raise ValueError(f"{name}: {odd} of {volume.size} numbers are not finite; put others in their place")
     if window is None:
         if volume.dtype.kind == "u":
             window = 0, np.iinfo(volume.dtype).max
@@ -160,5 +162,7 @@ def in_window(volume: np.ndarray, window: tuple[float, float] | None, name: str 
                 "--config.data.window=(low, high)"
             )
     low, high = window
+    if (least := volume.min()) < (most := volume.max()) and (most <= low or least >= high):
+        raise ValueError(f"{name} holds {least:g} to {most:g}, nothing inside of config.data.window=({low:g}, {high:g})")
     scaled = (np.clip(volume.astype(np.float32), low, high) - np.float32(low)) * np.float32(2 / (high - low))
     return scaled - np.float32(1)

@@ -40,7 +40,7 @@ class FileKind:
     unread      suffixes of files that are of this kind and not read
     mime        how the kind's MIME types begin, such as "image/"
     beginnings  first bytes of such files, to know those without a suffix by
-    hint        a sentence for those who have only files that are not read
+    hint        gives a sentence for those who have only files that are not read, or ""
     stacks      whether a folder that holds pictures, and neither files of the kind nor folders, is one of them too
     """
 
@@ -51,7 +51,7 @@ class FileKind:
     unread: frozenset[str]
     mime: str
     beginnings: tuple[bytes, ...] = ()
-    hint: str = ""
+    hint: Callable[[], str] = str
     stacks: bool = False
 
     def looks_so(self, path: Path) -> bool:

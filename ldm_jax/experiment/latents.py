@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax import api, build
 from ldm_jax.data.latent_cache import LatentCache, hash_arrays, latent_cache
 from ldm_jax.experiment.stage import Experiment
-from ldm_jax.first_stage import FirstStage, draw, latents
+from ldm_jax.first_stage import FirstStage, latents, learnt
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import write_json
 from ldm_jax.training import distributed, sharding
@@ -75,7 +75,7 @@ def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
 
     def encode(params: PyTree, batch: PyTree) -> jax.Array:
         images, rows, number = batch["image"], batch["row"], batch["number"][0]
-        return draw(stage.encode(params, images), jax.random.fold_in(key, number), rows)
+        return learnt(stage, stage.encode(params, images), jax.random.fold_in(key, number), rows)
 
     compiled = jax.jit(encode, out_shardings=sharding.replicated(experiment.mesh))
     params = sharding.replicate(experiment.mesh, params)

@@ -23,13 +23,15 @@ class FirstStage:
     functions of params.
 
     `module` is None where diffusion runs on pixels. `factors`: how many times smaller latents are, along each axis. `size`:
-    spatial shape that parameters are initialised with.
+    spatial shape that parameters are initialised with. `samples`: whether a diffusion model learns draws from the posterior (of
+    a KL model), or its means.
     """
 
     module: Any = None
     factors: tuple[int, ...] = (1, 1)
     channels: int = 3
     size: tuple[int, ...] = ()
+    samples: bool = True
 
     @property
     def factor(self) -> int:
@@ -77,13 +79,15 @@ class FirstStage:
         return jnp.clip(decoded, -1.0, 1.0) if of_module is None else of_module(decoded)
 
     def latent_shape(self, *size: int) -> tuple[int, ...]:
-        """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple, or has
-        another number of sides."""
+        """(*space, channels) of the latents of a picture of this size in pixels; ValueError if it isn't a multiple, has another
+        number of sides, or another length than the one that a first stage of sentences has."""
         there = " x ".join(map(str, size))
         if len(size) != len(self.factors):
             raise ValueError(
                 f"image size {there}: {len(size)} sides, but this model is of {len(self.factors)} (its dims)"
             )
+        if (length := getattr(self.module, "length", None)) is not None and size != (length,):
+            raise ValueError(f"size {there}: all sentences of this model have {length} tokens, begin and end among them")
         if any(side % factor or side < factor for side, factor in zip(size, self.factors)):
             if len({*self.factors}) > 1:
                 raise ValueError(f"image size {there}: sides must be multiples of {' x '.join(map(str, self.factors))}")
@@ -98,6 +102,14 @@ class FirstStage:
     def encode_mean(self, params: PyTree, x: jax.Array) -> jax.Array:
         """The posterior's mean, or the latents before quantization, raw [B, ..., C]."""
         return draw(self.encode(params, x))
+
+
+def learnt(
+    stage: FirstStage, encoded: dict[str, jax.Array], key: jax.Array, rows: Sequence[int] | jax.Array | None = None
+) -> jax.Array:
+    """The raw latents [B, ..., C] that a diffusion model learns, of what `stage.encode` gave: draws from the posterior, or its
+    means unless `stage.samples`."""
+    return draw(encoded, key if stage.samples else None, rows)
 
 
 def draw(

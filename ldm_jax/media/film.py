@@ -40,8 +40,11 @@ class Film(Medium):
         return FilmTransform(size, section["crop"], section["flip"], section.get("frame_step", 1), **columns)
 
     def read(self, path: str | Path) -> np.ndarray:
-        """float32 [frames, H, W, 3] of a file or a folder of frames."""
-        return Transform.scaled(read_film(path, str(path)))
+        """float32 [frames, H, W, 3] of a file or a folder of frames. ValueError, too, for a picture, which has one."""
+        film = read_film(path, str(path))
+        if len(film) < 2:
+            raise ValueError(f"{path} has one frame: a picture. Give a film, as GIF, .npy or a folder of frames")
+        return Transform.scaled(film)
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:
         """The frames side by side."""

@@ -111,6 +111,8 @@ class Text(Medium):
         if section["flip"] or section["crop"] != "center":
             raise ValueError("config.data.flip and config.data.crop are of pictures: of text set them to False and 'center'")
         if _is_file(section["tokenizer"]):
+            if not Path(section["tokenizer"]).is_file():
+                raise FileNotFoundError(f"config.data.tokenizer={section['tokenizer']!r}: no such file")
             self._fitting(load_tokenizer(section["tokenizer"]))
         else:
             check_choice(section["tokenizer"], ("words", "wordpiece"), "config.data.tokenizer")

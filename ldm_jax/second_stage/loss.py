@@ -2,7 +2,8 @@
 
     L = E_{z ~ q(z|x), y, eps, t} || eps - eps_theta(z_t, t, tau_theta(y)) ||^2
 
-    batch -> z (drawn anew from the posterior) -> scaled -> objective: noised at random t -> network with tau_theta(y) -> error
+    batch -> z (drawn anew from the posterior, or its mean) -> scaled -> objective: noised at random t -> network with
+    tau_theta(y) -> error
 
 With probability `null_probability` an example's condition is replaced by the empty one, so that one network learns both the
 conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
@@ -18,7 +19,7 @@ from ldm_jax.conditioning import Condition
 from ldm_jax.diffusion.objectives import Objective, Problem
 from ldm_jax.diffusion.schedules import Schedule
 from ldm_jax.diffusion.times import HISTORY, History, record_losses
-from ldm_jax.first_stage import FirstStage, draw
+from ldm_jax.first_stage import FirstStage, learnt
 from ldm_jax.first_stage.latents import scale_latents
 from ldm_jax.primitives.arrays import row_keys
 from ldm_jax.training.state import GradFn, Gradient, LossFn, Step, from_loss
@@ -82,7 +83,7 @@ def make_loss(
 
         known = {name: batch[name] for name in ("moments", "latents") if name in batch}
         encoded = known or stage.encode(params["first_stage"], batch["image"])
-        x0 = scale_latents(draw(encoded, posterior_key, step.rows), **normalize)
+        x0 = scale_latents(learnt(stage, encoded, posterior_key, step.rows), **normalize)
 
         inputs, dropped = condition.encoded(batch["inputs"], to_latents), None
         if null_probability:

@@ -111,8 +111,9 @@ def test_a_users_picture_is_seen_as_in_training(photos):
     jax.tree.map(np.testing.assert_allclose, kind.parse(values), kind.from_batch(batch))
 
 
-def test_the_empty_condition_knows_no_picture():
-    kind = condition()
+@pytest.mark.parametrize("stem", ["patches", "convolutions"])
+def test_the_empty_condition_knows_no_picture(stem):
+    kind = condition(SECTION | {"stem": stem})
     params = kind.init(jax.random.key(0))
     pictures = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     told = kind.apply(params, kind.from_batch({"conditioning": pictures}))["context"]
@@ -132,6 +133,8 @@ def test_the_empty_condition_knows_no_picture():
         (lambda: condition(SECTION | {"patch_size": 0}).check(), "both above 0"),
         (lambda: condition(SECTION | {"image_size": 0}).check(), "both above 0"),
         (lambda: condition(SECTION | {"image_size": (8, 8)}).check(), "both above 0"),
+        (lambda: condition(SECTION | {"stem": "convolution"}).check(), "stem='convolution'.*convolutions"),
+        (lambda: condition(SECTION | {"stem": "convolutions", "image_size": 12, "patch_size": 6}).check(), "a power of two"),
         (lambda: condition().check_inputs({"picture": np.zeros((2, 4, 4, 3)), "shown": np.ones(2)}), "8, 8, 3"),
         (lambda: condition(size=(32, 32)).check(), "is of text"),
         (lambda: build.check(config_of(**{"conditioner.image_size": 36})), "multiple of patch_size=8"),

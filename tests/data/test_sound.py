@@ -65,6 +65,7 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path):
         (b"<html>no sound</html>", "x.wav cannot be read as a sound"),
         (wav(np.zeros((0, 1), np.int16)), "holds no samples"),
         (wav(np.float32([0.0, np.nan])), "not finite"),
+        (wav(np.int16([0, 1]), 2_000_000), "it says that it has 2000000 samples a second"),
     ):
         with pytest.raises(ValueError, match=message):
             read_sound(data, "x.wav")
@@ -76,6 +77,14 @@ def test_flac_with_soundfile_and_a_hint_without(tmp_path, monkeypatch):
     soundfile = pytest.importorskip("soundfile", reason="needs the extra sound: pip install ldm_jax[sound]")
     soundfile.write(tmp_path / "a.flac", sine(300), RATE)
     np.testing.assert_allclose(read_sound(tmp_path / "a.flac")[0], sine(300), atol=2**-15)
+    soundfile.write(tmp_path / "fine.flac", sine(300), RATE, subtype="PCM_24")
+    np.testing.assert_allclose(read_sound(tmp_path / "fine.flac")[0], sine(300), atol=2**-23)
+    (tmp_path / "fine.flac").unlink()
+    with pytest.raises(ValueError, match=r"x.wav cannot be read as a sound: Format not recognised\.$"):
+        read_sound(b"\x89PNG\r\n\x1a\n", "x.wav")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="nor in subfolders$"):
+        folder(tmp_path / "none", kind=SOUNDS)
     assert describe(folder(tmp_path, kind=SOUNDS)) == "1 sound"
     monkeypatch.setattr(files, "has_soundfile", lambda: False)
     with pytest.raises(ValueError, match="it is no WAV file. FLAC, Ogg and MP3 need soundfile"):
@@ -272,12 +281,21 @@ def test_windows_of_long_sounds_and_silence_around_short_ones():
         ({"channels": 2, "mix": True}, np.repeat(sine(300), 6, 1), RATE, "x.wav has 6 channels, the model 2: leave it out"),
         ({"shortest": 0.2}, sine(300, 0.1), RATE, "x.wav lasts 0.100 s: shorter than config.data.sound.shortest=0.2 s"),
         ({}, np.zeros((8000, 1)), RATE, "x.wav is silent: no sample reaches -80 dB"),
+        ({}, np.full((8000, 1), 0.5), RATE, "x.wav is silent"),  # a constant is not heard
     ],
 )
 def test_sounds_that_do_not_fit_are_refused_by_name(tmp_path, fields, samples, rate, message):
     (tmp_path / "x.wav").write_bytes(wav_bytes(samples, rate))
     with pytest.raises(ValueError, match=message):
         transform(**fields).fit({"sound": str(tmp_path / "x.wav"), "name": "x.wav"})
+
+
+def test_whole_numbers_stored_as_floating_point_ones_are_not_cut_to_squares(tmp_path):
+    (tmp_path / "x.wav").write_bytes(wav(sine(300) * np.float32(2**15)))
+    with pytest.raises(ValueError, match=r"x.wav reaches 16382.4, and samples lie in \[-1, 1\]"):
+        transform().fit({"sound": str(tmp_path / "x.wav"), "name": "x.wav"})
+    (tmp_path / "x.wav").write_bytes(wav(sine(300) * np.float32(2.5)))  # 1.25: a loud mix
+    assert np.abs(transform().fit({"sound": str(tmp_path / "x.wav"), "name": "x.wav"})["sound"]).max() == 1
 
 
 def test_what_is_asked_for_is_mixed_and_taken():

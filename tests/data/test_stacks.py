@@ -178,6 +178,16 @@ def test_a_fitted_volume_stays_as_it_is():
     np.testing.assert_array_equal(transform(transform.fit(row))["image"], transform(row)["image"])
 
 
+def test_numbers_that_say_nothing_are_refused_by_name():
+    odd = VOLUME.astype(np.float32)
+    odd[1, 1, 1:3] = np.nan, np.inf
+    with pytest.raises(ValueError, match="v: 2 of 210 numbers are not finite"):
+        VolumeTransform((3, 4, 5), (0, 255))({"volume": odd, "name": "v"})
+    for window in ((-100, 0), (255, 300)):
+        with pytest.raises(ValueError, match=r"v holds .* to .*, nothing inside of config.data.window="):
+            VolumeTransform((3, 4, 5), window)({"volume": np.clip(VOLUME, 1, 254), "name": "v"})
+
+
 def test_volumes_that_cant_be_read_are_refused_by_name():
     for volume, message in (
         (VOLUME[0], r"v holds uint8\[6, 7\]: a volume is numbers"),

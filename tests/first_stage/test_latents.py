@@ -109,3 +109,9 @@ def test_second_stage_loss_reads_posteriors_scales_and_conditions():
     for name in ("latents", "image"):  # of a first stage that is none, pictures are latents
         loss_fn(params, {name: jnp.full((2, 3, 3, 4), 4.0), "inputs": batch["inputs"]}, jax.random.key(0), step)
         np.testing.assert_allclose(seen["x0"], 1.5, atol=1e-6)
+    wide = {"moments": moments_of(4.0, 0.0), "inputs": batch["inputs"]}
+    loss_fn(params, wide, jax.random.key(0), step)
+    assert float(jnp.std(seen["x0"])) == pytest.approx(0.5, rel=0.2)
+    means = first_stage.FirstStage(samples=False)  # config.latents.posterior="mode"
+    second_stage.make_loss(Gain(), means, Table(), objective, null_probability=0.0)(params, wide, jax.random.key(0), step)
+    np.testing.assert_allclose(seen["x0"], 1.5, atol=1e-6)

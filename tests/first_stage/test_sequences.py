@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ldm_jax import models
-from ldm_jax.first_stage import latents, sequences
+from ldm_jax.first_stage import FirstStage, latents, sequences
 from ldm_jax.training.state import Step, from_loss
 
 END = 3
@@ -59,6 +59,14 @@ def test_the_loss_by_hand():
     assert float(metrics["nll"]) == pytest.approx((4 + 3) / 2 * np.log(8), rel=1e-6)
     assert float(metrics["kl"]) == pytest.approx(12)
     assert float(loss) == pytest.approx(3.5 * np.log(8) + 6, rel=1e-6)
+
+
+def test_sentences_have_one_length():
+    module = models.TextAutoencoder(vocab_size=8, length=6, latents=2, embed_dim=4, width=16, depth=1, heads=2)
+    stage = FirstStage(module, (3,), 4, (6,))
+    assert stage.latent_shape(6) == (2, 4)
+    with pytest.raises(ValueError, match="size 9: all sentences of this model have 6 tokens"):
+        stage.latent_shape(9)
 
 
 def test_it_learns_a_few_sentences_by_heart():

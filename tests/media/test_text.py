@@ -97,6 +97,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(section, tmp_path):
     own = section | {"tokenizer": str(tmp_path / "own.json"), "vocab_size": 10}
     with pytest.raises(ValueError, match=r"config.data.vocab_size=10: .*has \d\d tokens"):
         media.make_medium(own).check()
+    with pytest.raises(FileNotFoundError, match=r"config.data.tokenizer='.*gone.json': no such file"):
+        media.make_medium(section | {"tokenizer": str(tmp_path / "gone.json")}).check()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ WAV = frozenset((".wav", ".wave"))
 WITH_SOUNDFILE = frozenset((".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"))
 UNREAD = frozenset((".m4a", ".aac", ".wma", ".amr", ".ape", ".mid", ".midi"))
 HINT = 'FLAC, Ogg and MP3 need soundfile: pip install "ldm_jax[sound]"'
+_MOST_RATE = 1_000_000  # samples a second; beyond it a header is damaged
 _ZERO, _SCALE = {"u1": 128.0}, {"u1": 128.0, "i2": 2.0**15, "i4": 2.0**31}
 
 
@@ -38,7 +39,10 @@ def suffixes() -> frozenset[str]:
 
 
 _BEGINNINGS = (b"RIFF", b"fLaC", b"OggS", b"ID3")
-SOUNDS = FileKind("sound", "sound", "sounds", suffixes, UNREAD | WITH_SOUNDFILE, "audio/", _BEGINNINGS, HINT)
+SOUNDS = FileKind(
+    "sound", "sound", "sounds", suffixes, UNREAD | WITH_SOUNDFILE, "audio/", _BEGINNINGS,
+    lambda: "" if has_soundfile() else HINT,
+)  # fmt: skip
 
 
 def read_sound(encoded: Encoded, name: str = "sound") -> tuple[np.ndarray, int]:
@@ -49,6 +53,8 @@ def read_sound(encoded: Encoded, name: str = "sound") -> tuple[np.ndarray, int]:
         samples, rate = _of_wav(data) if data[:4] in (b"RIFF", b"RIFX", b"RF64") else _of_soundfile(data)
         if not samples.size:
             raise ValueError("it holds no samples")
+        if not 0 < rate <= _MOST_RATE:
+            raise ValueError(f"it says that it has {rate} samples a second")
         if not np.isfinite(samples).all():
             raise ValueError("it holds samples that are not finite")
         return samples, rate
@@ -101,7 +107,10 @@ def _of_soundfile(data: bytes) -> tuple[np.ndarray, int]:
         raise ValueError(f"it is no WAV file. {HINT}")
     import soundfile
 
-    return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    try:
+        return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(error.error_string) from None
 
 
 @contextmanager

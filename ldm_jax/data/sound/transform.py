@@ -10,6 +10,8 @@ from ldm_jax.data.sound.files import read_sound, resampled
 from ldm_jax.data.sound.mel import Mel
 from ldm_jax.data.transform import Row, Task, of_task, other_columns
 
+LOUDEST = 8.0  # 18 dB above full scale: mixes and codecs exceed 1 a little, which is cut off
+
 
 @dataclasses.dataclass(frozen=True)
 class SoundTransform:
@@ -82,7 +84,12 @@ class SoundTransform:
             raise ValueError(
                 f"{name} lasts {len(samples) / rate:.3f} s: shorter than config.data.sound.shortest={self.shortest:g} s"
             )
-        if 20 * np.log10(max(np.abs(samples).max(), 1e-30)) < self.mel.floor_db:
+        if (peak := float(np.abs(samples).max())) > LOUDEST:
+            raise ValueError(
+                f"{name} reaches {peak:g}, and samples lie in [-1, 1]: whole numbers stored as floating-point ones? Divide "
+                "them by what full scale is, 32768 for 16 bits"
+            )
+        if 20 * np.log10(max(np.ptp(samples, axis=0).max() / 2, 1e-30)) < self.mel.floor_db:  # a constant is not heard
             raise ValueError(f"{name} is silent: no sample reaches {self.mel.floor_db:g} dB. Leave it out")
         return np.clip(resampled(samples, rate, self.mel.rate), -1, 1)
 
