@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import evaluation
+from ldm_jax.evaluation import manifold
 
 RNG = np.random.default_rng(0)
 
@@ -90,7 +91,7 @@ def test_kernel_distance_of_subsets():
 
 def test_overlap_on_a_line(monkeypatch):
     """Real points 0, 1, 2, 3 and k = 1: balls of radius 1. Drawn points 0.5 and 1.5 lie in two each, 10 in none."""
-    monkeypatch.setattr(evaluation.manifold, "CHUNK", 2)
+    monkeypatch.setattr(manifold, "CHUNK", 2)
     real, drawn = np.float64([[0], [1], [2], [3]]), np.float64([[0.5], [1.5], [10]])
     found = evaluation.precision_recall(real, drawn, k=1)
     # drawn balls: [-0.5, 1.5], [0.5, 2.5], [1.5, 18.5]
