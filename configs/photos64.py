@@ -1,11 +1,12 @@
-"""Photos of several kinds at 64 px, class-conditional, in an hour on two CPU cores: latents of 8 x 8 pixels.
+"""Photos of several kinds at 64 px, class-conditional, in latents of 8 x 8 pixels.
 
     python train.py --config=configs/photos64.py --config.data.path=PHOTOS
     python sample.py --workdir runs/photos64 --label roses
 
-PHOTOS is a folder as configs/flowers64.py takes it. That config spends a quarter of the time, in latents of 16 x 16 pixels.
-Here they are half as wide and high, of 16 channels, past shortcuts (Chen et al. 2024, "Deep compression autoencoder for
-efficient high-resolution diffusion models"), so that the second stage sees several times as many pictures.
+PHOTOS is a folder as configs/flowers64.py takes it. That config has latents of 16 x 16 pixels; here they are half as wide and high,
+of 16 channels, past shortcuts (Chen et al. 2024, "Deep compression autoencoder for efficient high-resolution diffusion models"),
+so that the second stage sees more pictures in the same time. On the 2,934 flowers of flowers64 the first stage gives held-out photos
+back with 24.8 dB. The second stage has been run for a few hundred steps only.
 """
 
 from ml_collections import ConfigDict
