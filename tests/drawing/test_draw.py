@@ -107,7 +107,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
     for fields, message in (
         ({"image": ["/nowhere.png"]}, "no such file"),
         ({"image": photo * 2}, "--image 2 times"),
-        ({"image": photo, "strength": 1.5}, r"in \(0, 1\]; got 1.5"),
+        ({"image": photo, "strength": 1.5}, r"must lie in \(0, 1\]"),
         ({"image": photo, "mask": str(files / "map.png")}, "map.png is 10 x 7 pixels and the picture 9 x 7"),
         ({"image": photo, "mask": str(files / "black.png")}, "black, or clear, all over"),
         ({"image": photo, "outpaint": ["1", "2"]}, "TOP,BOTTOM,LEFT,RIGHT"),

@@ -344,7 +344,7 @@ def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):
         (["--samples", str(root)], "without --reference"),
         (["--samples", str(root), "--reference", str(root), "--steps", "3"], "--steps is of drawing"),
         (["--samples", str(root), "--reference", str(root), "--guidance_scale", "1;2"], "separated by commas"),
-        (["--samples", str(root / "none"), "--reference", str(root), "--features", "clasifier"], "Did you mean .classifier"),
+        (["--samples", str(root), "--reference", str(root), "--features", "clasifier"], "Did you mean .classifier"),
         (["--workdir", str(root), "--num", "1"], "num=1: at least 2"),
         (["--workdir", str(root), "--guidance_scale", "nan"], "must be finite"),
         (["--workdir", str(root / "none")], "does not exist"),

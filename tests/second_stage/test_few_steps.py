@@ -9,6 +9,7 @@ import pytest
 from configs import shapes, shapes_few_steps
 from ldm_jax import build, second_stage
 from ldm_jax.diffusion.few_steps import OBJECTIVES
+from ldm_jax.first_stage import FirstStage
 from ldm_jax.training.state import Step
 
 SMALL = {
@@ -77,7 +78,7 @@ def test_networks_are_told_the_conditions_of_their_own_parameters():
         seen["dropped"] = problem.dropped
         return jnp.zeros(()), {}
 
-    loss = second_stage.make_loss(network, None, Words, objective, null_probability=0.5, teacher=teacher)
+    loss = second_stage.make_loss(network, FirstStage(), Words, objective, null_probability=0.5, teacher=teacher)
     params = {"network": 2.0, "conditioner": 10.0, "latents": {"scale": 1.0, "shift": 0.0}}
     params[second_stage.TEACHER] = {"network": 3.0, "conditioner": 100.0}
     batch = {"latents": jnp.ones((8, 2, 2, 4)), "inputs": jnp.arange(1.0, 9.0)}
