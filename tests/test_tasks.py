@@ -95,7 +95,7 @@ def trained_config(shared, kind, **overrides):
 
 @pytest.fixture(
     scope="module",
-    params=[kind if kind in ("superres", "inpaint") else pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS],
+    params=[kind if kind == "superres" else pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS],
 )
 def run(request, shared):
     config = trained_config(shared, request.param)

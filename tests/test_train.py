@@ -286,6 +286,7 @@ def test_sample_refuses_in_one_sentence(ldm, flags, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_an_average_of_another_width_is_chosen_after_training(ldm, trained):
     def network(model):
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(model.params["network"])])

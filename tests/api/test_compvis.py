@@ -223,7 +223,7 @@ def reading(context: np.ndarray, encoded: np.ndarray):
     return change
 
 
-@pytest.mark.parametrize("kind", ["layout", "text"])
+@pytest.mark.parametrize("kind", [pytest.param("layout", marks=pytest.mark.slow), "text"])
 def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtures_dir):
     words, network = fixtures_dir / "C2_bert_embedder", fixtures_dir / "A4_st3_headch"
     if not (words.is_dir() and network.is_dir()):

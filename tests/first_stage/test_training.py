@@ -121,6 +121,7 @@ def test_constant_images_give_finite_steps(x):
     assert told[-1]["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_and_more_codes_than_latents_in_it():
     config = tiny(**VQ | EMA | ADVERSARIAL | {"first_stage_loss.codebook_kmeans": 0, "first_stage.n_embed": 1024})
     training = build.make_first_stage_program(config)

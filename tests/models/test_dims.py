@@ -149,7 +149,8 @@ def test_autoencoders_of_one_axis_are_those_of_rows(vq):
         close(row.apply({"params": wide}, x[:, None], method=method)[:, 0], line.apply({"params": params}, x, method=method))
 
 
-@pytest.mark.parametrize("factorised", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("factorised", [False, True])
 def test_an_autoencoder_of_films_that_stand_still_is_one_of_pictures(factorised):
     flat, deep = Autoencoder(**STAGE), Autoencoder(**STAGE, **BY_FRAME, factorised_attention=factorised)
     x = noise(1, 8, 4, 3)
@@ -190,7 +191,7 @@ def test_an_autoencoder_shrinks_each_axis_by_its_own_strides():
     assert jax.eval_shape(lambda x: net.apply({"params": params}, x), x).shape == x.shape
 
 
-@pytest.mark.parametrize("actnorm", [False, True])
+@pytest.mark.parametrize("actnorm", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_discriminator_of_one_frame_is_one_of_pictures(actnorm):
     """Along frames windows are three wide: of one frame only their middle counts."""
     flat, deep = (Discriminator(8, 2, actnorm, dims=dims) for dims in (2, 3))
