@@ -17,6 +17,7 @@ from ldm_jax.data.transform import Transform
 from ldm_jax.probes.probe import KINDS, Probe, write
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints
+from ldm_jax.training.loop import Interrupted
 from ldm_jax.training.loop import train as run_loop
 from ldm_jax.training.metrics import Log
 from ldm_jax.training.optimizer import make_optimizer
@@ -45,6 +46,7 @@ def train(
 
     Raises:
       ValueError: an unknown kind, a source without the column that it needs, a folder that holds another probe.
+      KeyboardInterrupt: Ctrl-C or SIGTERM while it trained; its state is saved, and the same call goes on.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose {', '.join(KINDS)}")
@@ -84,18 +86,21 @@ def train(
             )
         )
         state = sharding.init_sharded(mesh, init, seed) if state is None else state
-        state = run_loop(
-            state,
-            sharding.compile_step(mesh, step, shapes),
-            batches(source, transform, batch_size, seed, start_step=int(state.step)),
-            steps=steps,
-            key=jax.random.key(seed),
-            batch_size=batch_size,
-            log=log,
-            checkpoints=checkpoints,
-            log_every=max(steps // 10, 1),
-            checkpoint_every=steps,
-        )
+        try:
+            state = run_loop(
+                state,
+                sharding.compile_step(mesh, step, shapes),
+                batches(source, transform, batch_size, seed, start_step=int(state.step)),
+                steps=steps,
+                key=jax.random.key(seed),
+                batch_size=batch_size,
+                log=log,
+                checkpoints=checkpoints,
+                log_every=max(steps // 10, 1),
+                checkpoint_every=steps,
+            )
+        except Interrupted as stopped:  # the loop takes Ctrl-C and SIGTERM over; whoever asked for a probe is stopped with it
+            raise KeyboardInterrupt(str(stopped)) from None
     return dataclasses.replace(probe, params=state.averaged)
 
 

@@ -10,6 +10,7 @@ from ldm_jax.data.pipeline import InMemory
 from ldm_jax.data.source import Info
 from ldm_jax.probes import learning
 from ldm_jax.probes import probe as module
+from ldm_jax.training.loop import Interrupted
 
 SIZE, NAMES = 16, ("red", "green", "blue")
 SMALL = dict(steps=40, batch_size=16, widths=(8, 16))
@@ -115,6 +116,15 @@ def test_varied_pictures_stay_filled_and_differ():
     np.testing.assert_allclose(still, image, atol=1e-5)
     recoloured = np.asarray(jax.jit(learning.recoloured)(image, jax.random.key(0)))
     assert np.abs(recoloured).max() <= 1 and not np.allclose(recoloured, image, atol=0.01)
+
+
+def test_who_is_stopped_while_a_judge_learns_is_stopped(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted(3)
+
+    monkeypatch.setattr(learning, "run_loop", stop)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 3; its state is saved"):
+        probes.train("classifier", rows(48, 0), SIZE, tmp_path, **SMALL)
 
 
 def test_the_command(tmp_path, capsys):
