@@ -60,10 +60,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError if the directory holds another experiment, with the difference, or something else altogether.
 
     More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
+    from ldm_jax.training import bucket, lock  # imported here: commands look for a place before jax is there
+
     path = workdir / "config.json"
     if not path.is_file():
-        from ldm_jax.training import bucket, lock  # imported here: commands look for a place before jax is there
-
         # of a training killed before anything was written
         ours = lock.NAME, f".{lock.NAME}.", ".config.json.", bucket.MARK
         if workdir.is_dir() and not all(entry.name.startswith(ours) for entry in workdir.iterdir()):
@@ -85,12 +85,12 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         more = [line for line in lines if ".steps:" in line]
         hint = (
             "\nA learning rate that falls to zero at the last step can't go on: start from its weights in another --workdir, "
-            f"--config.diffusion_train.start_from={workdir}."
+            f"--config.diffusion_train.start_from={bucket.name_of(workdir)}."
             if more
             else ""
         )
         raise ValueError(
-            f"{workdir} holds another experiment; choose another --workdir, or go on with its config:\n"
+            f"{bucket.name_of(workdir)} holds another experiment; choose another --workdir, or go on with its config:\n"
             + "\n".join(lines)
             + hint
         )

@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> None:
         config = own_data.without_condition(config)
     config = config.to_dict()
     workdir = Path(flag.workdir or f"runs/{config['name']}")
-    print(f"{config['name']}: {', '.join(config['stages'])}, in {workdir}", flush=True)
+    print(f"{config['name']}: {', '.join(config['stages'])}, in {flag.workdir or workdir}", flush=True)
     train(flag, config, workdir)
 
 

@@ -44,7 +44,8 @@ def measure_latents(experiment: Experiment) -> None:
         if adapts:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
-        distributed.on_first("latents.json", lambda: experiment.check_place() or write_json(path, statistics))
+        distributed.on_first("working directory", experiment.check_place)
+        distributed.on_first("latents.json", lambda: write_json(path, statistics))
         said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")
         experiment.say(f"latents: scale {said} from {found.count} images")
     if section["cache"] and stage.module is not None:

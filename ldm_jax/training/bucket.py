@@ -15,6 +15,7 @@ nothing there.
 
 import contextlib
 import json
+import logging
 import os
 import re
 import threading
@@ -77,7 +78,7 @@ def opened(workdir: str | Path) -> Iterator[Path]:
     copy = Copy(str(workdir))
     first, done = jax.process_index() == 0, threading.Event()
     mine = lock.owner()
-    distributed.on_first("bucket", lambda: copy.check() or copy.take(mine))
+    distributed.on_first("bucket", lambda: copy.take(mine))
     try:
         copy.pull()
         work = threading.Thread(target=copy.work, args=(mine, done), name="bucket", daemon=True)
@@ -112,6 +113,7 @@ class Copy:
     def __init__(self, address: str, use: str = "train"):
         import fsspec
 
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what failed is said by us, and without a traceback
         scheme, path = ADDRESS.fullmatch(address).groups()
         self.address = f"{scheme}://{'/' * (scheme == 'file')}{path.rstrip('/')}"
         try:
@@ -245,7 +247,8 @@ class Copy:
     # The lock. It is made by a write that fails where there is one, and passed over as `lock` does it.
 
     def take(self, mine: dict[str, Any]) -> None:
-        """Takes the lock. ValueError if a living process has it."""
+        """Takes the lock. ValueError if a living process has it, or as of `check`."""
+        self.check()
         place = f"{self.root}/{lock.NAME}"
         with _said(f"{self.address} can't be written"):
             if not self._whole:
