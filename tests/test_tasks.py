@@ -28,6 +28,7 @@ TINY = {
     "first_stage.ch_mult": (1, 1, 1),
     "first_stage_train.steps": 2,
     "first_stage_train.warmup_steps": 0,
+    "first_stage_train.optimizer": "adamw",  # which compiles sooner than Muon
     "latents.scale_batches": 2,
     "network.model_channels": 16,
     "network.channel_mult": (1,),
@@ -38,6 +39,7 @@ TINY = {
     "diffusion_train.steps": 4,
     "diffusion_train.warmup_steps": 0,
     "diffusion_train.ema_decay": 0.0,
+    "diffusion_train.optimizer": "adamw",
     "sampling.steps": 2,
     "evaluation.batch_size": 8,
     "evaluation.prompts": 1,

@@ -159,6 +159,7 @@ def write_picture(path, shape: tuple[int, ...], top: int = 256) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_unconditional_model(put_together):
     parts = put_together("A1_uncond_headch", "B3_vq", "__is_unconditional__", None)
     cases.compare("eps", parts.noise_of(None), parts.io["out"], LIMIT)
@@ -253,6 +254,7 @@ def test_models_with_the_papers_transformer(kind, put_together, tmp_path, fixtur
         assert drawn(parts, layout=[str(layout)]).shape == (2, *ldm.specification.image_size, 3)
 
 
+@pytest.mark.slow
 def test_retrieval_model(put_together, tmp_path):
     parts = put_together("A6_legacy_false", "B1_kl", {"target": "torch.nn.Identity"}, "crossattn")
     ldm, vectors = parts.ldm, parts.io["context"]

@@ -181,7 +181,10 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(heard)
 
 
-@pytest.mark.parametrize("task", ["sample", "image_to_image", "inpaint", "interpolate", "trajectory"])
+SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("sample", "image_to_image", "interpolate", "trajectory")]
+
+
+@pytest.mark.parametrize("task", ["inpaint", *SLOW])
 def test_words_seeds_scales_and_pictures_compile_nothing(task, compilations):
     mask = np.zeros((8, 8), np.float32)
     mask[2:4] = 1

@@ -89,6 +89,7 @@ def test_what_is_no_path_is_not_looked_for(path):
         ldm_jax.load(path)
 
 
+@pytest.mark.slow
 def test_other_locales_draw_and_write_what_was_typed(fixtures_dir, tmp_path):
     """A prompt with letters that the locale lacks, as on Windows with an old code page."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -204,7 +204,8 @@ def test_learned_uncertainty():
     np.testing.assert_allclose(loss, metrics["loss_simple"] / np.exp(0.3) + 0.3, rtol=1e-5)
 
 
-SAMPLED_TIMES = (*TIMES, "importance")
+QUICK = ("uniform", "importance")
+SAMPLED_TIMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in TIMES if name not in QUICK)]
 
 
 @pytest.mark.parametrize("name", SAMPLED_TIMES)

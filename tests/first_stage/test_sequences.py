@@ -84,7 +84,7 @@ def test_it_learns_a_few_sentences_by_heart():
             updates, state = optimizer.update(found.grads, state)
             return (optax.apply_updates(params, updates), state), found.loss
 
-        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), jax.random.split(key, 150))
+        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), jax.random.split(key, 400))
         moments = module.apply({"params": params["autoencoder"]}, batch["image"], method="encode")
         scores = module.apply({"params": params["autoencoder"]}, latents.mode(moments), method="decode")
         return losses, sequences.measures(scores, tokens, END)

@@ -135,6 +135,7 @@ def test_a_batch_of_one_and_more_codes_than_latents_in_it():
         kmeans.prepare(state.params, [images(1), images(1)], jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_adversarial_term_waits_for_its_step():
     config = tiny(**ADVERSARIAL, **{"first_stage_loss.disc_start": 1})
     training = build.make_first_stage_program(config)

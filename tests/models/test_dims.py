@@ -110,7 +110,8 @@ def test_a_unet_of_one_axis_is_one_of_rows(options):
     close(row.apply({"params": wide}, x[:, None], t)[:, 0], line.apply({"params": params}, x, t))
 
 
-@pytest.mark.parametrize(("factorised", "words"), [pytest.param(False, False, marks=pytest.mark.slow), (True, True)])
+@pytest.mark.parametrize(("factorised", "words"), [(False, False), (True, True)])
+@pytest.mark.slow
 def test_a_unet_of_films_that_stand_still_is_one_of_pictures(factorised, words):
     """With windows of one frame; also with attention to all of space and time, where every pixel is there as often."""
     fields = UNET | ({"use_spatial_transformer": True, "context_dim": 5} if words else {})
@@ -125,6 +126,7 @@ def test_a_unet_of_films_that_stand_still_is_one_of_pictures(factorised, words):
     close(deep.apply({"params": deep_params}, film, t, cond), films(flat.apply({"params": params}, x, t, cond), 3))
 
 
+@pytest.mark.slow
 def test_factorised_attention_joins_the_frames():
     """Frames of themselves know nothing of each other where windows are of one frame; only attention over time tells them."""
     deep = UNet(**UNET | {"norm_num_groups": 4}, **BY_FRAME, factorised_attention=True)

@@ -15,7 +15,7 @@ SMALL = {
     "network.model_channels": 8, "network.channel_mult": (1,), "network.attention_resolutions": (),
     "network.num_head_channels": 8, "network.norm_num_groups": 4, "network.context_dim": 8, "conditioner.n_embed": 8,
     "conditioner.n_layer": 1, "diffusion_train.batch_size": 8, "diffusion_train.warmup_steps": 0,
-    "diffusion.time_sampling": "importance",
+    "diffusion.time_sampling": "importance", "diffusion_train.optimizer": "adamw",
 }  # fmt: skip
 
 

@@ -227,7 +227,7 @@ def test_verify_reads_every_item(folder, item):
     assert "can't be read" in verify(folder, 3)
 
 
-@pytest.mark.parametrize("saves", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("saves", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_handles_and_threads_stay_few(tmp_path, saves):
     def count():
         gc.collect()
@@ -235,11 +235,11 @@ def test_handles_and_threads_stay_few(tmp_path, saves):
 
     state = state_at(1)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        for step in range(1, 11):
+        for step in range(1, 6):
             checkpoints.save(step, state)
         checkpoints.wait()
         early = count()
-        for step in range(11, 11 + saves):
+        for step in range(6, 6 + saves):
             checkpoints.save(step, state)
         checkpoints.wait()
         late = count()

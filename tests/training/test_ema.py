@@ -74,14 +74,21 @@ def test_kept_averages_are_those_of_their_definition(trained):
         np.testing.assert_allclose(found, exact(history, width, STEPS), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("width, step", [(0.05, 400), (0.07, 400), (0.15, 400), (0.2, 400), (0.08, 350)])
-def test_any_width_from_snapshots_on_disk(trained, tmp_path, width, step):
-    history, states = trained
-    with Checkpoints(tmp_path, keep=None) as snapshots:
+@pytest.fixture(scope="module")
+def snapshots(trained, tmp_path_factory):
+    """A folder with the averages of every 25th update."""
+    folder = tmp_path_factory.mktemp("averages")
+    with Checkpoints(folder, keep=None) as snapshots:
         for at in range(25, STEPS + 1, 25):
-            state = states[at]
+            state = trained[1][at]
             snapshots.save(at, TrainState(state.step, {}, {}, {}, state.skipped, state.post_hoc))
-    found = load_post_hoc(tmp_path, WIDTHS, width, "last" if step == STEPS else step)["w"]["kernel"]
+    return folder
+
+
+@pytest.mark.parametrize("width, step", [(0.05, 400), (0.07, 400), (0.15, 400), (0.2, 400), (0.08, 350)])
+def test_any_width_from_snapshots_on_disk(trained, snapshots, width, step):
+    history, _ = trained
+    found = load_post_hoc(snapshots, WIDTHS, width, "last" if step == STEPS else step)["w"]["kernel"]
     wanted = exact(history, width, step)
     spread = history[step // 2 : step].std(0)
     assert (np.abs(found - wanted) / spread).max() < 0.03
