@@ -28,28 +28,29 @@ OPTIONS = {
     "scm": {"warmup": 500, "times_options": {"mean": -0.3, "std": 1.4}},
     "scm_distillation": {"warmup": 500, "guidance_scale": 3.0, "times_options": {"mean": -0.3, "std": 1.4}},
     "latent_consistency": {"intervals": 50, "least_scale": 1.0, "most_scale": 5.0, "target": "average"},
-    "progressive": {"student_steps": 8, "guidance_scale": 4.0},
+    "progressive": {"student_steps": 8, "guidance_scale": 0.0},  # 0: the teacher's
     "progressive_4": {"student_steps": 4, "guidance_scale": 1.0},  # the teacher is led already
     "progressive_2": {"student_steps": 2, "guidance_scale": 1.0},
     "progressive_1": {"student_steps": 1, "guidance_scale": 1.0},
     "reflow": {"teacher_steps": 16, "guidance_scale": 3.0},
 }  # fmt: skip
-TEACHERS = {
-    "progressive_4": "runs/shapes_progressive", "progressive_2": "runs/shapes_progressive_4",
-    "progressive_1": "runs/shapes_progressive_2",
-}  # fmt: skip
+BEFORE = {"progressive_4": "progressive", "progressive_2": "progressive_4", "progressive_1": "progressive_2"}
 SAMPLERS = {"mean_flow": "flow_map", "shortcut": "flow_map", "progressive": "ddim", "reflow": "euler"}
 STUDENTS = ("consistency_distillation", "scm_distillation", "latent_consistency", "progressive", "reflow")
 
 
 def get_config(objective: str = "mean_flow") -> ConfigDict:
-    if objective not in OPTIONS:
-        raise ValueError(f"shapes_few_steps:{objective}: after the colon comes one of {', '.join(OPTIONS)}")
-    config = shapes.get_config()
-    config.name, asked = f"shapes_{objective}", objective
+    return few_steps(shapes.get_config(), objective)
+
+
+def few_steps(config: ConfigDict, asked: str) -> ConfigDict:
+    """The config of an ordinary model, trained into runs/NAME, as one of an objective of few steps: `runs/NAME_OBJECTIVE`."""
+    if asked not in OPTIONS:
+        raise ValueError(f"{config.name}_few_steps:{asked}: after the colon comes one of {', '.join(OPTIONS)}")
+    teacher = f"runs/{config.name}"
     objective = "progressive" if asked.startswith("progressive") else asked
     config.stages = ("latents", "diffusion", "evaluation")
-    config.first_stage.path = "runs/shapes"
+    config.first_stage.path = teacher
     config.network.second_time = objective in ("mean_flow", "shortcut")
     config.diffusion.objective = objective
     config.diffusion.options = ConfigDict(OPTIONS[asked])
@@ -59,6 +60,7 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
         config.diffusion.time_sampling = "uniform"  # over its steps
     if objective == "progressive":
         config.diffusion.weighting = "truncated_snr"
+        config.diffusion.options.guidance_scale = config.diffusion.options.guidance_scale or config.sampling.guidance_scale
         config.diffusion_train.steps = 500
         config.diffusion_train.learning_rate = 2e-3
     if objective == "reflow":
@@ -69,11 +71,12 @@ def get_config(objective: str = "mean_flow") -> ConfigDict:
         # 2024, section 4.1). With start_from: the one of that model, 1000.
         config.diffusion.time_scale = 4.0
     if objective in STUDENTS:
-        config.diffusion_train.start_from = TEACHERS.get(asked, "runs/shapes")
+        config.diffusion_train.start_from = f"{teacher}_{BEFORE[asked]}" if asked in BEFORE else teacher
     config.sampling.sampler = SAMPLERS.get(objective, "consistency")
     config.sampling.steps = OPTIONS[asked].get("student_steps", 4)
     config.sampling.guidance_scale = 1.0  # what the training led by is in the network
     if objective == "latent_consistency":
         config.network.guidance_dim = 64
         config.sampling.guidance_scale = 3.0  # told to the network
+    config.name += f"_{asked}"
     return config

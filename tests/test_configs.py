@@ -1,6 +1,7 @@
 """Every small config can work: what can be said of it before any data are read."""
 
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def test_the_small_ones_are_found():
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_build(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    assert config.name == (name if name != "shapes_few_steps" else "shapes_mean_flow")
+    few_steps = {"shapes_few_steps": "shapes_mean_flow", "fashion_mnist_few_steps": "fashion_mnist_progressive"}
+    assert config.name == few_steps.get(name, name)
     if name == "retrieval_small":  # tests/test_retrieval.py makes the data base that it reads
         with pytest.raises(FileNotFoundError, match="holds no data base of neighbours; make one"):
             build.check(config.to_dict())
@@ -29,7 +31,7 @@ def test_small_configs_build(name):
 
 def test_every_objective_of_few_steps_has_its_config():
     module = importlib.import_module("configs.shapes_few_steps")
-    assert set(module.OPTIONS) - set(module.TEACHERS) == set(OBJECTIVES)
+    assert set(module.OPTIONS) - set(module.BEFORE) == set(OBJECTIVES)
     for name, kind in OBJECTIVES.items():
         config = module.get_config(name)
         assert config.sampling.sampler == kind.sampler and config.network.second_time == kind.second_time
@@ -37,17 +39,18 @@ def test_every_objective_of_few_steps_has_its_config():
         build.check(config.to_dict())
 
 
-def test_every_round_of_progressive_distillation_halves_the_steps_of_the_one_before():
-    module = importlib.import_module("configs.shapes_few_steps")
-    for name, teacher in module.TEACHERS.items():
-        config, before = module.get_config(name), module.get_config(teacher.removeprefix("runs/shapes_"))
-        assert f"runs/{before.name}" == config.diffusion_train.start_from == teacher
+@pytest.mark.parametrize("data", ["shapes", "fashion_mnist"])
+def test_every_round_of_progressive_distillation_halves_the_steps_of_the_one_before(data):
+    module, base = (importlib.import_module(f"configs.{data}{end}") for end in ("_few_steps", ""))
+    for teacher, name in itertools.pairwise(("progressive", "progressive_4", "progressive_2", "progressive_1")):
+        config, before = module.get_config(name), module.get_config(teacher)
+        assert f"runs/{before.name}" == config.diffusion_train.start_from == f"runs/{data}_{teacher}"
         assert 2 * config.sampling.steps == before.sampling.steps == before.diffusion.options.student_steps
         assert config.diffusion.options.student_steps == config.sampling.steps
         assert config.sampling.guidance_scale == config.diffusion.options.guidance_scale == 1  # led in the first round
         build.check(config.to_dict())
     first = module.get_config("progressive").diffusion.options
-    assert first.guidance_scale == module.shapes.get_config().sampling.guidance_scale
+    assert first.guidance_scale == base.get_config().sampling.guidance_scale
 
 
 @pytest.mark.parametrize("name", SMALL)
