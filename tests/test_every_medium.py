@@ -1,4 +1,5 @@
-"""Eight devices make the updates that one makes, for the media that have no file of their own (sound, text and films have)."""
+"""Eight devices make the updates that one makes, and a stopped training goes on bit for bit, for the media that have no file of
+their own (spectrograms, text and films have)."""
 
 import functools
 import importlib
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build
+from ldm_jax import build, experiment
+from ldm_jax.data.sound import wav_bytes
 from ldm_jax.training import sharding
+from ldm_jax.training.checkpoint import Checkpoints
+from tests.runs import STAGES, assert_same_weights
 
 pytestmark = pytest.mark.slow
 COMMON = {
@@ -37,7 +41,7 @@ MEDIA = {
         "first_stage.kernel_size": 5, "first_stage_loss.stft_windows": (64, 256), "network.context_dim": 16,
         "conditioner.n_embed": 16,
     },
-    "vessels": AUTOENCODER | UNET | {"data.image_size": (8, 8, 8), "data.examples": (32, 8), "first_stage.ch_mult": (1, 1)},
+    "vessels": AUTOENCODER | UNET | {"data.image_size": (16, 16, 16), "data.examples": (32, 8), "first_stage.ch_mult": (1, 1)},
     "captions": DIT | {"first_stage.latents": 8, "network.input_size": 8},
 }  # fmt: skip
 
@@ -86,3 +90,51 @@ def test_eight_devices_learn_what_one_does(name, stage):
             state, metrics = step(state, sharding.to_device(mesh, batch), jax.random.key(i))
         found.append(jax.device_get((state.params, metrics)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), *found)
+
+
+class Stopped(Exception):
+    """In place of a power cut."""
+
+
+def tones(folder):
+    """Sixteen to train on and eight to validate, with captions beside them."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("validation", 8)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            samples = 0.5 * np.sin(np.arange(2048) * (0.1 + 0.4 * (i % 2) + rng.uniform(0, 0.05)))
+            (folder / split / f"{i}.wav").write_bytes(wav_bytes(samples, 8000))
+            (folder / split / f"{i}.txt").write_text(f"a {('low', 'high')[i % 2]} tone")
+    return folder
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_a_stopped_training_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
+    """Stopped in each stage after the checkpoint of its fourth step; what was learnt beyond is lost, and learnt again."""
+    config = config_of(name)
+    config["stages"] = ["first_stage", "latents", "diffusion"]
+    data = str(tones(tmp_path / "tones") if name == "spoken_waveforms" else tmp_path / "data")
+    config["data"] |= {"path": data, "examples": [32, 8]}
+    config["log"] |= {"every": 1, "validation_every": 8, "validation_images": 8, "images_every": 0}
+    config["checkpoint"]["every"] = 4
+    for stage in STAGES:
+        config[f"{stage}_train"] |= {"steps": 8, "optimizer": "adamw"}
+    experiment.run(config, tmp_path / "whole")
+
+    save = Checkpoints.save
+    for stage in STAGES:
+
+        def saved(self, step, *arguments, **options):
+            if step > 4:
+                raise Stopped
+            return save(self, step, *arguments, **options)
+
+        monkeypatch.setattr(Checkpoints, "save", saved)
+        with pytest.raises(Stopped):
+            experiment.run(config, tmp_path / "stopped")
+        monkeypatch.setattr(Checkpoints, "save", save)
+        if stage == "first_stage":
+            assert not (tmp_path / "stopped" / "latents.json").exists()
+            experiment.run(config | {"stages": ["first_stage", "latents"]}, tmp_path / "stopped")
+    experiment.run(config, tmp_path / "stopped")
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")

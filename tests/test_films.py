@@ -4,10 +4,8 @@ import functools
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -22,7 +20,7 @@ from ldm_jax.api import Specification
 from ldm_jax.drawing.modes import draw
 from ldm_jax.media.film import strips
 from ldm_jax.training import sharding
-from ldm_jax.training.checkpoint import load_averaged
+from tests.runs import assert_same_weights, kill_after
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -233,18 +231,11 @@ def test_training_films_resumes_bit_exactly(tmp_path):
     assert process.returncode == 0, said[-3000:]
     for stage in ("first_stage", "diffusion"):
         process = running(killed, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 600
-        while not list((killed / stage / "checkpoints").glob("4/commit_success.txt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_after(process, killed / stage / "checkpoints" / "4")
     process = running(killed, tmp_path, **pipes)
     out, said = process.communicate(timeout=900)
     assert process.returncode == 0 and "diffusion: going on from step" in out, said[-3000:]
-    for stage in ("first_stage", "diffusion"):
-        one, two = (load_averaged(workdir / stage / "checkpoints") for workdir in (whole, killed))
-        jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert_same_weights(whole, killed)
     results = json.loads((whole / "evaluation" / "0000" / "results.json").read_text())
     assert {"1_objects/direction", "1_objects/all", "1_objects/shuffled/all"} <= set(results)
     assert len(list((whole / "evaluation" / "0000" / "validation").glob("*.gif"))) == 8

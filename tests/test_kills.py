@@ -6,11 +6,9 @@ import signal
 import subprocess
 import time
 
-import jax
-import numpy as np
 import pytest
 
-from ldm_jax.training.checkpoint import load_averaged
+from tests.runs import STAGES, assert_same_weights
 from tests.test_train import ROOT, command, environment, losses, run, trained  # noqa: F401
 
 KILLS = int(os.environ.get("LDM_KILLS", "10"))  # in each chain
@@ -38,11 +36,9 @@ def test_a_chain_of_kills_ends_as_one_that_was_left_alone(trained, environment, 
     assert done.returncode == 0, done.stderr[-3000:]
     print(f"chain {chain}: killed {len(killed)} times, after {killed} s; {time.monotonic() - began:.0f} s in all")
     assert killed
-    for stage in ("first_stage", "diffusion"):
-        whole, resumed = (load_averaged(w / stage / "checkpoints") for w in (trained[0], workdir))
-        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-        assert losses(workdir, stage) == losses(trained[0], stage)
-    lines = [(workdir / stage / "metrics.jsonl").read_text().splitlines() for stage in ("first_stage", "diffusion")]
+    assert_same_weights(trained[0], workdir)
+    assert all(losses(workdir, stage) == losses(trained[0], stage) for stage in STAGES)
+    lines = [(workdir / stage / "metrics.jsonl").read_text().splitlines() for stage in STAGES]
     assert all(len(set(each)) == len(each) for each in lines)
     left = [str(path) for path in workdir.rglob("*") if "tmp" in path.name or path.name.endswith((".lock", ".removing"))]
     assert not left

@@ -3,19 +3,16 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import spoken_digits
 from ldm_jax.data.folder import folder
 from ldm_jax.data.sound import SOUNDS, read_sound, wav_bytes
-from ldm_jax.training.checkpoint import load_averaged
+from tests.runs import assert_same_weights, kill_after
 from tests.test_train import ROOT, losses, run
 
 TINY = {
@@ -97,19 +94,12 @@ def test_killed_in_either_stage_it_goes_on_bit_for_bit(trained, tones, environme
         process = subprocess.Popen(
             command(tones, workdir), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 500
-        while not list((workdir / stage / "checkpoints").glob("4/commit_success.txt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_after(process, workdir / stage / "checkpoints" / "4")
         assert not (workdir / stage / "checkpoints" / "8").exists(), "finished before it could be killed"
     done = run(command(tones, workdir), environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "diffusion: going on from step" in done.stdout
-    for stage in ("first_stage", "diffusion"):
-        whole, resumed = (load_averaged(w / stage / "checkpoints") for w in (trained[0], workdir))
-        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert_same_weights(trained[0], workdir)
 
 
 @pytest.mark.slow

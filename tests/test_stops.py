@@ -5,11 +5,9 @@ import subprocess
 import threading
 import time
 
-import jax
-import numpy as np
 import pytest
 
-from ldm_jax.training.checkpoint import load_averaged
+from tests.runs import STAGES, assert_same_weights
 from tests.test_train import ROOT, command, environment, losses, run, trained  # noqa: F401
 
 # What has just been printed, seconds from then on, the signal.
@@ -55,9 +53,8 @@ def test_a_run_stopped_everywhere_ends_as_one_that_was_left_alone(trained, envir
         assert not (workdir / "training.lock").exists(), line
     done = run(command(workdir), environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    for stage in ("first_stage", "diffusion"):
-        whole, resumed = (load_averaged(w / stage / "checkpoints") for w in (trained[0], workdir))
-        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert_same_weights(trained[0], workdir)
+    for stage in STAGES:
         # a logged loss is a mean since the line before, or since the start: those of the last lines cover the same steps
         here, there = losses(workdir, stage), losses(trained[0], stage)
         assert here.keys() == there.keys() and here[20] == there[20]

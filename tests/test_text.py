@@ -3,10 +3,8 @@
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,7 +15,7 @@ import ldm_jax
 from ldm_jax import experiment
 from ldm_jax.data.sentences import KINDS, Sentences
 from ldm_jax.drawing.modes import draw
-from ldm_jax.training.checkpoint import load_averaged
+from tests.runs import assert_same_weights, kill_after
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,17 +133,10 @@ def test_kill_and_resume_is_bit_exact_in_both_stages(trained, texts, environment
         process = subprocess.Popen(
             command(workdir, texts), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 800
-        while not list((workdir / stage / "checkpoints").glob("10/commit_success.txt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_after(process, workdir / stage / "checkpoints" / "10")
         assert not (workdir / stage / "checkpoints" / "20").exists(), "finished before it could be killed"
     assert "diffusion: going on from step" in run(command(workdir, texts), environment)
-    for stage in ("first_stage", "diffusion"):
-        whole, resumed = (load_averaged(w / stage / "checkpoints") for w in (trained[0], workdir))
-        jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert_same_weights(trained[0], workdir)
 
 
 def config_of(texts, **overrides):
