@@ -119,14 +119,14 @@ class Experiment:
 
     def example(self) -> str:
         """Flags of sample.py with a condition of the validation set that the model knows all of; what is no text is written
-        into WORKDIR/diffusion. "" where there are none."""
-        condition, source = self.condition, Spread(self.sources["validation"], 100)
-        if condition.kind == "none":
+        into WORKDIR/diffusion. "" where there are none, or no such model yet."""
+        condition, source, folder = self.condition, Spread(self.sources["validation"], 100), self.workdir / "diffusion"
+        if condition.kind == "none" or not folder.is_dir():
             return ""
         for i, batch in enumerate(eval_batches(source, self.transform(condition), 1, on_error="skip")):
             # what is refused: a caption with words of its own, or too long for a prompt
             with contextlib.suppress(ValueError):
-                return condition.told_as(source[i], source.info, batch, self.workdir / "diffusion")
+                return condition.told_as(source[i], source.info, batch, folder)
         return ""
 
     def _compiling(self, name: str, step: Callable, what: str) -> Callable:
