@@ -19,8 +19,7 @@ from ldm_jax import build, media
 from ldm_jax.api import Specification
 from ldm_jax.drawing.modes import draw
 from ldm_jax.media.film import strips
-from ldm_jax.training import sharding
-from tests.runs import assert_same_weights, kill_after
+from tests.runs import assert_eight_devices_learn_what_one_does, assert_same_weights, kill_after
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -191,24 +190,7 @@ def test_eight_devices_learn_what_one_does(stage):
     """An adversarial autoencoder of films, and factorised attention over them: the same updates on a mesh of 4 x 2."""
     disc = {"disc_weight": 0.5, "disc_ndf": 4, "disc_layers": 1}
     config = config_of(**{f"first_stage_loss.{name}": value for name, value in disc.items()})
-    program = build.make_program(config, stage)
-    rng = np.random.default_rng(0)
-
-    def draw(x):
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            return rng.standard_normal(x.shape).astype(x.dtype)
-        return rng.integers(0, 4, x.shape).astype(x.dtype)
-
-    batch, constants = jax.tree.map(draw, program.batch), jax.tree.map(draw, program.constants)
-    found = []
-    for devices, shape in ((1, (1, 1)), (8, (4, 2))):
-        mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
-        state = sharding.init_sharded(mesh, program.init_state, 0)
-        step = program.compile(mesh, constants)
-        for i in range(2):
-            state, metrics = step(state, sharding.to_device(mesh, batch), jax.random.key(i))
-        found.append(jax.device_get((state.params, metrics)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), *found)
+    assert_eight_devices_learn_what_one_does(build.make_program(config, stage))
 
 
 def running(workdir, home, **how):
