@@ -72,7 +72,7 @@ def test_sentences_have_one_length():
 def test_it_learns_a_few_sentences_by_heart():
     module = models.TextAutoencoder(vocab_size=8, length=6, latents=2, embed_dim=4, width=16, depth=1, heads=2)
     tokens = jnp.array([[2, 4, 5, 6, 3, 0], [2, 6, 4, 3, 0, 0], [2, 7, 3, 0, 0, 0], [2, 5, 5, 5, 5, 3]])
-    batch, optimizer = {"image": tokens[..., None].astype(jnp.float32)}, optax.adam(1e-2)
+    batch, optimizer = {"image": tokens[..., None].astype(jnp.float32)}, optax.adam(optax.cosine_decay_schedule(5e-3, 600))
     params = {"autoencoder": models.initialize(module, jax.random.key(0), batch["image"])}
     gradient = from_loss(sequences.make_loss(module, 1e-3, END))
 
@@ -84,7 +84,7 @@ def test_it_learns_a_few_sentences_by_heart():
             updates, state = optimizer.update(found.grads, state)
             return (optax.apply_updates(params, updates), state), found.loss
 
-        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), jax.random.split(key, 400))
+        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), jax.random.split(key, 600))
         moments = module.apply({"params": params["autoencoder"]}, batch["image"], method="encode")
         scores = module.apply({"params": params["autoencoder"]}, latents.mode(moments), method="decode")
         return losses, sequences.measures(scores, tokens, END)
