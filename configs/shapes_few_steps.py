@@ -50,7 +50,7 @@ def few_steps(config: ConfigDict, asked: str) -> ConfigDict:
     teacher = f"runs/{config.name}"
     objective = "progressive" if asked.startswith("progressive") else asked
     config.stages = ("latents", "diffusion", "evaluation")
-    config.first_stage.path = teacher
+    config.first_stage.path = config.first_stage.path or teacher  # of a teacher that has another's: that one
     config.network.second_time = objective in ("mean_flow", "shortcut")
     config.diffusion.objective = objective
     config.diffusion.options = ConfigDict(OPTIONS[asked])

@@ -49,6 +49,10 @@ def test_every_round_of_progressive_distillation_halves_the_steps_of_the_one_bef
         assert config.diffusion.options.student_steps == config.sampling.steps
         assert config.sampling.guidance_scale == config.diffusion.options.guidance_scale == 1  # led in the first round
         build.check(config.to_dict())
+    other = base.get_config()
+    other.first_stage.path = "runs/elsewhere"  # a teacher that trained none of its own
+    few_steps = importlib.import_module("configs.shapes_few_steps").few_steps
+    assert few_steps(other, "progressive").first_stage.path == "runs/elsewhere"
     first = module.get_config("progressive").diffusion.options
     assert first.guidance_scale == base.get_config().sampling.guidance_scale
 

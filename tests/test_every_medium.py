@@ -88,7 +88,7 @@ def tones(folder):
 
 
 @pytest.mark.parametrize("name", MEDIA)
-def test_a_stopped_training_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
+def test_a_stopped_training_goes_on_bit_for_bit(name, tmp_path, monkeypatch, capsys):
     """Stopped in each stage after the checkpoint of its fourth step; what was learnt beyond is lost, and learnt again."""
     config = config_of(name)
     config["stages"] = ["first_stage", "latents", "diffusion"]
@@ -114,6 +114,9 @@ def test_a_stopped_training_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
         monkeypatch.setattr(Checkpoints, "save", save)
         if stage == "first_stage":
             assert not (tmp_path / "stopped" / "latents.json").exists()
+            capsys.readouterr()
             experiment.run(config | {"stages": ["first_stage", "latents"]}, tmp_path / "stopped")
+            told = [capsys.readouterr().out]
     experiment.run(config, tmp_path / "stopped")
+    assert all(f"{stage}: going on from step 4" in said for stage, said in zip(STAGES, told + [capsys.readouterr().out]))
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")

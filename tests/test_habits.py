@@ -249,6 +249,13 @@ def test_help_lists_configs_and_the_fields_of_a_group(capsys):
     assert "--config.seed=0" in (said := capsys.readouterr().out) and "image_size" not in said
 
 
+@pytest.mark.parametrize("stages", [("first_stage", "latents"), ("latents", "diffusion"), ("first_stage", "evaluation")])
+def test_a_config_of_a_first_stage_alone_trains_no_more(stages):
+    config = configs.load(configs.find("flowers_kl")[0]).to_dict() | {"stages": stages}
+    with pytest.raises(ValueError, match="describes a first stage alone, without config.latents, .*config.first_stage.path"):
+        build.check(config)
+
+
 def test_every_field_of_the_default_is_explained():
     """Sections of networks aside, which have the names of the reference's files."""
     bare = []

@@ -14,7 +14,7 @@ import numpy as np
 from ldm_jax import diffusion, models
 from ldm_jax.build.autoencoder import POSTERIORS, make_first_stage, make_first_stage_program
 from ldm_jax.build.check_tuning import check_tuning
-from ldm_jax.build.condition import make_condition
+from ldm_jax.build.condition import is_told, make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import (
     DENOISING,
@@ -35,6 +35,7 @@ from ldm_jax.training.optimizer import DECAYS, OPTIMIZERS
 from ldm_jax.training.program import Program
 
 STAGES = ("first_stage", "latents", "diffusion", "evaluation")
+SECOND_STAGE = ("latents", "network", "conditioner", "diffusion", "diffusion_train", "sampling")  # what it is described by
 # what looks at pictures, as in "inception:FILE"
 FEATURES = ("inception", "clip", "dinov2", "classifier", "contrastive", "auto")
 
@@ -98,6 +99,11 @@ def check(config: Mapping[str, Any]) -> None:
     ordered = tuple(name for name in STAGES if name in config["stages"])
     if tuple(config["stages"]) != ordered:
         raise ValueError(f"config.stages={tuple(config['stages'])}: give {ordered}, in this order, each once")
+    if is_told(config) and (missing := [f"config.{name}" for name in SECOND_STAGE if name not in config]):
+        raise ValueError(
+            f"config.stages={tuple(config['stages'])}: this config describes a first stage alone, without {', '.join(missing)}"
+            "; name what it trains in config.first_stage.path of a config that has them"
+        )
     check_numbers(config)
     stage = make_first_stage(config)
     check_sides(config)

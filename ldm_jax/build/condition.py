@@ -10,6 +10,11 @@ from ldm_jax.conditioning import Condition, Setting, controlled, kind_of, words
 from ldm_jax.conditioning import make_condition as make
 
 
+def is_told(config: Mapping[str, Any]) -> bool:
+    """Whether any stage needs the condition: the first needs none, and latents are kept with what the next will be told."""
+    return any(stage != "first_stage" for stage in config["stages"])
+
+
 def make_condition(
     config: Mapping[str, Any], class_names: Sequence[str] | None = None, tokenizer: Any = None, dtype: Any = None
 ) -> Condition:

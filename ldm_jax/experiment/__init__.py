@@ -25,7 +25,7 @@ from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
-from ldm_jax.experiment.stage import Experiment, is_told
+from ldm_jax.experiment.stage import Experiment
 from ldm_jax.primitives.files import HUB, folder_place, is_address, of_this_machine
 from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training import distributed
@@ -81,7 +81,7 @@ def check_places(config: Mapping[str, Any], workdir: Path) -> None:
             of_this_machine(value, f"config.{name}")
     if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
         resolve(path, workdir, "config.first_stage.path")
-    if is_told(config):
+    if build.is_told(config):
         build.make_condition(config).check_files(workdir)
 
 

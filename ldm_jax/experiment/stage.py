@@ -34,11 +34,6 @@ STAGES = ("first_stage", "diffusion")
 BEST = {"first_stage": "validation/psnr", "diffusion": "validation/loss"}  # what judges, unless the config says
 
 
-def is_told(config: Mapping[str, Any]) -> bool:
-    """Whether any stage needs the condition: the first needs none, and latents are kept with what the next will be told."""
-    return any(stage != "first_stage" for stage in config["stages"])
-
-
 class Experiment:
     """The parts that stages share: config, working directory, mesh, data, condition. Of several processes the first writes and
     prepares, and the others read afterwards. Use as a context manager: it holds the working directory."""
@@ -52,7 +47,7 @@ class Experiment:
                 sharding.check_batch_size(section["batch_size"], self.mesh, section.get("accumulate", 1))
         distributed.on_first("working directory", lambda: check_workdir(self.config, workdir))
         self.medium = build.make_medium(self.config, workdir)
-        condition = build.make_condition(self.config) if is_told(config) else Condition({}, None)
+        condition = build.make_condition(self.config) if build.is_told(config) else Condition({}, None)
         # the data set is made by the first process where it is not there yet
         distributed.on_first("data", lambda: build.make_source(self.config, "train", condition.columns))
         self.sources = {split: self._source(split, condition.columns) for split in ("train", "validation")}
@@ -63,7 +58,7 @@ class Experiment:
             distributed.on_first("working directory", lambda: self._write(condition))
             self._look()
             self.condition = condition
-            if is_told(config):
+            if build.is_told(config):
                 self.condition = api.load_condition(self.config, workdir)
                 self._say_what_captions_lose()
         except BaseException:
