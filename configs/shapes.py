@@ -43,6 +43,9 @@ def get_config() -> ConfigDict:
     config.data.short_side = 0  # resized so before the crop; 0: as small as the crop allows; -1: not resized
     config.data.palette = ""  # label maps in colours instead of class numbers: a JSON file of the classes' colours
     config.data.flip = False  # left and right exchanged in half of the visits
+    # How likely a training picture's size, turn, stretch and place are each changed in a visit, of which the network is told,
+    # so that it draws straight ones: for few pictures, 0.12; needs latents.cache=False.
+    config.data.augment = 0.0
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far

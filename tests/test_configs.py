@@ -20,7 +20,8 @@ def test_the_small_ones_are_found():
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_build(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    few_steps = {"shapes_few_steps": "shapes_mean_flow", "fashion_mnist_few_steps": "fashion_mnist_progressive"}
+    few_steps = {"shapes_few_steps": "shapes_mean_flow"}
+    few_steps |= {f"{data}_few_steps": f"{data}_progressive" for data in ("fashion_mnist", "photos64")}
     assert config.name == few_steps.get(name, name)
     if name == "retrieval_small":  # tests/test_retrieval.py makes the data base that it reads
         with pytest.raises(FileNotFoundError, match="holds no data base of neighbours; make one"):
@@ -39,7 +40,7 @@ def test_every_objective_of_few_steps_has_its_config():
         build.check(config.to_dict())
 
 
-@pytest.mark.parametrize("data", ["shapes", "fashion_mnist"])
+@pytest.mark.parametrize("data", ["shapes", "fashion_mnist", "photos64"])
 def test_every_round_of_progressive_distillation_halves_the_steps_of_the_one_before(data):
     module, base = (importlib.import_module(f"configs.{data}{end}") for end in ("_few_steps", ""))
     for teacher, name in itertools.pairwise(("progressive", "progressive_4", "progressive_2", "progressive_1")):

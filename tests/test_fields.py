@@ -107,6 +107,7 @@ WITH = {
     "diffusion_train.post_hoc": AVERAGES,
     "checkpoint.snapshots": AVERAGES,
     "data.crop": {"latents.cache": False},
+    "data.augment": {"latents.cache": False},
     "network.num_heads": {"network.num_head_channels": -1, "network.num_heads": 1},
     "network.resblock_updown": {"network.channel_mult": (1, 1)},
     "evaluation.features": {"evaluation.num": 8},

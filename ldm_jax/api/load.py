@@ -169,6 +169,9 @@ def load_workdir(
     else:
         params = {"conditioner": load_conditioner(config, dtype), **kept}
     params.pop(HISTORY, None)  # of training
+    if config["data"].get("augment"):  # a model of pictures to which nothing is done
+        config["data"]["augment"] = 0.0
+        params["network"] = {name: part for name, part in params["network"].items() if name != models.AUGMENT_EMBEDDING}
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
     scale, shift = load_scale(workdir)
     if build.make_word(config):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ldm_jax import diffusion, models
+from ldm_jax.build.adaptation import adapts, field_of
 from ldm_jax.build.autoencoder import POSTERIORS, make_first_stage, make_first_stage_program
 from ldm_jax.build.check_tuning import check_tuning
 from ldm_jax.build.condition import is_told, make_condition
@@ -235,6 +236,7 @@ _AXES = {
 NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "": {"seed": ("a whole number from 0 to 2**64 - 1", lambda v: 0 <= v < 2**64 and v == int(v))},
     "data": {"image_size": ("whole sides of at least 1", lambda v: v >= 1), "workers": _WHOLE, "spread": _SHARE,
+             "augment": _SHARE,
              "frame_step": _AT_LEAST_1, "vocab_size": _AT_LEAST_1,
              "counts": _AT_LEAST_0, "fills": _AT_LEAST_0, "examples": _AT_LEAST_1,
              "short_side": ("a whole number of at least -1", lambda v: v >= -1 and v == int(v))},
@@ -350,6 +352,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
     check_crop(config)
+    check_augment(config)
     if wrong := [text for text in config["data"].get("captions", ()) if not isinstance(text, str) or not text.strip()]:
         raise ValueError(f"config.data.captions={config['data']['captions']}: must be texts, {wrong[0]!r} is none")
     latents = config.get("latents", {})
@@ -374,6 +377,28 @@ def check_crop(config: Mapping[str, Any]) -> None:
             "config.data.crop='random': config.latents.cache=True would hold one crop of every picture; set it to False, or "
             "crop='center'"
         )
+
+
+STAYING = ("label_map", "boxes", "box_labels", "conditioning")  # columns of what lies on a picture
+
+
+def check_augment(config: Mapping[str, Any]) -> None:
+    """ValueError for augmentation of what is no picture, of one view that is kept, beside what lies on pictures and stays where
+    it is, and of a network that can't learn to be told."""
+    data, latents = config["data"], config.get("latents", {})
+    if not (share := data.get("augment")):
+        return
+    where = f"config.data.augment={share}"
+    if data.get("medium", "image") != "image":
+        raise ValueError(f"{where}: pictures are turned and stretched, this is data of medium={data['medium']!r}; set it to 0")
+    if "diffusion" not in config["stages"]:
+        return
+    if latents.get("cache") and config["first_stage"]["kind"] != "none":
+        raise ValueError(f"{where}: config.latents.cache=True would hold one view of every picture; set it to False")
+    if beside := [column for column in make_condition(config).columns if column in STAYING]:
+        raise ValueError(f"{where}: the picture would move, and its {beside[0]} would not; set it to 0")
+    if part := adapts(config):
+        raise ValueError(f"{where}: {field_of(part)} leaves the network as it is, and it can't learn what was done; set it to 0")
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

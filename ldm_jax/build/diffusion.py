@@ -15,6 +15,7 @@ from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage
 from ldm_jax.build.condition import make_condition
 from ldm_jax.build.options import compiler, compute_dtype, image_size, make_stage_optimizer, without
 from ldm_jax.conditioning import Condition
+from ldm_jax.data import augment
 from ldm_jax.primitives.choices import check_choice, choose, construct
 from ldm_jax.training.optimizer import passing_by
 from ldm_jax.training.program import Program
@@ -130,6 +131,8 @@ def example_inputs(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         cond = {name: part for name, part in cond.items() if name not in models.HINT} or None
     if getattr(network, "guidance_dim", 0):
         cond = dict(cond or {}) | {"guidance": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    if config["data"].get("augment"):
+        cond = dict(cond or {}) | {"augment": jax.ShapeDtypeStruct((1, augment.NUMBERS), jnp.float32)}
     if cond is not None and "concat" in cond:
         concat = cond["concat"].shape[-1]
         if (lies := list(cond["concat"].shape[1:-1])) != space:
@@ -331,6 +334,8 @@ def batch_shapes(config: Mapping[str, Any], condition: Condition, batch_size: in
         colours = 3 if stage.module is None else stage.module.in_channels
         example = {"image": jax.ShapeDtypeStruct((1, *size, colours), jnp.float32)}
     example["inputs"] = condition.inputs
+    if config["data"].get("augment"):
+        example["augment"] = jax.ShapeDtypeStruct((1, augment.NUMBERS), jnp.float32)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), example)
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from ldm_jax.data import label_maps
+from ldm_jax.data import augment, label_maps
 from ldm_jax.data.decode import decode_map, decode_rgb
 from ldm_jax.data.layout import WHOLE
 
@@ -42,10 +42,12 @@ class Transform:
     conditioning float32 [H, W, 3] in [-1, 1]
     boxes        float32 [max_boxes, 4] as fractions of the crop, largest first, padded with 0;
     box_labels   int32 [max_boxes], padded with -1; both left out if max_boxes is 0
+    augment      float32 [augment.NUMBERS], what was done to the image; left out if `augment` is 0
 
     size         of the output: a side, or (height, width)
     crop         "center" or "random"
     flip         left-right in half of the visits. Not for captions or labels that tell left from right.
+    augment      how likely each of size, turn, stretch and place is changed in a visit (`data.augment`), of the image alone
     short_side   of the resized image, before the crop; 0: as short as the crop allows; -1: not resized unless too small
     min_side     images with a shorter side than this are refused
     palette      of label maps that hold colours instead of class numbers
@@ -64,6 +66,7 @@ class Transform:
     task: Task | None = None
     whole_boxes: bool = False
     short_side: int = 0
+    augment: float = 0.0
     column: ClassVar[str] = "image"
 
     def __post_init__(self):
@@ -145,7 +148,13 @@ class Transform:
             seen["boxes"] = np.asarray(row["boxes"], np.float32)[order] if self.whole_boxes else cut
             seen["box_labels"] = row["box_labels"][order]
             seen["crop"] = np.float32([left, top, left + width, top + height]) / full
-        return mirror(seen) if self.flip and rng is not None and rng.random() < 0.5 else seen
+        if rng is None:
+            return seen | ({"augment": np.zeros(augment.NUMBERS, np.float32)} if self.augment else {})
+        seen = mirror(seen) if self.flip and rng.random() < 0.5 else seen
+        if self.augment:
+            seen["augment"] = augment.draw(rng, self.augment)
+            seen["image"] = augment.apply(seen["image"], seen["augment"])
+        return seen
 
     @staticmethod
     def scaled(image: np.ndarray) -> np.ndarray:
@@ -182,8 +191,8 @@ class LatentTransform:
 def other_columns(
     row: Row, tokenize: Callable[[str], np.ndarray] | None, max_boxes: int, rng: np.random.Generator | None
 ) -> dict[str, np.ndarray]:
-    """All that goes with an image: label, tokens of one of the captions, label map, padded boxes."""
-    example = {}
+    """All that goes with an image: label, tokens of one of the captions, label map, padded boxes, what was done to it."""
+    example = {"augment": row["augment"]} if "augment" in row else {}
     if "label" in row:
         example["label"] = np.int32(row["label"])
     if tokenize is not None:

@@ -59,6 +59,7 @@ def train_diffusion(experiment: Experiment) -> None:
             found = {"image": batch["image"]}
         else:
             found = {"latents" if "latents" in program.batch else "moments": batch["moments"]}
+        found |= {name: batch[name] for name in ("augment",) if name in program.batch}
         return sharding.to_device(experiment.mesh, found | {"inputs": condition.from_batch(batch)})
 
     def make_batches(start: int) -> Iterator[PyTree]:

@@ -32,6 +32,7 @@ class Image(Medium):
             section["flip"],
             palette=label_maps.read_palette(section["palette"]) if section.get("palette") else None,
             short_side=section.get("short_side", 0),
+            augment=section.get("augment", 0.0),
             **columns,
         )
 

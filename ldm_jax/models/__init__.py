@@ -20,7 +20,7 @@ from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.inflation import OVER_TIME, inflated
 from ldm_jax.models.init import count, initialize, shapes
-from ldm_jax.models.layers import ADDED_INPUTS, STEP_EMBEDDINGS, sinusoidal_embedding
+from ldm_jax.models.layers import ADDED_INPUTS, AUGMENT_EMBEDDING, STEP_EMBEDDINGS, sinusoidal_embedding
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
@@ -31,6 +31,7 @@ from ldm_jax.models.unet import UNet
 
 __all__ = [
     "ADDED_INPUTS",
+    "AUGMENT_EMBEDDING",
     "DINOv2",
     "DIT_SIZES",
     "Autoencoder",

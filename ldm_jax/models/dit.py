@@ -16,7 +16,17 @@ import numpy as np
 from ldm_jax.models.attention import attention
 from ldm_jax.models.convolution import check_rank, per_axis
 from ldm_jax.models.init import ZEROS, Rule, normal, xavier_uniform
-from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, remat, scan_equal, sinusoidal_embedding, step_length
+from ldm_jax.models.layers import (
+    AUGMENT_EMBEDDING,
+    Conv,
+    Dense,
+    Embed,
+    LayerNorm,
+    remat,
+    scan_equal,
+    sinusoidal_embedding,
+    step_length,
+)
 from ldm_jax.models.partition import constrain
 
 DIT_SIZES = {
@@ -37,8 +47,8 @@ class DiT(nn.Module):
     or for each. With `factorised_attention`, of three axes, blocks in turn attend within frames and over time (Ma et al. 2024,
     "Latte"), else all of them to all of space and time. With
     `shared_embedder` False every block has a time and label embedder of its own, and the last layer uses the first
-    block's: so diffusers stores them, with `freq_shift` 1. `second_time`, `dtype`, `remat`, `scan_blocks` and `attention` are
-    as in the U-Net.
+    block's: so diffusers stores them, with `freq_shift` 1. cond["augment"], `second_time`, `dtype`, `remat`, `scan_blocks` and
+    `attention` are as in the U-Net.
     """
 
     depth: int
@@ -88,11 +98,13 @@ class DiT(nn.Module):
         if self.factorised_attention and self.dims != 3:
             raise ValueError(f"factorised_attention is of frames and of time, three axes; this DiT is of dims={self.dims}")
         takes = [name for name, on in (("context", self.context_dim), ("label", self.num_classes is not None)) if on]
-        if sorted(cond) != takes:
+        if sorted({*cond} - {"augment"}) != takes:
             raise ValueError(
-                f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, and '
-                "nothing else"
+                f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, "augment" '
+                "or not, and nothing else"
             )
+        if "augment" in cond and not self.shared_embedder:
+            raise ValueError('cond["augment"] is added to the one embedding of time and label: shared_embedder=True')
         if self.scan_blocks and self.factorised_attention:
             raise ValueError("scan_blocks is for equal blocks; with factorised_attention they take turns: scan_blocks=False")
         if self.context_dim and self.factorised_attention:
@@ -112,6 +124,8 @@ class DiT(nn.Module):
         times = tuple(sinusoidal_embedding(each, 256, freq_shift=self.freq_shift) for each in (t, s) if each is not None)
         labels, width = cond.get("label"), self.hidden_size
         c = embed_condition(times, labels, width, self.num_classes, self.dtype) if self.shared_embedder else None
+        if "augment" in cond:
+            c = c + Dense(width, False, ZEROS, dtype=self.dtype, name=AUGMENT_EMBEDDING)(cond["augment"])
         last = c
         names = [f"blocks_{i}" for i in range(self.depth)]
 

@@ -22,7 +22,8 @@ from ldm_jax.models.partition import by_platform, gathered
 from ldm_jax.primitives.choices import check_choice
 
 STEP_EMBEDDINGS = ("step_embed_0", "step_embed_2", "s_embedder")  # what `second_time` adds to a U-Net, to a DiT
-ADDED_INPUTS = (*STEP_EMBEDDINGS, "time_embed_cond_proj")  # and `guidance_dim`; they add nothing at first
+AUGMENT_EMBEDDING = "augment_embed"  # of cond["augment"], which only training has
+ADDED_INPUTS = (*STEP_EMBEDDINGS, "time_embed_cond_proj", AUGMENT_EMBEDDING)  # and `guidance_dim`; they add nothing at first
 REMAT = ("none", "dots", "blocks")
 
 

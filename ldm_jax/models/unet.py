@@ -27,8 +27,10 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.convolution import average_pool, check_rank, factors_of, nearest, per_axis, window_of
+from ldm_jax.models.inflation import OVER_TIME
 from ldm_jax.models.init import ZEROS, Rule
 from ldm_jax.models.layers import (
+    AUGMENT_EMBEDDING,
     Conv,
     Dense,
     Downsample,
@@ -42,7 +44,8 @@ from ldm_jax.models.layers import (
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer, over_time, within_frames
 
-COND_KEYS = ("concat", "context", "vector", "label", "guidance", "residuals", "hint")
+COND_KEYS = ("concat", "context", "vector", "label", "guidance", "residuals", "hint", "augment")
+OPTIONAL = ("concat", "residuals", "augment")  # whatever the fields are
 
 
 class ResBlock(nn.Module):
@@ -110,11 +113,14 @@ class UNet(nn.Module):
     two (Meng et al. 2023; latent consistency models, Luo et al. 2023): so many sinusoids of 1000 cond["guidance"] go through a
     linear layer, zero at first, into those of t.
 
+    cond["augment"] [B, any] are numbers that tell what was done to the picture that x was made of (`data.augment`), added by a
+    linear layer without bias that is zero at first: not given, as when pictures are drawn, means that nothing was done.
+
     `strides` are 1 or 2 for each axis: by how much a level is smaller than the one before, for all levels or one list a level
     (`convolution.factors_of`); by default 2, but 1 for the first of three axes, as the reference has it. `kernel_size` is the
     window of all convolutions along every axis, or along each: (1, 3, 3) looks at frames one by one. With
-    `factorised_attention`, of three axes, pixels attend within their frame, and then each place over time, through blocks
-    called "..._time" that change nothing at first; else they attend to all of space and time.
+    `factorised_attention`, of three axes, pixels, which are told their frame's number, attend within their frame, and then each
+    place over time, through layers called "..._time" that change nothing at first; else they attend to all of space and time.
 
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); with `scan_blocks` equal transformer blocks in a row are one loop, compiled once
@@ -193,13 +199,13 @@ class UNet(nn.Module):
             return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
-            h = self._over_space(name, h, level, middle, context)
             if not self.factorised_attention:
-                return constrain(h)
+                return constrain(self._over_space(name, h, level, middle, context))
+            h = self._over_space(name, self._numbered(f"{name}_number{OVER_TIME}", h), level, middle, context)
             heads, _ = self._heads(h.shape[-1], level)
             block = remat(AttentionBlock, self.remat)(
                 heads, num_groups=self.norm_num_groups, eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
-                places=True, name=f"{name}_time",
+                places=True, name=name + OVER_TIME,
             )  # fmt: skip
             return constrain(over_time(block, h))
 
@@ -281,6 +287,13 @@ class UNet(nn.Module):
         block = remat(SpatialTransformer, self.remat)(heads, dim_head, depth, cross_only, **common)
         return within_frames(block, h, context) if self.factorised_attention else block(h, context)
 
+    def _numbered(self, name: str, h: jax.Array) -> jax.Array:
+        """Frames [B, T, H, W, C] that know which they are, by a linear layer that is zero at first: what is done within a frame,
+        as attention to the context, can be another for every frame."""
+        width = h.shape[-1]
+        waves = sinusoidal_embedding(jnp.arange(h.shape[1]), width)
+        return h + self._zero(name, width)(waves.astype(self.dtype))[None, :, None, None].astype(h.dtype)
+
     def _zero(self, name: str, width: int) -> nn.Module:
         """A linear layer that begins with nothing."""
         return Dense(width, kernel_init=ZEROS, bias_init=ZEROS, dtype=self.dtype, name=name)
@@ -321,6 +334,8 @@ class UNet(nn.Module):
             emb = emb + Dense(width, dtype=self.dtype, name="label_emb")(cond["vector"])
         elif self.num_classes is not None:
             emb = emb + Embed(self.num_classes, width, dtype=self.dtype, name="label_emb")(cond["label"])
+        if "augment" in cond:
+            emb = emb + Dense(width, False, ZEROS, dtype=self.dtype, name=AUGMENT_EMBEDDING)(cond["augment"])
         return emb
 
     def _per_level(self, field: str, level: int) -> Any:
@@ -354,7 +369,7 @@ class UNet(nn.Module):
             "hint": 0 if self.hint_channels else None,
         }
         missing = [key for key, width in needs.items() if width is not None and key not in cond]
-        excess = [key for key in cond if key not in COND_KEYS or (key not in ("concat", "residuals") and needs[key] is None)]
+        excess = [key for key in cond if key not in COND_KEYS or (key not in OPTIONAL and needs[key] is None)]
         if missing or excess:
             raise ValueError(f"cond lacks {missing} and should not have {excess}; this U-Net takes {COND_KEYS} by fields")
         for key in ("context", "vector"):

@@ -71,7 +71,8 @@ def make_loss(
     teacher TEACHER, {"network", "conditioner"}.
     Where the objective's times are "importance", also HISTORY, a `diffusion.times.History` as a dict.
     `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and
-    the condition's "inputs", pictures as pictures.
+    the condition's "inputs", pictures as pictures. "augment" [B, any], where there is one, is told to network and teacher as
+    cond["augment"].
     """
 
     def loss_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Step):
@@ -94,11 +95,13 @@ def make_loss(
 
         def cond_of(params: PyTree, count: int, without: bool) -> PyTree:
             """Of the batch's first `count` rows."""
+            told = {"augment": batch["augment"][:count]} if "augment" in batch else {}
             seen = jax.tree.map(lambda x: x[:count], inputs)
             if without:
                 null = condition.dropped(seen, condition.encoded(condition.null, to_latents))
                 seen = jax.tree.map(lambda x, null: jnp.broadcast_to(null, x.shape), seen, null)
-            return condition.apply(params["conditioner"], seen)
+            cond = condition.apply(params["conditioner"], seen)
+            return {**(cond or {}), **told} if told else cond
 
         def apply(
             params: PyTree,

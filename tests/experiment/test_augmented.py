@@ -1,0 +1,55 @@
+"""A model of few pictures from data to files: trained on pictures that are turned and stretched, gone on with, loaded, exported."""
+
+import jax
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax import experiment, models
+from ldm_jax.training.checkpoint import load_averaged
+from tests.test_train import tiny_config
+
+STAGES = ("first_stage", "latents", "diffusion")
+
+
+def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path):
+    config = {
+        "data.path": str(tmp_path / "data"), "data.augment": 0.5, "latents.cache": False, "stages": STAGES,
+        "first_stage_train.steps": 2, "diffusion_train.steps": 3, "diffusion_train.post_hoc": (),
+        "diffusion_train.best": "validation/loss", "evaluation.evaluators.prompts.every": 0,
+        "diffusion_train.learning_rate": 0.1, "diffusion_train.decay": "constant", "checkpoint.snapshots": 0,
+    }  # fmt: skip
+    run = tmp_path / "run"
+    experiment.run(tiny_config(**config), run)
+    for steps in (3, 4):  # and resumed
+        experiment.run(tiny_config(**config | {"diffusion_train.steps": steps}), run)
+        assert load_averaged(run / "diffusion" / "checkpoints")["network"][models.AUGMENT_EMBEDDING]["kernel"].any()
+    ldm = ldm_jax.load(run)
+    assert models.AUGMENT_EMBEDDING not in ldm.params["network"]
+    cond = ldm.embed(ldm.params, ["a red circle"])
+    images = ldm.sample(ldm.params, jax.random.key(0), cond, steps=2)
+    ldm.save(tmp_path / "compvis.ckpt", format="compvis")
+    other = ldm_jax.load(tmp_path / "compvis.ckpt")
+    drawn = other.sample(other.params, jax.random.key(0), other.embed(other.params, ["a red circle"]), steps=2)
+    np.testing.assert_allclose(drawn, images, atol=1e-4)
+    # a further training starts from it, told or not
+    for augment in (0.0, 0.5):
+        tuned = config | {"data.augment": augment, "diffusion_train.start_from": str(run), "first_stage.path": str(run)}
+        tuned |= {"stages": ("latents", "diffusion"), "diffusion_train.steps": 2}
+        experiment.run(tiny_config(**tuned), tmp_path / f"tuned_{augment}")
+        assert np.isfinite(ldm_jax.load(tmp_path / f"tuned_{augment}").params["network"]["out_2"]["kernel"]).all()
+
+
+@pytest.mark.parametrize("overrides, message", [
+    ({"latents.cache": True}, "config.data.augment=0.5: config.latents.cache=True would hold one view"),
+    ({"diffusion_train.lora.rank": 2, "diffusion_train.start_from": "."}, "leaves the network as it is"),
+    ({"data.medium": "film", "data.image_size": (4, 32, 32)}, "this is data of medium='film'"),
+    ({"diffusion_train.start_from": ".", "diffusion_train.control.picture": "conditioning"}, "config.data.augment=0.5: "),
+    ({"data.augment": 1.5}, "config.data.augment"),
+])  # fmt: skip
+def test_what_cannot_be_augmented_is_refused(overrides, message, tmp_path):
+    config = tiny_config(**{"data.augment": 0.5, "latents.cache": False, "data.path": str(tmp_path / "data")} | overrides)
+    with pytest.raises(ValueError, match="config") as error:
+        experiment.run(config, tmp_path / "new")
+    assert message in str(error.value)
+    assert not (tmp_path / "new").exists()
