@@ -38,4 +38,5 @@ def get_config() -> ConfigDict:
     config.diffusion_train.steps = 1000
     config.diffusion_train.batch_size = 16
     config.sampling.guidance_scale = 2.0
+    config.evaluation.prompts = 128  # volumes, which are read back
     return config

@@ -220,7 +220,7 @@ def tiny_config(**overrides):
         ({"mesh.fsdp": 3}, "fsdp=3"),
         ({**FOLDER, "data.path": ""}, "config.data.path is empty"),
         ({**FOLDER, "data.path": "/nowhere"}, "/nowhere"),
-        ({"data.source": "folder"}, "only pictures of 'shapes' and 'moving_shapes' with captions can be read"),
+        ({"data.source": "folder"}, "only what is drawn of 'shapes' (conditioner.kind='text')"),
         ({"data.source": "foldr"}, "Did you mean 'folder'"),
         ({"data.flip": True}, "left and right"),
         ({"data.counts": (0, 0, 0)}, "not all zero"),

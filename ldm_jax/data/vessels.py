@@ -129,10 +129,22 @@ def read_volume_back(volume: np.ndarray) -> list[int]:
     return found
 
 
-def check_all(volumes: np.ndarray, labels: Sequence[int]) -> dict[str, np.ndarray]:
-    """Whether volumes [n, D, H, W, 1] in [-1, 1] show what was asked for: bool [n] for "count" (one or two objects), "kind"
+CHECKS = ("count", "kind", "all")
+
+
+def prompts(num: int) -> list[tuple[str, int]]:
+    """The classes in turn: names and numbers."""
+    return [(CLASSES[i % len(CLASSES)], i % len(CLASSES)) for i in range(num)]
+
+
+def read_volumes(volumes: np.ndarray) -> list[list[int]]:
+    """`read_volume_back` of each of [n, D, H, W, 1] in [-1, 1]."""
+    return [read_volume_back(volume) for volume in volumes]
+
+
+def check_all(found: list[list[int]], labels: Sequence[int]) -> dict[str, np.ndarray]:
+    """Whether volumes, as `read_volumes` saw them, show what was asked for: bool [n] for "count" (one or two objects), "kind"
     (all objects are of the class) and "all"."""
-    found = [read_volume_back(volume) for volume in volumes]
     count = np.array([1 <= len(each) <= 2 for each in found])
     kind = np.array([bool(each) and all(one == label for one in each) for each, label in zip(found, labels, strict=True)])
     return {"count": count, "kind": kind, "all": count & kind}

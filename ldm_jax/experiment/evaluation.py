@@ -36,7 +36,7 @@ def evaluate(experiment: Experiment) -> None:
         for objects in reader(config).objects:
             measured, drawn, words = check_prompts(Model(experiment, ldm.specification, {}), params, objects)
             results |= measured
-            found[f"{objects}_objects"] = (experiment.medium.shown(drawn), 0, words)
+            found[reader(config).place(objects)] = (experiment.medium.shown(drawn), 0, words)
     if config["evaluation"].get("num", 0):
         distributed.on_first("working directory", experiment.check_place)
         results |= distances(experiment, ldm, which)
@@ -74,15 +74,16 @@ def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float
     experiment.say(f"evaluation: {len(found['validation'][2])} pictures for validation conditions in {folder}")
 
 
+SAID = {"bound": "both"}  # what measures are called
+
+
 def check_prompts(model: Model, params: PyTree, objects: int) -> tuple[dict[str, float], np.ndarray, list[str]]:
     """Draws held-out prompts of so many objects and reads the pictures back: what is right, some pictures, their prompts."""
-    count = model.experiment.config["evaluation"]["prompts"]
+    count, own = model.experiment.config["evaluation"]["prompts"], reader(model.experiment.config)
     found, images, words = read_back(model, params, count, objects)
-    said = f"shape {found['shape']:.1%}, colour {found['colour']:.1%}, both {found['bound']:.1%}"
-    if objects == 2:
-        said += f", also the relation {found['all']:.1%}"
-    if "direction" in found:
-        said += f", direction {found['direction']:.1%}, all {found['all']:.1%} (shuffled captions {found['shuffled/all']:.1%})"
-    model.experiment.say(f"evaluation: {count} held-out prompts with {objects} object{'s' * (objects > 1)}: {said} right")
-    results = {f"{objects}_objects/{name}": value for name, value in found.items()}
+    said = ", ".join(f"{SAID.get(name, name)} {found[name]:.1%}" for name in own.measures)
+    asked = f"held-out prompts with {objects} object{'s' * (objects > 1)}" if own.condition == "text" else "drawn by class"
+    by_chance = f"{found['shuffled/all']:.1%} of all if each had been asked for with the next one's"
+    model.experiment.say(f"evaluation: {count} {asked}: {said} right ({by_chance})")
+    results = {f"{own.place(objects)}/{name}": value for name, value in found.items()}
     return results, images[:64], words[:64]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.source import MissingSplit
-from ldm_jax.data.vessels import CLASSES, Vessels, check_all, draw_volume
+from ldm_jax.data.vessels import CLASSES, Vessels, check_all, draw_volume, read_volumes
 
 SIZE = (32, 32, 32)
 
@@ -14,9 +14,9 @@ def test_every_volume_is_read_back():
     volumes = np.stack([volume for volume, _ in rows])[..., None] / np.float32(127.5) - 1
     labels = [label for _, label in rows]
     assert set(labels) == {0, 1}
-    assert all(each.all() for each in check_all(volumes, labels).values())
-    assert not check_all(volumes, [1 - label for label in labels])["kind"].any()
-    assert not check_all(np.full_like(volumes[:1], -0.6), labels[:1])["count"][0]
+    assert all(each.all() for each in check_all(read_volumes(volumes), labels).values())
+    assert not check_all(read_volumes(volumes), [1 - label for label in labels])["kind"].any()
+    assert not check_all(read_volumes(np.full_like(volumes[:1], -0.6)), labels[:1])["count"][0]
 
 
 def test_the_source():

@@ -1,11 +1,13 @@
 """A model of few pictures from data to files: trained on pictures that are turned and stretched, gone on with, loaded, exported."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import experiment, models
+from ldm_jax import build, experiment, models
 from ldm_jax.training.checkpoint import load_averaged
 from tests.test_train import tiny_config
 
@@ -28,7 +30,7 @@ def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path)
     assert models.AUGMENT_EMBEDDING not in ldm.params["network"]
     cond = ldm.embed(ldm.params, ["a red circle"])
     images = ldm.sample(ldm.params, jax.random.key(0), cond, steps=2)
-    ldm.save(tmp_path / "compvis.ckpt", format="compvis")
+    ldm_jax.save(ldm, tmp_path / "compvis.ckpt", format="compvis")
     other = ldm_jax.load(tmp_path / "compvis.ckpt")
     drawn = other.sample(other.params, jax.random.key(0), other.embed(other.params, ["a red circle"]), steps=2)
     np.testing.assert_allclose(drawn, images, atol=1e-4)
@@ -43,7 +45,6 @@ def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path)
 @pytest.mark.parametrize("overrides, message", [
     ({"latents.cache": True}, "config.data.augment=0.5: config.latents.cache=True would hold one view"),
     ({"diffusion_train.lora.rank": 2, "diffusion_train.start_from": "."}, "leaves the network as it is"),
-    ({"data.medium": "film", "data.image_size": (4, 32, 32)}, "this is data of medium='film'"),
     ({"diffusion_train.start_from": ".", "diffusion_train.control.picture": "conditioning"}, "config.data.augment=0.5: "),
     ({"data.augment": 1.5}, "config.data.augment"),
 ])  # fmt: skip
@@ -53,3 +54,10 @@ def test_what_cannot_be_augmented_is_refused(overrides, message, tmp_path):
         experiment.run(config, tmp_path / "new")
     assert message in str(error.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_films_are_not_augmented():
+    config = importlib.import_module("configs.moving_shapes").get_config()
+    config.data.augment = 0.5
+    with pytest.raises(ValueError, match="config.data.augment=0.5: .* medium='film'; set it to 0"):
+        build.check(config.to_dict())

@@ -1,5 +1,6 @@
 """What looks at a model while it trains: settings, names, and the same pictures every time."""
 
+import importlib
 import types
 
 import jax
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import scoring
+from ldm_jax import build, scoring
 from ldm_jax.experiment import evaluators
-from ldm_jax.experiment.evaluators import distance
+from ldm_jax.data.vessels import draw_volume
+from ldm_jax.experiment.evaluators import distance, prompts
 from ldm_jax.experiment.stage import BEST
 from ldm_jax.scoring import features as networks
 from ldm_jax.scoring.drawing import Conditions, Drawer
@@ -54,7 +56,7 @@ def test_settings_that_cannot_be_meant_are_refused_by_name(sections, words):
 def test_prompts_are_only_of_pictures_that_can_be_read():
     config = with_evaluators(prompts={"every": 5})
     config["conditioner"] = {"kind": "none"}
-    with pytest.raises(ValueError, match="only pictures of 'shapes'.* with captions"):
+    with pytest.raises(ValueError, match="only what is drawn of 'shapes' .conditioner.kind='text'"):
         evaluators.settings(config)
 
 
@@ -130,3 +132,25 @@ def test_distances_are_those_of_the_same_pictures_every_time(model, monkeypatch)
     assert reference.about["count"] == 24
     for name, value in first.scalars.items():
         assert value == pytest.approx(expected[name.removeprefix("distance/")], rel=1e-6)
+
+
+def test_volumes_are_asked_for_by_class_and_read_back(monkeypatch):
+    """Those that are drawn are true ones, of the classes that the network was told; the last is spoiled."""
+    config = importlib.import_module("configs.vessels").get_config().to_dict()
+    assert prompts.readable(config) and not prompts.readable(config | {"conditioner": {"kind": "none"}})
+
+    def draw(spec, params, inputs, num, batch_size, mesh):
+        true = {}
+        for i in range(40):
+            volume, label = draw_volume(0, i, 0, (32, 32, 32))
+            true.setdefault(label, volume[..., None] / np.float32(127.5) - 1)
+        return np.stack([true[int(label)] for label in inputs[:-1]] + [np.full_like(true[0], -0.6)])
+
+    monkeypatch.setattr(prompts, "draw", draw)
+    condition = build.make_condition(config, ("spheres", "tubes"))
+    model = types.SimpleNamespace(
+        spec=types.SimpleNamespace(condition=condition), experiment=types.SimpleNamespace(config=config, mesh=None)
+    )
+    found, volumes, words = prompts.read_back(model, None, 8, 1)
+    assert words == ["spheres", "tubes"] * 4 and volumes.shape == (8, 32, 32, 32, 1)
+    assert found["count"] == found["kind"] == found["all"] == 7 / 8 and found["shuffled/all"] == found["shuffled/kind"] == 0

@@ -1,4 +1,4 @@
-"""How many pictures of held-out prompts show what was asked for. Only of data with captions that can be read back: `READERS`.
+"""How many pictures of held-out prompts, or of classes, show what was asked for. Only of data that can be read back: `READERS`.
 
 config.evaluation.evaluators.prompts.every = 600
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax import build
-from ldm_jax.data import moving_shapes, shapes
+from ldm_jax.data import moving_shapes, shapes, vessels
 from ldm_jax.experiment.evaluators.model import Model
 from ldm_jax.experiment.pictures import draw
 from ldm_jax.training.loop import Report
@@ -20,13 +20,15 @@ FIELDS = {"num": 120, "objects": 1}  # prompts, and how many objects each asks f
 
 
 class Reader(NamedTuple):
-    """How pictures (or films) of a data set are read.
+    """How pictures (or films, or volumes) of a data set are read.
 
-    prompts     (config, how many, objects) -> [(prompt, what it describes)], from a stream that nothing is learnt from
+    prompts     (config, how many, objects) -> [(prompt, what it describes)], from a stream that nothing is learnt from; of
+                classes their names and numbers
     read        drawn arrays -> what is seen in each
     check       what is seen, what was described -> {name: bool [n]}
     measures    those names that are followed in training
     objects     how many of them prompts may ask for
+    condition   the kind of condition that is asked by: "text" or "class"
     """
 
     prompts: Callable[[Mapping[str, Any], int, int], list[tuple[str, Any]]]
@@ -34,6 +36,11 @@ class Reader(NamedTuple):
     check: Callable[[list[Any], list[Any]], dict[str, np.ndarray]]
     measures: tuple[str, ...]
     objects: tuple[int, ...]
+    condition: str = "text"
+
+    def place(self, objects: int) -> str:
+        """What comes before the names of its numbers."""
+        return f"{objects}_objects" if self.condition == "text" else "classes"
 
 
 READERS = {
@@ -51,12 +58,21 @@ READERS = {
         moving_shapes.CHECKS,
         (1,),
     ),
+    "vessels": Reader(
+        lambda config, num, objects: vessels.prompts(num),
+        vessels.read_volumes,
+        vessels.check_all,
+        vessels.CHECKS,
+        (1,),
+        "class",
+    ),
 }
 
 
 def readable(config: Mapping[str, Any]) -> bool:
     """Whether pictures of this config's model can be read back."""
-    return config["data"]["source"] in READERS and config["conditioner"]["kind"] == "text"
+    found = READERS.get(config["data"]["source"])
+    return found is not None and config["conditioner"]["kind"] == found.condition
 
 
 def reader(config: Mapping[str, Any]) -> Reader:
@@ -70,8 +86,8 @@ def check(section: Mapping[str, Any], config: Mapping[str, Any], place: str) -> 
         if not 1 <= section[name] <= most:
             raise ValueError(f"{place}.{name}={section[name]}: must be from 1 to {most}")
     if section["every"] and not readable(config):
-        known = " and ".join(map(repr, READERS))
-        raise ValueError(f"{place}.every={section['every']}: only pictures of {known} with captions can be read; set it to 0")
+        known = ", ".join(f"{name!r} (conditioner.kind={own.condition!r})" for name, own in READERS.items())
+        raise ValueError(f"{place}.every={section['every']}: only what is drawn of {known} can be read; set it to 0")
 
 
 def gives(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> list[str]:
@@ -96,8 +112,10 @@ def read_back(model: Model, params: Any, num: int, objects: int) -> tuple[dict[s
     config = model.experiment.config
     own = reader(config)
     prompts = own.prompts(config, num, objects)
-    # not parsed as a user's prompts: a small training set may lack a word of theirs, and is then judged without it
-    inputs = np.stack([model.spec.condition.tokenize(text) for text, _ in prompts])
+    if own.condition == "class":
+        inputs = model.spec.condition.from_batch({"label": np.array([label for _, label in prompts], np.int32)})
+    else:  # not parsed as a user's prompts: a small training set may lack a word of theirs, and is then judged without it
+        inputs = np.stack([model.spec.condition.tokenize(text) for text, _ in prompts])
     images = draw(model.spec, params, inputs, num, config["evaluation"]["batch_size"], model.experiment.mesh)
     seen, asked = own.read(images), [scene for _, scene in prompts]
     right = own.check(seen, asked)
