@@ -3,8 +3,8 @@
     python train.py --config=few_photos64 --config.data.path=PHOTOS --config.first_stage.path=FIRST_STAGE
     python sample.py --workdir runs/few_photos64 --label roses
 
-As configs/photos64.py, for so few photos that a network would soon know them by heart: every visit sees them turned, stretched and
-moved another way, which the network is told (`data.augment`; Karras et al. 2022), a tenth of its features is dropped, and
+As configs/photos64.py, for so few photos that a network would soon know them by heart: every visit sees them turned, stretched
+and moved another way, which the network is told (`data.augment`; Karras et al. 2022), a tenth of its features is dropped, and
 the weights that are drawn with are those of the lowest held-out loss. FIRST_STAGE is the working directory of a first stage of
 other photos, which serves these too, such as that of photos64; "" trains one here.
 """

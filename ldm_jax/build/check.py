@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from ldm_jax import diffusion, models
-from ldm_jax.build.adaptation import adapts, field_of
 from ldm_jax.build.autoencoder import POSTERIORS, make_first_stage, make_first_stage_program
+from ldm_jax.build.check_data import check_data
 from ldm_jax.build.check_tuning import check_tuning
 from ldm_jax.build.condition import is_told, make_condition
 from ldm_jax.build.data import make_medium
@@ -351,54 +351,12 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config.{section}.accumulate={parts}: must divide config.{section}.batch_size={train['batch_size']}"
             )
-    check_crop(config)
-    check_augment(config)
-    if wrong := [text for text in config["data"].get("captions", ()) if not isinstance(text, str) or not text.strip()]:
-        raise ValueError(f"config.data.captions={config['data']['captions']}: must be texts, {wrong[0]!r} is none")
+    check_data(config)
     latents = config.get("latents", {})
     if latents.get("standardise") and (latents.get("scale") or latents.get("shift")):
         raise ValueError("config.latents.scale and shift are one for all channels: set latents.standardise=False beside them")
     if config.get("diffusion_train", {}).get("post_hoc") and not config["checkpoint"].get("snapshots", 0):
         raise ValueError("config.checkpoint.snapshots=0: must be at least 1 where config.diffusion_train.post_hoc is set")
-
-
-def check_crop(config: Mapping[str, Any]) -> None:
-    """ValueError for crops that pictures are too small for, or that the latents of an earlier stage would hold only one of."""
-    data, latents = config["data"], config.get("latents", {})
-    size = data["image_size"]
-    shortest, short_side = (size if isinstance(size, int) else min(size)), data.get("short_side", 0)
-    if 0 < short_side < shortest:
-        raise ValueError(
-            f"config.data.short_side={short_side}: must be at least config.data.image_size={size}, or 0, or -1 (not resized)"
-        )
-    first_stage = config["first_stage"]["kind"] != "none"
-    if data.get("crop") == "random" and latents.get("cache") and first_stage and "diffusion" in config["stages"]:
-        raise ValueError(
-            "config.data.crop='random': config.latents.cache=True would hold one crop of every picture; set it to False, or "
-            "crop='center'"
-        )
-
-
-STAYING = ("label_map", "boxes", "box_labels", "conditioning")  # columns of what lies on a picture
-
-
-def check_augment(config: Mapping[str, Any]) -> None:
-    """ValueError for augmentation of what is no picture, of one view that is kept, beside what lies on pictures and stays where
-    it is, and of a network that can't learn to be told."""
-    data, latents = config["data"], config.get("latents", {})
-    if not (share := data.get("augment")):
-        return
-    where = f"config.data.augment={share}"
-    if data.get("medium", "image") != "image":
-        raise ValueError(f"{where}: pictures are turned and stretched, this is data of medium={data['medium']!r}; set it to 0")
-    if "diffusion" not in config["stages"]:
-        return
-    if latents.get("cache") and config["first_stage"]["kind"] != "none":
-        raise ValueError(f"{where}: config.latents.cache=True would hold one view of every picture; set it to False")
-    if beside := [column for column in make_condition(config).columns if column in STAYING]:
-        raise ValueError(f"{where}: the picture would move, and its {beside[0]} would not; set it to 0")
-    if part := adapts(config):
-        raise ValueError(f"{where}: {field_of(part)} leaves the network as it is, and it can't learn what was done; set it to 0")
 
 
 def check_perceptual(section: Mapping[str, Any]) -> None:

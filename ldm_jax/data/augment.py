@@ -1,9 +1,9 @@
 """Pictures turned, stretched and moved at random, and the numbers that tell a network what was done to each.
 
-A network that is told what was done to what it learns, and told "nothing" when it draws, draws pictures to which nothing was
-done: so a small data set can be seen in many ways without its pictures' being drawn tilted ("non-leaking augmentation", Karras et
-al. 2022, "Elucidating the design space of diffusion-based generative models", appendix F.2 and table 6). Mirroring is left to
-`data.flip`, which asks whether mirrored pictures belong to the data.
+A network that is told in training what was done, and is told nothing when it draws, draws pictures to which nothing was done: a
+small data set is seen in many ways, and none of its pictures is drawn tilted ("non-leaking augmentation": Karras et al.
+2022, "Elucidating the design space of diffusion-based generative models", appendix F.2). Mirroring is left to `data.flip`, as
+mirrored pictures are drawn where they belong to the data.
 """
 
 import math
@@ -18,7 +18,7 @@ _MOST = 3.0  # deviations that are drawn at most: what lies further out would sh
 
 
 def draw(rng: np.random.Generator, probability: float) -> np.ndarray:
-    """float32 [NUMBERS] of one visit: each of size, turn, stretch and way is changed with the probability; zeros: nothing is."""
+    """float32 [NUMBERS] of one visit: each of size, turn, stretch and way is changed with the probability; zeros: none."""
     on = rng.random(4) < probability
     size, stretch, *way = np.clip(rng.standard_normal(4), -_MOST, _MOST)
     turn, along = rng.uniform(-math.pi, math.pi, 2)
@@ -35,7 +35,7 @@ def draw(rng: np.random.Generator, probability: float) -> np.ndarray:
 
 
 def apply(image: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] as `numbers` say, of the same size; beyond its edges lies its mirror image. Zeros give it back as it is."""
+    """uint8 [H, W, 3] as `numbers` say, of the same size; beyond its edges lies its mirror image. Zeros: as it is."""
     if not np.any(numbers):
         return image
     height, width = image.shape[:2]

@@ -100,8 +100,8 @@ class DiT(nn.Module):
         takes = [name for name, on in (("context", self.context_dim), ("label", self.num_classes is not None)) if on]
         if sorted({*cond} - {"augment"}) != takes:
             raise ValueError(
-                f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, "augment" '
-                "or not, and nothing else"
+                f'cond has {sorted(cond)}; a DiT takes "label" if it has num_classes, "context" if it has context_dim, perhaps '
+                '"augment", and nothing else'
             )
         if "augment" in cond and not self.shared_embedder:
             raise ValueError('cond["augment"] is added to the one embedding of time and label: shared_embedder=True')

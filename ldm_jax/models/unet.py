@@ -288,8 +288,8 @@ class UNet(nn.Module):
         return within_frames(block, h, context) if self.factorised_attention else block(h, context)
 
     def _numbered(self, name: str, h: jax.Array) -> jax.Array:
-        """Frames [B, T, H, W, C] that know which they are, by a linear layer that is zero at first: what is done within a frame,
-        as attention to the context, can be another for every frame."""
+        """Frames [B, T, H, W, C] that know which they are, by a linear layer that is zero at first: what is done within a
+        frame, such as attention to the context, can be another for every frame."""
         width = h.shape[-1]
         waves = sinusoidal_embedding(jnp.arange(h.shape[1]), width)
         return h + self._zero(name, width)(waves.astype(self.dtype))[None, :, None, None].astype(h.dtype)

@@ -1,4 +1,4 @@
-"""A model of few pictures from data to files: trained on pictures that are turned and stretched, gone on with, loaded, exported."""
+"""A model of few pictures from data to files: trained on turned and stretched ones, gone on with, loaded, exported."""
 
 import importlib
 

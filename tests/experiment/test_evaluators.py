@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax import build, scoring
-from ldm_jax.experiment import evaluators
 from ldm_jax.data.vessels import draw_volume
+from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.evaluators import distance, prompts
 from ldm_jax.experiment.stage import BEST
 from ldm_jax.scoring import features as networks
