@@ -119,8 +119,8 @@ class UNet(nn.Module):
     `strides` are 1 or 2 for each axis: by how much a level is smaller than the one before, for all levels or one list a level
     (`convolution.factors_of`); by default 2, but 1 for the first of three axes, as the reference has it. `kernel_size` is the
     window of all convolutions along every axis, or along each: (1, 3, 3) looks at frames one by one. With
-    `factorised_attention`, of three axes, pixels, which are told their frame's number, attend within their frame, and then each
-    place over time, through layers called "..._time" that change nothing at first; else they attend to all of space and time.
+    `factorised_attention`, of three axes, pixels attend within their frame, and then each place over time, through blocks
+    called "..._time" that change nothing at first; else they attend to all of space and time.
 
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); with `scan_blocks` equal transformer blocks in a row are one loop, compiled once
@@ -199,9 +199,9 @@ class UNet(nn.Module):
             return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
+            h = self._over_space(name, h, level, middle, context)
             if not self.factorised_attention:
-                return constrain(self._over_space(name, h, level, middle, context))
-            h = self._over_space(name, self._numbered(f"{name}_number{OVER_TIME}", h), level, middle, context)
+                return constrain(h)
             heads, _ = self._heads(h.shape[-1], level)
             block = remat(AttentionBlock, self.remat)(
                 heads, num_groups=self.norm_num_groups, eps=self.norm_eps, attention=self.attention, dtype=self.dtype,
@@ -286,13 +286,6 @@ class UNet(nn.Module):
         common["scan_blocks"] = self.scan_blocks
         block = remat(SpatialTransformer, self.remat)(heads, dim_head, depth, cross_only, **common)
         return within_frames(block, h, context) if self.factorised_attention else block(h, context)
-
-    def _numbered(self, name: str, h: jax.Array) -> jax.Array:
-        """Frames [B, T, H, W, C] that know which they are, by a linear layer that is zero at first: what is done within a
-        frame, such as attention to the context, can be another for every frame."""
-        width = h.shape[-1]
-        waves = sinusoidal_embedding(jnp.arange(h.shape[1]), width)
-        return h + self._zero(name, width)(waves.astype(self.dtype))[None, :, None, None].astype(h.dtype)
 
     def _zero(self, name: str, width: int) -> nn.Module:
         """A linear layer that begins with nothing."""

@@ -16,8 +16,8 @@ STAGES = ("first_stage", "latents", "diffusion")
 
 def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path):
     config = {
-        "data.path": str(tmp_path / "data"), "data.augment": 0.5, "latents.cache": False, "stages": STAGES,
-        "first_stage_train.steps": 2, "diffusion_train.steps": 3, "diffusion_train.post_hoc": (),
+        "data.path": str(tmp_path / "data"), "data.augment": 0.5, "latents.cache": False, "first_stage.shortcuts": False,
+        "stages": STAGES, "first_stage_train.steps": 2, "diffusion_train.steps": 3, "diffusion_train.post_hoc": (),
         "diffusion_train.best": "validation/loss", "evaluation.evaluators.prompts.every": 0,
         "diffusion_train.learning_rate": 0.1, "diffusion_train.decay": "constant", "checkpoint.snapshots": 0,
     }  # fmt: skip
