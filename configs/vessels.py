@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.conditioner.n_classes = 3  # two, and the empty one
     config.network.context_dim = config.conditioner.embed_dim
     config.network.attention_resolutions = (2,)
-    config.diffusion.scale = 0.5  # of the cosine, twice the noise: bodies in a volume are seen through more of it than in a slice
+    config.diffusion.scale = 0.5  # of the cosine, twice the noise: it hides a body in a volume less than one in a slice
     config.diffusion_train.steps = 1500
     config.diffusion_train.batch_size = 16
     config.sampling.guidance_scale = 2.0

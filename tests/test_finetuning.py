@@ -160,16 +160,8 @@ def saved(base, folder):
     return path
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    from ldm_jax.training import sharding
-
-    whole = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *axes, devices=None: whole(*axes, devices=jax.devices()[:1]))
-
-
 @pytest.mark.slow
-def test_a_word_from_train_to_file(base, tmp_path, one_device):
+def test_a_word_from_train_to_file(base, tmp_path):
     """Trained, resumed bit by bit, loaded, saved."""
     path = saved(base, tmp_path)
     fields = {"diffusion_train__textual_inversion": WORD, "data__captions": ["a <ink> star", "<ink>"]}
@@ -324,7 +316,7 @@ def test_control_nets_that_can_not_be_are_refused_before_anything_is_read():
 
 
 @pytest.mark.slow
-def test_a_control_net_from_train_to_folder(base, tmp_path, one_device):
+def test_a_control_net_from_train_to_folder(base, tmp_path):
     path = saved(base, tmp_path)
     fields = {"diffusion_train__control": {"picture": "edges", "hint_channels": [8, 16]}, "latents__cache": False}
     for steps in (4, 8):
@@ -402,7 +394,7 @@ def test_priors_that_can_not_be_are_refused_before_anything_is_read():
 
 
 @pytest.mark.slow
-def test_pictures_of_the_class_are_drawn_once(base, tmp_path, one_device):
+def test_pictures_of_the_class_are_drawn_once(base, tmp_path):
     path = saved(base, tmp_path)
     prior = {"prior_weight": 1.0, "class_prompt": "a circle", "class_pictures": 6}
     fields = {"diffusion_train__dreambooth": prior, "data__captions": ["a red circle"]}

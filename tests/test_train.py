@@ -1,7 +1,6 @@
 """The main job, small: train.py and sample.py as a user runs them. A tiny model, so pictures mean nothing here."""
 
 import ast
-import functools
 import importlib.util
 import json
 import os
@@ -21,7 +20,6 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import experiment
 from ldm_jax.drawing.modes import draw
-from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import best_in, load_averaged, load_part
 from tests.runs import STAGES, assert_same_weights, kill_after
 
@@ -305,7 +303,7 @@ def test_an_average_of_another_width_is_chosen_after_training(ldm, trained):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
+def test_training_goes_on_from_a_trained_model(trained, tmp_path):
     """With a learning rate of next to nothing the network stays the one it started from; another network is refused."""
     model = ldm_jax.load(trained[0])
     tuned = {
@@ -316,10 +314,8 @@ def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
         "diffusion_train.learning_rate": 1e-12,
         "diffusion_train.weight_decay": 0.0,
         "diffusion_train.ema_decay": 0.0,
-        "mesh.data": 1,
         "stages": ("latents", "diffusion"),
     }
-    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
     experiment.run(tiny_config(**tuned), tmp_path / "tuned")
     again = ldm_jax.load(tmp_path / "tuned")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), model.params["network"], again.params["network"])
@@ -328,7 +324,7 @@ def test_training_goes_on_from_a_trained_model(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
+def test_a_low_rank_change_of_a_trained_model(trained, tmp_path):
     """The model that it starts from stays as it is, and only the change is trained, kept and averaged."""
     base = ldm_jax.load(trained[0])
     adapting = {
@@ -341,10 +337,8 @@ def test_a_low_rank_change_of_a_trained_model(trained, tmp_path, monkeypatch):
         "diffusion_train.learning_rate": 1e-2,
         "diffusion_train.post_hoc": "()",
         "checkpoint.snapshots": 0,
-        "mesh.data": 1,
         "stages": ("latents", "diffusion"),
     }
-    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
     with pytest.raises(ValueError, match="lora.rank adapts a model: name it in config.diffusion_train.start_from"):
         experiment.run(tiny_config(**adapting | {"diffusion_train.start_from": ""}), tmp_path / "none")
     with pytest.raises(ValueError, match="leave config.latents.scale at 0"):

@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax import api, build, models
 from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.tokenizer import Tokenizer
+from ldm_jax.training import sharding
 
 PyTree = Any
 TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
@@ -73,11 +74,12 @@ def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | Non
         }
     if axis is None or params is None or found.ndim != params.ndim:
         return found
-    theirs, ours = (jnp.moveaxis(jnp.asarray(table), axis, -1) for table in (found, params))
-    if theirs.shape[:-1] != ours.shape[:-1]:
+    if np.delete(found.shape, axis).tolist() != np.delete(params.shape, axis).tolist():
         return found
-    known = np.concatenate([numbers, np.full(ours.shape[-1] - len(numbers), -1)])
-    return jnp.moveaxis(jnp.where(known >= 0, theirs[..., np.maximum(known, 0)], ours), -1, axis)
+    known = np.concatenate([numbers, np.full(params.shape[axis] - len(numbers), -1)])
+    rows = np.take(np.asarray(found), np.maximum(known, 0), axis)
+    rows = sharding.place(rows, params.sharding)  # of all devices, as `params` are
+    return jnp.where(np.expand_dims(known >= 0, [i for i in range(rows.ndim) if i != axis % rows.ndim]), rows, params)
 
 
 def _check_words(path: str, tokenizer: Any, ldm: Any, new: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A model of few pictures from data to files: trained on turned and stretched ones, gone on with, loaded, exported."""
+"""A model of few pictures, trained on turned and stretched ones, gone on with, loaded, and started from."""
 
 import importlib
 
@@ -17,8 +17,8 @@ STAGES = ("first_stage", "latents", "diffusion")
 def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path):
     config = {
         "data.path": str(tmp_path / "data"), "data.augment": 0.5, "latents.cache": False, "first_stage.shortcuts": False,
-        "stages": STAGES, "first_stage_train.steps": 2, "diffusion_train.steps": 3, "diffusion_train.post_hoc": (),
-        "diffusion_train.best": "validation/loss", "evaluation.evaluators.prompts.every": 0,
+        "stages": STAGES, "log.images_every": 0, "first_stage_train.steps": 2, "diffusion_train.steps": 3,
+        "diffusion_train.post_hoc": (), "diffusion_train.best": "validation/loss", "evaluation.evaluators.prompts.every": 0,
         "diffusion_train.learning_rate": 0.1, "diffusion_train.decay": "constant", "checkpoint.snapshots": 0,
     }  # fmt: skip
     run = tmp_path / "run"
@@ -30,16 +30,12 @@ def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path)
     assert models.AUGMENT_EMBEDDING not in ldm.params["network"]
     cond = ldm.embed(ldm.params, ["a red circle"])
     images = ldm.sample(ldm.params, jax.random.key(0), cond, steps=2)
-    ldm_jax.save(ldm, tmp_path / "compvis.ckpt", format="compvis")
-    other = ldm_jax.load(tmp_path / "compvis.ckpt")
-    drawn = other.sample(other.params, jax.random.key(0), other.embed(other.params, ["a red circle"]), steps=2)
-    np.testing.assert_allclose(drawn, images, atol=1e-4)
-    # a further training starts from it, told or not
-    for augment in (0.0, 0.5):
-        tuned = config | {"data.augment": augment, "diffusion_train.start_from": str(run), "first_stage.path": str(run)}
-        tuned |= {"stages": ("latents", "diffusion"), "diffusion_train.steps": 2}
-        experiment.run(tiny_config(**tuned), tmp_path / f"tuned_{augment}")
-        assert np.isfinite(ldm_jax.load(tmp_path / f"tuned_{augment}").params["network"]["out_2"]["kernel"]).all()
+    assert np.isfinite(images).all()
+    # another training that tells starts from it
+    tuned = config | {"diffusion_train.start_from": str(run), "first_stage.path": str(run), "stages": ("latents", "diffusion")}
+    experiment.run(tiny_config(**tuned | {"diffusion_train.learning_rate": 1e-9}), tmp_path / "tuned")
+    there, here = ldm.params["network"], ldm_jax.load(tmp_path / "tuned").params["network"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), there, here)
 
 
 @pytest.mark.parametrize("overrides, message", [
