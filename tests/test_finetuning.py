@@ -148,7 +148,7 @@ def experiment_config(path, base, **fields):
     for name, value in fields.items():
         section, field = name.split("__")
         config[section][field] = value
-    return config | {"stages": ["latents", "diffusion"], "mesh": {"data": 1, "fsdp": 1, "tensor": 1}}
+    return config | {"stages": ["latents", "diffusion"], "mesh": {"data": -1, "fsdp": 2, "tensor": 1}}
 
 
 def saved(base, folder):

@@ -25,4 +25,5 @@ class Model:
     def params(self, state: TrainState) -> PyTree:
         """All that drawing takes, with the averaged weights, on every device."""
         found = {**{name: part for name, part in self.constants.items() if name not in NOT_DRAWN}, **state.averaged}
+        found = sharding.replicate(self.experiment.mesh, found)  # constants may be of one device, and both are added up
         return sharding.replicate(self.experiment.mesh, api.adapted(self.experiment.config, found, self.experiment.condition))
