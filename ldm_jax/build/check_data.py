@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm_jax.build.adaptation import adapts, field_of
 from ldm_jax.build.condition import make_condition
+from ldm_jax.build.diffusion import few_steps_kind
 
 
 def check_data(config: Mapping[str, Any]) -> None:
@@ -50,5 +51,8 @@ def check_augment(config: Mapping[str, Any]) -> None:
         raise ValueError(f"{where}: config.latents.cache=True would hold one view of every picture; set it to False")
     if beside := [column for column in make_condition(config).columns if column in STAYING]:
         raise ValueError(f"{where}: the picture would move, and its {beside[0]} would not; set it to 0")
+    if (kind := few_steps_kind(config)) and kind.teacher:
+        name = config["diffusion"]["objective"]
+        raise ValueError(f"{where}: objective={name!r} learns from a model that isn't told what was done; set it to 0")
     if part := adapts(config):
         raise ValueError(f"{where}: {field_of(part)} leaves the network as it is: it can't learn what was done; set it to 0")

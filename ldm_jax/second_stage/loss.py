@@ -71,8 +71,7 @@ def make_loss(
     teacher TEACHER, {"network", "conditioner"}.
     Where the objective's times are "importance", also HISTORY, a `diffusion.times.History` as a dict.
     `batch` holds "image" [B, *size, 3] in [-1, 1], or in its place "moments" [B, ..., 2C] or "latents" [B, ..., C], raw; and
-    the condition's "inputs", pictures as pictures. "augment" [B, any], where there is one, is told to network and teacher as
-    cond["augment"].
+    the condition's "inputs", pictures as pictures. "augment" [B, any], where there is one, is told as cond["augment"].
     """
 
     def loss_fn(params: PyTree, batch: PyTree, key: jax.Array, step: Step):

@@ -42,6 +42,7 @@ def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path)
     ({"latents.cache": True}, "config.data.augment=0.5: config.latents.cache=True would hold one view"),
     ({"diffusion_train.lora.rank": 2, "diffusion_train.start_from": "."}, "leaves the network as it is"),
     ({"diffusion_train.start_from": ".", "diffusion_train.control.picture": "conditioning"}, "config.data.augment=0.5: "),
+    ({"diffusion_train.start_from": ".", "diffusion.objective": "reflow"}, "learns from a model that isn't told"),
     ({"data.augment": 1.5}, "config.data.augment"),
 ])  # fmt: skip
 def test_what_cannot_be_augmented_is_refused(overrides, message, tmp_path):
