@@ -83,7 +83,6 @@ def check_prompts(model: Model, params: PyTree, objects: int) -> tuple[dict[str,
     found, images, words = read_back(model, params, count, objects)
     said = ", ".join(f"{SAID.get(name, name)} {found[name]:.1%}" for name in own.measures)
     asked = f"held-out prompts with {objects} object{'s' * (objects > 1)}" if own.condition == "text" else "drawn by class"
-    by_chance = f"{found['shuffled/all']:.1%} of all if each had been asked for with the next one's"
-    model.experiment.say(f"evaluation: {count} {asked}: {said} right ({by_chance})")
+    model.experiment.say(f"evaluation: {count} {asked}: {said} right; shuffled, all {found['shuffled/all']:.1%}")
     results = {f"{own.place(objects)}/{name}": value for name, value in found.items()}
     return results, images[:64], words[:64]
