@@ -1,18 +1,23 @@
-"""Time of a Stable-Diffusion-shaped U-Net, forward and training step, against diffusers' PyTorch on the same CPU.
+"""Time of a Stable-Diffusion-shaped U-Net, forward and training step, against diffusers' PyTorch on the same device.
 
     python benchmarks/unet_vs_torch.py --width=64 --batch=4 --rounds=5
+    python benchmarks/unet_vs_torch.py --device=cuda --dtype=bfloat16 --width=320 --heads=8 --context=768 --size=64 --compile
 
 Needs the extra `parity` (torch, diffusers). On a busy machine set OMP_WAIT_POLICY=PASSIVE, or PyTorch's threads lose
-most of their time waiting for one another. Both run in one process, in turns, in float32, PyTorch with channels_last;
-quoted are medians and their ratio, for the machine's speed may drift. A training step is the gradient of a squared error
-and an AdamW update.
+most of their time waiting for one another. Both run in one process, in turns, PyTorch with channels_last; quoted are medians
+and their ratio, for the machine's speed may drift. A training step is the gradient of a squared error and an AdamW update.
+In bfloat16 the forward pass has weights of that type, and the training step float32 ones (`torch.autocast` over there).
+The second line is Stable Diffusion 1's U-Net; `--compile` adds diffusers' under `torch.compile`.
 """
 
 import argparse
+import copy
+import os
 import statistics
 import time
 from collections.abc import Callable
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the same memory
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -22,25 +27,28 @@ import torch
 
 from ldm_jax.models import UNet, count, initialize
 
-MULT, HEAD, CONTEXT = (1, 2, 4, 4), 32, 256
+MULT, HEAD = (1, 2, 4, 4), 32
 
 
-def ours(width: int, inputs: dict[str, np.ndarray]) -> tuple[Callable, Callable, int]:
+def ours(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> tuple[Callable, Callable, int]:
     net = UNet(
         in_channels=4,
         out_channels=4,
-        model_channels=width,
+        model_channels=options.width,
         num_res_blocks=2,
         attention_resolutions=(4, 2, 1),
         channel_mult=MULT,
-        num_head_channels=HEAD,
+        num_heads=options.heads or -1,
+        num_head_channels=-1 if options.heads else HEAD,
         use_spatial_transformer=True,
-        context_dim=CONTEXT,
+        context_dim=options.context,
+        dtype=options.dtype,
     )
     x, t, target = (jnp.asarray(inputs[name]) for name in ("x", "t", "target"))
     cond = {"context": jnp.asarray(inputs["context"])}
     params = initialize(net, jax.random.key(0), x, t, cond)
     optimizer = optax.adamw(1e-4, weight_decay=1e-2)
+    stored = jax.tree.map(lambda a: a.astype(options.dtype), params)
     forward = jax.jit(lambda params: net.apply({"params": params}, x, t, cond))
 
     def step(params: dict, state: optax.OptState) -> tuple[dict, optax.OptState, jax.Array]:
@@ -58,58 +66,78 @@ def ours(width: int, inputs: dict[str, np.ndarray]) -> tuple[Callable, Callable,
         *training[:], loss = jitted(*training)
         jax.block_until_ready(loss)
 
-    return lambda: jax.block_until_ready(forward(params)), train, count(params)
+    return lambda: jax.block_until_ready(forward(stored)), train, count(params)
 
 
-def theirs(width: int, inputs: dict[str, np.ndarray]) -> tuple[Callable, Callable, int]:
-    widths = tuple(width * mult for mult in MULT)
+def theirs(options: argparse.Namespace, inputs: dict[str, np.ndarray], compiled: bool = False) -> tuple[Callable, Callable, int]:
+    widths, dtype = tuple(options.width * mult for mult in MULT), getattr(torch, options.dtype)
     net = diffusers.UNet2DConditionModel(
         in_channels=4,
         out_channels=4,
         block_out_channels=widths,
         layers_per_block=2,
-        attention_head_dim=tuple(w // HEAD for w in widths),  # the number of heads, in spite of its name
-        cross_attention_dim=CONTEXT,
-    ).to(memory_format=torch.channels_last)
+        attention_head_dim=options.heads or tuple(w // HEAD for w in widths),  # the number of heads, in spite of its name
+        cross_attention_dim=options.context,
+    ).to(options.device, memory_format=torch.channels_last)
+    stored, parameters = copy.deepcopy(net).to(dtype), sum(parameter.numel() for parameter in net.parameters())
+    if compiled:
+        net, stored = torch.compile(net), torch.compile(stored)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, weight_decay=1e-2)
 
     def image(name: str) -> torch.Tensor:
-        return torch.from_numpy(inputs[name].transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+        array = torch.from_numpy(inputs[name].transpose(0, 3, 1, 2)).to(options.device)
+        return array.contiguous(memory_format=torch.channels_last)
 
     x, target = image("x"), image("target")
-    t, context = torch.from_numpy(inputs["t"]), torch.from_numpy(inputs["context"])
+    t, context = (torch.from_numpy(inputs[name]).to(options.device) for name in ("t", "context"))
+    half, half_context = x.to(dtype), context.to(dtype)
+
+    def finish() -> None:
+        if options.device == "cuda":
+            torch.cuda.synchronize()
 
     def forward() -> None:
         with torch.inference_mode():
-            net(x, t, context)
+            stored(half, t, half_context)
+        finish()
 
     def train() -> None:
         optimizer.zero_grad()
-        (net(x, t, context).sample - target).square().mean().backward()
+        with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
+            loss = (net(x, t, context).sample.float() - target).square().mean()
+        loss.backward()
         optimizer.step()
+        finish()
 
-    return forward, train, sum(parameter.numel() for parameter in net.parameters())
+    return forward, train, parameters
 
 
-def compare(name: str, first: Callable, second: Callable, rounds: int) -> None:
-    times: tuple[list[float], list[float]] = ([], [])
+def compare(name: str, runs: dict[str, Callable], rounds: int) -> None:
+    times: dict[str, list[float]] = {who: [] for who in runs}
     for round in range(rounds + 1):
-        for record, function in zip(times, (first, second), strict=True):
+        for who, function in runs.items():
             start = time.perf_counter()
             function()
             if round:  # the first compiles
-                record.append(time.perf_counter() - start)
-    a, b = map(statistics.median, times)
-    print(f"{name}: ours {a:.3f} s, torch {b:.3f} s, ratio {a / b:.2f}", flush=True)
+                times[who].append(time.perf_counter() - start)
+    median = {who: statistics.median(each) for who, each in times.items()}
+    for who, each in median.items():
+        if who != "ours":
+            print(f"{name}: ours {median['ours']:.4f} s, {who} {each:.4f} s, ratio {median['ours'] / each:.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--heads", type=int, default=0, help=f"of every level; 0: heads {HEAD} wide")
+    parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="PyTorch's; ours is JAX's default")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rng = np.random.default_rng(0)
@@ -117,16 +145,19 @@ def main() -> None:
     inputs = {
         "x": rng.standard_normal(shape, np.float32),
         "target": rng.standard_normal(shape, np.float32),
-        "context": rng.standard_normal((options.batch, 77, CONTEXT), np.float32),
+        "context": rng.standard_normal((options.batch, 77, options.context), np.float32),
         "t": rng.uniform(0, 1000, options.batch).astype(np.float32),
     }
-    forward, train, parameters = ours(options.width, inputs)
-    torch_forward, torch_train, torch_parameters = theirs(options.width, inputs)
-    if parameters != torch_parameters:
-        raise SystemExit(f"the networks differ: {parameters:,} and {torch_parameters:,} parameters")
-    print(f"{parameters:,} parameters, batch {options.batch}, {options.size} x {options.size} x 4, jax {jax.__version__}")
-    compare("forward", forward, torch_forward, options.rounds)
-    compare("training step", train, torch_train, options.rounds)
+    runs = {"ours": ours(options, inputs), "torch": theirs(options, inputs)}
+    if options.compile:
+        runs["torch.compile"] = theirs(options, inputs, compiled=True)
+    if len({parameters for _, _, parameters in runs.values()}) > 1:
+        raise SystemExit(f"the networks differ: {', '.join(f'{who} {run[2]:,}' for who, run in runs.items())} parameters")
+    device = jax.devices()[0].device_kind
+    print(f"{runs['ours'][2]:,} parameters, batch {options.batch}, {options.size} x {options.size} x 4, {options.dtype}")
+    print(f"{device}, jax {jax.__version__}, torch {torch.__version__}", flush=True)
+    compare("forward", {who: run[0] for who, run in runs.items()}, options.rounds)
+    compare("training step", {who: run[1] for who, run in runs.items()}, options.rounds)
 
 
 if __name__ == "__main__":

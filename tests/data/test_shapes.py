@@ -250,3 +250,20 @@ def test_a_full_disk_while_it_is_made_is_an_error_of_one_line(tmp_path):
         signal.signal(signal.SIGXFSZ, previous)
     assert "\n" not in str(error.value)
     assert builder.prepare(tmp_path, **config).info.splits["train"].num_examples == 96
+
+
+def test_two_processes_that_make_it_at_once_both_have_it(tmp_path, monkeypatch):
+    """The second finds the first one's data in place when it is about to put its own there."""
+    config = {"train": 40, "validation": 8}
+    generate, other = builder.Shapes._generate_examples, []
+
+    def overtaken(self, split, count):
+        monkeypatch.setattr(builder.Shapes, "_generate_examples", generate)
+        other.append(builder.prepare(tmp_path, **config))
+        yield from generate(self, split, count)
+
+    monkeypatch.setattr(builder.Shapes, "_generate_examples", overtaken)
+    found = builder.prepare(tmp_path, **config)
+    assert other and found.info.splits["train"].num_examples == 40
+    assert [path.name for path in found.data_path.parent.iterdir()] == [found.data_path.name]
+    assert found.as_data_source("train")[0]["caption"] == other[0].as_data_source("train")[0]["caption"]

@@ -114,9 +114,13 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def prepare(data_dir: str | Path, **config: Any) -> Shapes:
     """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already. OSError where
-    they can't be; nothing half-written counts as there."""
+    they can't be; nothing half-written counts as there. Of several processes that write them at once the first is heard."""
     tfds.display_progress_bar(sys.stderr.isatty())
-    builder = Shapes(config=ShapesConfig(**config), data_dir=str(data_dir), file_format="array_record")
+
+    def make() -> Shapes:
+        return Shapes(config=ShapesConfig(**config), data_dir=str(data_dir), file_format="array_record")
+
+    builder = make()
     if not builder.data_path.exists():
         print(f"data: rendering shapes into {builder.data_path}, once", flush=True)
         try:
@@ -124,6 +128,10 @@ def prepare(data_dir: str | Path, **config: Any) -> Shapes:
                 builder.download_and_prepare()
         except RuntimeError as error:  # of the writer of records, whose disk is full
             raise OSError(f"the data set shapes can't be written below {data_dir}: {str(error).splitlines()[0]}") from None
+        except OSError:
+            if not builder.data_path.exists():
+                raise
+            return make()  # another process was first, with the same data
     return builder
 
 
