@@ -1,21 +1,23 @@
-"""Pictures of Stable Diffusion 1, decoded, beside diffusers' on the same device: how long a draw takes, and whether both draw alike.
+"""Pictures of Stable Diffusion 1, decoded, beside diffusers' on the same device: how long it takes, and how alike they are.
 
-    python -m benchmarks.sampling_vs_torch                                    # one GPU, bfloat16, guided DDIM, 50 steps, 512 px
+    python -m benchmarks.sampling_vs_torch                            # one GPU, bfloat16, guided DDIM, 50 steps, 512 px
     python -m benchmarks.sampling_vs_torch --width=32 --size=64 --steps=4 --dtype=float32 --device=cpu
 
-Needs the extra `parity` (torch, diffusers, transformers). diffusers writes a pipeline of random weights, `ldm_jax.load` reads it, and
-both draw from the same prompt embeddings and the same noise, in turns within one process. "compiled" is diffusers with
+Needs the extra `parity` (torch, diffusers, transformers). diffusers writes a pipeline of random weights, `ldm_jax.load` reads
+it, and both draw from the same prompt embeddings and noise, in turns within one process. `--compile` adds diffusers with
 `torch.compile` on its U-Net and its decoder. Times are medians by the clock, the first draw left out; it is quoted for itself.
 The difference is that of pictures in [0, 1], and is only meant to be small in float32.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the same memory
 import diffusers
@@ -53,6 +55,43 @@ def make(folder: Path, width: int, side: int) -> None:
     diffusers.StableDiffusionPipeline(**parts, **none, requires_safety_checker=False).save_pretrained(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What both draw from: embeddings of the prompts and of the empty one [B, 77, 768], unit noise [B, height, width, 4]."""
+
+    prompt: np.ndarray
+    empty: np.ndarray
+    noise: np.ndarray
+    steps: int
+    guidance: float
+
+
+def by_us(ldm: Any, given: Given) -> Callable[[], np.ndarray]:
+    context, negative, noise = (jax.device_put(each) for each in (given.prompt, given.empty, given.noise))
+    options = {"sampler": "ddim", "steps": given.steps, "guidance_scale": given.guidance, "negative": {"context": negative}}
+
+    def draw() -> np.ndarray:
+        drawn = ldm.sample(ldm.params, jax.random.key(0), {"context": context}, noise=noise, **options)
+        return (np.asarray(drawn, np.float32) + 1) / 2
+
+    return draw
+
+
+def by_diffusers(pipe: Any, given: Given, unet: Any, decode: Callable) -> Callable[[], np.ndarray]:
+    prompt, negative, latents = (
+        torch.from_numpy(np.ascontiguousarray(each)).to(pipe.device, pipe.dtype)
+        for each in (given.prompt, given.empty, given.noise.transpose(0, 3, 1, 2))
+    )
+    options = {"num_inference_steps": given.steps, "guidance_scale": given.guidance, "output_type": "np"}
+    options |= {"height": 8 * latents.shape[2], "width": 8 * latents.shape[3]}
+
+    def draw() -> np.ndarray:
+        pipe.unet, pipe.vae.decode = unet, decode
+        return pipe(prompt_embeds=prompt, negative_prompt_embeds=negative, latents=latents, **options).images
+
+    return draw
+
+
 def seconds(draw: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     began = time.perf_counter()
     drawn = draw()
@@ -74,51 +113,26 @@ def main() -> None:
     if args.dtype == "float32":  # neither rounds products to fewer bits
         jax.config.update("jax_default_matmul_precision", "highest")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), args.width, args.size)
         none = dict.fromkeys(("tokenizer", "safety_checker", "feature_extractor"))
+        dtype = getattr(torch, args.dtype)
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **none).to(args.device)
-        pipe.set_progress_bar_config(disable=True)
         ldm = ldm_jax.load(folder, dtype=args.dtype)
+    pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+    device, versions = jax.devices()[0].device_kind, f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+    print(f"{device}, jax {jax.__version__}, {versions}")
     print(f"{args.size} px, {args.steps} steps of DDIM, guidance {args.guidance}, {args.dtype}, {args.width} channels")
-    rng, eager = np.random.default_rng(0), (pipe.unet, pipe.vae.decode)
+    parts = {"diffusers": (pipe.unet, pipe.vae.decode)}
+    if args.compile:
+        parts["compiled"] = torch.compile(pipe.unet), torch.compile(pipe.vae.decode)
+    rng = np.random.default_rng(0)
     for batch in args.batch:
-        prompt, empty = (rng.standard_normal((batch, TOKENS, 768), np.float32) for _ in range(2))
-        noise = rng.standard_normal((batch, args.size // 8, args.size // 8, 4), np.float32)
-        context, negative, z = (jax.device_put(each) for each in (prompt, empty, noise))
-
-        def ours() -> np.ndarray:
-            options = {"sampler": "ddim", "steps": args.steps, "guidance_scale": args.guidance}
-            drawn = ldm.sample(
-                ldm.params, jax.random.key(0), {"context": context}, negative={"context": negative}, noise=z, **options
-            )
-            return (np.asarray(drawn, np.float32) + 1) / 2
-
-        def on_torch(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(args.device, dtype)
-
-        given = {"prompt_embeds": on_torch(prompt), "negative_prompt_embeds": on_torch(empty)}
-        given["latents"] = on_torch(np.ascontiguousarray(noise.transpose(0, 3, 1, 2)))
-
-        def theirs() -> np.ndarray:
-            options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "output_type": "np"}
-            return pipe(**given, **options, height=args.size, width=args.size).images
-
-        def compiled() -> np.ndarray:
-            pipe.unet, pipe.vae.decode = quick
-            try:
-                return theirs()
-            finally:
-                pipe.unet, pipe.vae.decode = eager
-
-        runs = {"ours": ours, "diffusers": theirs}
-        if args.compile:
-            quick = torch.compile(pipe.unet), torch.compile(pipe.vae.decode)
-            runs["compiled"] = compiled
+        shapes = (TOKENS, 768), (TOKENS, 768), (args.size // 8, args.size // 8, 4)
+        given = Given(*(rng.standard_normal((batch, *shape), np.float32) for shape in shapes), args.steps, args.guidance)
+        runs = {"ours": by_us(ldm, given)} | {name: by_diffusers(pipe, given, *each) for name, each in parts.items()}
         first = {name: seconds(draw) for name, draw in runs.items()}
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(args.rounds):

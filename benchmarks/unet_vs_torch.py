@@ -69,7 +69,9 @@ def ours(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> tuple[Ca
     return lambda: jax.block_until_ready(forward(stored)), train, count(params)
 
 
-def theirs(options: argparse.Namespace, inputs: dict[str, np.ndarray], compiled: bool = False) -> tuple[Callable, Callable, int]:
+def theirs(
+    options: argparse.Namespace, inputs: dict[str, np.ndarray], compiled: bool = False
+) -> tuple[Callable, Callable, int]:
     widths, dtype = tuple(options.width * mult for mult in MULT), getattr(torch, options.dtype)
     net = diffusers.UNet2DConditionModel(
         in_channels=4,

@@ -113,7 +113,7 @@ def open_workdir(config: Mapping[str, Any], workdir: Path, script: str = "") -> 
     workdir.mkdir(parents=True, exist_ok=True)
     for path in leftovers(workdir):
         path.unlink(missing_ok=True)
-    path = workdir / "config.json"
+    path, now = workdir / "config.json", versions()
     stored = absolute(config)
     if not path.is_file() or read_json(path) != stored:
         write_json(path, stored)
@@ -126,7 +126,7 @@ def open_workdir(config: Mapping[str, Any], workdir: Path, script: str = "") -> 
     except (ValueError, KeyError):  # for the record only
         os.replace(path, path.with_suffix(".damaged"))
         runs = []
-    write_json(path, {"runs": [*runs, versions()]})
+    write_json(path, {"runs": [*runs, now]})
 
 
 def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,21 +144,36 @@ def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, packages, devices, git revision and command line of this process."""
+    """Python, packages, devices, git revision and command line of this process; "unknown" what can't be known here."""
     import jax
 
-    packages = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    import ldm_jax
+
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": command_line(),
-        "git": git.stdout.strip() or "unknown",
+        "git": _revision(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        "ldm_jax": ldm_jax.__version__,  # a clone that is run where it lies has no metadata
+        **{name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _revision() -> str:
+    ask = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git in a small container
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def command_line() -> str:

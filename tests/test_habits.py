@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -338,6 +339,17 @@ def test_a_directory_of_a_training_killed_before_it_wrote_anything_is_taken(tmp_
     (tmp_path / "other" / ".latents.json.17.tmp").write_text("")
     open_workdir(config_of(), tmp_path)
     assert os.listdir(tmp_path / "other") == ["thesis.tmp"]
+
+
+def test_a_clone_that_is_not_installed_on_a_machine_without_git_is_recorded(tmp_path, monkeypatch):
+    def unknown(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    open_workdir(config_of(), tmp_path / "run")
+    (run,) = read_json(tmp_path / "run" / "versions.json")["runs"]
+    assert run["git"] == run["jax"] == "unknown" and run["ldm_jax"] == ldm_jax.__version__
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "zeroed", "bit", "list"])
