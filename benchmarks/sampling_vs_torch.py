@@ -109,12 +109,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--folder", default="", help="where the pipeline is kept; default: a temporary folder")
     args = parser.parse_args()
     if args.dtype == "float32":  # neither rounds products to fewer bits
         jax.config.update("jax_default_matmul_precision", "highest")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), args.width, args.size)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.folder or temporary)
+        if not (folder / "model_index.json").is_file():
+            make(folder, args.width, args.size)
         none = dict.fromkeys(("tokenizer", "safety_checker", "feature_extractor"))
         dtype = getattr(torch, args.dtype)
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **none).to(args.device)

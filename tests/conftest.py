@@ -26,6 +26,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+if not os.environ.get("JAX_PLATFORMS"):  # many processes would each want a GPU or a TPU; tests/test_gpu.py says how to use one
+    jax.config.update("jax_platforms", "cpu")
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files that take longest, which a run of several processes begins with: else one of them ends it alone.

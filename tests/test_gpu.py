@@ -1,6 +1,9 @@
 """What only a GPU can show: cuDNN's attention, pictures as a CPU draws them, and trainings that go on bit for bit.
 
-Skipped where JAX has no GPU. There the other tests run on the GPU too, except those that want eight devices.
+    JAX_PLATFORMS=cuda,cpu python -m pytest tests/test_gpu.py
+
+Skipped without. Other tests run on the GPU in that way too, with JAX_DEFAULT_MATMUL_PRECISION=highest; those that want eight
+devices fail.
 """
 
 import os
@@ -19,7 +22,7 @@ from tests.runs import assert_same_weights, kill_after
 from tests.test_train import ROOT, command
 
 GPU = next((device for device in jax.devices() if device.platform == "gpu"), None)
-pytestmark = pytest.mark.skipif(GPU is None, reason="JAX has no GPU here")
+pytestmark = pytest.mark.skipif(GPU is None, reason="JAX has no GPU here, or JAX_PLATFORMS doesn't name it")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +63,11 @@ def test_a_cpu_draws_the_same_pictures(kind):
 
 
 def test_killed_and_gone_on_is_never_stopped(tmp_path):
-    """Another process compiles the same step to the same program, and no operation adds in an order of its own."""
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    for name in ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        environment.pop(name, None)
+    """With the flag that forbids operations which add in an order of their own, and compilers that choose by the clock."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": paths, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
+    environment.pop("JAX_PLATFORMS", None)
 
     def train(name, home):
         return subprocess.Popen(
