@@ -105,6 +105,25 @@ def test_sigterm_stops_all_at_one_step_and_another_number_goes_on(environment, t
     assert max(losses(workdir, "diffusion")) == int(step) + 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, {"diffusion_train.lora.rank": 2}], ids=["all weights", "low rank"])
+def test_two_processes_go_on_from_a_trained_model_as_one(trained, environment, tmp_path, change):  # noqa: F811
+    """Words that the model has not met, weights that are split, pictures on the way."""
+    model = trained[0]
+    onward = {
+        "stages": "('latents','diffusion')", "first_stage.path": model, "diffusion_train.start_from": model, "mesh.fsdp": 2,
+        "data.examples": "(32,16)", "log.images_every": 3, **change,
+    }  # fmt: skip
+    if change:  # a network that is only adapted knows no other words, and its change has one average
+        onward |= {"diffusion_train.post_hoc": "()", "checkpoint.snapshots": 0}
+        onward["conditioner.tokenizer"] = model / "tokenizer.json"
+    for count in (1, 2):
+        said = finish(start(tmp_path / str(count), count, environment, 4, **onward))
+        assert all("Traceback" not in text for text in said)
+        assert (tmp_path / str(count) / "diffusion" / "images" / "samples_0000003.png").is_file()
+    same(*(losses(tmp_path / str(count), "diffusion") for count in (1, 2)))
+
+
 def measure(out, workdir, count, env, *flags):
     """What so many processes of two devices together measure of a model."""
     address = f"127.0.0.1:{port()}"
