@@ -114,7 +114,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def prepare(data_dir: str | Path, **config: Any) -> Shapes:
     """The builder for `ShapesConfig(**config)`, its data written below `data_dir` unless they are there already. OSError where
-    they can't be; nothing half-written counts as there. Of several processes that write them at once the first is heard."""
+    they can't be; nothing half-written counts as there. Of several processes that write them at once, the first one's stay."""
     tfds.display_progress_bar(sys.stderr.isatty())
 
     def make() -> Shapes:
