@@ -163,6 +163,7 @@ def get_config() -> ConfigDict:
     config.conditioner.dim_head = 32
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
+    config.conditioner.token_std = 0.02  # the deviation of the tokens' vectors at first; docs/training.md
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
     config.conditioner.new_words = ()  # that the tokenizer is to know besides, for what a model is to learn later
     config.conditioner.null_probability = 0.1  # how often training drops the condition
@@ -171,6 +172,7 @@ def get_config() -> ConfigDict:
     config.diffusion.objective = "diffusion"  # or one of few steps, "mean_flow", "shortcut", ...: see shapes_few_steps.py
     config.diffusion.options = ConfigDict()  # of that objective, its own arguments
     config.diffusion.schedule = "cosine"  # one of diffusion.SCHEDULES
+    config.diffusion.scale = 1.0  # of the cosine: 0.4 trains on more noise, and learns faster at first; docs/training.md
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
     config.diffusion.weighting = "simple"  # of the loss over times: one of diffusion.WEIGHTINGS

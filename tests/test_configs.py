@@ -65,3 +65,13 @@ def test_who_takes_the_default_s_first_stage_describes_it(name):
     if stage.get("path") == "runs/shapes":
         own = importlib.import_module("configs.shapes").get_config().first_stage
         assert all(stage[field] == own[field] for field in own if field != "path")
+
+
+@pytest.mark.parametrize("schedule", ["flow", "scaled_linear", "edm"])
+def test_a_schedule_without_a_scale_stands_beside_1_and_no_other(schedule):
+    config = importlib.import_module("configs.shapes").get_config()
+    config.diffusion.schedule, config.diffusion.scale = schedule, 0.4
+    with pytest.raises(ValueError, match=r"set config\.diffusion\.scale=1"):
+        build.make_schedule(config.to_dict())
+    config.diffusion.scale = 1.0
+    assert build.make_schedule(config.to_dict()) is not None

@@ -28,7 +28,16 @@ from ldm_jax.experiment import stage
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import of_this_machine, read_json, write_json
 from ldm_jax.training import lock
-from ldm_jax.workdir import check_workdir, make_samples_folder, open_workdir, summary
+from ldm_jax.workdir import (
+    FREE_FIELDS,
+    FREE_SECTIONS,
+    SINCE,
+    check_workdir,
+    flatten,
+    make_samples_folder,
+    open_workdir,
+    summary,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -310,6 +319,31 @@ def test_how_a_network_is_computed_may_differ_between_runs(tmp_path, field, valu
     changed["network"]["norm_eps"] = 1e-3
     with pytest.raises(ValueError, match="network.norm_eps: 'absent' there, 0.001 now"):
         check_workdir(changed, tmp_path / "0")
+
+
+def test_runs_of_earlier_versions_go_on_where_a_config_has_a_new_field(tmp_path):
+    """A field that is added to the configs, with a value that changes nothing, is named in workdir.SINCE."""
+    default = module(ROOT / "configs" / "shapes.py").get_config().to_dict()
+    fields = {name for name in flatten(default) if "." in name and name not in FREE_FIELDS}
+    compared = {name for name in fields if name.split(".")[0] not in FREE_SECTIONS}
+    new = compared - {f"{section}.{name}" for section, names in SINCE.items() for name in flatten(names)}
+    at_first = (Path(__file__).parent / "fields_at_first.txt").read_text().split()
+    assert sorted(name for name in new - set(at_first) if name != "diffusion.options") == []
+    config = config_of()
+    earlier = {
+        name: {field: value for field, value in section.items() if field not in SINCE.get(name, ())}
+        if isinstance(section, dict)
+        else section
+        for name, section in config.items()
+    }
+    assert "token_std" not in earlier["conditioner"] and "scale" not in earlier["diffusion"]
+    later = {name: {**SINCE[name], **section} if name in SINCE else section for name, section in earlier.items()}
+    (tmp_path / "earlier").mkdir()
+    write_json(tmp_path / "earlier" / "config.json", earlier)
+    check_workdir(later, tmp_path / "earlier")
+    changed = later | {"diffusion": later["diffusion"] | {"scale": 0.4}}
+    with pytest.raises(ValueError, match=r"diffusion\.scale: 1\.0 there, 0\.4 now"):
+        check_workdir(changed, tmp_path / "earlier")
 
 
 def test_stages_and_places_may_differ_between_runs_and_a_longer_one_goes_on(tmp_path):

@@ -255,9 +255,9 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
        "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE},
     "conditioner": _SIZES
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
-       "multiplier": _POSITIVE, "mask_area": _SHARE},
+       "multiplier": _POSITIVE, "mask_area": _SHARE, "token_std": _POSITIVE},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
-                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE},
+                  "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE, "scale": _POSITIVE},
     "diffusion_train": _TRAIN,
     "diffusion_train.lora": {"rank": _WHOLE, "alpha": _AT_LEAST_0},
     "diffusion_train.textual_inversion": {"vectors": _AT_LEAST_1},

@@ -48,13 +48,16 @@ WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
 def make_schedule(config: Mapping[str, Any]) -> Any:
-    """The noise schedule of config.diffusion."""
+    """The noise schedule of config.diffusion. `scale` 1 changes no schedule, and may stand beside those that have none."""
     section = config["diffusion"]
     options = {ours: section[name] for name, ours in SCHEDULE_OPTIONS.items() if name in section}
+    if options.get("scale") == 1:
+        del options["scale"]
     try:
         return diffusion.make_schedule(section["schedule"], **options)
     except TypeError as error:
-        raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}") from None
+        advice = "; set config.diffusion.scale=1, which changes nothing" if "'scale'" in str(error) else ""
+        raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}{advice}") from None
 
 
 def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None) -> diffusion.Recipe:

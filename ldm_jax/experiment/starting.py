@@ -156,7 +156,7 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: An
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path)
     _check_words(path, tokenizer, ldm)
-    ours, theirs = ({"time_scale": TIME_SCALE, **of.get("diffusion", {})} for of in (config, ldm.config))
+    ours, theirs = ({"time_scale": TIME_SCALE, "scale": 1.0, **of.get("diffusion", {})} for of in (config, ldm.config))
     for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
