@@ -27,7 +27,7 @@ from ldm_jax.cli.overrides import overridden
 UPDATES = 700
 NOISE, WORDS = {"diffusion.scale": 0.4}, {"conditioner.token_std": 0.3}
 FLOW = {"diffusion.schedule": "flow", "diffusion.prediction": "flow"}
-# name -> updates that take the time of base's, and flags
+# name -> updates, about as many as fit into base's time, and flags
 VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
     "base": (UPDATES, {}),
     "words": (UPDATES, WORDS),
