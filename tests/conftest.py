@@ -18,9 +18,13 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ldm_jax_tests_")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# What tests, the libraries under them and the processes that they start leave in the folder for temporary files goes when the
+# run ends; pytest's own folders (tmp_path) stay where they are found.
+if "LDM_TESTS_SCRATCH" not in os.environ:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["LDM_TESTS_SCRATCH"] = tempfile.mkdtemp(prefix="ldm_jax_tests_")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.tempdir, "compiled"))
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 import jax
 import pytest

@@ -18,7 +18,7 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.diffusion.times import HISTORY
 from ldm_jax.first_stage.latents import fold_scale
-from ldm_jax.primitives.files import HUB, existing, is_address, of_this_machine, place, read_json
+from ldm_jax.primitives.files import HUB, existing, is_address, is_workdir, of_this_machine, place, read_json
 from ldm_jax.training.bucket import fetched, stage_folder
 from ldm_jax.training.checkpoint import load_averaged, load_post_hoc
 
@@ -78,12 +78,6 @@ def load_whole(path: str | Path, **options: Any) -> LatentDiffusion:
     if not isinstance(found, LatentDiffusion):
         raise ValueError(f"{path} is a first stage alone, without a diffusion model to draw with")
     return found
-
-
-def is_workdir(path: Path) -> bool:
-    """Whether `train.py` made it."""
-    return (path / "config.json").is_file() and ((path / "versions.json").is_file() or (path / "first_stage").is_dir()
-                                                  or (path / "diffusion").is_dir())  # fmt: skip
 
 
 def _there(path: str | Path) -> Path:

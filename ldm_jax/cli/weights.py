@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from ldm_jax.primitives.console import Parser, called, print_anything
-from ldm_jax.primitives.files import existing, place
+from ldm_jax.primitives.files import existing, is_workdir, place
 
 
 def inspect(path: Path, config: Path | None, ema: bool, prediction: str | None) -> None:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         existing(options.path)
-        if (options.path / "versions.json").is_file():  # which training writes
+        if is_workdir(options.path):
             raise ValueError(
                 f"{options.path} is a working directory of train.py: sample.py --workdir {options.path} says what it can do, "
                 "ldm_jax.save(ldm_jax.load(...), FOLDER) writes a checkpoint of it"

@@ -19,7 +19,8 @@ from typing import Any
 
 from ldm_jax.data.source import SPLIT_NAMES, Info, Source, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import parse_json, read_text
-from ldm_jax.data.walk import entries_of, is_hidden, is_workdir
+from ldm_jax.data.walk import entries_of, is_hidden
+from ldm_jax.primitives.files import is_workdir
 
 SUFFIXES = (".txt", ".jsonl")
 NAMES = {"text": "text", "label": "label", "caption": "caption"}

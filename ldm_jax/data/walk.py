@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_jax.data.decode import suffixes
+from ldm_jax.primitives.files import is_workdir
 
 LITTER = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "#recycle", "#snapshot", "@recycle",
@@ -90,11 +91,6 @@ class Found:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is passed by."""
     return name.startswith(".") or name.lower() in LITTER
-
-
-def is_workdir(folder: Path) -> bool:
-    """Whether a training keeps its files there."""
-    return all((folder / name).is_file() for name in ("config.json", "versions.json"))
 
 
 def find_files(root: Path, kind: FileKind = IMAGES) -> Found:

@@ -55,6 +55,13 @@ def existing(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path} does not exist{there}{hub}")
 
 
+def is_workdir(folder: str | Path) -> bool:
+    """Whether it is the working directory of a training."""
+    folder = Path(folder)
+    of_training = (folder / "versions.json").is_file() or any((folder / name).is_dir() for name in ("first_stage", "diffusion"))
+    return of_training and (folder / "config.json").is_file()
+
+
 def place(path: str | Path, what: str) -> Path:
     """The path of a folder or file that is to be made, or of a folder to be written into; nothing is made yet. ValueError as of
     `of_this_machine`.
