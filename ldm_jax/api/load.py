@@ -108,7 +108,7 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
     """Writes a model for other programs: a diffusers pipeline folder (of an `Autoencoder` a model folder), or
     (`format="compvis"`) a .ckpt with its YAML beside it. `load` takes both back. The tokenizer is copied; how many steps to
     sample with is not kept. Latents that are standardised by channel become those of the first stage itself, whose outermost
-    linear layers take the scales; so does a shift, which diffusers' pipelines ignore.
+    linear layers take the scales; so does a shift, which all of diffusers' pipelines but Stable Diffusion 3's ignore.
 
     Raises:
       ValueError: there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
@@ -128,7 +128,8 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
             f"this model predicts {kind.learns} (objective={ldm.config['diffusion']['objective']!r}), and programs that read "
             f"format={format!r} would draw with it as with an ordinary model: keep its working directory"
         )
-    own = format == "diffusers" and (shift.any() or (ldm.condition.kind == "superres" and (scale != 1).any()))
+    kept = ldm.condition.kind == "sd3"  # whose pipeline adds the shift
+    own = format == "diffusers" and ((shift.any() and not kept) or (ldm.condition.kind == "superres" and (scale != 1).any()))
     if (scale.ndim or shift.ndim or own) and ldm.config["first_stage"]["kind"] != "none":
         params = params | {"first_stage": fold_scale(params["first_stage"], scale, shift)}
         scale, shift = 1.0, 0.0

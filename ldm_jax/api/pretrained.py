@@ -22,7 +22,7 @@ from ldm_jax.primitives.choices import choose
 PyTree = Any
 PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
 READERS = 4  # more than one, for a copy waits for memory; few, for each holds a leaf besides what is on the device
-TEXT = ("text", "clip_text", "sdxl")
+TEXT = ("text", "clip_text", "sdxl", "sd3")
 
 
 def load(
@@ -133,7 +133,7 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Token
     None if there is none of the model's kind. Of models with several towers one for each, which a tower alike may share. Writes
     into `conditioner` where it was."""
     folder = path if path.is_dir() else path.parent
-    if conditioner["kind"] == "sdxl":
+    if "towers" in conditioner:
         return find_tokenizers(folder, conditioner)
     named = [Path(conditioner["tokenizer"])] if conditioner.get("tokenizer") else []
     for place in (*named, *(folder / name for name in named), folder / "tokenizer", folder):
@@ -148,15 +148,19 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Token
 
 
 def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | None:
-    """CLIP's, one for each tower: where the description says, or in `tokenizer` and `tokenizer_2`, or the one that there is."""
+    """One for each tower, T5's or CLIP's: where the description says, or in `tokenizer`, `tokenizer_2`, ..., or the one that
+    there is."""
     names, found = conditioner.pop("tokenizer", None), []
     for i, (tower, fields) in enumerate(conditioner["towers"].items()):
         own = [Path(names[i])] if names else []
         for place in (*own, folder / tower.replace("text_encoder", "tokenizer"), folder / "tokenizer", folder):
-            if checkpoint_tokenizers.found_in(place):
-                found.append((str(place.absolute()), checkpoint_tokenizers.load(place, fields.get("pad_token_id"))))
+            if not checkpoint_tokenizers.found_in(place):
+                continue
+            tokenizer = checkpoint_tokenizers.load(place, fields.get("pad_token_id"))
+            if tokenizer.is_t5 if "d_model" in fields else tokenizer.is_clip:
+                found.append((str(place.absolute()), tokenizer))
                 break
-    if len(found) < len(conditioner["towers"]) or not all(tokenizer.is_clip for _, tokenizer in found):
+    if len(found) < len(conditioner["towers"]):
         return None
     conditioner["tokenizer"] = [place for place, _ in found]
     return Tokenizers(tuple(tokenizer for _, tokenizer in found))
@@ -164,7 +168,7 @@ def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | N
 
 def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[str]:
     """Copies the tokenizer's files of a section into `folder`, or those of each of its towers; returns where they are."""
-    if section["kind"] != "sdxl":
+    if "towers" not in section:
         return str(checkpoint_tokenizers.copy(section["tokenizer"], folder / "tokenizer", section.get("pad_token_id")))
     towers = section["towers"].items()
     return [

@@ -22,7 +22,7 @@ from ldm_jax.training.program import Program
 from ldm_jax.training.state import from_loss
 
 PyTree = Any
-NETWORKS = {"unet": models.UNet, "dit": models.DiT}
+NETWORKS = {"unet": models.UNet, "dit": models.DiT, "mmdit": models.MMDiT}
 # What a schedule calls fields of config.diffusion.
 SCHEDULE_OPTIONS = {
     "linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift",

@@ -7,6 +7,7 @@ label      the same                                        int32 [B]            
 text       a prompt                                        int32 [B, L]                                    context
 clip_text  the same                                        int32 [B, L]                                    context
 sdxl       the same, or a dict of it with sizes            {"tokens": int32 [B, T, L], "sizes", "kept"}    context, vector
+sd3        a prompt, or a dict of one for each tower       int32 [B, T, L]                                 context, vector
 superres   float [h, w, 3] in [-1, 1]                      float [B, h, w, 3], or with noise levels        concat
                                                            {"low": the same, "level": int32 [B]}           concat, label
 inpaint    (float [H, W, 3], mask [H, W]: 1 = paint)       {"masked": [B, H, W, 3], "mask": [B, h, w, 1]}  concat
@@ -32,6 +33,7 @@ from ldm_jax.conditioning.inpainting import Inpainting
 from ldm_jax.conditioning.instruct import Instruct
 from ldm_jax.conditioning.layouts import Layout
 from ldm_jax.conditioning.neighbours import Neighbours
+from ldm_jax.conditioning.sd3 import SD3Text
 from ldm_jax.conditioning.semantic import SemanticMap
 from ldm_jax.conditioning.superres import SuperResolution, space_to_depth
 from ldm_jax.conditioning.text import CLIPText, Text
@@ -41,16 +43,16 @@ from ldm_jax.primitives.choices import choose
 KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
-        Condition, Class, Label, Text, CLIPText, XLText, SuperResolution, Inpainting, Instruct, SemanticMap, Layout, Neighbours,
-        Infilling, Describing,
+        Condition, Class, Label, Text, CLIPText, XLText, SD3Text, SuperResolution, Inpainting, Instruct, SemanticMap, Layout,
+        Neighbours, Infilling, Describing,
     )  # fmt: skip
 }
 KINDS["combined"] = combination(KINDS)
 
 __all__ = [
     "ABILITIES", "KINDS", "CLIPText", "Class", "Condition", "Describing", "Infilling", "Inpainting", "Instruct", "Label",
-    "Layout", "Neighbours", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number", "controlled",
-    "kind_of", "make_condition", "space_to_depth",
+    "Layout", "Neighbours", "SD3Text", "SemanticMap", "Setting", "SuperResolution", "Text", "XLText", "class_number",
+    "controlled", "kind_of", "make_condition", "space_to_depth",
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ END = 3  # the number of [EOS] in every tokenizer that is trained here: [PAD], [
 _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 KINDS = tuple(_ENDS)  # that are trained here
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
+T5_ENDS = ("<pad>", "</s>")  # a text has no begin; what it doesn't know is <unk>, as it was trained
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,23 @@ class Losses:
 class Tokenizer:
     """Texts to rows of numbers; made by `train_tokenizer`, `load_tokenizer` or `checkpoint_tokenizers.load`.
 
-    `pad`: the number that fills rows up, [PAD] unless given. `truncated`: how many texts were cut so far."""
+    `pad`: the number that fills rows up, [PAD] unless given. `truncated`: how many texts were cut so far. `is_clip`: whether it
+    is CLIP's, of pieces of bytes, to which no word is unknown; `is_t5`: whether it is T5's, whose texts have no begin."""
 
     def __init__(self, inner: tokenizers.Tokenizer, pad: int | None = None):
         self._inner = inner
         vocabulary = inner.get_vocab()
-        ends = next((ends for ends in (*_ENDS.values(), CLIP_ENDS) if set(ends) <= vocabulary.keys()), None)
-        if ends is None or (ends != CLIP_ENDS and not {"[PAD]", "[UNK]"} <= vocabulary.keys()):
+        ends = next((ends for ends in (*_ENDS.values(), CLIP_ENDS, T5_ENDS) if set(ends) <= vocabulary.keys()), None)
+        foreign = ends == T5_ENDS and "<s>" in vocabulary  # of a model whose texts have a begin
+        if ends is None or foreign or (ends in _ENDS.values() and not {"[PAD]", "[UNK]"} <= vocabulary.keys()):
             raise ValueError(
-                "a tokenizer needs [PAD], [UNK], and [BOS], [EOS] or [CLS], [SEP]; or <|startoftext|>, <|endoftext|>; "
-                "this one lacks some"
+                "a tokenizer needs [PAD], [UNK], and [BOS], [EOS] or [CLS], [SEP]; or <|startoftext|>, <|endoftext|>; or "
+                "<pad>, </s>; this one lacks some"
             )
-        self._begin, self._end = (vocabulary[end] for end in ends)
-        self.unknown = None if ends == CLIP_ENDS else vocabulary["[UNK]"]
-        self.pad = vocabulary.get("[PAD]", self._end) if pad is None else pad
+        self.is_clip, self.is_t5 = ends == CLIP_ENDS, ends == T5_ENDS
+        self._begin, self._end = [] if self.is_t5 else [vocabulary[ends[0]]], vocabulary[ends[1]]
+        self.unknown = vocabulary["[UNK]"] if ends in _ENDS.values() else None
+        self.pad = vocabulary.get("<pad>" if self.is_t5 else "[PAD]", self._end) if pad is None else pad
         self._special = {"[PAD]", "[UNK]", *ends}
         self._words: dict[str, str] = {}  # that were added: the tokens that each stands for
         self.truncated = 0
@@ -110,11 +114,6 @@ class Tokenizer:
         return made
 
     @property
-    def is_clip(self) -> bool:
-        """Whether it is CLIP's, of pieces of bytes: no word is unknown to it."""
-        return self.unknown is None
-
-    @property
     def vocab_size(self) -> int:
         """How many tokens there are."""
         return self._inner.get_vocab_size()
@@ -128,24 +127,28 @@ class Tokenizer:
 
     def encode_one(self, text: str, length: int, strict: bool = False) -> np.ndarray:
         """`encode` for one text: int32 [length]."""
-        if length < 2:
-            raise ValueError(f"length={length}: begin and end alone take 2 tokens")
+        room = self._room(length)
+        if room < 0:
+            raise ValueError(f"length={length}: begin and end alone take {length - room} tokens")
         for word, tokens in self._words.items():
             text = text.replace(word, tokens)
         words = self._inner.encode(text, add_special_tokens=False)
         ids = words.ids
         if strict and self.unknown in ids:
             raise ValueError(self._explain_unknown(text))
-        if len(ids) > length - 2:
+        if len(ids) > room:
             if strict:
-                over = len(ids) - (length - 2)
-                raise ValueError(f"prompt {text!r} has {len(ids)} tokens, {over} more than the {length - 2} that fit")
+                over = len(ids) - room
+                raise ValueError(f"prompt {text!r} has {len(ids)} tokens, {over} more than the {room} that fit")
             self.truncated += 1
-            ids = ids[: length - 2]
         out = np.full(length, self.pad, np.int32)
-        out[0], out[1 + len(ids)] = self._begin, self._end
-        out[1 : 1 + len(ids)] = ids
+        whole = [*self._begin, *ids[:room], self._end]
+        out[: len(whole)] = whole
         return out
+
+    def _room(self, length: int) -> int:
+        """How many tokens fit between begin and end."""
+        return length - 1 - len(self._begin)
 
     def numbers_in(self, other: "Tokenizer") -> np.ndarray:
         """The number that each of these tokens has there, int32 [vocab_size]; -1 where it is unknown."""
@@ -169,7 +172,7 @@ class Tokenizer:
         for text in texts:
             encoded = self._inner.encode(text, add_special_tokens=False)
             count += 1
-            cut += len(encoded.ids) > length - 2
+            cut += len(encoded.ids) > self._room(length)
             words += len({i for i in encoded.word_ids if i is not None})
             unknown.update(text[slice(*span)] for i, span in zip(encoded.ids, encoded.offsets) if i == self.unknown)
         examples = tuple(word for word, _ in sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:3])
@@ -178,8 +181,8 @@ class Tokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """The text of token numbers [L], special tokens left out. A number of no token, as models of text may draw where their
         config has room for more, is [UNK]."""
-        if self.is_clip:
-            kept = [int(i) for i in ids if i not in (self._begin, self._end, self.pad)]
+        if self.is_clip or self.is_t5:
+            kept = [int(i) for i in ids if i not in (*self._begin, self._end, self.pad)]
             return self._inner.decode(kept).replace("</w>", " ").strip()
         names = [self._inner.id_to_token(int(i)) or "[UNK]" for i in ids]
         return " ".join(n for n in names if n not in self._special or n == "[UNK]").replace(" ##", "")
@@ -190,7 +193,7 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         ids = ids[: ids.index(self._end)] if self._end in ids else ids
         said = self.decode(np.asarray(ids, np.int64))
-        return said if self.is_clip else join(said.split())
+        return said if self.is_clip or self.is_t5 else join(said.split())
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file in the format of the `tokenizers` library, whole or not at all."""

@@ -9,6 +9,7 @@ from ldm_jax.models.conditioners import (
     CLIPVision,
     PictureEmbedder,
     SpatialRescaler,
+    T5Encoder,
     TransformerEmbedder,
     clip_normalize,
     text_time_vector,
@@ -21,6 +22,7 @@ from ldm_jax.models.inception import InceptionFeatures, InceptionV3
 from ldm_jax.models.inflation import OVER_TIME, inflated
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import ADDED_INPUTS, AUGMENT_EMBEDDING, STEP_EMBEDDINGS, sinusoidal_embedding
+from ldm_jax.models.mmdit import MMDiT
 from ldm_jax.models.partition import constrain, in_parts, partitioned
 from ldm_jax.models.perceptual import LPIPS
 from ldm_jax.models.probes import Classifier, DualEncoder, Segmenter
@@ -48,12 +50,14 @@ __all__ = [
     "InceptionFeatures",
     "InceptionV3",
     "LPIPS",
+    "MMDiT",
     "OVER_TIME",
     "STEP_EMBEDDINGS",
     "Segmenter",
     "PictureEmbedder",
     "SpatialRescaler",
     "Steered",
+    "T5Encoder",
     "TextAutoencoder",
     "TinyDecoder",
     "TransformerEmbedder",

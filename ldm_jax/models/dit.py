@@ -295,7 +295,7 @@ def modulation(c: jax.Array, parts: int, width: int, dtype: Any) -> list[jax.Arr
 
 def normalize(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any, eps: float = 1e-6) -> jax.Array:
     """A layer norm without parameters, eps 1e-6."""
-    return LayerNorm(eps, affine=False, dtype=dtype)(x) * (1 + scale) + shift
+    return LayerNorm(eps, affine=False, dtype=dtype, parent=None).apply({}, x) * (1 + scale) + shift
 
 
 def linear(features: int, dtype: Any, name: str, x: jax.Array) -> jax.Array:

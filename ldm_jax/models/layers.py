@@ -160,6 +160,19 @@ class LayerNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Division by the root of the mean square over the last axis, in float32, returned in `dtype` (Zhang & Sennrich 2019)."""
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (y * parameter(self, "scale", ONES, x.shape[-1:]).astype(jnp.float32)).astype(self.dtype)
+
+
 class Embed(nn.Module):
     """A table of `num_embeddings` rows: integers [...] -> [..., features]. Out-of-range integers give NaN."""
 

@@ -22,7 +22,6 @@ _READ_ELSEWHERE = ("tokenizer", "scheduler")
 # The parts that sampling needs. Others (safety_checker, feature_extractor, image_encoder, ...) are left out with a note.
 _NEEDED = ("unet", "transformer", "vae", "vqvae", "text_encoder", "bert")
 # Parts without which a pipeline of these names is another model than the one that would be read.
-_XL = ("text_encoder", "text_encoder_2", "tokenizer_2")  # read together
 _TOWERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "prior", "controlnet", "low_res_scheduler", "transformer_2")
 
 
@@ -34,14 +33,15 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     description: dict[str, dict] = {}
     params: dict[str, dict] = {}
     size = None  # of the latents that the network was trained for
-    xl = pipeline.startswith(towers.PIPELINE)
-    if unread := [name for name in _TOWERS if name in parts and not (xl and name in _XL)]:
+    several = towers.of_pipeline(pipeline)  # which are read together
+    together = {*several, *map(towers.tokenizer, several)}
+    if unread := [name for name in _TOWERS if name in parts and name not in together]:
         raise ValueError(f"{folder}: a {pipeline} needs its {unread[0]}, which is not read; such models are not supported")
-    read = (*_NEEDED, *_READ_ELSEWHERE, *(_XL if xl else ()))
+    read = (*_NEEDED, *_READ_ELSEWHERE, *together)
     unused = [name for name in parts if name not in read and not _is_network(folder / name)]
     found_names.left_out(unused, "sampling", notes)
     for name in parts:
-        if name in unused or name in _READ_ELSEWHERE or (xl and name in _XL):
+        if name in unused or name in _READ_ELSEWHERE or name in together:
             continue
         part, tree = read_component(folder / name, notes)
         twice = [key for key in part if key in description]
@@ -60,7 +60,7 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
         description["diffusion"] = diffusers.scheduler(description["scheduler"], str(path))
     if "network" not in description:
         raise ValueError(f"{folder}: {pipeline} has no U-Net or transformer among its parts {', '.join(parts)}")
-    if xl:
+    if several:
         description["conditioner"], params["conditioner"] = _towers(folder, index, parts, description["network"], notes)
     params.setdefault("conditioner", {})
     if "first_stage" not in description:
@@ -80,16 +80,19 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
 
 
 def _towers(folder: Path, index: Mapping, parts: Mapping, network: Mapping, notes: list[str]) -> tuple[dict, dict]:
-    """The conditioner of a Stable Diffusion XL, and its parameters."""
-    fields, trees = {}, {}
-    for name in (name for name in towers.TOWERS if name in parts):
+    """The conditioner of a Stable Diffusion XL or 3, and its parameters."""
+    fields, trees, several = {}, {}, towers.of_pipeline(index["_class_name"])
+    for name in (name for name in several if name in parts):
         part, tree = read_component(folder / name, notes)
         fields[name], trees[name] = part["conditioner"], tree["conditioner"]
     if not fields:
-        raise ValueError(f"{folder}: {index['_class_name']} has none of its parts {', '.join(towers.TOWERS)}")
-    zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
-    found = towers.conditioner(fields, network, zero_empty, str(folder))
-    tokenizers = [folder / name.replace("text_encoder", "tokenizer") for name in fields]
+        raise ValueError(f"{folder}: {index['_class_name']} has none of its parts {', '.join(several)}")
+    if towers.THIRD in several:
+        found = towers.of_three(fields, network, str(folder))
+    else:
+        zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
+        found = towers.conditioner(fields, network, zero_empty, str(folder))
+    tokenizers = [folder / towers.tokenizer(name) for name in fields]
     if all(path.is_dir() for path in tokenizers):
         found["tokenizer"] = [str(path) for path in tokenizers]
     return found, trees
@@ -116,6 +119,10 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     tensors, flax = files.folder_tensors(folder, notes)
     if part == "conditioner" and fields["kind"] == "clip_text":
         return description, {part: _clip(fields, tensors, flax, str(folder))}
+    if part == "conditioner" and fields["kind"] == "t5":  # the table of words is in the file twice
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "encoder.embed_tokens.weight"}
+        layout = layouts.t5(fields)
+        return description, {part: naming.nested(layout, naming.match(layout, tensors, str(folder)))}
     layout = compvis_files.conditioner_layout(fields) if part == "conditioner" else _layout(part, fields)
     if part == "conditioner" and fields["kind"] == "class" and "tokens_embed.weight" in tensors:
         tensors = {"embedding.weight": tensors["tokens_embed.weight"]}
@@ -126,6 +133,8 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
         tensors = {_vector_embedding(name): tensor for name, tensor in tensors.items()}
     if part == "network" and fields["kind"] == "dit" and diffusers.PRIVATE in config:
         tensors = layouts.dit_from_diffusers(tensors, fields)
+    if part == "network" and fields["kind"] == "mmdit":
+        tensors = layouts.mmdit_swapped(tensors, fields)
     canonical = naming.from_diffusers(layout, tensors, str(folder))
     return description, {part: naming.nested(layout, naming.match(layout, canonical, str(folder)))}
 
@@ -133,7 +142,7 @@ def read_component(folder: Path, notes: list[str]) -> tuple[dict, dict]:
 def _layout(part: str, fields: Mapping[str, Any]) -> naming.Layout:
     if part == "first_stage":
         return layouts.autoencoder(fields)
-    return layouts.dit(fields) if fields["kind"] == "dit" else layouts.unet(fields)
+    return layouts.network(fields)
 
 
 def _clip(fields: dict, tensors: Mapping[str, Stored], flax: bool, where: str) -> dict:

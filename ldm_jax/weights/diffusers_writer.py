@@ -51,7 +51,7 @@ def write(folder: str | Path, description: Mapping, params: Mapping) -> None:
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index |= _conditioner(folder, pipeline, description["conditioner"], params.get("conditioner", {}))
-    if description["conditioner"]["kind"] == "sdxl":
+    if "towers" in description["conditioner"]:
         index |= towers.index(description["conditioner"])
     elif pipeline.name.startswith("StableDiffusion"):
         index = {"text_encoder": [None, None], "tokenizer": [None, None]} | index
@@ -75,19 +75,22 @@ def _write_alone(folder: Path, description: Mapping, params: Mapping) -> None:
 def _scheduler(description: Mapping) -> dict:
     """The scheduler's config that the model came with, unless it has been trained otherwise since; or DDIM's."""
     came_with, diffusion = description.get("scheduler"), description["diffusion"]
-    if came_with is not None and not came_with["_class_name"].startswith("FlowMatch"):
+    flow_match = description["network"]["kind"] == "mmdit"  # whose pipeline takes no other
+    if came_with is not None and came_with["_class_name"].startswith("FlowMatch") == flow_match:
         known = diffusers.scheduler(came_with, "scheduler")
         if all(diffusion.get(name) == value for name, value in known.items()):
             return dict(came_with)
-    return export.scheduler(diffusion)
+    return export.flow_match(diffusion) if flow_match else export.scheduler(diffusion)
 
 
 def _network_tensors(fields: Mapping[str, Any], tree: Mapping, config: Mapping) -> dict:
     """A network's tensors under diffusers' names."""
-    layout = layouts.dit(fields) if fields["kind"] == "dit" else layouts.unet(fields)
+    layout = layouts.network(fields)
     if fields.get("num_classes") == "sequential" and "addition_embed_type" not in config:
         layout = [_projection(weight) for weight in layout]
     tensors = naming.to_diffusers(layout, naming.flattened(layout, tree, "network"))
+    if fields["kind"] == "mmdit":
+        return layouts.mmdit_swapped(tensors, fields)
     return layouts.dit_of_diffusers(tensors, fields, config["num_embeds_ada_norm"]) if fields["kind"] == "dit" else tensors
 
 
@@ -109,7 +112,7 @@ def _conditioner(folder: Path, pipeline: pipelines.Pipeline, fields: Mapping[str
         tree = tree[name]
     if not tree and fields["kind"] not in _WITHOUT_ENCODER:
         return {}
-    if fields["kind"] == "sdxl":
+    if "towers" in fields:
         return _towers(folder, fields, tree)
     layout = compvis_files.conditioner_layout(fields)
     tensors = naming.flattened(layout, tree, "conditioner")
@@ -137,19 +140,19 @@ def _conditioner(folder: Path, pipeline: pipelines.Pipeline, fields: Mapping[str
 
 
 def _towers(folder: Path, fields: Mapping[str, Any], tree: Mapping) -> dict[str, list[str]]:
-    """The text encoders of Stable Diffusion XL, each with its tokenizer."""
+    """The text encoders of Stable Diffusion XL or 3, each with its tokenizer."""
     entries: dict[str, list[str]] = {}
     paths = fields.get("tokenizer") or [None] * len(fields["towers"])
     for (name, tower), path in zip(fields["towers"].items(), paths):
-        layout = layouts.clip_text(tower)
-        config = export.clip_text(tower)
+        layout, of_t5 = layouts.tower(tower), name == towers.THIRD
+        config = export.t5(tower) if of_t5 else export.clip_text(tower)
         tensors = naming.flattened(layout, tree[name], name)
         _component(folder / name, config, naming.to_diffusers(layout, tensors), "model")
         entries[name] = ["transformers", config["architectures"][0]]
         if path:
-            own = name.replace("text_encoder", "tokenizer")
+            own = towers.tokenizer(name)
             shutil.copytree(path, folder / own, dirs_exist_ok=True)
-            entries[own] = ["transformers", "CLIPTokenizer"]
+            entries[own] = ["transformers", "T5TokenizerFast" if of_t5 else "CLIPTokenizer"]
     return entries
 
 

@@ -94,6 +94,9 @@ def _file(path: Path) -> Path:
     return found[0]
 
 
+_PARTS = ("unet", "transformer", "text_encoder_3", "text_encoder_2", "text_encoder")  # of a pipeline that adapters change
+
+
 def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
     """(name, rank) -> alpha where no tensor says it: by peft's adapter_config.json, or diffusers' metadata; else the rank."""
     config = path.parent / "adapter_config.json"
@@ -102,7 +105,7 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
         said = json.loads(metadata["lora_adapter_metadata"])
 
     def alpha(name: str, rank: int) -> float:
-        prefix = next((f"{part}." for part in ("unet", "text_encoder_2", "text_encoder") if name.startswith(f"{part}.")), "")
+        prefix = next((f"{part}." for part in _PARTS if name.startswith(f"{part}.")), "")
         prefix = prefix if f"{prefix}lora_alpha" in said else ""
         value, patterns = said.get(f"{prefix}lora_alpha", rank), said.get(f"{prefix}alpha_pattern") or {}
         value = next((found for pattern, found in patterns.items() if re.search(rf"(^|\.){pattern}$", name)), value)
@@ -116,10 +119,12 @@ def _layers(description: Mapping[str, Mapping]) -> dict[tuple[str, str | None], 
     network, conditioner = description.get("network"), description.get("conditioner", {"kind": "none"})
     found = {}
     if network is not None:
-        found["network", None] = _spelled(layouts.dit(network) if network["kind"] == "dit" else layouts.unet(network))
-    if conditioner["kind"] == "sdxl":
+        swapped = layouts.mmdit_swaps(network) if network["kind"] == "mmdit" else ()  # whose rows stand in another order
+        layout = [weight for weight in layouts.network(network) if not weight.diffusers[0].startswith(tuple(swapped))]
+        found["network", None] = _spelled(layout)
+    if "towers" in conditioner:
         for name, fields in conditioner["towers"].items():
-            found["conditioner", name] = _spelled(layouts.clip_text(fields))
+            found["conditioner", name] = _spelled(layouts.tower(fields))
     elif layout := conditioner_layout(conditioner):
         found["conditioner", None] = _spelled(layout)
     return found
@@ -196,7 +201,7 @@ def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping
     if file.exists():
         raise ValueError(f"{file} exists already; save somewhere else")
     tensors: dict[str, np.ndarray] = {}
-    names = {"network": "transformer" if description.get("network", {}).get("kind") == "dit" else "unet"}
+    names = {"network": "unet" if description.get("network", {}).get("kind") == "unet" else "transformer"}
     for (part, which), layers in _layers(description).items():
         tree = factors.get(part, {})
         tree = tree.get(which, {}) if which else tree

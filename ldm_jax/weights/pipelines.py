@@ -9,13 +9,14 @@ clip_text             KL           U-Net    StableDiffusionPipeline
 class                 KL           U-Net    StableDiffusionPipeline; a prompt is the name of a class (`class_table`)
 layout, retrieval     KL           U-Net    StableDiffusionPipeline(text_encoder=None, tokenizer=None), given `prompt_embeds`
 sdxl                  KL           U-Net    StableDiffusionXLPipeline; with one tower StableDiffusionXLImg2ImgPipeline
+sd3                   KL           MMDiT    StableDiffusion3Pipeline
 clip_text, inpaint    KL           U-Net    StableDiffusionInpaintPipeline
 clip_text, instruct   KL           U-Net    StableDiffusionInstructPix2PixPipeline
 label                 any          DiT      DiTPipeline
 superres              any          U-Net    LDMSuperResolutionPipeline, with as many channels of latents as of pictures
 
-All of them divide latents by the autoencoder's scaling_factor (but for LDMSuperResolutionPipeline) and none adds its shift:
-what is ignored must have been folded into the first stage's outermost layers.
+All of them divide latents by the autoencoder's scaling_factor (but for LDMSuperResolutionPipeline), and only
+StableDiffusion3Pipeline adds its shift: what is ignored must have been folded into the first stage's outermost layers.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 from ldm_jax.weights import towers
 from ldm_jax.weights.scheduler_settings import PARAMETERS, SET_BY_PIPELINE
 
+TELLS_SHIFT = ("StableDiffusion3Pipeline",)
 PAPERS_TOKENS, PAPERS_FACTOR = 77, 8  # of LDMTextToImagePipeline
 DIT_CLASSES = 1000  # DiTPipeline takes this number for the empty class
 Description = Mapping[str, Mapping[str, Any]]
@@ -46,7 +48,7 @@ def pipeline_of(description: Description) -> Pipeline:
         raise _none(f"takes what this model takes (config.conditioner.kind={kind!r})")
     found = _CHOICES[kind](description)
     for part, value, neutral in (("shift", "a shift", 0.0), ("scale", "a scale", 1.0)):
-        ignored = part == "shift" or found.name == "LDMSuperResolutionPipeline"
+        ignored = found.name not in TELLS_SHIFT if part == "shift" else found.name == "LDMSuperResolutionPipeline"
         if ignored and description["latents"].get(part, neutral) != neutral:
             raise ValueError(
                 f"{found.name} ignores {value} of the latents: fold it into the first stage, as ldm_jax.save does"
@@ -183,6 +185,12 @@ def _text(description: Description) -> Pipeline:
     return _stable("StableDiffusionPipeline")(description)
 
 
+def _of_three(description: Description) -> Pipeline:
+    if description["network"]["kind"] != "mmdit" or description["first_stage"]["kind"] != "kl":
+        raise _none("takes this condition with another network than an MMDiT, or another first stage than of kind 'kl'")
+    return Pipeline("StableDiffusion3Pipeline", "vae")
+
+
 def _label(description: Description) -> Pipeline:
     if description["network"]["kind"] != "dit" or description["first_stage"]["kind"] == "none":
         raise _none("tells a U-Net, or a network on pixels, the number of a class")
@@ -216,6 +224,7 @@ _CHOICES: dict[str, Callable[[Description], Pipeline]] = {
     "text": _text,
     "clip_text": _stable("StableDiffusionPipeline"),
     "sdxl": lambda description: _stable(towers.pipeline(description["conditioner"]), towers.TOWERS[-1])(description),
+    "sd3": _of_three,
     "class": _stable("StableDiffusionPipeline"),
     "layout": _stable("StableDiffusionPipeline", None),
     "retrieval": _stable("StableDiffusionPipeline", None),

@@ -13,6 +13,7 @@ from ldm_jax.models import (
     CLIPVision,
     Discriminator,
     DiT,
+    MMDiT,
     SpatialRescaler,
     TransformerEmbedder,
     calibrate,
@@ -20,6 +21,7 @@ from ldm_jax.models import (
     initialize,
     shapes,
 )
+from ldm_jax.models.conditioners.t5 import buckets
 from ldm_jax.models.discriminator import moments
 from ldm_jax.models.dit import position_embedding
 
@@ -92,6 +94,51 @@ def test_positions_of_a_dit():
     np.testing.assert_allclose(table[0, :, 0], np.sin(np.arange(5) * 3 / 5), atol=1e-6)
     np.testing.assert_allclose(table[:, 0, 4], np.sin(np.arange(3)), atol=1e-6)
     assert np.ptp(table[:, 0, :4]) > 0 and not np.any(np.ptp(table[..., :4], axis=0))
+
+
+def test_mmdit_options_and_refusals():
+    x, t = jnp.zeros((1, 8, 12, 3)), jnp.zeros(1)
+    cond = {"context": jnp.zeros((1, 5, 6)), "vector": jnp.zeros((1, 4))}
+    words = {"context": cond["context"]}
+    net = MMDiT(2, 16, 2, 6, input_size=8, in_channels=3)
+    params = initialize(net, jax.random.key(0), x, t, words)
+    assert net.apply({"params": params}, x, t, words).shape == x.shape
+    assert not {"y_embedder", "pos_embed"} & params.keys()
+    assert "mlp" not in params["joint_blocks_1"]["context_block"] and "mlp" in params["joint_blocks_0"]["context_block"]
+    for options, given, image, message in (
+        ({}, cond, x, r"cond has \['context', 'vector'\]"),
+        ({"pooled_dim": 4}, words, x, r"cond has \['context'\]"),
+        ({}, words, x[:, :7], "sizes divisible by 2"),
+        ({"num_heads": 3}, words, x, "must be divisible by num_heads 3"),
+        ({"dual_attention_layers": (0, 2)}, words, x, "has 2, and there are 2 blocks, from 0"),
+        ({"position_table": 5}, words, x, r"has 5 a side, enough for \[10, 10\] latents"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shapes(net.clone(**options), image, t, given)
+
+
+def test_a_table_of_positions_is_read_in_its_middle_and_not_learnt():
+    x, t, words = jnp.ones((1, 4, 8, 3)), jnp.zeros(1), {"context": jnp.zeros((1, 2, 6))}
+    net = MMDiT(2, 16, 2, 6, in_channels=3, position_table=6)
+    params = initialize(net, jax.random.key(0), x, t, words)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+    def loss(params):
+        return jnp.square(net.apply({"params": params}, x, t, words)).sum()
+
+    def moved(row, column):
+        table = params["pos_embed"].reshape(6, 6, 16).at[row, column, 0].add(1.0).reshape(1, 36, 16)
+        return float(loss(params | {"pos_embed": table})) != float(loss(params))
+
+    assert [moved(row, 1) for row in range(6)] == [False, False, True, True, False, False]  # two rows of six, four columns
+    assert [moved(2, column) for column in range(6)] == [False, True, True, True, True, False]
+    assert not np.any(jax.grad(loss)(params)["pos_embed"])
+
+
+def test_t5_tells_distances_in_buckets():
+    """Of 8: four for keys up to a query, four for those after it; first one for a distance each, then for ever more."""
+    found = buckets(12, 8, 8)
+    assert found[0].tolist() == [0, 5, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7] and found[:4, 0].tolist() == [0, 1, 2, 2]
 
 
 def test_dit_options_and_refusals():

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.models import Autoencoder, DiT, TransformerEmbedder, UNet, initialize
+from ldm_jax.models import Autoencoder, DiT, MMDiT, TransformerEmbedder, UNet, initialize
 from ldm_jax.models.layers import Conv, Dense
 from ldm_jax.models.partition import current, in_parts
 from ldm_jax.primitives import placement
@@ -26,6 +26,11 @@ NETWORKS = {
     "blocks in a loop": (
         DiT(depth=2, hidden_size=32, num_heads=4, input_size=8, num_classes=3, scan_blocks=True),
         lambda B: (normal(B, 8, 8, 4), jnp.linspace(0, 9, B), {"label": jnp.arange(B) % 3}),
+        {},
+    ),
+    "text beside": (
+        MMDiT(2, 32, 4, 8, input_size=8, in_channels=4, pooled_dim=6, qk_norm=True, dual_attention_layers=(0,)),
+        lambda B: (normal(B, 8, 8, 4), jnp.linspace(0, 9, B), {"context": normal(B, 5, 8), "vector": normal(B, 6)}),
         {},
     ),
     "autoencoder": (
@@ -55,12 +60,12 @@ def held(mesh, params):
 
 @pytest.mark.parametrize(
     "name, axes",
-    [(name, (2, 2, 2)) for name in NETWORKS if name != "dit"]
+    [(name, (2, 2, 2)) for name in NETWORKS if name not in ("dit", "text beside")]
     + [
         pytest.param(name, axes, marks=pytest.mark.slow)
         for name in NETWORKS if "loop" not in name for axes in ((8, 1, 1), (2, 4, 1))
     ]
-    + [pytest.param("dit", (2, 2, 2), marks=pytest.mark.slow)],
+    + [pytest.param(name, (2, 2, 2), marks=pytest.mark.slow) for name in ("dit", "text beside")],
 )
 def test_several_devices_give_the_numbers_of_one(name, axes, monkeypatch):
     monkeypatch.setattr(placement, "MIN_SIZE", 64)  # so that small kernels are split, and gathered, as large ones are

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import DiT, UNet, initialize
+from ldm_jax.models import DiT, MMDiT, UNet, initialize
 
 
 def normal(*shape):
@@ -15,6 +15,12 @@ def normal(*shape):
 def dit(depth, **options):
     settings = {"hidden_size": 32, "num_heads": 4, "input_size": 8, "num_classes": 3} | options
     return DiT(depth=depth, **settings)
+
+
+def mmdit(depth, **options):
+    """Of the blocks the last, which is another, stands alone."""
+    settings = {"hidden_size": 32, "num_heads": 4, "input_size": 8, "in_channels": 4, "context_dim": 8} | options
+    return MMDiT(depth=depth + 1, qk_norm=True, **settings)
 
 
 def unet(depth, **options):
@@ -31,6 +37,8 @@ CASES = {
     "recomputed": (dit, LABELS, {"remat": "blocks"}),
     "products kept": (dit, LABELS, {"remat": "dots"}),
     "films": (dit, LABELS, {"dims": 3, "input_size": 4}),
+    "mmdit": (mmdit, WORDS, {}),
+    "mmdit of other blocks": (mmdit, WORDS, {"dual_attention_layers": (1,), "position_table": 6}),
     "unet": (unet, WORDS, {}),
     "recomputed unet": (unet, WORDS, {"remat": "blocks"}),
 }

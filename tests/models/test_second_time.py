@@ -14,9 +14,11 @@ UNET = dict(
     num_head_channels=4, use_spatial_transformer=True, context_dim=6, use_scale_shift_norm=True, norm_num_groups=4,
 )  # fmt: skip
 DIT = dict(depth=2, hidden_size=16, num_heads=2, input_size=4, num_classes=3, learn_sigma=False)
+MMDIT = dict(depth=2, hidden_size=16, num_heads=2, input_size=4, in_channels=4, context_dim=6, pooled_dim=5)
 NETWORKS = {
     "unet": (models.UNet, UNET, {"context": jnp.ones((2, 3, 6))}),
     "dit": (models.DiT, DIT, {"label": jnp.array([0, 3])}),
+    "mmdit": (models.MMDiT, MMDIT, {"context": jnp.ones((2, 3, 6)), "vector": jnp.ones((2, 5))}),
     "dit_diffusers": (models.DiT, DIT | {"shared_embedder": False, "freq_shift": 1.0}, {"label": jnp.array([0, 3])}),
 }
 X = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))

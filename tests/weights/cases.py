@@ -75,7 +75,7 @@ class Network:
 
     def __init__(self, checkpoint: weights.Checkpoint):
         fields = dict(checkpoint.description["network"])
-        self.module = {"unet": models.UNet, "dit": models.DiT}[fields.pop("kind")](**fields)
+        self.module = {"unet": models.UNet, "dit": models.DiT, "mmdit": models.MMDiT}[fields.pop("kind")](**fields)
         self.params = loaded(checkpoint.params["network"])
 
     def __call__(self, x, t, cond=None) -> jax.Array:

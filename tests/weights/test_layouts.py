@@ -5,12 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldm_jax import models
 from ldm_jax.weights import layouts, naming
 from ldm_jax.weights.compvis_files import conditioner_layout
 from ldm_jax.weights.naming import Weight
+from ldm_jax.weights.stored import Stored
 
 UNET = {"in_channels": 4, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2)}
 UNETS = {
@@ -99,8 +101,27 @@ def test_dit(shared):
     assert shapes(params) == expected(layouts.dit(fields | {"patch_size": 2, "in_channels": 4}))
 
 
+@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "dual_attention_layers": (0,)}, {"position_table": 6, "pooled_dim": 5}])
+def test_mmdit(more):
+    fields = {"depth": 2, "hidden_size": 32, "num_heads": 2, "context_dim": 6, "in_channels": 4, "patch_size": 2} | more
+    cond = {"context": array(1, 3, 6)} | ({"vector": array(1, 5)} if "pooled_dim" in more else {})
+    layout = layouts.mmdit(fields)
+    assert shapes(models.shapes(models.MMDiT(**fields), array(1, 8, 8, 4), array(1), cond)) == expected(layout)
+    names = {name for weight in layout for name in weight.diffusers}
+    swapped = {"norm_out.linear.bias", "transformer_blocks.1.norm1_context.linear.bias"}
+    kept = {"transformer_blocks.0.norm1_context.linear.bias", "transformer_blocks.1.norm1.linear.bias"}
+    assert swapped | kept <= names
+    four = {name: Stored((4,), np.dtype("f4"), lambda: np.arange(4.0), name) for name in swapped | kept}
+    found = {name: tensor.view().tolist() for name, tensor in layouts.mmdit_swapped(four, fields).items()}
+    assert found == {name: [2, 3, 0, 1] for name in swapped} | {name: [0, 1, 2, 3] for name in kept}
+
+
 def test_conditioners():
     ids = array(1, 5, dtype=jnp.int32)
+    for how in ("gated-gelu", "relu"):
+        fields = {"vocab_size": 9, "d_model": 16, "d_kv": 3, "d_ff": 20, "num_layers": 2, "num_heads": 4}
+        params = models.shapes(models.T5Encoder(**(fields := fields | {"feed_forward_proj": how})), ids)
+        assert shapes(params) == expected(layouts.t5(fields | {"relative_attention_num_buckets": 32}))
     fields = {"n_embed": 16, "n_layer": 2, "vocab_size": 30, "max_seq_len": 5}
     assert shapes(models.shapes(models.TransformerEmbedder(**fields), ids)) == expected(layouts.bert(fields))
     fields = {"n_classes": 9, "embed_dim": 4}
@@ -189,8 +210,7 @@ def test_first_stages_of_the_paper(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_the_paper(name):
     found, (network, conditioner, stage) = config(name), NETWORKS[name]
-    layout = layouts.dit if found["network"]["kind"] == "dit" else layouts.unet
-    assert count(layout(found["network"])) == network and found["name"] == name
+    assert count(layouts.network(found["network"])) == network and found["name"] == name
     assert count(conditioner_layout(found["conditioner"])) == conditioner
     assert count(layouts.autoencoder(found["first_stage"])) == FIRST_STAGES[stage][2]
     channels = found["first_stage"]["embed_dim"]

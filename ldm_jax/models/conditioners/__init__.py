@@ -4,6 +4,7 @@ from ldm_jax.models.conditioners.clip import CLIPText, CLIPVision, clip_normaliz
 from ldm_jax.models.conditioners.embedders import ClassEmbedder, TransformerEmbedder, text_time_vector
 from ldm_jax.models.conditioners.pictures import PictureEmbedder
 from ldm_jax.models.conditioners.spatial import SpatialRescaler
+from ldm_jax.models.conditioners.t5 import T5Encoder
 
 __all__ = [
     "CLIPText",
@@ -11,6 +12,7 @@ __all__ = [
     "ClassEmbedder",
     "PictureEmbedder",
     "SpatialRescaler",
+    "T5Encoder",
     "TransformerEmbedder",
     "clip_normalize",
     "text_time_vector",

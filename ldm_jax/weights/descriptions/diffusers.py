@@ -1,8 +1,8 @@
 """The JSON configs of diffusers folders <-> our description.
 
-    UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel   -> network
+    UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, SD3Transformer2DModel   -> network
     AutoencoderKL, VQModel                                     -> first_stage, latents (scaling and shift factor)
-    CLIPTextModel, LDMBertModel                                -> conditioner
+    CLIPTextModel, T5EncoderModel, LDMBertModel                -> conditioner
     the scheduler                                              -> diffusion
 
 Traps: `attention_head_dim` is the width of a head in UNet2DModel, but the number of heads in UNet2DConditionModel; the
@@ -12,13 +12,16 @@ attention of an autoencoder's level hides in its block types; scaling_factor has
 from collections.abc import Mapping
 from typing import Any
 
+from ldm_jax.weights.descriptions import sd3
+from ldm_jax.weights.descriptions.checks import check_fields
+
 SCHEDULES = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
     "squaredcos_cap_v2": "squared_cosine",
     "sigmoid": "sigmoid",
 }
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "Transformer2DModel")
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "Transformer2DModel", "SD3Transformer2DModel")
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 PRIVATE = "_ldm_jax"  # what a scheduler's config cannot say; diffusers skips fields that start with an underscore
 VERSION = "0.30.0"  # of diffusers, the oldest that has all the fields written here
@@ -61,12 +64,16 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
             return {"network": unet(config, where)}
         case "DiTTransformer2DModel" | "Transformer2DModel":
             return {"network": dit(config, where)}
+        case "SD3Transformer2DModel":
+            return {"network": sd3.transformer(config, where)}
         case "AutoencoderKL" | "VQModel":
             scale = config.get("scaling_factor", 0.18215 if name == "AutoencoderKL" else 1.0)
             latents = {"scale": float(scale), "shift": float(config.get("shift_factor") or 0.0)}
             return {"first_stage": first_stage(config, where), "latents": latents}
         case "CLIPTextModel" | "CLIPTextModelWithProjection" | "clip_text_model":
             return {"conditioner": clip_text(config)}
+        case "T5EncoderModel" | "t5":
+            return {"conditioner": sd3.t5(config, where)}
         case "LDMBertModel" | "ldmbert":
             return {"conditioner": ldm_bert(config)}
         case "OpenAIGPTModel" if PRIVATE in config:  # a class table, written by us
@@ -76,14 +83,14 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
             return {"conditioner": {key: value for key, value in config.items() if not key.startswith("_")}}
     raise ValueError(
         f"{where}: components of class {name!r} cannot be read; known are UNet2DModel, UNet2DConditionModel, "
-        "DiTTransformer2DModel, AutoencoderKL, VQModel, CLIPTextModel and LDMBertModel"
+        "DiTTransformer2DModel, SD3Transformer2DModel, AutoencoderKL, VQModel, CLIPTextModel, T5EncoderModel and LDMBertModel"
     )
 
 
 def unet(config: Mapping[str, Any], where: str) -> dict:
     """Our fields of a diffusers U-Net's config.json."""
     conditional = config["_class_name"] == "UNet2DConditionModel"
-    _check(config, _UNET_FIXED, _UNET_READ, where)
+    check_fields(config, _UNET_FIXED, _UNET_READ, where)
     widths = [int(width) for width in config["block_out_channels"]]
     levels = range(len(widths))
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
@@ -146,7 +153,7 @@ _CONTROL = {
 def check_control(config: Mapping[str, Any], where: str) -> None:
     """ValueError for what a ControlNet's config.json says that ours would not compute."""
     read = _UNET_READ | {"conditioning_embedding_out_channels"}
-    _check(config, _UNET_FIXED | _CONTROL, read, where)
+    check_fields(config, _UNET_FIXED | _CONTROL, read, where)
 
 
 def _cross_attention(config: Mapping[str, Any], levels: range, where: str) -> dict:
@@ -210,7 +217,7 @@ def dit(config: Mapping[str, Any], where: str) -> dict:
         "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size",
         "patch_size", "num_embeds_ada_norm", "norm_eps", "dropout", "norm_num_groups", "upcast_attention",
     }  # fmt: skip
-    _check(config, fixed, read, where)
+    check_fields(config, fixed, read, where)
     channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if out not in (channels, 2 * channels):
         raise ValueError(f"{where}: out_channels {out} should be in_channels {channels} or, with variances, twice as many")
@@ -249,7 +256,7 @@ def first_stage(config: Mapping[str, Any], where: str) -> dict:
     }  # fmt: skip
     neutral = {"latents_mean": 0, "latents_std": 1}  # for every channel
     config = {name: None if _one(value) == neutral.get(name, "") else value for name, value in config.items()}
-    _check(config, fixed, read, where)
+    check_fields(config, fixed, read, where)
     widths = [int(width) for width in config["block_out_channels"]]
     down = list(config["down_block_types"])
     _block_types(down, list(config["up_block_types"]), ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), where)
@@ -345,18 +352,6 @@ def scheduler(config: Mapping[str, Any], where: str) -> dict:
         "prediction": PREDICTIONS[prediction],
     }
     return result | ({"zero_terminal_snr": True} if config.get("rescale_betas_zero_snr") else {})
-
-
-def _check(config: Mapping[str, Any], fixed: Mapping[str, tuple], read: set[str], where: str) -> None:
-    """Fields outside `read` must have one of their fixed values, or say nothing (None, False)."""
-    wrong = {}
-    for name, value in config.items():
-        if name.startswith("_") or name in read:
-            continue
-        if value not in fixed.get(name, (None, False)):
-            wrong[name] = value
-    if wrong:
-        raise ValueError(f"{where}: {wrong} is not supported; it would change what the network computes")
 
 
 def _one(value: Any) -> Any:

@@ -17,6 +17,8 @@ def network(fields: Mapping[str, Any], least_classes: int = 0) -> tuple[str, dic
     """The component's name in a pipeline, and its config; `least_classes`: see `dit`."""
     if fields["kind"] == "dit":
         return "transformer", dit(fields, least_classes)
+    if fields["kind"] == "mmdit":
+        return "transformer", mmdit(fields)
     return "unet", unet(fields)
 
 
@@ -168,6 +170,29 @@ def dit(fields: Mapping[str, Any], least_classes: int = 0) -> dict:
     }
 
 
+def mmdit(fields: Mapping[str, Any]) -> dict:
+    """The config.json of Stable Diffusion 3's transformer of our fields. ValueError for what it can't express."""
+    if not fields.get("position_table") or not fields.get("pooled_dim"):
+        raise _unable("an MMDiT without a table of positions (position_table) or a pooled condition (pooled_dim)")
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "_diffusers_version": VERSION,
+        "attention_head_dim": fields["hidden_size"] // fields["num_heads"],
+        "caption_projection_dim": fields["hidden_size"],
+        "dual_attention_layers": list(fields.get("dual_attention_layers", ())),
+        "in_channels": fields["in_channels"],
+        "joint_attention_dim": fields["context_dim"],
+        "num_attention_heads": fields["num_heads"],
+        "num_layers": fields["depth"],
+        "out_channels": fields["in_channels"],
+        "patch_size": fields["patch_size"],
+        "pooled_projection_dim": fields["pooled_dim"],
+        "pos_embed_max_size": fields["position_table"],
+        "qk_norm": "rms_norm" if fields.get("qk_norm") else None,
+        "sample_size": fields["input_size"],
+    }
+
+
 def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[str, dict]:
     """The component's name in a pipeline, and its config."""
     kind, widths = fields["kind"], [round(fields["ch"] * multiplier) for multiplier in fields["ch_mult"]]
@@ -215,6 +240,13 @@ def clip_text(fields: Mapping[str, Any]) -> dict:
     }
 
 
+def t5(fields: Mapping[str, Any]) -> dict:
+    """A transformers T5's config.json of our fields."""
+    sizes = {name: value for name, value in fields.items() if name not in ("kind", "tokenizer")}
+    decoder = {"is_encoder_decoder": False, "use_cache": False, "tie_word_embeddings": False, "dropout_rate": 0.0}
+    return {"architectures": ["T5EncoderModel"], "model_type": "t5", **sizes, **decoder, "torch_dtype": "float32"}
+
+
 def class_table(fields: Mapping[str, Any]) -> dict:
     """A table of classes as a model of transformers that a pipeline takes for a text encoder: OpenAI's GPT without a layer is
     the sum of the table's row and a position, which is 0."""
@@ -246,6 +278,14 @@ def ldm_bert(fields: Mapping[str, Any]) -> dict:
         "pad_token_id": 0,
         "vocab_size": fields["vocab_size"],
     }
+
+
+def flow_match(diffusion: Mapping[str, Any]) -> dict:
+    """The scheduler of Stable Diffusion 3. ValueError for what isn't rectified flow."""
+    if (diffusion["schedule"], diffusion["prediction"]) != ("flow", "flow"):
+        raise _unable(f"schedule {diffusion['schedule']!r} and prediction {diffusion['prediction']!r} of an MMDiT, only 'flow'")
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION, "num_train_timesteps": 1000}
+    return config | {"shift": diffusion.get("shift", 1.0)}
 
 
 def scheduler(diffusion: Mapping[str, Any]) -> dict:

@@ -76,6 +76,32 @@ def clip_text(fields: Mapping[str, Any]) -> Layout:
     return weights
 
 
+def t5(fields: Mapping[str, Any]) -> Layout:
+    """Names of T5's encoder."""
+    width, inner, heads = fields["d_model"], fields["num_heads"] * fields["d_kv"], fields["num_heads"]
+
+    def scale(name: str) -> Layout:
+        return [Weight(f"{name}.weight", (width,), "scale", (f"{name}.weight",))]
+
+    weights = table("shared", "shared", fields["vocab_size"], width)
+    for i in range(fields["num_layers"]):
+        first, second = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
+        attention = f"{first}.SelfAttention"
+        for part in "qkv":
+            weights += linear(f"{attention}.{part}", f"{attention}.{part}", width, inner, bias=False)
+        weights += linear(f"{attention}.o", f"{attention}.o", inner, width, bias=False)
+        if i == 0:
+            name = f"{attention}.relative_attention_bias"
+            weights += table(name, name, fields["relative_attention_num_buckets"], heads)
+        weights += scale(f"{first}.layer_norm")
+        for name in ("wi",) if fields["feed_forward_proj"] == "relu" else ("wi_0", "wi_1"):
+            name = f"{second}.DenseReluDense.{name}"
+            weights += linear(name, name, width, fields["d_ff"], bias=False)
+        name = f"{second}.DenseReluDense.wo"
+        weights += linear(name, name, fields["d_ff"], width, bias=False) + scale(f"{second}.layer_norm")
+    return weights + scale("encoder.final_layer_norm")
+
+
 def clip_vision(fields: Mapping[str, Any]) -> Layout:
     """Names of CLIP's picture tower."""
     width, size, prefix = fields["hidden_size"], fields["patch_size"], "vision_model."

@@ -1,0 +1,117 @@
+"""Stable Diffusion 3 without torch: what it is told, what it refuses, and a folder written and read."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+import ldm_jax
+from ldm_jax.data import checkpoint_tokenizers
+from ldm_jax.data.tokenizer import Tokenizers
+from tests import tiny
+
+PIECES = ("a", "b", "d", "e", "l", "r", "t", "u")
+CLIP = {
+    "vocab_size": 19, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 8, "projection_dim": 4, "eos_token_id": 18, "hidden_act": "gelu",
+}  # fmt: skip
+T5 = {
+    "vocab_size": 20, "d_model": 20, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "relu",
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+}  # fmt: skip
+KEY = jax.random.key(0)
+
+
+def clip_words(folder):
+    folder.mkdir()
+    words = ["!", *PIECES, *(f"{piece}</w>" for piece in PIECES), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def t5_words(folder):
+    folder.mkdir()
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in ("\u2581", *PIECES, "\u2581red"))]
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    inner.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd3")
+    paths = [clip_words(folder / "tokenizer"), clip_words(folder / "tokenizer_2"), t5_words(folder / "tokenizer_3")]
+    network = {"kind": "mmdit", "depth": 2, "hidden_size": 16, "num_heads": 2, "context_dim": 20, "patch_size": 2}
+    network |= {"input_size": 8, "in_channels": 4, "pooled_dim": 8, "position_table": 6, "qk_norm": True}
+    towers = {"text_encoder": CLIP, "text_encoder_2": CLIP | {"pad_token_id": 0}, "text_encoder_3": T5}
+    conditioner = {"kind": "sd3", "towers": towers, "max_sequence_length": 10, "tokenizer": [str(path) for path in paths]}
+    flow = {"schedule": "flow", "shift": 3.0, "prediction": "flow"}
+    flow |= {"loss": "l2", "weighting": "simple", "time_sampling": "logit_normal"}
+    sampling = {"sampler": "euler", "steps": 3, "grid": "linspace", "guidance_scale": 4.0}
+    return tiny.CONFIG | {"network": network, "conditioner": conditioner, "diffusion": flow, "sampling": sampling}
+
+
+def words_of(config):
+    towers = config["conditioner"]["towers"].values()
+    pairs = zip(config["conditioner"]["tokenizer"], towers)
+    return Tokenizers(tuple(checkpoint_tokenizers.load(path, fields.get("pad_token_id")) for path, fields in pairs))
+
+
+@pytest.fixture(scope="module")
+def ldm(config):
+    return tiny.random_model(config, words_of(config))
+
+
+def test_every_tower_reads_its_own_tokens(ldm):
+    tokens = ldm.condition.parse(["red", {"prompt": "red", "prompt_2": "bad", "prompt_3": "a red"}])
+    assert tokens.shape == (2, 3, 10) and ldm.condition.lengths == [8, 8, 10]
+    assert tokens[0, 0].tolist()[:8] == [17, 6, 4, 11, 18, 18, 18, 18]  # <start> r e d</w> <end>, filled up with ends
+    assert tokens[0, 1].tolist()[:8] == [17, 6, 4, 11, 18, 0, 0, 0]  # or with "!"
+    assert tokens[0, 2].tolist() == [12, 1, 0, 0, 0, 0, 0, 0, 0, 0]  # no begin
+    assert tokens[1, 0].tolist() == tokens[0, 0].tolist() and tokens[1, 1, 1:5].tolist() == [2, 1, 11, 18]
+    assert tokens[1, 2].tolist()[:4] == [3, 4, 12, 1]
+
+
+def test_the_context_is_clip_widened_and_t5_behind_it(ldm):
+    cond = ldm.embed(ldm.params, ["red"])
+    assert cond["context"].shape == (1, 8 + 10, 20) and cond["vector"].shape == (1, 8)
+    assert not np.any(cond["context"][:, :8, 16:]) and np.all(np.any(cond["context"][:, 8:], axis=(0, 2)))
+
+
+def test_what_it_refuses(ldm, config):
+    for given, message in (
+        ([{"prompt_2": "red"}], "takes a prompt of at most 6 word pieces, or a dict of prompt, prompt_2, prompt_3"),
+        ([3], "a prompt is a str"),
+        (["a b a b a b a"], "1 more than the 6 that fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ldm.embed(ldm.params, given)
+    with pytest.raises(ValueError, match=r"int32 \[B, 3, 10\], because no tokenizers were found"):
+        tiny.random_model(config, None).condition.parse(["red"])
+
+
+@pytest.mark.parametrize("third", [True, False], ids=["with T5", "without"])
+def test_a_folder_that_is_written_draws_the_same(config, tmp_path, third):
+    if not third:
+        section = config["conditioner"]
+        towers = {name: fields for name, fields in section["towers"].items() if name != "text_encoder_3"}
+        config = config | {"conditioner": section | {"towers": towers, "tokenizer": section["tokenizer"][:2]}}
+    ldm = tiny.random_model(config, words_of(config))
+    ldm_jax.save(ldm, tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline" and (index["text_encoder_3"][1] is not None) == third
+    again = ldm_jax.load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, again.params, ldm.params)
+    assert again.config["diffusion"] == {"schedule": "flow", "shift": 3.0, "prediction": "flow"}
+    section = dict(again.config["conditioner"], max_sequence_length=10)  # which no file says: 256 as published
+    again.condition.section["max_sequence_length"] = section["max_sequence_length"]
+    noise, cond = ldm.noise(KEY, 2), ldm.embed(ldm.params, ["red", "bad"])
+    np.testing.assert_array_equal(again.embed(again.params, ["red", "bad"])["context"], cond["context"])
+    drawn = again.sample(again.params, KEY, cond, noise=noise, steps=3, sampler="euler", grid="linspace", guidance_scale=1.0)
+    expected = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=3, guidance_scale=1.0)
+    np.testing.assert_allclose(drawn, expected, atol=1e-6)
