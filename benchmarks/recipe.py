@@ -27,9 +27,11 @@ from ldm_jax.cli.overrides import overridden
 UPDATES = 700
 NOISE, WORDS = {"diffusion.scale": 0.4}, {"conditioner.token_std": 0.3}
 FLOW = {"diffusion.schedule": "flow", "diffusion.prediction": "flow"}
-# name -> updates, about as many as fit into base's time, and flags
+PUBLISHED = {"diffusion.scale": 1.0, "conditioner.token_std": 0.02}  # the cosine's noise and the reference's words
+# name -> updates, about as many as fit into base's time, and what is otherwise than PUBLISHED
 VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
     "base": (UPDATES, {}),
+    "default": (UPDATES, {"diffusion.scale": 0.6} | WORDS),
     "words": (UPDATES, WORDS),
     "noise": (UPDATES, NOISE),
     "both": (UPDATES, NOISE | WORDS),
@@ -52,8 +54,10 @@ VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
 }
 
 
-def flags(name: str) -> list[str]:
-    return [f"--config.{field}={value}" for field, value in VARIANTS[name][1].items()]
+def flags(name: str, config: str) -> list[str]:
+    sections = configs.load(*configs.find(config))
+    kept = {field: value for field, value in PUBLISHED.items() if (at := field.split("."))[1] in sections[at[0]]}
+    return [f"--config.{field}={value}" for field, value in (kept | VARIANTS[name][1]).items()]
 
 
 def train(name: str, seed: int, folder: Path, first_stage: str, config: str) -> None:
@@ -62,7 +66,7 @@ def train(name: str, seed: int, folder: Path, first_stage: str, config: str) -> 
         return
     command = [sys.executable, "train.py", f"--config={config}", f"--workdir={folder}", f"--config.seed={seed}"]
     command += [f"--config.first_stage.path={first_stage}", f"--config.diffusion_train.steps={VARIANTS[name][0]}"]
-    command += ["--config.stages=('latents','diffusion','evaluation')", "--config.log.images_every=0", *flags(name)]
+    command += ["--config.stages=('latents','diffusion','evaluation')", "--config.log.images_every=0", *flags(name, config)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.log", "w") as log:
         if code := subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
@@ -97,7 +101,7 @@ def costs(names: list[str], config: str, rounds: int = 5) -> dict[str, float]:
     """The time of an update of each variant, in base's: in turns, in this process."""
     runs: dict[str, tuple] = {}
     for name in ("base", *names):
-        changed = overridden(configs.load(*configs.find(config)), flags(name))
+        changed = overridden(configs.load(*configs.find(config)), flags(name, config))
         function, arguments = parts(changed.to_dict(), "diffusion")["step"]
         runs[name] = jax.jit(function).lower(*arguments).compile(), arguments
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -14,6 +14,7 @@ from configs import flowers64, shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     shapes.plain_first_stage(config)
     config.name = "fashion_mnist"
     config.data.source = "tfds"

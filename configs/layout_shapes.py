@@ -14,6 +14,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "layout_shapes"
     config.stages = ("latents", "diffusion", "evaluation")
     config.data.counts = (0.8, 0.2, 0.0)

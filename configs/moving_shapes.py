@@ -16,6 +16,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "moving_shapes"
     config.data.medium = "film"
     config.data.source = "moving_shapes"

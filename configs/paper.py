@@ -21,6 +21,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "paper"
     config.stages = ("latents", "diffusion")
     config.dtype = "bfloat16"  # parameters, losses and norms' statistics stay float32

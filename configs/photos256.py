@@ -15,6 +15,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "photos256"
 
     config.data.source = "folder"

@@ -16,6 +16,7 @@ from configs import flowers64, shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "photos64"
 
     config.data.source = "folder"

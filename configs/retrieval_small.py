@@ -14,6 +14,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "retrieval_small"
     config.stages = ("latents", "diffusion", "evaluation")
     config.first_stage.path = "runs/shapes"

@@ -16,6 +16,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     config.name = "sentences"
     config.data.medium = "text"
     config.data.source = "sentences"  # or "folder", of .txt and .jsonl files

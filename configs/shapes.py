@@ -136,7 +136,7 @@ def get_config() -> ConfigDict:
     config.latents.cache = True  # posterior moments of the training set on disk, encoded once
 
     config.network = ConfigDict()
-    config.network.kind = "unet"  # "unet" | "dit"
+    config.network.kind = "unet"  # "unet" | "dit" | "mmdit", as in shapes_mmdit.py
     config.network.in_channels = 8
     config.network.out_channels = 8
     config.network.model_channels = 64
@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
     config.conditioner.dim_head = 32
     config.conditioner.max_seq_len = 26
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
-    config.conditioner.token_std = 0.02  # the deviation of the tokens' vectors at first; docs/training.md
+    config.conditioner.token_std = 0.3  # the deviation of the tokens' vectors at first; the reference's is 0.02
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
     config.conditioner.new_words = ()  # that the tokenizer is to know besides, for what a model is to learn later
     config.conditioner.null_probability = 0.1  # how often training drops the condition
@@ -172,7 +172,7 @@ def get_config() -> ConfigDict:
     config.diffusion.objective = "diffusion"  # or one of few steps, "mean_flow", "shortcut", ...: see shapes_few_steps.py
     config.diffusion.options = ConfigDict()  # of that objective, its own arguments
     config.diffusion.schedule = "cosine"  # one of diffusion.SCHEDULES
-    config.diffusion.scale = 1.0  # of the cosine: 0.4 trains on more noise, and learns faster at first; docs/training.md
+    config.diffusion.scale = 0.6  # of the cosine, less is more noise: 1 as published, 0.4 for few minutes; docs/training.md
     config.diffusion.prediction = "v"  # "eps" | "x0" | "v" | "flow"
     config.diffusion.loss = "l2"  # "l1" | "l2" | "huber"
     config.diffusion.weighting = "simple"  # of the loss over times: one of diffusion.WEIGHTINGS
@@ -261,6 +261,13 @@ def plain_first_stage(config: ConfigDict) -> None:
     config.first_stage.z_channels = config.first_stage.embed_dim = 4
     config.network.in_channels = config.network.out_channels = 4
     config.first_stage_loss.kl_weight = 1e-4
+
+
+def as_published(config: ConfigDict) -> None:
+    """Noise and words at first as the cosine and the reference have them: what configs that call this were measured with."""
+    config.diffusion.scale = 1.0
+    if "token_std" in config.conditioner:
+        config.conditioner.token_std = 0.02
 
 
 def first_stage_only(config: ConfigDict) -> None:

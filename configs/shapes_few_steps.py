@@ -65,6 +65,7 @@ def few_steps(config: ConfigDict, asked: str) -> ConfigDict:
         config.diffusion_train.learning_rate = 2e-3
     if objective == "reflow":
         config.diffusion.schedule = "flow"
+        config.diffusion.scale = 1.0
         config.diffusion.prediction = "flow"
     if objective in ("mean_flow", "scm"):
         # The network is told times up to this instead of 1000, whose fast sinusoids make derivatives in time large (Lu & Song

@@ -12,6 +12,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     shapes.plain_first_stage(config)
     config.name = "shapes_vq"
     shapes.first_stage_only(config)

@@ -15,6 +15,7 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
+    shapes.as_published(config)
     shapes.plain_first_stage(config)
     config.name = "spoken_digits"
 

@@ -133,6 +133,8 @@ def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with the paths that it names absolute, where they exist: it is read again from elsewhere."""
 
     def of(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [of(each) for each in value]
         return str(Path(value).absolute()) if isinstance(value, str) and value and Path(value).exists() else value
 
     changed = {name: dict(section) if isinstance(section, Mapping) else section for name, section in config.items()}

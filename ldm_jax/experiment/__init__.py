@@ -77,8 +77,9 @@ def check_places(config: Mapping[str, Any], workdir: Path) -> None:
     for name, value in flatten(config).items():
         # TFDS reads from buckets itself, and models are fetched
         itself = (name, config["data"]["source"]) == ("data.path", "tfds") or (name in MODELS and is_address(value))
-        if name in PATHS and value and not itself:
-            of_this_machine(value, f"config.{name}")
+        for path in value if isinstance(value, list | tuple) else [value]:  # of a tokenizer for each text encoder
+            if name in PATHS and path and not itself:
+                of_this_machine(path, f"config.{name}")
     if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
         resolve(path, workdir, "config.first_stage.path")
     if build.is_told(config):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
+from ldm_jax import models
 
 torch = pytest.importorskip("torch", reason="the extra `parity` has torch")
 diffusers = pytest.importorskip("diffusers", reason="the extra `parity` has diffusers")
@@ -64,11 +65,19 @@ def pipeline(folder, third=True, feed_forward="gated-gelu", **transformer):
     return made
 
 
+def nchw(array):
+    return torch.from_numpy(np.moveaxis(np.asarray(array), -1, 1).copy())
+
+
+def with_noise(monkeypatch, kind, noise):
+    """The pipeline's one draw, of the start noise."""
+    monkeypatch.setattr(f"{kind.__module__}.randn_tensor", lambda *_, **__: nchw(noise))
+
+
 def theirs(pipe, noise, **options):
     """Pictures in [-1, 1], NHWC."""
-    latents = torch.from_numpy(np.moveaxis(np.asarray(noise), -1, 1).copy())
     with torch.no_grad():
-        return 2 * pipe(PROMPTS, latents=latents, output_type="np", **options).images - 1
+        return 2 * pipe(PROMPTS, latents=nchw(noise), output_type="np", **options).images - 1
 
 
 def assert_close(ours, other):
@@ -139,3 +148,36 @@ def test_half_precision(tmp_path):
     noise = whole.noise(KEY, 2)
     drawn = [ldm.sample(ldm.params, KEY, ldm.embed(ldm.params, PROMPTS), noise=noise, steps=3) for ldm in (whole, half)]
     assert np.abs(np.subtract(*map(np.float32, drawn))).mean() < 0.02
+
+
+def test_image_to_image(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    pipe = pipeline(tmp_path)
+    ldm = ldm_jax.load(tmp_path)
+    images = np.float32(np.tanh(np.random.default_rng(0).standard_normal((2, xl.SIDE, xl.SIDE, 3))))
+    noise, kind = ldm.noise(KEY, 2), diffusers.StableDiffusion3Img2ImgPipeline
+    with_noise(monkeypatch, kind, noise)
+    z = nchw(ldm.encode(ldm.params, images))
+    ours = ldm.image_to_image(ldm.params, KEY, images, ldm.embed(ldm.params, PROMPTS), strength=0.6, steps=5, noise=noise)
+    with torch.no_grad():
+        made = kind(**pipe.components)(
+            PROMPTS, image=z, strength=0.6, num_inference_steps=5, guidance_scale=7.0, output_type="np",
+            height=xl.SIDE, width=xl.SIDE,
+        )  # fmt: skip
+    assert_close(ours, 2 * made.images - 1)
+
+
+def test_a_lora_of_ours_draws_the_same_there(tmp_path):
+    pytest.importorskip("peft", reason="no peft")
+    torch.manual_seed(6)
+    pipe = pipeline(tmp_path / "model", **VERSIONS["3.5 medium"])
+    ldm = ldm_jax.load(tmp_path / "model")
+    factors = {"network": models.init_lora(jax.random.key(1), ldm.params["network"], 4, ("qkv", "proj", "fc1"))}
+    factors = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    ldm.save_lora(factors, tmp_path / "lora")
+    changed = ldm.with_lora(tmp_path / "lora")
+    noise, cond = ldm.noise(KEY, 2), ldm.embed(ldm.params, PROMPTS)
+    before, ours = (each.sample(each.params, KEY, cond, noise=noise, steps=3) for each in (ldm, changed))
+    pipe.load_lora_weights(tmp_path / "lora")
+    assert_close(ours, theirs(pipe, noise, num_inference_steps=3, guidance_scale=7.0))
+    assert np.abs(before - ours).max() > 0.1

@@ -116,6 +116,22 @@ def test_mmdit(more):
     assert found == {name: [2, 3, 0, 1] for name in swapped} | {name: [0, 1, 2, 3] for name in kept}
 
 
+@pytest.mark.parametrize(
+    "version, more, published",
+    [
+        ("3 medium", {}, 2_028_328_000),
+        ("3.5 medium", {"qk_norm": True, "dual_attention_layers": tuple(range(13))}, 2_243_171_520),
+        ("3.5 large", {"qk_norm": True, "depth": 38, "hidden_size": 2432, "num_heads": 38}, 8_056_627_520),
+    ],
+)
+def test_transformers_of_stable_diffusion_3(version, more, published):
+    found = config("stable_diffusion_3")
+    assert count(layouts.mmdit(found["network"] | more | {"position_table": 0})) == published
+    towers = {name: count(layouts.tower(fields)) for name, fields in found["conditioner"]["towers"].items()}
+    assert towers == {"text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656}
+    assert count(layouts.autoencoder(found["first_stage"])) == 83_819_683
+
+
 def test_conditioners():
     ids = array(1, 5, dtype=jnp.int32)
     for how in ("gated-gelu", "relu"):
