@@ -4,7 +4,7 @@
     python sample.py --workdir runs/shapes_mmdit --prompt "a red circle"
 
 Text and picture have weights of their own and attend to one another, as in Stable Diffusion 3. A small one learns slower than
-the default's U-Net: docs/training.md has both at equal time.
+the default's U-Net: docs/training.md says how much.
 """
 
 from ml_collections import ConfigDict

@@ -94,6 +94,7 @@ def _recognised(
     path: Path, tensors: dict[str, Stored], ema: bool, notes: list[str], prediction: str | None
 ) -> tuple[dict, dict]:
     """A file that has no YAML."""
+    recognise.check_transformers(tensors, str(path))
     kind = contents(tensors)
     metadata = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
     try:

@@ -49,7 +49,8 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
         for stem in _STEMS:  # variants such as .fp16 and .non_ema, if there is nothing else
             candidates += sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
     candidates += [folder / name for name in _FLAX]
-    found = next((path for path in candidates if path.is_file() and "-of-" not in path.name), None)
+    there = [path for path in candidates if path.is_file() and "-of-" not in path.name]
+    found = next(filter(_is_complete, there), there[0] if there else None)
     if found is None:
         shards = sorted(path.name for path in folder.glob("*-of-*"))
         if shards:
@@ -63,6 +64,11 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
     if ".safetensors" in found.name:
         return safetensors_files.read_sharded(found), False
     return _sharded_pickles(found, notes), False
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether all shards of an index are there, which may be of a variant that was not copied; any other file is whole."""
+    return path.suffix != ".json" or all((path.parent / name).is_file() for name in safetensors_files.shard_names(path).values())
 
 
 def _sharded_pickles(index: Path, notes: list[str]) -> dict[str, Stored]:

@@ -16,6 +16,7 @@ _KINDS = tuple(
     for suffix in ("safetensors", "bin")
     for variant in ("", r"\.fp16", r"\.(?!fp16)[\w-]+")
 )
+_INDEX = rf"{_STEM}\.(safetensors|bin)\.index(\.[\w-]+)?\.json"  # of shards; the variant is named last
 _FLAX = r"(diffusion_flax_model|flax_model)\.msgpack"
 
 
@@ -34,7 +35,7 @@ def wanted(names: Iterable[str], half: bool = False) -> list[str]:
             folders.setdefault(folder, []).append(file)
     chosen: list[str] = []
     for folder, files in folders.items():
-        kept = [file for file in files if file.endswith(_SETTINGS) and not file.endswith(".index.json")]
+        kept = [file for file in files if file.endswith(_SETTINGS) and not re.fullmatch(_INDEX, file)]
         if folder or not whole:
             kept += _weights(files, half)
         chosen += [f"{folder}/{file}".lstrip("/") for file in kept]
@@ -53,10 +54,15 @@ def _weights(files: Sequence[str], half: bool) -> list[str]:
         if found:
             shards = any("-of-" in file for file in found)
             found = [file for file in found if ("-of-" in file) == shards]
-            indices = [file for file in files if re.fullmatch(rf"{_STEM}\.(safetensors|bin)\.index(\.[\w-]+)?\.json", file)]
-            return found + (indices if shards else [])
+            return found + ([file for file in files if file in map(_index_of, found)] if shards else [])
     single = [file for file in files if file.endswith((".safetensors", ".ckpt")) and "/" not in file]
     return single if len(single) == 1 else []
+
+
+def _index_of(shard: str) -> str:
+    """The index that names a shard: model.fp16-00001-of-00002.safetensors -> model.safetensors.index.fp16.json."""
+    stem, variant, _, suffix = re.fullmatch(rf"{_STEM}(\.[\w-]+?)?{_SHARD}\.(\w+)", shard).groups()
+    return f"{stem}.{suffix}.index{variant or ''}.json"
 
 
 def _none(names: Sequence[str]) -> str:

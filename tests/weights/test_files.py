@@ -100,6 +100,15 @@ def test_missing_shards_are_listed(tmp_path):
         files.folder_tensors(tmp_path, [])
 
 
+def test_an_index_whose_shards_were_not_copied_is_passed_by(tmp_path):
+    shard(tmp_path, names=())
+    parts = {"a.weight": "model.fp16-00001-of-00002.safetensors", "b": "model.fp16-00002-of-00002.safetensors"}
+    for name, file in parts.items():
+        safetensors_files.write(tmp_path / file, {name: ARRAYS[name]})
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": parts}))
+    same(files.folder_tensors(tmp_path, [])[0], {name: ARRAYS[name] for name in parts})
+
+
 def test_a_plain_file_comes_before_variants(tmp_path):
     safetensors_files.write(tmp_path / "model.fp16.safetensors", {"b": ARRAYS["b"]})
     assert "b" in files.folder_tensors(tmp_path, [])[0]

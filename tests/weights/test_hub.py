@@ -46,6 +46,17 @@ def test_shards_come_with_their_index():
     assert sorted(wanted(names)) == sorted({*names} - {"unet/diffusion_pytorch_model.bin"})
 
 
+def test_shards_of_half_precision_come_with_the_index_that_names_them():
+    """As Stable Diffusion 3 has its T5: with the other index too, the shards that it names would be missed."""
+    ends = ("model", "model.fp16")
+    shards = {end: [f"text_encoder_3/{end}-0000{i}-of-00002.safetensors" for i in (1, 2)] for end in ends}
+    index = "text_encoder_3/model.safetensors.index"
+    rest = ["model_index.json", "text_encoder_3/config.json"]
+    names = [*rest, *shards["model"], *shards["model.fp16"], f"{index}.json", f"{index}.fp16.json"]
+    assert sorted(wanted(names)) == sorted([*rest, *shards["model"], f"{index}.json"])
+    assert sorted(wanted(names, half=True)) == sorted([*rest, *shards["model.fp16"], f"{index}.fp16.json"])
+
+
 def test_a_part_alone_and_a_single_file():
     assert weights(wanted(PART)) == ["diffusion_pytorch_model.safetensors"]
     assert wanted(["model.ckpt", "config.yaml", "README.md"]) == ["config.yaml", "model.ckpt"]

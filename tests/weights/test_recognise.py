@@ -102,6 +102,20 @@ def test_stable_diffusion_1(channels):
     assert (found["diffusion"]["linear_start"], found["diffusion"]["linear_end"]) == (0.00085, 0.012)
 
 
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3, .* load its folder as diffusers"),
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX, of which single files are not read"),
+        ("y_embedder.y_proj.fc1.weight", "PixArt or Sana"),
+    ],
+)
+def test_single_files_of_transformers_are_called_by_their_name(tmp_path, name, what):
+    safetensors_files.write(tmp_path / "model.safetensors", {name: np.zeros((6, 2), np.float32)})
+    with pytest.raises(ValueError, match=f"it holds the transformer of {what}"):
+        weights.read(tmp_path / "model.safetensors")
+
+
 def test_stable_diffusion_2_needs_to_be_told_what_it_predicts():
     tensors = FILES["2"]()
     with pytest.raises(ValueError, match='prediction="eps" or prediction="v"'):
