@@ -24,7 +24,7 @@ from ldm_jax.cli import configs
 from ldm_jax.cli.train import main as train_command
 from ldm_jax.cli.train import tidy
 from ldm_jax.data.tokenizer import caption_texts
-from ldm_jax.experiment import stage
+from ldm_jax.experiment import check_places, stage
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import of_this_machine, read_json, write_json
 from ldm_jax.training import lock
@@ -32,6 +32,7 @@ from ldm_jax.workdir import (
     FREE_FIELDS,
     FREE_SECTIONS,
     SINCE,
+    absolute,
     check_workdir,
     flatten,
     make_samples_folder,
@@ -421,6 +422,18 @@ def test_paths_of_a_config_are_kept_absolute(tmp_path, monkeypatch):
     assert stored["first_stage"]["path"] == str(tmp_path / "A" / "runs" / "other")
     monkeypatch.chdir(tmp_path)
     check_workdir(config_of(first_stage__path="A/runs/other"), Path("A/runs/x"))
+
+
+def test_a_tokenizer_for_each_text_encoder_is_a_list_of_paths(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = config_of()
+    config["conditioner"]["tokenizer"] = ["one", "two", "words"]
+    assert absolute(config)["conditioner"]["tokenizer"] == [str(tmp_path / "one"), str(tmp_path / "two"), "words"]
+    with pytest.raises(ValueError, match="config.conditioner.tokenizer: s3://bucket/two is an address"):
+        config["conditioner"]["tokenizer"] = ["one", "s3://bucket/two"]
+        check_places(config, tmp_path / "run")
 
 
 def test_a_path_written_relative_by_an_earlier_version_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -68,7 +68,8 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
 
 def _is_complete(path: Path) -> bool:
     """Whether all shards of an index are there, which may be of a variant that was not copied; any other file is whole."""
-    return path.suffix != ".json" or all((path.parent / name).is_file() for name in safetensors_files.shard_names(path).values())
+    shards = safetensors_files.shard_names(path).values() if path.suffix == ".json" else ()
+    return all((path.parent / name).is_file() for name in shards)
 
 
 def _sharded_pickles(index: Path, notes: list[str]) -> dict[str, Stored]:

@@ -1,13 +1,16 @@
 """Stable Diffusion 3 without torch: what it is told, what it refuses, and a folder written and read."""
 
+import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
+from PIL import Image
 
 import ldm_jax
+from ldm_jax import build, experiment
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import Tokenizers
 from tests import tiny
@@ -115,3 +118,35 @@ def test_a_folder_that_is_written_draws_the_same(config, tmp_path, third):
     drawn = again.sample(again.params, KEY, cond, noise=noise, steps=3, sampler="euler", grid="linspace", guidance_scale=1.0)
     expected = ldm.sample(ldm.params, KEY, cond, noise=noise, steps=3, guidance_scale=1.0)
     np.testing.assert_allclose(drawn, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_lora_is_trained_from_a_folder_by_its_config(config, ldm, tmp_path):
+    """configs/stable_diffusion_3.py with small sizes: first stage, text encoders, tokenizers and model are the folder's."""
+    ldm_jax.save(ldm, tmp_path / "model")
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}.txt").write_text(("red", "bad")[i % 2])
+    small = importlib.import_module("configs.stable_diffusion_3").get_config()
+    small.dtype, small.name = "float32", "small"
+    small.data.update(source="folder", path=str(tmp_path / "data"), image_size=8, validation_split="train")
+    small.first_stage.update(config["first_stage"] | {"path": str(tmp_path / "model" / "vae")})
+    small.first_stage.update(use_quant_conv=True, use_post_quant_conv=True)
+    small.latents.update(scale=0.5, shift=0.25)
+    small.network.update(config["network"])
+    small.conditioner.towers = {name: dict(fields) for name, fields in config["conditioner"]["towers"].items()}
+    small.conditioner.update(path=str(tmp_path / "model"), max_sequence_length=10)
+    small.conditioner.tokenizer = tuple(str(tmp_path / "model" / f"tokenizer{end}") for end in ("", "_2", "_3"))
+    small.diffusion_train.update(start_from=str(tmp_path / "model"), steps=3, batch_size=8, warmup_steps=1, learning_rate=0.1)
+    small.diffusion_train.lora.rank = 2
+    small.stages = ("latents", "diffusion")
+    small.sampling.steps = 2
+    experiment.run(build.with_lists(small.to_dict()), tmp_path / "run")
+    factors = ldm_jax.load_lora(tmp_path / "run")
+    assert {*factors["network"]["joint_blocks_0"]["x_block"]["attn"]} == {"qkv", "proj"}
+    trained, before = ldm_jax.load(tmp_path / "run"), ldm_jax.load(tmp_path / "model")
+    assert np.any(trained.params["network"]["joint_blocks_0"]["x_block"]["attn"]["qkv"]["kernel"]
+                  != before.params["network"]["joint_blocks_0"]["x_block"]["attn"]["qkv"]["kernel"])  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, trained.params["conditioner"], before.params["conditioner"])
