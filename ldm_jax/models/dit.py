@@ -148,9 +148,15 @@ class DiT(nn.Module):
 
         out_channels = self.out_channels
         out = FinalLayer(math.prod(patch) * out_channels, self.dtype, name="final_layer")(tokens[:, :count], last)
-        out = out.reshape(B, *grid, *patch, out_channels)
-        order = [axis for i in range(self.dims) for axis in (1 + i, 1 + self.dims + i)]
-        return out.transpose(0, *order, 2 * self.dims + 1).reshape(B, *space, out_channels).astype(x.dtype)
+        return unpatched(out, grid, patch).astype(x.dtype)
+
+
+def unpatched(tokens: jax.Array, grid: Sequence[int], patch: Sequence[int]) -> jax.Array:
+    """Patches as pixels: tokens [B, prod(grid), prod(patch) C] -> [B, *space, C]."""
+    axes, pixels = len(grid), tokens.reshape(len(tokens), *grid, *patch, -1)
+    order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
+    space = (side * p for side, p in zip(grid, patch))
+    return pixels.transpose(0, *order, 2 * axes + 1).reshape(len(tokens), *space, -1)
 
 
 class Block(nn.Module):

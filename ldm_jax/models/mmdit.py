@@ -15,7 +15,17 @@ import jax.numpy as jnp
 
 from ldm_jax.models.attention import attention
 from ldm_jax.models.convolution import check_rank, per_axis
-from ldm_jax.models.dit import FinalLayer, Mlp, PatchEmbed, TimeEmbedder, embed_condition, linear, normalize, position_embedding
+from ldm_jax.models.dit import (
+    FinalLayer,
+    Mlp,
+    PatchEmbed,
+    TimeEmbedder,
+    embed_condition,
+    linear,
+    normalize,
+    position_embedding,
+    unpatched,
+)
 from ldm_jax.models.init import ZEROS, normal, parameter, xavier_uniform
 from ldm_jax.models.layers import (
     AUGMENT_EMBEDDING,
@@ -107,9 +117,8 @@ class MMDiT(nn.Module):
                 for name in names:
                     pair, _ = step(block(kind, name=name), pair)
 
-        out = FinalLayer(math.prod(patch) * C, self.dtype, name="final_layer")(pair[0], c).reshape(B, *grid, *patch, C)
-        order = [axis for i in range(self.dims) for axis in (1 + i, 1 + self.dims + i)]
-        return out.transpose(0, *order, 2 * self.dims + 1).reshape(x.shape).astype(x.dtype)
+        out = FinalLayer(math.prod(patch) * C, self.dtype, name="final_layer")(pair[0], c)
+        return unpatched(out, grid, patch).astype(x.dtype)
 
     def _kind(self, i: int) -> tuple[bool, bool]:
         """Of a block: whether it is the last, and whether pictures attend to themselves besides."""
