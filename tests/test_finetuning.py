@@ -140,6 +140,7 @@ def experiment_config(path, base, **fields):
     config |= {name: copy.deepcopy(base.config[name]) for name in ("first_stage", "network", "conditioner", "sampling")}
     config["first_stage"]["path"] = str(path)
     config["conditioner"]["null_probability"] = 0.0
+    config["diffusion"]["scale"] = 1.0  # as the tiny model has it
     config["data"] |= {"path": str(path.parent / "shapes"), "examples": [24, 8]}
     config["latents"] |= {"scale_batches": 1, "standardise": False}
     config["log"] |= {"every": 2, "images_every": 4, "validation_every": 4, "validation_images": 8}

@@ -104,11 +104,14 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
       tokenizer: that of this training's captions, if any.
 
     Raises:
-      ValueError: unless shaped as `shapes`, with latents alike and words of the same numbers.
+      ValueError: unless shaped as `shapes`, of the same process, with latents alike and words of the same numbers.
     """
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path, dtype=build.compute_dtype(config))
     _check_words(path, tokenizer, ldm, new=True)
+    ours, theirs = _processes(config, ldm)
+    said = ours.keys() & theirs.keys()  # a scheduler's file says more than its schedule needs
+    _check_process(*({name: of[name] for name in said} for of in (ours, theirs)), f"the model that is adapted, {path}")
     spec = ldm.specification
     if not all(np.allclose(there, here, rtol=1e-3, atol=1e-6) for there, here in zip((spec.scale, spec.shift), latents)):
         raise ValueError(
@@ -156,13 +159,7 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: An
     path = config["diffusion_train"]["start_from"]
     ldm = api.load_whole(path)
     _check_words(path, tokenizer, ldm)
-    ours, theirs = ({"time_scale": TIME_SCALE, "scale": 1.0, **of.get("diffusion", {})} for of in (config, ldm.config))
-    for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
-        if ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"config.diffusion.{name}={ours.get(name)!r}: the model that is learnt from, {path}, has {theirs.get(name)!r}; "
-                "give both the same process"
-            )
+    _check_process(*_processes(config, ldm), f"the model that is learnt from, {path}")
     if not np.allclose(ldm.specification.scale, scale, rtol=0.02):
         raise ValueError(
             f"config.diffusion_train.start_from={path!r}: its latents are scaled by {ldm.specification.scale}, these by "
@@ -171,6 +168,20 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: An
     found = {name: ldm.params[name] for name in shapes}
     check_shapes(path, found, shapes)
     return jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), found, shapes)
+
+
+def _processes(config: Mapping[str, Any], ldm: Any) -> list[dict[str, Any]]:
+    """What this config and a model say of their noise, what earlier configs lack filled in."""
+    return [{"time_scale": TIME_SCALE, "scale": 1.0, **of.get("diffusion", {})} for of in (config, ldm.config)]
+
+
+def _check_process(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
+    """ValueError where the noise is another than that of `what`."""
+    for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
+        if (name in ours or name in theirs) and ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"config.diffusion.{name}={ours.get(name)!r}: {what}, has {theirs.get(name)!r}; give both the same process"
+            )
 
 
 def check_shapes(path: str, found: PyTree, params: PyTree) -> None:

@@ -94,3 +94,16 @@ def test_frozen_models_with_other_words_are_refused(monkeypatch):
         with contextlib.nullcontext() if use is starting.base else pytest.raises(ValueError, match="numbers words otherwise"):
             use(CONFIG, {"conditioner": old}, latents, THERE.with_word("<ink>"))  # behind all that it knows
         jax.tree.map(np.testing.assert_array_equal, use(CONFIG, {"conditioner": old}, latents, THERE), {"conditioner": old})
+
+
+def test_frozen_models_of_another_process_are_refused(monkeypatch):
+    """A change that is learnt at one amount of noise would be used at another."""
+    _, old = embedder(0)
+    monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model({"conditioner": old}, THERE))
+    for use, what in ((starting.base, "adapted"), (starting.teacher, "learnt from")):
+        latents = (1.0, 0.0) if use is starting.base else 1.0
+        other = CONFIG | {"diffusion": {"scale": 0.6}}
+        with pytest.raises(ValueError, match=f"config.diffusion.scale=0.6: the model that is {what}, elsewhere, has 1.0"):
+            use(other, {"conditioner": old}, latents, THERE)
+    told = CONFIG | {"diffusion": {"linear_start": 1e-4}}  # of which the model says nothing
+    assert starting.base(told, {"conditioner": old}, (1.0, 0.0), THERE)
