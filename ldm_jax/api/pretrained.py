@@ -140,7 +140,7 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Token
         if not checkpoint_tokenizers.found_in(place):
             continue
         tokenizer = checkpoint_tokenizers.load(place, conditioner.get("pad_token_id"))
-        if tokenizer.is_clip == (conditioner["kind"] == "clip_text"):
+        if tokenizer.is_clip == (conditioner["kind"] == "clip_text") and not tokenizer.is_t5:
             conditioner["tokenizer"] = str(place.absolute())
             return tokenizer
     conditioner.pop("tokenizer", None)

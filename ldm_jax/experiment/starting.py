@@ -179,9 +179,9 @@ def _check_process(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str
     """ValueError where the noise is another than that of `what`."""
     for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
         if (name in ours or name in theirs) and ours.get(name) != theirs.get(name):
-            raise ValueError(
-                f"config.diffusion.{name}={ours.get(name)!r}: {what}, has {theirs.get(name)!r}; give both the same process"
-            )
+            way_out = "" if theirs.get(name) is None else f", --config.diffusion.{name}={theirs[name]}"
+            said = f"config.diffusion.{name}={ours.get(name)!r}: {what}, has {theirs.get(name)!r}"
+            raise ValueError(f"{said}; give both the same process{way_out}")
 
 
 def check_shapes(path: str, found: PyTree, params: PyTree) -> None:

@@ -188,6 +188,8 @@ def _text(description: Description) -> Pipeline:
 def _of_three(description: Description) -> Pipeline:
     if description["network"]["kind"] != "mmdit" or description["first_stage"]["kind"] != "kl":
         raise _none("takes this condition with another network than an MMDiT, or another first stage than of kind 'kl'")
+    if (tokens := description["conditioner"]["max_sequence_length"]) != towers.TOKENS:
+        raise _none(f"keeps how many tokens T5 reads (max_sequence_length={tokens}), it is told {towers.TOKENS}")
     return Pipeline("StableDiffusion3Pipeline", "vae")
 
 

@@ -103,7 +103,8 @@ def test_frozen_models_of_another_process_are_refused(monkeypatch):
     for use, what in ((starting.base, "adapted"), (starting.teacher, "learnt from")):
         latents = (1.0, 0.0) if use is starting.base else 1.0
         other = CONFIG | {"diffusion": {"scale": 0.6}}
-        with pytest.raises(ValueError, match=f"config.diffusion.scale=0.6: the model that is {what}, elsewhere, has 1.0"):
+        said = f"scale=0.6: the model that is {what}, elsewhere, has 1.0; give both the same process, --config.diffusion.scale="
+        with pytest.raises(ValueError, match=said):
             use(other, {"conditioner": old}, latents, THERE)
     told = CONFIG | {"diffusion": {"linear_start": 1e-4}}  # of which the model says nothing
     assert starting.base(told, {"conditioner": old}, (1.0, 0.0), THERE)
