@@ -38,8 +38,8 @@ def load(
     tokenizer: str | Path | None = None,
 ) -> LatentDiffusion | Autoencoder:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
-    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, XL and
-    its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a folder on the
+    CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, 3, XL
+    and its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a folder on the
     Hugging Face hub, or "hf:owner/name/FILE", where the package huggingface_hub is installed. A first stage alone is loaded as
     an `Autoencoder`. Weights are put on the default device.
 
@@ -50,7 +50,8 @@ def load(
       ema_width: of a working directory whose training kept averages for it (config.diffusion_train.post_hoc): the average of
         this relative width, in (0, 0.28], instead of the one of config.diffusion_train.ema_decay (Karras et al. 2024).
       prediction: "eps" or "v", of a single file of Stable Diffusion 2, whose weights don't say it.
-      tokenizer: a folder with the files of one (or a tokenizer.json), for a checkpoint that has none beside it.
+      tokenizer: a folder with the files of one (or a tokenizer.json), for a checkpoint that has none beside it; of several text
+        encoders one that all share, or a folder of `tokenizer`, `tokenizer_2`, ...
 
     Raises:
       FileNotFoundError: nothing there, or no stage of it has been trained yet.

@@ -45,10 +45,12 @@ def load(
     complete = completed(description, path.stem)
     tokenizer, text = None, text_section(complete["conditioner"])
     if tokenizer_path is not None:
-        if text is None or not checkpoint_tokenizers.found_in(tokenizer_path):
-            why = "this model reads no text" if text is None else "there is no tokenizer"
+        text = {} if text is None else text
+        places = [_own_tokenizer(Path(tokenizer_path), tower) for tower in text.get("towers", ("text_encoder",))]
+        if not text or not all(map(checkpoint_tokenizers.found_in, places)):
+            why = "there is no tokenizer" if text else "this model reads no text"
             raise ValueError(f"tokenizer={str(tokenizer_path)!r}: {why}")
-        text["tokenizer"] = str(tokenizer_path) if "towers" not in text else [str(tokenizer_path)] * len(text["towers"])
+        text["tokenizer"] = [str(place) for place in places] if "towers" in text else str(places[0])
     if text is not None:
         tokenizer = find_tokenizer(path, text)
     if dtype is not None:
@@ -147,13 +149,19 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Token
     return None
 
 
+def _own_tokenizer(folder: Path, tower: str) -> Path:
+    """`tokenizer`, `tokenizer_2`, ... of a tower in `folder`, or `folder` itself, which all share."""
+    own = folder / tower.replace("text_encoder", "tokenizer")
+    return own if checkpoint_tokenizers.found_in(own) else folder
+
+
 def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | None:
     """One for each tower, T5's or CLIP's: where the description says, or in `tokenizer`, `tokenizer_2`, ..., or the one that
     there is."""
     names, found = conditioner.pop("tokenizer", None), []
     for i, (tower, fields) in enumerate(conditioner["towers"].items()):
         own = [Path(names[i])] if names else []
-        for place in (*own, folder / tower.replace("text_encoder", "tokenizer"), folder / "tokenizer", folder):
+        for place in (*own, _own_tokenizer(folder, tower), folder / "tokenizer", folder):
             if not checkpoint_tokenizers.found_in(place):
                 continue
             tokenizer = checkpoint_tokenizers.load(place, fields.get("pad_token_id"))

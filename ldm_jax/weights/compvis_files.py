@@ -26,6 +26,7 @@ from ldm_jax.weights import (
     recognise,
     safetensors_files,
     schedules,
+    sd3_files,
     structure,
     torch_files,
     towers,
@@ -94,6 +95,10 @@ def _recognised(
     path: Path, tensors: dict[str, Stored], ema: bool, notes: list[str], prediction: str | None
 ) -> tuple[dict, dict]:
     """A file that has no YAML."""
+    if sd3_files.is_one(tensors):
+        if prediction is not None:
+            raise ValueError(f"{path}: prediction={prediction!r}, but a Stable Diffusion 3 predicts the flow; leave it out")
+        return _three(path, tensors, notes)
     recognise.check_transformers(tensors, str(path))
     kind = contents(tensors)
     metadata = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
@@ -112,6 +117,21 @@ def _recognised(
             "(config=..., --config)"
         ) from None
     return _whole(path, description, tensors, ema, notes, prediction is not None)
+
+
+def _three(path: Path, tensors: dict[str, Stored], notes: list[str]) -> tuple[dict, dict]:
+    """A Stable Diffusion 3."""
+    description, encoders = sd3_files.describe(path, tensors, notes)
+    rest = [name for name in tensors if not name.startswith((NETWORK, FIRST_STAGE, sd3_files.PREFIX))]
+    found_names.left_out(rest, "the model", notes)
+    network, fields = layouts.mmdit(description["network"]), description["conditioner"]["towers"]
+    return description, {
+        "network": _part(network, naming.within(tensors, NETWORK), f"{path}: network", notes),
+        "first_stage": _first_stage(path, description["first_stage"], naming.within(tensors, FIRST_STAGE), notes),
+        "conditioner": {
+            tower: _part(layouts.tower(fields[tower]), own, f"{path}: {tower}", notes) for tower, own in encoders.items()
+        },
+    }
 
 
 def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:

@@ -27,20 +27,20 @@ OTHERS = {
     "embedder.model.visual.class_embedding": "a Stable Diffusion unCLIP, told a picture",
 }
 
-# Transformers, by how the names of their blocks begin after any prefix, and what may be loaded in the file's place.
+# Transformers whose single files are not read, by how the names of their blocks begin after any prefix.
 TRANSFORMERS = {
-    "joint_blocks.0.": ("Stable Diffusion 3", "; load its folder as diffusers has it (stable-diffusion-3-medium-diffusers)"),
-    "double_blocks.0.": ("FLUX", ""),
-    "cap_embedder.": ("Lumina", ""),
-    "y_embedder.y_proj.": ("PixArt or Sana", ""),
+    "joint_blocks.0.": "Stable Diffusion 3 alone",  # a whole model's was known before
+    "double_blocks.0.": "FLUX",
+    "cap_embedder.": "Lumina",
+    "y_embedder.y_proj.": "PixArt or Sana",
 }
 
 
 def check_transformers(tensors: Tensors, where: str) -> None:
-    """ValueError for the transformers among the world's models, none of whose single files is read."""
-    for mark, (what, instead) in TRANSFORMERS.items():
+    """ValueError for the transformers among the world's models whose single files are not read."""
+    for mark, what in TRANSFORMERS.items():
         if any(name.startswith(mark) or f".{mark}" in name for name in tensors):
-            raise ValueError(f"{where}: it holds the transformer of {what}, of which single files are not read{instead}")
+            raise ValueError(f"{where}: it holds the transformer of {what}, of which single files are not read")
 
 
 def describe(

@@ -1,9 +1,10 @@
-"""What the names and shapes of a CompVis file's tensors say of its networks, without a configuration.
+"""What the names and shapes of a single file's tensors say of its networks, without a configuration.
 
 Everything but the number of attention heads, which no shape shows, and the sizes for which levels have attention, which are
 relative to a picture's.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ldm_jax.weights.stored import Stored
 
 Tensors = Mapping[str, Stored]
+_HEAD = 64  # numbers of a head, in all of Stability AI's transformers
 _EMA = (  # where the dots were that a name in `model_ema.` has lost
     (re.compile(r"^(input_blocks|output_blocks)(\d+)(\d)(?=\D)"), r"\1.\2.\3."),
     (re.compile(r"^(middle_block|time_embed|out)(\d)(?=\D)"), r"\1.\2."),
@@ -95,6 +97,35 @@ def _unet(tensors: Tensors) -> dict[str, Any]:
     elif "label_emb.weight" in tensors:
         fields["num_classes"] = tensors["label_emb.weight"].shape[0]
     return fields
+
+
+def mmdit(tensors: Tensors) -> dict[str, Any]:
+    """The fields of a transformer of Stable Diffusion 3 with tensors `joint_blocks.0.x_block.attn.qkv.weight` and so on, but
+    for the size of its training. Heads are as wide as the norms of their queries; without any they are 64 wide, as published.
+    ValueError if they are not of one."""
+    try:
+        width, channels, patch = tensors["x_embedder.proj.weight"].shape[:3]
+        depth = _count(tensors, r"joint_blocks\.(\d+)\.x_block\.attn\.qkv\.weight")
+        norm = tensors.get("joint_blocks.0.x_block.attn.ln_q.weight")
+        places = tensors["pos_embed"].shape[1]
+        fields: dict[str, Any] = {
+            "kind": "mmdit",
+            "depth": depth,
+            "hidden_size": width,
+            "num_heads": width // (_HEAD if norm is None else norm.shape[0]),
+            "context_dim": tensors["context_embedder.weight"].shape[1],
+            "patch_size": patch,
+            "in_channels": channels,
+            "pooled_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
+            "position_table": math.isqrt(places),
+        }
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        problem = f"{type(error).__name__}: {str(error)[:100]}"
+        raise ValueError(f"its transformer is not built as Stability AI's ({problem})") from None
+    if not fields["num_heads"] or width % fields["num_heads"] or fields["position_table"] ** 2 != places:
+        raise ValueError(f"its transformer, {width} wide with {places} places, has no heads of {_HEAD} nor a square of places")
+    dual = tuple(i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors)
+    return fields | ({"qk_norm": True} if norm is not None else {}) | ({"dual_attention_layers": dual} if dual else {})
 
 
 def autoencoder(tensors: Tensors, resolution: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax import models
+from ldm_jax.weights import layouts, naming, sd3_files
 
 torch = pytest.importorskip("torch", reason="the extra `parity` has torch")
 diffusers = pytest.importorskip("diffusers", reason="the extra `parity` has diffusers")
@@ -181,3 +182,20 @@ def test_a_lora_of_ours_draws_the_same_there(tmp_path):
     pipe.load_lora_weights(tmp_path / "lora")
     assert_close(ours, theirs(pipe, noise, num_inference_steps=3, guidance_scale=7.0))
     assert np.abs(before - ours).max() > 0.1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_names_in_single_files_are_those_that_diffusers_converts(tmp_path, version):
+    """Stability AI's names, as `weights.sd3_files` reads them: diffusers makes its own transformer of them, bit for bit."""
+    from diffusers.loaders import single_file_utils
+
+    torch.manual_seed(7)
+    pipe = pipeline(tmp_path, third=False, **VERSIONS[version])
+    ldm = ldm_jax.load(tmp_path)
+    tensors = naming.flattened(layouts.mmdit(ldm.config["network"]), ldm.params["network"], "network")
+    single = {f"{sd3_files.NETWORK}{name}": torch.from_numpy(np.asarray(tensor).copy()) for name, tensor in tensors.items()}
+    converted = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(single)
+    expected = pipe.transformer.state_dict()
+    assert converted.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(converted[name], tensor), name

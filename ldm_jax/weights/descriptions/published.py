@@ -1,8 +1,8 @@
 """Models that are known by their tensors' names and shapes: the facts that these do not show.
 
-Stable Diffusion 1, 2 and XL and its refiner, fine-tuned or not, are known by their text encoders; the models of the paper by
-sizes. What no tensor says: heads, the schedule, the latents' scale, the size of pictures, and of Stable Diffusion 2 whether the
-network predicts eps or v.
+Stable Diffusion 1, 2 and XL and its refiner, fine-tuned or not, are known by their text encoders, 3 by its transformer; the
+models of the paper by sizes. What no tensor says: heads, the schedule, the latents' scale, the size of pictures, and of Stable
+Diffusion 2 whether the network predicts eps or v.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,10 @@ FAMILIES: dict[str, dict] = {
         conditioner={"kind": "retrieval"},
     ),
 }  # fmt: skip
+# Stable Diffusion 3 and 3.5; `shift` is of the levels of noise, `offset` of the latents
+STABLE_DIFFUSION_3 = {"shift": 3.0, "scale": 1.5305, "offset": 0.0609, "size": 1024}
 SCHEDULERS = {
+    "Stable Diffusion 3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
     "Stable Diffusion XL": {
         "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
         "num_train_timesteps": 1000, "steps_offset": 1, "timestep_spacing": "leading",

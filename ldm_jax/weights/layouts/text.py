@@ -214,3 +214,27 @@ def clip_sizes(tensors: Mapping[str, Stored], where: str) -> dict[str, int]:
     if "text_projection.weight" in tensors:
         sizes["projection_dim"] = tensors["text_projection.weight"].shape[0]
     return sizes
+
+
+def t5_sizes(tensors: Mapping[str, Stored], where: str) -> dict[str, Any]:
+    """The fields of T5's encoder that its tensors tell, and what all released ones have besides."""
+    first = "encoder.block.0.layer."
+    try:
+        vocabulary, width = tensors["shared.weight"].shape
+        inner = tensors[f"{first}0.SelfAttention.q.weight"].shape[0]
+        buckets, heads = tensors[f"{first}0.SelfAttention.relative_attention_bias.weight"].shape
+        outer = tensors[f"{first}1.DenseReluDense.wo.weight"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"{where}: no {error.args[0]}; these are not the weights of T5's encoder") from error
+    return {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": inner // heads,
+        "d_ff": outer,
+        "num_layers": len({found[1] for name in tensors if (found := re.match(r"encoder\.block\.(\d+)\.", name))}),
+        "num_heads": heads,
+        "feed_forward_proj": "gated-gelu" if f"{first}1.DenseReluDense.wi_0.weight" in tensors else "relu",
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+    }
