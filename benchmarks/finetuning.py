@@ -1,8 +1,9 @@
 """What a fine-tuned model of `shapes` learnt, and what it kept.
 
     python benchmarks/finetuning.py thing PICTURES                    # seven pictures of a thing that `shapes` does not have
-    python benchmarks/finetuning.py measure runs/shapes runs/zog --prompt "a zog ring" --class_prompt "a ring"
-    python benchmarks/finetuning.py measure runs/shapes runs/striped --picture docs/finetuning_lora.png
+    python benchmarks/finetuning.py sky PICTURES                      # 400 pictures of `shapes` before a sky
+    python benchmarks/finetuning.py measure runs/shapes runs/zog --prompt "a zog ring" --class_prompt "a green ring"
+    python benchmarks/finetuning.py measure runs/shapes runs/sky --picture docs/finetuning_lora.png
 
 The thing is a ring, half red and half blue. Of every model, with the same noise, these are measured:
 
@@ -12,9 +13,13 @@ The thing is a ring, half red and half blue. Of every model, with the same noise
     kept     of held-out prompts: how many pictures have the shape, the colour and both that they say
     striped  of these pictures, how many of the things that are seen have stripes or dots: a fifth to four fifths of what is
              inside is nearer to the second colour of such a fill than to the first
+    sky      of these pictures, how many lie before the sky: the median of their border is within 0.08 of its colour, from
+             which the backgrounds of 5,000 scenes of `shapes`, which are grey, are 0.10 away at least
 """
 
 import argparse
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +30,14 @@ from PIL import Image
 import ldm_jax
 from ldm_jax.data import shapes
 from ldm_jax.data.shapes.render import PALETTE, accent, coverage
+from ldm_jax.data.shapes.scene import Background, caption
 from ldm_jax.training.metrics import image_grid
 
 RED, BLUE = (PALETTE[shapes.COLOUR_NAMES.index(name)] for name in ("red", "blue"))
 RING = shapes.SHAPES.index("ring")
 DIAMETERS = np.linspace(0.3, 0.7, 9)
+SKY, NEAR = (0.75, 0.85, 0.95), 0.08
+EASY = {"fills": (1, 0, 0), "spread": 0.3}  # the default's mix
 
 
 def thing(x: float, y: float, diameter: float, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +57,25 @@ def make(folder: Path, size: int) -> None:
         red, blue = thing(x, y, rng.choice(DIAMETERS[2:7]), size)
         image = (1 - red - blue)[..., None] * grey + red[..., None] * RED + blue[..., None] * BLUE
         Image.fromarray(np.round(255 * image).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def make_sky(folder: Path, size: int) -> None:
+    """400 pictures of one thing before the sky, of which their captions, as `shapes` has them, say nothing."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(400):
+        scene, _ = shapes.draw_scene(0, number, stream=17, mix=shapes.Mix(counts=(1, 0, 0), **EASY))
+        scene = dataclasses.replace(scene, background=Background(False, SKY, SKY, 0.0))
+        Image.fromarray(shapes.render(scene, size)[0]).save(folder / f"{number}.png")
+        said = caption(scene, np.random.default_rng(number))
+        lines.append(json.dumps({"file_name": f"{number}.png", "caption": said}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def before_sky(images: np.ndarray) -> float:
+    """The share of pictures [n, H, W, 3] in [-1, 1] that lie before the sky."""
+    border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1) / 2 + 0.5
+    return float(np.mean(np.linalg.norm(np.median(border, axis=1) - SKY, axis=-1) < NEAR))
 
 
 def overlap(image: np.ndarray) -> float:
@@ -95,14 +122,14 @@ def draw(ldm: ldm_jax.LatentDiffusion, prompts: Sequence[str], seed: int, batch_
 
 
 def measure(options: argparse.Namespace) -> None:
-    asked, rows = shapes.prompts(options.count, 1, 0, shapes.Mix(fills=(1, 0, 0), spread=0.3)), []
+    asked, rows = shapes.prompts(options.count, 1, 0, shapes.Mix(**EASY)), []
     prompts, scenes = [text for text, _ in asked], [scene for _, scene in asked]
     for workdir in options.workdirs:
         ldm, said = ldm_jax.load(workdir), []
         images = draw(ldm, prompts, options.seed, options.batch_size)
         right = shapes.check_all(images, scenes)
         said.append("kept: " + ", ".join(f"{name} {right[name].mean():.3f}" for name in ("shape", "colour", "bound")))
-        said.append(f"striped or dotted {filled(images):.3f}")
+        said.append(f"striped or dotted {filled(images):.3f}, before the sky {before_sky(images):.3f}")
         shown = [images[:12]]
         for name, prompt in (("thing", options.prompt), ("class", options.class_prompt)):
             if not prompt:
@@ -127,9 +154,11 @@ def measure(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    pictures = commands.add_parser("thing")
-    pictures.add_argument("folder", type=Path)
-    pictures.add_argument("--size", type=int, default=32)
+    makes = {"thing": make, "sky": make_sky}
+    for name in makes:
+        pictures = commands.add_parser(name)
+        pictures.add_argument("folder", type=Path)
+        pictures.add_argument("--size", type=int, default=32)
     measured = commands.add_parser("measure")
     measured.add_argument("workdirs", nargs="+")
     measured.add_argument("--prompt", default="", help="of the thing")
@@ -139,8 +168,8 @@ def main() -> None:
     measured.add_argument("--seed", type=int, default=0)
     measured.add_argument("--picture", type=Path, help="a PNG of twelve pictures of each kind")
     options = parser.parse_args()
-    if options.command == "thing":
-        return make(options.folder, options.size)
+    if options.command in makes:
+        return makes[options.command](options.folder, options.size)
     if options.picture and options.picture.exists():
         raise SystemExit(f"{options.picture} exists; choose another name")
     measure(options)

@@ -39,9 +39,9 @@ def load(
 ) -> LatentDiffusion | Autoencoder:
     """A model from a working directory of `train.py`, or from a checkpoint of the world: a diffusers pipeline folder, or a
     CompVis .ckpt or .safetensors file with its YAML beside it (or at `config`), or without one (Stable Diffusion 1, 2, 3, XL
-    and its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a folder on the
-    Hugging Face hub, or "hf:owner/name/FILE", where the package huggingface_hub is installed. A first stage alone is loaded as
-    an `Autoencoder`. Weights are put on the default device.
+    and its refiner, the models of the paper: recognised by their tensors); or "hf:owner/name", a repository of such a folder on
+    the Hugging Face hub, or "hf:owner/name/FILE", where the package huggingface_hub is installed. A first stage alone is loaded
+    as an `Autoencoder`. Weights are put on the default device.
 
     Args:
       which: of a working directory's checkpoints: "last", "best" (the lowest validation loss), or a step.

@@ -100,7 +100,8 @@ def folder(
 
     has = {column: [row for row in rows if not is_blank(row.get(theirs))] for column, theirs in names.items()}
     present = (kind.column, *(column for column, found in has.items() if found))
-    chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()))
+    further = {name for row in rows for name in row} - {"file_name", "_folder", "split", "label_name", *names.values()}
+    chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()), further)
     for column in chosen:
         having = has.get(column, rows)
         if len(having) < len(rows):

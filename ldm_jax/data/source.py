@@ -18,7 +18,7 @@ and `name`, a str that says in errors which row it is. Sources pickle, so that w
 import functools
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,14 +103,22 @@ def _counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def choose_columns(name: str, asked: Sequence[str] | None, present: Sequence[str]) -> tuple[str, ...]:
-    """The columns to deliver: those asked for, or all that are present; says which are missing."""
+def choose_columns(
+    name: str, asked: Sequence[str] | None, present: Sequence[str], others: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The columns to deliver: those asked for, or all that are present; says which are missing. `others`: what else the rows
+    say under names that nobody asked for, one of which may be meant."""
     unknown = [c for c in asked or () if c not in COLUMNS]
     if unknown:
         raise ValueError(f"{name}: unknown column {unknown[0]!r}; choose from {', '.join(COLUMNS)}")
     missing = [c for c in asked or () if c not in present]
     if missing:
-        raise MissingColumn(f"{name}: there is no column {missing[0]!r}; its rows have {', '.join(present) or 'none'}")
+        meant = ""
+        if others:
+            first, flag = sorted(others)[0], f"--config.data.{missing[0]}_column"
+            meant = f". They say {', '.join(sorted(others)[:8])} besides: if one of them is meant, name it, {flag}={first}"
+        have = ", ".join(present) or "none"
+        raise MissingColumn(f"{name}: there is no column {missing[0]!r}; its rows have {have}{meant}")
     return tuple(c for c in COLUMNS if c in (present if asked is None else asked))
 
 

@@ -101,6 +101,10 @@ def test_what_is_not_there(tmp_path):
     metadata(tmp_path, [{"file_name": "a.png", "caption": "x"}])
     with pytest.raises(ValueError, match="no column 'label'; its rows have image, caption"):
         folder(tmp_path, columns=("image", "label"))
+    metadata(tmp_path / "as_hf", [{"file_name": "a.png", "text": "x", "split": "train"}])
+    with pytest.raises(ValueError, match="no column 'caption'; its rows have image. They say text .*caption_column=text$"):
+        folder(tmp_path / "as_hf", columns=("image", "caption"))
+    assert folder(tmp_path / "as_hf", columns=("image", "caption"), names={"caption": "text"})[0]["caption"] == "x"
     with pytest.raises(ValueError, match="unknown column 'images'"):
         folder(tmp_path, columns=("images",))
     with pytest.raises(ValueError, match="no split 'test' but 'train'"):
