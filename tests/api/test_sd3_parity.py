@@ -41,13 +41,13 @@ def words():
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
-def pipeline(folder, third=True, feed_forward="gated-gelu", **transformer):
+def pipeline(folder, third=True, feed_forward="gated-gelu", channels=6, **transformer):
     """A pipeline with random weights, saved in `folder`."""
-    fields = {"sample_size": 16, "patch_size": 2, "in_channels": 6, "num_layers": 3, "attention_head_dim": 8}
-    fields |= {"num_attention_heads": 4, "joint_attention_dim": 40, "caption_projection_dim": 32, "out_channels": 6}
+    fields = {"sample_size": 16, "patch_size": 2, "in_channels": channels, "num_layers": 3, "attention_head_dim": 8}
+    fields |= {"num_attention_heads": 4, "joint_attention_dim": 40, "caption_projection_dim": 32, "out_channels": channels}
     network = diffusers.SD3Transformer2DModel(**fields | {"pooled_projection_dim": 24, "pos_embed_max_size": 12} | transformer)
     stage = xl.autoencoder(
-        latent_channels=6, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
+        latent_channels=channels, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
         force_upcast=False,
     )  # fmt: skip
     made = diffusers.StableDiffusion3Pipeline(
@@ -166,6 +166,32 @@ def test_image_to_image(tmp_path, monkeypatch):
             height=xl.SIDE, width=xl.SIDE,
         )  # fmt: skip
     assert_close(ours, 2 * made.images - 1)
+
+
+def test_inpainting(tmp_path, monkeypatch):
+    """What is known is put back after every step, at the next step's noise. diffusers' pipeline wants latents of 16 channels,
+    and decodes without the latents' shift: they are decoded here."""
+    torch.manual_seed(8)
+    pipe = pipeline(tmp_path, channels=16)
+    ldm = ldm_jax.load(tmp_path)
+    images = np.float32(np.tanh(np.random.default_rng(0).standard_normal((2, xl.SIDE, xl.SIDE, 3))))
+    noise, kind = ldm.noise(KEY, 2), diffusers.StableDiffusion3InpaintPipeline
+    with_noise(monkeypatch, kind, noise)
+    mask = np.zeros((2, xl.SIDE, xl.SIDE), np.float32)
+    mask[:, 8:24, 4:20] = 1
+    z, cond = nchw(ldm.encode(ldm.params, images)), ldm.embed(ldm.params, PROMPTS)
+    how = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent", "height": xl.SIDE, "width": xl.SIDE}
+    how |= {"image": z, "masked_image_latents": z, "mask_image": torch.from_numpy(mask[:, None])}
+    for strength in (1.0, 0.5):
+        ours = ldm.inpaint(
+            ldm.params, KEY, images, mask, cond, steps=4, strength=strength, noise=noise, guidance_scale=5.0
+        )
+        with torch.no_grad():
+            made = kind(**pipe.components)(PROMPTS, strength=strength, **how)
+            theirs = pipe.vae.decode(made.images / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
+        inside = mask > 0
+        assert_close(np.asarray(ours)[inside], np.clip(np.moveaxis(theirs.numpy(), 1, -1), -1, 1)[inside])
+        np.testing.assert_array_equal(np.asarray(ours)[~inside], images[~inside])
 
 
 def test_a_lora_of_ours_draws_the_same_there(tmp_path):
