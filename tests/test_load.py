@@ -305,6 +305,20 @@ def test_a_hub_name_is_fetched_if_the_package_is_there(monkeypatch, fixtures_dir
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert isinstance(ldm_jax.load("hf:owner/name"), ldm_jax.LatentDiffusion)
     assert asked == ["owner/name"]
+
+    def unreachable(name):
+        raise ConnectionError("no network\nand more")
+
+    def cached(name, local_files_only):
+        if name != "owner/name":
+            raise FileNotFoundError("nothing")
+        return str(pipelines[0])
+
+    hub = types.SimpleNamespace(snapshot_download=cached, list_repo_files=unreachable)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert isinstance(ldm_jax.load("hf:owner/name"), ldm_jax.LatentDiffusion)
+    with pytest.raises(FileNotFoundError, match=r"can't be asked \(ConnectionError: no network\), and there is no copy"):
+        ldm_jax.load("hf:owner/other")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
         ldm_jax.load("hf:owner/name")

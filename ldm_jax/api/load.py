@@ -88,7 +88,8 @@ def _there(path: str | Path) -> Path:
 
 def fetch(name: str, half: bool = False) -> Path:
     """A local copy of the repository "owner/name" of the Hugging Face hub, one set of weights for each part, in half precision
-    where there is one and `half` is asked for; or of one file, "owner/name/FILE"."""
+    where there is one and `half` is asked for; or of one file, "owner/name/FILE", and of what is read beside it. Where the hub
+    can't be asked, the copy that it gave before."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", name):
         raise ValueError(f"{HUB}{name}: write {HUB}owner/name, or {HUB}owner/name/FILE")
     try:
@@ -96,13 +97,21 @@ def fetch(name: str, half: bool = False) -> Path:
     except ImportError:
         raise FileNotFoundError(f"to fetch {name} from the hub: pip install huggingface_hub") from None
     owner, repository, *file = name.split("/", 2)
-    if file:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
+    repository = f"{owner}/{repository}"
     try:
-        wanted = weights.wanted_of_hub(huggingface_hub.list_repo_files(name), half)
+        there = huggingface_hub.list_repo_files(repository)
+    except Exception as error:  # no network, no such repository, no right to it: each version raises its own
+        try:
+            return Path(huggingface_hub.snapshot_download(repository, local_files_only=True), *file)
+        except Exception:
+            said = str(error).strip().partition("\n")[0][:200]
+            why = f"{type(error).__name__}: {said}"
+            raise FileNotFoundError(f"{HUB}{name}: the hub can't be asked ({why}), and there is no copy of it here") from None
+    try:
+        wanted = weights.beside_of_hub(there, file[0]) if file else weights.wanted_of_hub(there, half)
     except ValueError as error:
         raise ValueError(f"{HUB}{name}: {error}") from None
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted), *file)
 
 
 def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "diffusers") -> None:

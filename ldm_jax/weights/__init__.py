@@ -8,6 +8,7 @@ from ldm_jax.weights.dinov2 import read_dinov2
 from ldm_jax.weights.embedding_files import read as read_embedding
 from ldm_jax.weights.embedding_files import write as write_embedding
 from ldm_jax.weights.features import read_clip, read_discriminator, read_inception, read_lpips, read_tiny_decoder
+from ldm_jax.weights.hub import beside as beside_of_hub
 from ldm_jax.weights.hub import wanted as wanted_of_hub
 from ldm_jax.weights.lora_files import read as read_lora
 from ldm_jax.weights.lora_files import write as write_lora
@@ -18,6 +19,7 @@ from ldm_jax.weights.stored import Stored
 __all__ = [
     "Checkpoint",
     "Stored",
+    "beside_of_hub",
     "latent_factor",
     "read",
     "read_clip",

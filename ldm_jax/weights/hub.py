@@ -44,6 +44,23 @@ def wanted(names: Iterable[str], half: bool = False) -> list[str]:
     return chosen
 
 
+def beside(names: Iterable[str], file: str) -> list[str]:
+    """Of the paths in a repository the single file, and what is read beside it: tokenizers, the YAML of its name, and CLIP's
+    text encoders in a folder `text_encoders`, which Stable Diffusion 3 needs; T5's, of 10 GB, is for the user to fetch.
+
+    Raises ValueError where the file isn't there.
+    """
+    names = sorted(names)
+    if file not in names:
+        near = [name for name in names if name.endswith(_WEIGHTS)] or names
+        raise ValueError(f"there is no such file; there are {', '.join(near[:8]) or 'none'}")
+    stem = re.escape(re.sub(r"\.\w+$", "", file))
+    folder = re.escape(file.rpartition("/")[0] + "/" if "/" in file else "")
+    ends = "|".join(map(re.escape, _SETTINGS))
+    wanted = rf"{stem}\.ya?ml|{folder}tokenizer(_\d)?/[^/]+({ends})|{folder}text_encoders/clip_[lg]\.safetensors"
+    return [name for name in names if name == file or re.fullmatch(wanted, name)]
+
+
 def _weights(files: Sequence[str], half: bool) -> list[str]:
     """One set of weights of a part, with the index of its shards."""
     kinds = [*_KINDS, _FLAX]

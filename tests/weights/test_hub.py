@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm_jax.weights.hub import wanted
+from ldm_jax.weights.hub import beside, wanted
 
 ENDS = ["bin", "fp16.bin", "fp16.safetensors", "non_ema.safetensors", "safetensors"]
 PART = ["config.json", *(f"diffusion_pytorch_model.{end}" for end in ENDS), "diffusion_flax_model.msgpack"]
@@ -67,3 +67,19 @@ def test_a_part_alone_and_a_single_file():
 def test_where_there_is_nothing_to_choose(names, message):
     with pytest.raises(ValueError, match=message):
         wanted(names)
+
+
+SINGLE = [
+    "a.safetensors", "a.yaml", "b.safetensors", "b.yaml", "text_encoders/clip_g.safetensors", "text_encoders/clip_l.safetensors",
+    "text_encoders/t5xxl_fp16.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer_2/vocab.json",
+    "tokenizer_3/spiece.model", "tokenizer/model.bin", "vae/config.json", "old/a.safetensors", "old/tokenizer/vocab.json",
+]  # fmt: skip
+
+
+def test_what_is_fetched_with_a_single_file():
+    beside_it = {name for name in SINGLE if name.startswith(("tokenizer", "text_encoders/clip"))} - {"tokenizer/model.bin"}
+    assert set(beside(SINGLE, "a.safetensors")) == {"a.safetensors", "a.yaml"} | beside_it
+    assert beside(SINGLE, "old/a.safetensors") == ["old/a.safetensors", "old/tokenizer/vocab.json"]
+    for names, message in ((SINGLE, "no such file; there are a.safetensors, b.safetensors"), (["README.md"], "README.md")):
+        with pytest.raises(ValueError, match=message):
+            beside(names, "c.safetensors")
