@@ -70,9 +70,11 @@ def test_where_there_is_nothing_to_choose(names, message):
 
 
 SINGLE = [
-    "a.safetensors", "a.yaml", "b.safetensors", "b.yaml", "text_encoders/clip_g.safetensors",
-    "text_encoders/clip_l.safetensors", "text_encoders/t5xxl_fp16.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json",
-    "tokenizer_2/vocab.json", "tokenizer_3/spiece.model", "tokenizer/model.bin", "vae/config.json", "old/a.safetensors", "old/tokenizer/vocab.json",
+    "a.safetensors", "a.yaml", "b.safetensors",
+    "b.yaml", "text_encoders/clip_g.safetensors", "text_encoders/clip_l.safetensors",
+    "text_encoders/t5xxl_fp16.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json",
+    "tokenizer_2/vocab.json", "tokenizer_3/spiece.model", "tokenizer/model.bin",
+    "vae/config.json", "old/a.safetensors", "old/tokenizer/vocab.json",
 ]  # fmt: skip
 
 
