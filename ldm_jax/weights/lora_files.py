@@ -29,11 +29,13 @@ _OTHER = re.compile(r"hada_w|lokr_w|lora_mid|dora_scale|magnitude_vector|oft_|gl
 _PREFIXES = {
     "lora_unet_": ("network", None), "unet.": ("network", None), "transformer.": ("network", None),
     "lora_te1_": ("conditioner", "text_encoder"), "lora_te2_": ("conditioner", "text_encoder_2"),
-    "lora_te_": ("conditioner", "text_encoder"), "text_encoder_2.": ("conditioner", "text_encoder_2"),
+    "lora_te3_": ("conditioner", "text_encoder_3"), "lora_te_": ("conditioner", "text_encoder"),
+    "text_encoder_3.": ("conditioner", "text_encoder_3"), "text_encoder_2.": ("conditioner", "text_encoder_2"),
     "text_encoder.": ("conditioner", "text_encoder"),
 }  # fmt: skip
 _FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin")
 WRITTEN = "pytorch_lora_weights.safetensors"  # diffusers' name in a folder
+WHOLE, SWAPPED = -1, -2  # of a layer, instead of a number: all of its kernel, and that with its scale and shift exchanged
 Layers = dict[str, tuple[naming.Weight, int]]
 
 
@@ -115,13 +117,13 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
 
 
 def _layers(description: Mapping[str, Mapping]) -> dict[tuple[str, str | None], Layers]:
-    """By part: every spelling of a layer, dots as underscores -> its kernel, and which of several that are one."""
+    """By part: every spelling of a layer, dots as underscores -> its kernel, and which of several that are one, or `WHOLE` or
+    `SWAPPED`."""
     network, conditioner = description.get("network"), description.get("conditioner", {"kind": "none"})
     found = {}
     if network is not None:
-        swapped = layouts.mmdit_swaps(network) if network["kind"] == "mmdit" else ()  # whose rows stand in another order
-        layout = [weight for weight in layouts.network(network) if not weight.diffusers[0].startswith(tuple(swapped))]
-        found["network", None] = _spelled(layout)
+        swaps = layouts.mmdit_swaps(network) if network["kind"] == "mmdit" else ()
+        found["network", None] = _spelled(layouts.network(network), swaps)
     if "towers" in conditioner:
         for name, fields in conditioner["towers"].items():
             found["conditioner", name] = _spelled(layouts.tower(fields))
@@ -130,14 +132,15 @@ def _layers(description: Mapping[str, Mapping]) -> dict[tuple[str, str | None], 
     return found
 
 
-def _spelled(layout: naming.Layout) -> Layers:
+def _spelled(layout: naming.Layout, swaps: tuple[str, ...] = ()) -> Layers:
     found: Layers = {}
     for weight in layout:
         if weight.kind != "kernel":
             continue
-        found[_plain(weight.name)] = weight, -1
+        found[_plain(weight.name)] = weight, WHOLE
+        alone = SWAPPED if weight.diffusers[0].startswith(swaps) else WHOLE
         several = len(weight.diffusers) > 1
-        found |= {_plain(name): (weight, index if several else -1) for index, name in enumerate(weight.diffusers)}
+        found |= {_plain(name): (weight, index if several else alone) for index, name in enumerate(weight.diffusers)}
     return found
 
 
@@ -174,11 +177,18 @@ def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, A
     down = down.reshape(expected)
     down = down.T if weight.dense else down.transpose(2, 3, 1, 0)
     up = up.reshape(out, rank).T * np.float32(alpha.item() / rank)
+    if index == SWAPPED:
+        up = _exchanged(up)
     if index >= 0:  # q, k or v of a kernel that has all three, head by head
         whole = np.zeros((rank, weight.heads, len(weight.diffusers), out // weight.heads), np.float32)
         whole[:, :, index] = up.reshape(rank, weight.heads, -1)
         up = whole.reshape(rank, -1)
     return {"down": np.ascontiguousarray(down), "up": np.ascontiguousarray(up)}
+
+
+def _exchanged(up: np.ndarray) -> np.ndarray:
+    """Factors [r, out] of a scale and a shift in the other order."""
+    return np.concatenate(np.split(up, 2, axis=1)[::-1], axis=1)
 
 
 def _add(result: dict, scopes: tuple[str, ...], weight: naming.Weight, factors: dict[str, np.ndarray]) -> None:
@@ -205,10 +215,10 @@ def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping
     for (part, which), layers in _layers(description).items():
         tree = factors.get(part, {})
         tree = tree.get(which, {}) if which else tree
-        by_path = {weight.path: weight for weight, _ in layers.values()}
+        by_path = {weight.path: (weight, index == SWAPPED) for weight, index in layers.values()}  # diffusers' names are last
         for at, pair in _pairs(tree):
-            prefix = names.get(part, which or "text_encoder")
-            tensors |= _written(prefix, by_path[at], pair)
+            prefix, (weight, swapped) = names.get(part, which or "text_encoder"), by_path[at]
+            tensors |= _written(prefix, weight, pair | {"up": _exchanged(np.asarray(pair["up"]))} if swapped else pair)
     if not tensors:
         raise ValueError("no factors to write")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -199,7 +199,8 @@ def test_a_lora_of_ours_draws_the_same_there(tmp_path):
     torch.manual_seed(6)
     pipe = pipeline(tmp_path / "model", **VERSIONS["3.5 medium"])
     ldm = ldm_jax.load(tmp_path / "model")
-    factors = {"network": models.init_lora(jax.random.key(1), ldm.params["network"], 4, ("qkv", "proj", "fc1"))}
+    layers = ("qkv", "proj", "fc1", "adaLN_modulation_1")
+    factors = {"network": models.init_lora(jax.random.key(1), ldm.params["network"], 4, layers)}
     factors = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
     ldm.save_lora(factors, tmp_path / "lora")
     changed = ldm.with_lora(tmp_path / "lora")

@@ -182,3 +182,41 @@ def test_wrong_files_are_refused(tmp_path, pairs, change, message):
     safetensors_files.write(tmp_path / "a.safetensors", change(kohya(pairs, None)))
     with pytest.raises(ValueError, match=message):
         weights.read_lora(tmp_path / "a.safetensors", OF)
+
+
+TRANSFORMER = {
+    "kind": "mmdit", "depth": 2, "hidden_size": 8, "num_heads": 2, "context_dim": 6, "patch_size": 2, "in_channels": 4,
+    "pooled_dim": 5,
+}  # fmt: skip
+T5 = {"d_model": 6, "d_kv": 3, "d_ff": 10, "num_layers": 1, "num_heads": 2, "vocab_size": 9, "feed_forward_proj": "relu"}
+T5 |= {"relative_attention_num_buckets": 4}
+
+
+def test_transformers_with_layers_that_diffusers_turns_round(tmp_path):
+    """Kohya's names are those of the model itself; where diffusers has scale and shift in another order, so has its LoRA."""
+    of = {"network": TRANSFORMER, "conditioner": {"kind": "sd3", "towers": {"text_encoder_3": T5}}}
+    tensors, wanted = {}, {}
+    for prefix, scopes, layout in (
+        ("lora_unet_", ("network",), layouts.mmdit(TRANSFORMER)),
+        ("lora_te3_", ("conditioner", "text_encoder_3"), layouts.t5(T5)),
+    ):
+        for weight in layout:
+            if weight.kind == "kernel" and weight.dense:
+                out, into = weight.shape[:2]
+                down, up = RNG.standard_normal((2, into), np.float32), RNG.standard_normal((out, 2), np.float32)
+                name = prefix + weight.name.removesuffix(".weight").replace(".", "_")
+                tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": np.float32(1)}
+                wanted[*scopes, *weight.path] = 0.5 * (up @ down).T
+    assert any("final_layer" in str(at) for at in wanted) and any("context_block" in at for at in wanted)
+    safetensors_files.write(tmp_path / "kohya.safetensors", tensors)
+    found = weights.read_lora(tmp_path / "kohya.safetensors", of)
+    network = {"network": found["network"]}
+    weights.write_lora(tmp_path / "diffusers", of, network)
+    for tree in (found, weights.read_lora(tmp_path / "diffusers", of)):
+        for at, product in wanted.items():
+            if at[0] in tree:
+                np.testing.assert_allclose(delta(tree, at), product, rtol=1e-5, atol=1e-5)
+    written = safetensors_files.read(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
+    up, down = (np.asarray(written[f"transformer.norm_out.linear.lora_{part}.weight"]) for part in "BA")
+    scale, shift = np.split(wanted["network", "final_layer", "adaLN_modulation_1", "kernel"].T, 2)[::-1]
+    np.testing.assert_allclose(up @ down, np.concatenate([scale, shift]), rtol=1e-5, atol=1e-5)
