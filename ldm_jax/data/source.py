@@ -115,8 +115,9 @@ def choose_columns(
     if missing:
         meant = ""
         if others:
-            first, flag = sorted(others)[0], f"--config.data.{missing[0]}_column"
-            meant = f". They say {', '.join(sorted(others)[:8])} besides: if one of them is meant, name it, {flag}={first}"
+            one = next(iter(others)) if len(others) == 1 else "NAME"
+            flag = f"--config.data.{missing[0]}_column={one}"
+            meant = f". They say {', '.join(sorted(others)[:8])} besides: if one of them is meant, name it, {flag}"
         have = ", ".join(present) or "none"
         raise MissingColumn(f"{name}: there is no column {missing[0]!r}; its rows have {have}{meant}")
     return tuple(c for c in COLUMNS if c in (present if asked is None else asked))

@@ -104,6 +104,9 @@ def test_what_is_not_there(tmp_path):
     metadata(tmp_path / "as_hf", [{"file_name": "a.png", "text": "x", "split": "train"}])
     with pytest.raises(ValueError, match="no column 'caption'; its rows have image. They say text .*caption_column=text$"):
         folder(tmp_path / "as_hf", columns=("image", "caption"))
+    metadata(tmp_path / "more", [{"file_name": "a.png", "text": "x", "author": "y"}])
+    with pytest.raises(ValueError, match="They say author, text besides: .*caption_column=NAME$"):
+        folder(tmp_path / "more", columns=("image", "caption"))
     assert folder(tmp_path / "as_hf", columns=("image", "caption"), names={"caption": "text"})[0]["caption"] == "x"
     with pytest.raises(ValueError, match="unknown column 'images'"):
         folder(tmp_path, columns=("images",))
