@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.conditioner.vocab_size = 145  # 12 x 12 corners, and none
     config.conditioner.null_probability = 0.1
 
+    config.diffusion.scale = 0.4  # places are learnt where there is much noise
     config.diffusion_train.steps = 3000
     config.sampling.guidance_scale = 2.0
     return config
