@@ -149,9 +149,14 @@ def find_tokenizer(path: Path, conditioner: dict[str, Any]) -> Tokenizer | Token
     return None
 
 
+def _named(tower: str) -> str:
+    """What a tower's tokenizer is called: `tokenizer`, `tokenizer_2`, ..."""
+    return tower.replace("text_encoder", "tokenizer")
+
+
 def _own_tokenizer(folder: Path, tower: str) -> Path:
-    """`tokenizer`, `tokenizer_2`, ... of a tower in `folder`, or `folder` itself, which all share."""
-    own = folder / tower.replace("text_encoder", "tokenizer")
+    """A tower's in `folder`, or `folder` itself, which all share."""
+    own = folder / _named(tower)
     return own if checkpoint_tokenizers.found_in(own) else folder
 
 
@@ -161,7 +166,7 @@ def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | N
     names, found = conditioner.pop("tokenizer", None), []
     for i, (tower, fields) in enumerate(conditioner["towers"].items()):
         own = [Path(names[i])] if names else []
-        for place in (*own, _own_tokenizer(folder, tower), folder / "tokenizer", folder):
+        for place in (*own, folder / _named(tower), folder / "tokenizer", folder):
             if not checkpoint_tokenizers.found_in(place):
                 continue
             tokenizer = checkpoint_tokenizers.load(place, fields.get("pad_token_id"))
@@ -180,7 +185,7 @@ def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[st
         return str(checkpoint_tokenizers.copy(section["tokenizer"], folder / "tokenizer", section.get("pad_token_id")))
     towers = section["towers"].items()
     return [
-        str(checkpoint_tokenizers.copy(path, folder / name.replace("text_encoder", "tokenizer"), fields.get("pad_token_id")))
+        str(checkpoint_tokenizers.copy(path, folder / _named(name), fields.get("pad_token_id")))
         for path, (name, fields) in zip(section["tokenizer"], towers)
     ]
 

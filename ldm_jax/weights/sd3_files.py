@@ -49,8 +49,8 @@ def describe(path: Path, tensors: Tensors, notes: list[str]) -> tuple[dict[str, 
     if missing := [ENCODERS[tower] for tower in towers.TOWERS if tower not in found]:
         wanted = ", ".join(f"{name}.safetensors" for name in missing)
         raise ValueError(
-            f"{path}: it lacks its text encoders {' and '.join(missing)}; put {wanted} beside it or into "
-            f"{path.parent / 'text_encoders'}, as t5xxl.safetensors, or take a file that has them"
+            f"{path}: it lacks its text encoders {' and '.join(missing)}; put {wanted} (and "
+            f"t5xxl.safetensors, for T5) beside it or into {path.parent / 'text_encoders'}, or take a file that has them"
         )
     if towers.THIRD not in found:
         notes.append("no T5 (t5xxl): prompts go through the two CLIP towers alone")
