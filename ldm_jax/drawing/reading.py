@@ -53,9 +53,7 @@ def read_mask(path: str | Path, size: tuple[int, int], held: Held = NOTHING) -> 
 
 
 def size_of(text: str, axes: int = 2) -> tuple[int, ...]:
-    """The sides in an array's order, "64x256" or, of films, "8x32x32"; of pictures one number is both."""
-    if axes == 2 and text.isdecimal():
-        text = f"{text}x{text}"
+    """The sides in an array's order, "64x256" or, of films, "8x32x32"."""
     if not re.fullmatch(r"\d+(x\d+)*", text) or text.count("x") != axes - 1:
         how = {1: "LENGTH, such as 256", 2: "HEIGHTxWIDTH, such as 64x256", 3: "FRAMESxHEIGHTxWIDTH, such as 8x32x32"}[axes]
         raise ValueError(f"--size {text!r}: write it {how}")

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm_jax import media
 from ldm_jax.drawing import modes as sample
 from ldm_jax.drawing.modes import choose_mode, draw
-from ldm_jax.drawing.reading import read_mask, size_of
+from ldm_jax.drawing.reading import read_mask
 from ldm_jax.models import init_lora
 from ldm_jax.pictures import save_film, save_pictures
 from ldm_jax.retrieval import query
@@ -254,11 +254,3 @@ def test_a_lora_is_drawn_with(tmp_path):
     assert np.abs(plain - styled).max() > 1e-3
     with pytest.raises(ValueError, match="nowhere.safetensors does not exist"):
         draw(ldm, flags(lora=["nowhere.safetensors:2"]))
-
-
-def test_sides_as_people_write_them():
-    """One number is a square picture; other media say all of their axes."""
-    assert size_of("64x256") == (64, 256) and size_of("64") == (64, 64) and size_of("256", 1) == (256,)
-    for text, axes in (("64", 3), ("64x64", 1), ("64x", 2), ("x64", 2), ("6 4", 2), ("", 2), ("-64", 2)):
-        with pytest.raises(ValueError, match="--size .*: write it"):
-            size_of(text, axes)
