@@ -8,19 +8,18 @@ Encoders that the file lacks are files of their own, clip_l.safetensors, clip_g.
 t5xxl_fp16, ...), beside it or in a folder `text_encoders` there. T5 may be missing.
 """
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ldm_jax.weights import files, naming, structure, towers
-from ldm_jax.weights.descriptions import published
+from ldm_jax.weights.descriptions import diffusers, published
 from ldm_jax.weights.layouts import text
+from ldm_jax.weights.recognise import FIRST_STAGE, NETWORK, Tensors
 from ldm_jax.weights.stored import Stored
 
-Tensors = Mapping[str, Stored]
-NETWORK, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 MARK = f"{NETWORK}joint_blocks.0."
 PREFIX = "text_encoders."
 ENCODERS = dict(zip((*towers.TOWERS, towers.THIRD), ("clip_l", "clip_g", "t5xxl")))  # what each is called in files
@@ -39,7 +38,7 @@ def describe(path: Path, tensors: Tensors, notes: list[str]) -> tuple[dict[str, 
         raise ValueError(f"{path}: it holds the transformer of Stable Diffusion 3 without a first stage ({FIRST_STAGE}*)")
     facts = published.STABLE_DIFFUSION_3
     network = structure.mmdit(naming.within(tensors, NETWORK))
-    side = facts["size"] // 8
+    side, scheduler = facts["size"] // 8, dict(published.SCHEDULERS["Stable Diffusion 3"])
     found: dict[str, dict[str, Any]] = {}
     encoders: dict[str, dict[str, Stored]] = {}
     for tower, name in ENCODERS.items():
@@ -58,9 +57,9 @@ def describe(path: Path, tensors: Tensors, notes: list[str]) -> tuple[dict[str, 
         "network": network | {"input_size": side},
         "first_stage": structure.autoencoder(stage, facts["size"]),
         "conditioner": towers.of_three(found, network, str(path)),
-        "diffusion": {"schedule": "flow", "shift": facts["shift"], "prediction": "flow"},
-        "latents": {"scale": facts["scale"], "shift": facts["offset"], "size": (side, side)},
-        "scheduler": dict(published.SCHEDULERS["Stable Diffusion 3"]),
+        "diffusion": diffusers.scheduler(scheduler, str(path)),
+        "latents": {"scale": facts["scale"], "shift": facts["shift"], "size": (side, side)},
+        "scheduler": scheduler,
     }
     notes.append(f"no YAML: taken for a Stable Diffusion 3, with {network['num_heads']} heads, {facts['size']} pixels")
     return description, encoders
@@ -70,15 +69,14 @@ def _encoder(path: Path, tensors: Tensors, name: str, notes: list[str]) -> dict[
     """The tensors of a text encoder under transformers' names, of the file or of one beside it; {} if there is neither."""
     if own := naming.within(tensors, f"{PREFIX}{name}."):
         return naming.within(own, "transformer.") or own
-    places = [
-        file
-        for folder in (path.parent, path.parent / "text_encoders")
-        for file in sorted(folder.glob(f"{name}*.safetensors"), key=lambda file: ("scaled" in file.name, "fp8" in file.name))
-    ]
-    if not places:
-        return {}
-    notes.append(f"{name} from {places[0].name}")
-    return files.tensors(places[0], notes)
+    named = re.compile(rf"{name}([._-].*)?\.safetensors")  # t5xxl_fp16, ...
+    for folder in (path.parent, path.parent / "text_encoders"):
+        found = [file for file in sorted(folder.glob("*.safetensors")) if named.fullmatch(file.name)]
+        if found:
+            best = min(found, key=lambda file: ("scaled" in file.name, "fp8" in file.name))
+            notes.append(f"{name} from {best.name}")
+            return files.tensors(best, notes)
+    return {}
 
 
 def _fields(name: str, tensors: Tensors, where: str) -> tuple[dict[str, Any], dict[str, Stored]]:

@@ -107,12 +107,12 @@ def mmdit(tensors: Tensors) -> dict[str, Any]:
         width, channels, patch = tensors["x_embedder.proj.weight"].shape[:3]
         depth = _count(tensors, r"joint_blocks\.(\d+)\.x_block\.attn\.qkv\.weight")
         norm = tensors.get("joint_blocks.0.x_block.attn.ln_q.weight")
-        places = tensors["pos_embed"].shape[1]
+        head, places = _HEAD if norm is None else norm.shape[0], tensors["pos_embed"].shape[1]
         fields: dict[str, Any] = {
             "kind": "mmdit",
             "depth": depth,
             "hidden_size": width,
-            "num_heads": width // (_HEAD if norm is None else norm.shape[0]),
+            "num_heads": width // head,
             "context_dim": tensors["context_embedder.weight"].shape[1],
             "patch_size": patch,
             "in_channels": channels,
@@ -122,8 +122,10 @@ def mmdit(tensors: Tensors) -> dict[str, Any]:
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         problem = f"{type(error).__name__}: {str(error)[:100]}"
         raise ValueError(f"its transformer is not built as Stability AI's ({problem})") from None
-    if not fields["num_heads"] or width % fields["num_heads"] or fields["position_table"] ** 2 != places:
-        raise ValueError(f"its transformer, {width} wide with {places} places, has no heads of {_HEAD} nor a square of places")
+    if width % head:
+        raise ValueError(f"its transformer is {width} wide, no multiple of its heads, {head}")
+    if fields["position_table"] ** 2 != places:
+        raise ValueError(f"its transformer's table has {places} places, which are no square")
     dual = tuple(i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors)
     return fields | ({"qk_norm": True} if norm is not None else {}) | ({"dual_attention_layers": dual} if dual else {})
 

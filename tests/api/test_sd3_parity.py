@@ -226,3 +226,15 @@ def test_names_in_single_files_are_those_that_diffusers_converts(tmp_path, versi
     assert converted.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(converted[name], tensor), name
+
+
+def test_names_of_text_encoders_in_single_files():
+    """Those by which diffusers finds them."""
+    from diffusers.loaders import single_file_utils
+
+    names = single_file_utils.CHECKPOINT_KEY_NAMES
+    positions = "transformer.text_model.embeddings.position_embedding.weight"
+    assert names["clip_sd3"] == f"{sd3_files.PREFIX}{sd3_files.ENCODERS['text_encoder']}.{positions}"
+    assert names["open_clip_sd3"] == f"{sd3_files.PREFIX}{sd3_files.ENCODERS['text_encoder_2']}.{positions}"
+    t5 = f"{sd3_files.PREFIX}{sd3_files.ENCODERS['text_encoder_3']}.transformer.shared.weight"
+    assert single_file_utils.is_t5_in_single_file({t5: None})

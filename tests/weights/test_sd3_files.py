@@ -4,6 +4,7 @@ import importlib
 import shutil
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -135,8 +136,20 @@ def test_text_encoders_in_files_of_their_own(both, tmp_path):
     assert list(ldm_jax.load(path, tokenizer=words).config["conditioner"]["towers"]) == ["text_encoder", "text_encoder_2"]
     own = naming.within(tensors, f"{sd3_files.PREFIX}t5xxl.transformer.")
     safetensors_files.write(tmp_path / "text_encoders" / "t5xxl_fp16.safetensors", own)
-    (tmp_path / "text_encoders" / "t5xxl_fp8_e4m3fn.safetensors").write_bytes(b"not looked at")
+    for other in ("t5xxl_fp8_e4m3fn", "clip_large", "clip_ga"):
+        (tmp_path / "text_encoders" / f"{other}.safetensors").write_bytes(b"not looked at")
     the_same(ldm_jax.load(path, tokenizer=words), ldm_jax.load(folder))
+
+
+def test_a_text_encoder_of_eight_bits(both, tmp_path):
+    """As sd3_medium_incl_clips_t5xxlfp8 has T5: numbers of fewer bits, and nothing else."""
+    folder, tensors, words = both
+    t5 = {name: value.astype(ml_dtypes.float8_e4m3fn) for name, value in tensors.items() if ".t5xxl." in name}
+    safetensors_files.write(tmp_path / "model.safetensors", tensors | t5)
+    found, whole = ldm_jax.load(tmp_path / "model.safetensors", tokenizer=words), ldm_jax.load(folder)
+    own, full = (ldm.params["conditioner"]["text_encoder_3"]["shared"]["embedding"] for ldm in (found, whole))
+    assert own.dtype == np.float32 and 0 < np.abs(own - full).max() <= np.abs(full).max() / 16
+    assert np.isfinite(found.embed(found.params, ["red"])["context"]).all()
 
 
 def test_what_is_refused(both, tmp_path):
@@ -152,7 +165,8 @@ def test_what_is_refused(both, tmp_path):
         (without("clip_g.transformer.text_projection"), "have no text_projection"),
         (naming.within(tensors, network), "the transformer of Stable Diffusion 3 alone"),
         (tensors | {f"{network}joint_blocks.0.x_block.attn.qkv.scale_weight": np.ones((), np.float32)}, "1 left over"),
-        (tensors | {f"{network}pos_embed": np.zeros((1, 35, 128), np.float32)}, "nor a square of places"),
+        (tensors | {f"{network}pos_embed": np.zeros((1, 35, 128), np.float32)}, "table has 35 places"),
+        (tensors | {f"{network}x_embedder.proj.weight": np.zeros((130, 4, 2, 2), np.float32)}, "130 wide, no multiple of"),
         (tensors | {f"{network}context_embedder.weight": np.zeros((128, 99), np.float32)}, "takes 128 and 99"),
     ):
         safetensors_files.write(path, changed)

@@ -55,8 +55,7 @@ FAMILIES: dict[str, dict] = {
         conditioner={"kind": "retrieval"},
     ),
 }  # fmt: skip
-# Stable Diffusion 3 and 3.5; `shift` is of the levels of noise, `offset` of the latents
-STABLE_DIFFUSION_3 = {"shift": 3.0, "scale": 1.5305, "offset": 0.0609, "size": 1024}
+STABLE_DIFFUSION_3 = {"scale": 1.5305, "shift": 0.0609, "size": 1024}  # and 3.5: their latents
 SCHEDULERS = {
     "Stable Diffusion 3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
     "Stable Diffusion XL": {
