@@ -224,8 +224,8 @@ def save(
     size = tuple(side // weights.latent_factor(config["first_stage"]) for side in build.image_size(config))
     description["latents"] = {"scale": scale, "shift": shift, "size": size}
     conditioner = description.get("conditioner", {"kind": "none"})
-    if condition is not None and condition.setting.class_names:
-        conditioner["class_names"] = list(condition.setting.class_names)
+    if condition is not None and (names := condition.setting.class_names):
+        conditioner["class_names"] = dict(names) if isinstance(names, Mapping) else list(names)
     text = text_section(conditioner)
     tokenizer = None if text is None else text.get("tokenizer")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,13 +72,13 @@ class Class(Condition):
                 f"config.conditioner.n_classes={self.section['n_classes']}: the data have {len(names)} classes, and there is "
                 f"room for {room}"
             )
-        write_json(folder / "classes.json", {"names": names})
+        keep_names(folder, "names", names)
 
     @classmethod
     def recall(cls, section: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
         if "class_names" in section:  # as checkpoints of the world carry them
             return {"class_names": section["class_names"]}
-        return {"class_names": read_names(folder)}
+        return {"class_names": read_names(folder, "names")}
 
     def in_words(self, row, info) -> str:
         return info.class_names[row["label"]] if info.class_names else str(row["label"])
@@ -106,13 +106,32 @@ class Label(Class):
         return {"label": inputs}
 
 
-def read_names(folder: Path | None) -> list[str] | None:
-    """The class names of a working directory, None where there are none."""
-    path = folder / "classes.json" if folder else None
-    if path is None or not path.is_file():
-        return None
+def keep_names(folder: Path, of: str, names: Sequence[str] | None) -> None:
+    """Writes the names of classes, "names", or of what is in boxes, "box_names", into a working directory. ValueError where it
+    has others: a model that was trained there knows classes by their numbers."""
+    said, names = _said(folder), None if names is None else list(names)
+    if of not in said:
+        write_json(folder / "classes.json", {**said, of: names})
+    elif said[of] != names:
+        known, new = (", ".join(each) if each else "none" for each in (said[of], names))
+        raise ValueError(
+            f"the names of the classes have changed: {folder} was begun with {known}; the data have {new}. Give them back "
+            "their names, or train in another --workdir"
+        )
+
+
+def read_names(folder: Path | None, *of: str) -> list[str] | None:
+    """The names that `keep_names` wrote, the first of those asked for that is there; None where there are none."""
+    said = _said(folder) if folder else {}
+    return next((said[name] for name in of if name in said), None)
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    path = folder / "classes.json"
+    if not path.is_file():
+        return {}
     found = read_json(path, "Delete it: the next training run writes it again.", (dict, list, type(None)))
-    return found["names"] if isinstance(found, dict) else found  # the first working directories held the list alone
+    return found if isinstance(found, dict) else {"names": found}  # the first working directories held the list alone
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:

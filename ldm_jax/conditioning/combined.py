@@ -1,6 +1,7 @@
 """Several conditions at once, such as a prompt and a picture to lay beside the latents (inpainting and instruction models of
 Stable Diffusion): what each gives the network is joined."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +29,11 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
 
         def __init__(self, section, setting):
             super().__init__(section, setting)
-            self.parts = {name: kinds[part["kind"]](part, setting) for name, part in section["parts"].items()}
+            names = setting.class_names if isinstance(setting.class_names, Mapping) else {}
+            self.parts = {
+                name: kinds[part["kind"]](part, dataclasses.replace(setting, class_names=names.get(name, setting.class_names)))
+                for name, part in section["parts"].items()
+            }
             if len(self.parts) < 2:
                 raise ValueError(f"config.conditioner.parts={list(self.parts)}: a combination has two parts or more")
             parts = self.parts.values()
@@ -124,8 +129,10 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
 
         @classmethod
         def recall(cls, section, folder):
-            found = [kinds[part["kind"]].recall(part, folder) for part in section["parts"].values()]
-            return {name: value for part in found for name, value in part.items()}
+            found = {name: kinds[part["kind"]].recall(part, folder) for name, part in section["parts"].items()}
+            names = {name: part.pop("class_names") for name, part in found.items() if "class_names" in part}
+            joined = {name: value for part in found.values() for name, value in part.items()}
+            return joined | ({"class_names": names} if names else {})
 
         def in_words(self, row, info):
             return "; ".join(filter(None, (part.in_words(row, info) for part in self.parts.values())))

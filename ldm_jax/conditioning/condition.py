@@ -39,7 +39,7 @@ class Setting:
     network       config.network: what the network can be told
     dtype         of the conditioner's arithmetic
     data_path     config.data.path
-    class_names   of the data set, for classes and layouts
+    class_names   of the data set, for classes and layouts; of several conditions at once, {part: names}
     tokenizer     has encode_one(text, length, strict); without it a model of text takes token numbers only
     """
 
@@ -49,7 +49,7 @@ class Setting:
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: Any = jnp.float32
     data_path: str = ""
-    class_names: Sequence[str] | None = None
+    class_names: Sequence[str] | Mapping[str, Sequence[str] | None] | None = None
     tokenizer: Any = None
 
 

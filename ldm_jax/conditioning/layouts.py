@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ldm_jax import models
-from ldm_jax.conditioning.classes import read_names
+from ldm_jax.conditioning.classes import keep_names, read_names
 from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
 from ldm_jax.data import label_maps, layout
-from ldm_jax.primitives.files import write_json, write_text
+from ldm_jax.primitives.files import write_text
 from ldm_jax.primitives.flags import of_condition
 
 
@@ -68,11 +68,11 @@ class Layout(Condition):
         return self.code.crop
 
     def learn(self, source, folder: Path) -> None:
-        write_json(folder / "classes.json", {"names": source.info.box_names})
+        keep_names(folder, "box_names", source.info.box_names)
 
     @classmethod
     def recall(cls, section: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-        return {"class_names": read_names(folder)}
+        return {"class_names": read_names(folder, "box_names", "names")}  # the latter of the first working directories
 
     def in_words(self, row, info) -> str:
         named = [info.box_names[label] if info.box_names else str(label) for label in row["box_labels"]]
