@@ -103,6 +103,19 @@ def decode_mask(encoded: Encoded, name: str = "mask") -> np.ndarray:
     return (drawn & light).astype(np.float32)
 
 
+def decode_grey(encoded: Encoded, name: str = "image") -> np.ndarray:
+    """Grey [H, W]: int32, numbers as stored, of 16 bits; uint8 of 8, where colours are told by their mean. ValueError as
+    `decode_rgb`."""
+    with _naming(name):
+        image = _open(encoded)
+        if image.mode.startswith("I"):
+            black = _black_of(image, _raw_mode(image))
+            image, turned = _load(image)
+            grey = np.asarray(image if turned is None else image.transpose(turned)).astype(np.int32)
+            return black - grey if black else grey
+    return decode_rgb(encoded, name).mean(-1).round().astype(np.uint8)
+
+
 def decode_map(encoded: Encoded, name: str = "label map") -> np.ndarray:
     """uint8 [H, W], or int32 from 16 and 32 bits: the indices of a palette or greyscale image, as stored.
 
@@ -183,12 +196,14 @@ def _decoded(encoded: Encoded, least: int = 0) -> Image.Image:
     if least and image.format == "JPEG":
         image.draft(None, (2 * least, 2 * least))
     raw = _raw_mode(image)
+    black = _black_of(image, raw)
     image, turned = _load(image)
     clear = image.info.get("transparency")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; store 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image) * (16 if raw == "I;12" else 1)
+        grey = np.asarray(image) if not black else black - np.asarray(image, np.int32)
+        grey = grey * (16 if raw == "I;12" else 1)
         image = Image.fromarray(_eight_bits(grey))
         if isinstance(clear, int):
             image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
@@ -201,6 +216,13 @@ def _decoded(encoded: Encoded, least: int = 0) -> Image.Image:
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info
     image = image.convert("RGBA" if transparent else "RGB")
     return image if turned is None else image.transpose(turned)
+
+
+def _black_of(image: Image.Image, raw: str) -> int:
+    """The number that is black: of a TIFF of 12 or 16 bits whose white is 0, which Pillow turns over only up to 8 bits; 0 in
+    others. The file is not loaded yet."""
+    inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    return (4095 if raw == "I;12" else 65535) if inverted else 0
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:

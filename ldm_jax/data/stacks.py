@@ -5,7 +5,7 @@
               .mp4, ...         by imageio, where it is installed (pip install "ldm_jax[video]")
               a folder          its pictures in the order of their names, numbers as numbers: 2.png before 10.png
     volume    .npy, .npz        numbers [D, H, W]
-              a folder          its pictures as grey slices
+              a folder          its pictures as grey slices: of 16 bits as they are stored
 
 Arrays are read without pickle, so that no file can run code. Every failure is a ValueError that names the file.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from ldm_jax.data.decode import decode_rgb, suffixes
+from ldm_jax.data.decode import decode_grey, decode_rgb, suffixes
 from ldm_jax.data.walk import FileKind
 
 ARRAYS = (".npy", ".npz")
@@ -51,7 +51,7 @@ def read_volume(source: Any, name: str) -> np.ndarray:
     array = source
     if not isinstance(source, np.ndarray):
         path = Path(source)
-        array = _frames_of_folder(path, name).mean(-1).round().astype(np.uint8) if path.is_dir() else read_array(path, name)
+        array = _slices_of_folder(path, name) if path.is_dir() else read_array(path, name)
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
@@ -86,13 +86,27 @@ def _as_film(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _frames_of_folder(path: Path, name: str) -> np.ndarray:
+    return _stacked((decode_rgb(file, str(file)) for file in _pictures_of_folder(path, name)), name)
+
+
+def _slices_of_folder(path: Path, name: str) -> np.ndarray:
+    files = _pictures_of_folder(path, name)
+    slices = [decode_grey(file, str(file)) for file in files]
+    depths = [slice.dtype for slice in slices]
+    if odd := [file for file, depth in zip(files, depths) if depth != depths[0]]:
+        raise ValueError(f"{name}: {odd[0].name} and {files[0].name} are not both of 8 bits or both of more; all must be alike")
+    volume = _stacked(iter(slices), name)
+    return volume if volume.dtype == np.uint8 else volume.astype(np.uint16)
+
+
+def _pictures_of_folder(path: Path, name: str) -> list[Path]:
     def number(file: Path) -> list:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
 
     files = [file for file in path.iterdir() if file.suffix.lower() in suffixes() and not file.name.startswith(".")]
     if not files:
         raise ValueError(f"{name} is a folder without pictures: a film's folder holds its frames")
-    return _stacked((decode_rgb(file, str(file)) for file in sorted(files, key=number)), name)
+    return sorted(files, key=number)
 
 
 def _animation(path: Path, name: str) -> Iterator[np.ndarray]:

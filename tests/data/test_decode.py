@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.decode import decode_map, decode_mask, decode_rgb, look_at, suffixes
+from ldm_jax.data.decode import decode_grey, decode_map, decode_mask, decode_rgb, look_at, suffixes
 from tests.limits import Limits
 
 
@@ -59,6 +59,25 @@ def test_palette_gives_colours_not_indices(picture):
 def test_sixteen_bits():
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     assert decode_rgb(encoded(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bits_whose_white_is_zero():
+    """As scanners write them: as bright as the eight bits of the same picture."""
+    stored = np.uint16([[0, 32768, 65535]])
+    file = encoded(Image.fromarray(stored), "TIFF", tiffinfo={262: 0})
+    assert decode_rgb(file)[0, :, 0].tolist() == [255, 127, 0]
+    assert decode_grey(file).tolist() == (65535 - stored.astype(int)).tolist()
+    assert decode_map(file).tolist() == stored.tolist()
+
+
+def test_grey_keeps_numbers_and_tells_colours_by_their_mean(picture):
+    stored = np.uint16([[7, 200, 300], [4000, 65535, 0]])
+    found = decode_grey(encoded(Image.fromarray(stored)))
+    assert found.dtype == np.int32 and found.tolist() == stored.tolist()
+    found = decode_grey(encoded(Image.fromarray(picture)))
+    assert found.dtype == np.uint8 and np.array_equal(found, picture.mean(-1).round())
+    with pytest.raises(ValueError, match="scan.png cannot be read as an image"):
+        decode_grey(b"no picture", "scan.png")
 
 
 def test_grey_and_one_bit():

@@ -171,6 +171,18 @@ def test_volumes(tmp_path):
     np.testing.assert_array_equal(in_window(np.float64([-1, 0.5]), None), np.float32([-1, 0.5]))
 
 
+def test_slices_of_sixteen_bits_share_one_scale(tmp_path):
+    """Dark slices, whose numbers would fit into 8 bits, stay darker than the others; a window is of the stored numbers."""
+    for i, value in enumerate((200, 300, 4000)):
+        Image.fromarray(np.full((4, 5), value, np.uint16)).save(tmp_path / f"{i}.png")
+    volume = read_volume(tmp_path, "scan")
+    assert volume.dtype == np.uint16 and volume[:, 0, 0].tolist() == [200, 300, 4000]
+    assert in_window(volume, (200, 400))[:, 0, 0].tolist() == [-1, 0, 1]
+    Image.fromarray(np.full((4, 5), 9, np.uint8)).save(tmp_path / "3.png")
+    with pytest.raises(ValueError, match=r"scan: 3.png and 0.png are not both of 8 bits or both of more"):
+        read_volume(tmp_path, "scan")
+
+
 def test_a_fitted_volume_stays_as_it_is():
     """What is kept in memory is seen as the file is."""
     transform = VolumeTransform((3, 4, 5), window=(0, 50))
