@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import io
 import math
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ WAV = frozenset((".wav", ".wave"))
 WITH_SOUNDFILE = frozenset((".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"))
 UNREAD = frozenset((".m4a", ".aac", ".wma", ".amr", ".ape", ".mid", ".midi"))
 HINT = 'FLAC, Ogg and MP3 need soundfile: pip install "ldm_jax[sound]"'
+_UNKNOWN = 0x7FFF0000  # bytes, from which on sizes stand for those that were not known (sox, ffmpeg)
 _MOST_RATE = 1_000_000  # samples a second; beyond it a header is damaged
 _ZERO, _SCALE = {"u1": 128.0}, {"u1": 128.0, "i2": 2.0**15, "i4": 2.0**31}
 
@@ -86,7 +88,7 @@ def _of_wav(data: bytes) -> tuple[np.ndarray, int]:
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that are none of sound
         warnings.filterwarnings("error", "Reached EOF prematurely", wavfile.WavFileWarning)
         try:
-            rate, samples = wavfile.read(io.BytesIO(data))
+            rate, samples = wavfile.read(io.BytesIO(_with_sizes(data)))
         except wavfile.WavFileWarning:
             raise ValueError("it is cut off") from None
         except ValueError as error:
@@ -100,6 +102,26 @@ def _of_wav(data: bytes) -> tuple[np.ndarray, int]:
         raise ValueError(f"samples of {samples.dtype} are not read; store 8 to 32 bits, or floating point")
     samples = samples.astype(np.float32)
     return samples if samples.ndim == 2 else samples[:, None], int(rate)
+
+
+def _with_sizes(data: bytes) -> bytes:
+    """A WAV file with the sizes that whoever wrote it into a pipe didn't know: 0 stands there, or about the most there can be.
+    (An empty file says 0 for its samples alone.)"""
+    if data[:4] == b"RF64" or len(data) < 12:
+        return data
+    size = struct.Struct("<I" if data[:4] == b"RIFF" else ">I")
+    whole, block, at = bytearray(data), 1, 12
+    while at + 8 <= len(data) and data[at : at + 4] != b"data":
+        if data[at : at + 4] == b"fmt " and at + 22 <= len(data):
+            block = struct.unpack_from(size.format[0] + "H", data, at + 20)[0] or 1
+        at += 8 + size.unpack_from(data, at + 4)[0]
+        at += at % 2
+    if open_ended := (size.unpack_from(data, 4)[0] or _UNKNOWN) >= _UNKNOWN:
+        size.pack_into(whole, 4, len(data) - 8)
+    said = size.unpack_from(data, at + 4)[0] if at + 8 <= len(data) else 1
+    if said >= _UNKNOWN or not said and open_ended:
+        size.pack_into(whole, at + 4, (len(data) - at - 8) // block * block)
+    return bytes(whole)
 
 
 def _of_soundfile(data: bytes) -> tuple[np.ndarray, int]:
