@@ -157,7 +157,8 @@ def slice_bounds(bounds: tuple[str, str], count: int) -> slice:
 
 def select(splits: Mapping[str, list[dict[str, Any]]], split: str, column: str, where: str) -> list[dict[str, Any]]:
     """The rows of a split, or of a part of one: the parts of rows in the order of their `column`'s hash, so that each is a fair
-    sample. `splits`: rows by name, or all of them as ""; `where`: whose they are. MissingSplit, or ValueError for no rows."""
+    sample, and rows alike in it are in one part. `splits`: rows by name, or all of them as ""; `where`: whose they are.
+    MissingSplit, or ValueError for no rows."""
     name, part = parse_split(split)
     key = canonical_split(name)
     if key not in splits:
@@ -167,11 +168,19 @@ def select(splits: Mapping[str, list[dict[str, Any]]], split: str, column: str, 
         key = ""
     rows = splits[key]
     if part is not None:
-        rows = sorted(rows, key=lambda row: (zlib.crc32(row[column].encode()), row[column]))
-        rows = rows[slice_bounds(part, len(rows))]
+        rows = sorted(rows, key=lambda row: (zlib.crc32(row[column].encode(errors="surrogateescape")), row[column]))
+        bounds = slice_bounds(part, len(rows))
+        rows = rows[_between(rows, bounds.start, column) : _between(rows, bounds.stop, column)]
     if not rows:
         raise ValueError(f"{where}: split {split!r} is empty")
     return rows
+
+
+def _between(rows: list[dict[str, Any]], at: int, column: str) -> int:
+    """`at`, or the next place that doesn't part rows that are alike."""
+    while 0 < at < len(rows) and rows[at - 1][column] == rows[at][column]:
+        at += 1
+    return at
 
 
 def check_on_error(on_error: str) -> None:

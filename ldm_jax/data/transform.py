@@ -220,7 +220,7 @@ def of_task(task: Task | None, example: Row, row: Row, rng: np.random.Generator 
         return {}
     name = row.get("name", "")
     uncut = {column: row[column] for column in ("boxes", "box_labels") if column in row}
-    steady = np.random.default_rng(zlib.crc32(name.encode())) if rng is None else rng
+    steady = np.random.default_rng(zlib.crc32(name.encode(errors="surrogateescape"))) if rng is None else rng
     return task({**example, **uncut, "name": name, "crop": row.get("crop", np.float32(WHOLE))}, steady)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.source import parse_split, spread_rows
+from ldm_jax.data.source import parse_split, select, spread_rows
 
 
 @pytest.mark.parametrize("count, num", [(4000, 1000), (4000, 256), (7, 7), (7, 3), (5, 0), (1, 1), (1000, 999)])
@@ -49,3 +49,18 @@ def test_parts_that_no_split_has_are_refused(split, said):
 def test_parts_of_splits():
     assert parse_split("train[:100%]") == ("train", ("", "100%")) and parse_split("val[10:50%]") == ("val", ("10", "50%"))
     assert parse_split("train[:]") == ("train", ("", "")) and parse_split("train") == ("train", None)
+
+
+def test_rows_alike_in_their_column_are_in_one_part():
+    """Such as the captions of one picture."""
+    rows = [{"image": f"{i // 3}.jpg", "caption": str(i)} for i in range(60)]
+    for end in ("1", "20", "31", "50%", "98%"):
+        first, second = (select({"": rows}, part, "image", "here") for part in (f"train[:{end}]", "train[0:]"))
+        assert len(first) % 3 == 0 and len(second) == 60
+    first, second = (select({"": rows}, part, "image", "here") for part in ("train[:50%]", "train[50%:]"))
+    assert len(first) == len(second) == 30 and not {row["image"] for row in first} & {row["image"] for row in second}
+
+
+def test_names_that_are_no_utf_8_have_their_part():
+    rows = [{"image": f"caf\udce9{i}.jpg"} for i in range(10)]
+    assert len(select({"": rows}, "train[:50%]", "image", "here")) == 5

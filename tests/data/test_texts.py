@@ -56,6 +56,13 @@ def test_parts_are_by_hash_and_complete(tmp_path):
     assert [len(each) for each in found] == [40, 10] and not found[0] & found[1]
 
 
+def test_equal_sentences_stay_in_one_part(tmp_path):
+    write(tmp_path / "all.txt", "".join(f"sentence {i % 7}\n" for i in range(70)))
+    for share in range(1, 80, 7):
+        first, second = ([row["text"] for row in texts(tmp_path, f"train[{part}]")] for part in (f":{share}%", f"{share}%:"))
+        assert len(first) + len(second) == 70 and not set(first) & set(second)
+
+
 @pytest.mark.parametrize(
     "files, error, said",
     [
