@@ -96,15 +96,21 @@ def eval_batches(
     on_error: str = "raise",
 ) -> Iterator[Batch]:
     """Every row once, in order and without randomness: this process's contiguous rows of every global batch. The last batch is
-    filled up with copies of the last row; `mask` bool [B] is False there. Every process gets equally many batches."""
+    filled up with copies of the last row; `mask` bool [B] is False there. `row` int64 [B] are the rows' numbers: where
+    `on_error` is "skip", the next readable one's in place of an unreadable one's. Every process gets equally many batches."""
     share = _share(batch_size, process_index, process_count)
-    load = _Load(source, transform, on_error)
     count = len(_not_empty(source))
     for start in range(process_index * share, process_index * share + count, batch_size):
-        numbers = range(start, start + share)
-        examples = [load.example(min(i, count - 1), None) for i in numbers]
-        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0] if name != "skipped"}
-        yield batch | {"mask": np.array([i < count for i in numbers])}
+        numbers = np.arange(start, start + share)
+        examples = [example(source, transform, min(i, count - 1), on_error) for i in numbers.tolist()]
+        batch = {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        rows = (np.minimum(numbers, count - 1) + batch.pop("skipped")) % count
+        yield batch | {"mask": numbers < count, "row": rows}
+
+
+def example(source: Source, transform: ToExample, number: int, on_error: str = "raise") -> Batch:
+    """One row as `eval_batches` takes it, without randomness, and `skipped`: how many unreadable ones stood before it."""
+    return _Load(source, transform, on_error).example(number, None)
 
 
 def in_memory(source: Source, fit: Callable[[dict[str, Any]], dict[str, Any]], on_error: str = "raise") -> "InMemory":

@@ -174,5 +174,7 @@ def validation_batches(experiment: Experiment, batch_size: int) -> Iterator[dict
     those that count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for batch in eval_batches(source, experiment.transform(), batch_size, **share):
+    for batch in eval_batches(
+        source, experiment.transform(), batch_size, **share, on_error=experiment.config["data"]["on_error"]
+    ):
         yield {"image": sharding.to_device(experiment.mesh, batch["image"]), "mask": batch["mask"]}

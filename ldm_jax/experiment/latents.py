@@ -104,6 +104,7 @@ def open_cache(
         experiment.transform(),
         encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
         {"first_stage": hash_arrays(named)},
+        on_error=experiment.config["data"]["on_error"],
         report=report,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

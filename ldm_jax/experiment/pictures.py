@@ -31,8 +31,9 @@ def held_out(experiment: Experiment, count: int) -> HeldOut:
     """Conditions of `count` rows, spread over the validation set."""
     condition = experiment.condition
     source = Spread(experiment.sources["validation"], count)
-    batch = next(eval_batches(source, experiment.transform(condition), len(source)))
-    rows = [source[i] for i in range(len(source))]
+    on_error = experiment.config["data"]["on_error"]
+    batch = next(eval_batches(source, experiment.transform(condition), len(source), on_error=on_error))
+    rows = [source[i] for i in batch["row"].tolist()]
     words = [condition.in_words(row, source.info) for row in rows]
     shown = condition.as_pictures(batch, rows)
     real = None if shown is None else experiment.medium.shown(batch["image"])

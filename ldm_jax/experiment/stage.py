@@ -31,6 +31,7 @@ from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
 STAGES = ("first_stage", "diffusion")
+TRIED = 100  # rows of each split, before anything compiles
 BEST = {"first_stage": "validation/psnr", "diffusion": "validation/loss"}  # what judges, unless the config says
 
 
@@ -61,6 +62,7 @@ class Experiment:
             if build.is_told(config):
                 self.condition = api.load_condition(self.config, workdir)
                 self._say_what_captions_lose()
+                self._try_condition()
         except BaseException:
             self._held.close()
             raise
@@ -81,6 +83,16 @@ class Experiment:
             lost = str(tokenizer.losses(caption_texts(self.sources["train"]), self.condition.length))
             if lost:
                 self.say(f"data: {lost}")
+
+    def _try_condition(self) -> None:
+        """Raises ValueError for what the condition refuses of some rows (a class that there is not in a label map), now and not
+        when the second stage begins."""
+        if self.condition.task() is None:
+            return
+        for source in self.sources.values():
+            some = Spread(source, TRIED)
+            for _ in eval_batches(some, self.transform(self.condition), 1, on_error=self.config["data"]["on_error"]):
+                pass
 
     def __enter__(self) -> Experiment:
         return self
@@ -118,10 +130,10 @@ class Experiment:
         condition, source, folder = self.condition, Spread(self.sources["validation"], 100), self.workdir / "diffusion"
         if condition.kind == "none" or not folder.is_dir():
             return ""
-        for i, batch in enumerate(eval_batches(source, self.transform(condition), 1, on_error="skip")):
+        for batch in eval_batches(source, self.transform(condition), 1, on_error="skip"):
             # what is refused: a caption with words of its own, or too long for a prompt
             with contextlib.suppress(ValueError):
-                return condition.told_as(source[i], source.info, batch, folder)
+                return condition.told_as(source[int(batch["row"][0])], source.info, batch, folder)
         return ""
 
     def _compiling(self, name: str, step: Callable, what: str) -> Callable:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm_jax import build, evaluation
+from ldm_jax.data.pipeline import example
 from ldm_jax.data.source import Spread
 from ldm_jax.evaluation import FeatureSet
 from ldm_jax.primitives.arrays import block_mean
@@ -42,12 +43,12 @@ class Neighbours:
         self.features, self.train, self.held_out = features, train, held_out
         self.transform, self.medium = build.make_transform(config), build.make_medium(config)
         sources = [Spread(labelled_source(config, split), count) for split in ("train", "validation")]
-        self.source = sources[0]
+        self.source, self.on_error = sources[0], config["data"]["on_error"]
         self.pixels = [self._pixels(source, mesh) for source in sources]
 
     def _pixels(self, source: Any, mesh: Any) -> np.ndarray:
         parts = []
-        for batch in of_source(source, self.transform, 256, mesh):
+        for batch in of_source(source, self.transform, 256, mesh, self.on_error):
             images = self.medium.shown(np.asarray(sharding.replicate(mesh, batch.images))[batch.rows >= 0])
             parts.append(pixels_of(evaluation.as_uint8(images)))
         return np.concatenate(parts)
@@ -64,7 +65,8 @@ class Neighbours:
         rows = []
         for i in nearest_first:
             numbers = in_pixels.neighbours[i, 0], self.train.features.rows[in_features.neighbours[i, 0]]
-            real = np.stack([self.transform(self.source[int(number)])["image"] for number in numbers])
+            found = [example(self.source, self.transform, int(number), self.on_error) for number in numbers]
+            real = np.stack([row["image"] for row in found])
             rows.append([images[i], *evaluation.as_uint8(self.medium.shown(real))])
         return Copies(values, np.stack([np.stack(row) for row in rows]))
 

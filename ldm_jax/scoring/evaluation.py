@@ -99,17 +99,18 @@ def evaluate(
     keep = min(request.num, 1000) if request.memorisation else min(request.num, 64)
     results = sweep(drawer, network, reference, settings, request.num, out=out, about=about, batch_size=request.batch_size,
                     resamples=request.resamples, keep=keep, pictures=request.pictures, more=more, say=say)  # fmt: skip
+    on_error = config["data"]["on_error"]
     if request.reconstructions:
         held_out = references.labelled_source(config, "validation")
         values, pairs = measure_reconstructions(ldm.specification, params, held_out, network, mesh, request.batch_size,
-                                                distance=lpips(config))  # fmt: skip
+                                                on_error, distance=lpips(config))  # fmt: skip
         results["reconstructions"] = {"pictures": len(held_out), "values": values}
         rows["Held-out pictures and their reconstructions"] = pairs
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if request.likelihood:
         both = tuple(build.make_source(config, split, ldm.condition.columns) for split in SPLITS)
         values = measure_likelihood(ldm.specification, params, both, request.likelihood, mesh, batch_size=request.batch_size,
-                                    seed=request.seed)  # fmt: skip
+                                    on_error=on_error, seed=request.seed)  # fmt: skip
         results["likelihood"] = {"pictures": min(request.likelihood, len(both[1])), "values": values}
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     distributed.on_first("report", lambda: finish(out, results, rows, f"Evaluation of {ldm.config['name']}"))

@@ -48,6 +48,7 @@ def measure_likelihood(
     mesh: Any,
     *,
     batch_size: int = 64,
+    on_error: str = "raise",
     steps: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -75,7 +76,7 @@ def measure_likelihood(
     def over(source: Any, count: int, function: Any, *args: Any) -> list[np.ndarray]:
         """`function` of every batch's pictures, rows beyond the last left out."""
         found = []
-        share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}
         transform = build.make_transform(spec.config, spec.condition)
         size = full_batch(batch_size, mesh)
         for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, **share)):

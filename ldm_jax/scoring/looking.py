@@ -30,7 +30,7 @@ def full_batch(batch_size: int, mesh: Any) -> int:
     return -(-batch_size // shards) * shards
 
 
-def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_error: str = "raise") -> Iterator[Pictures]:
+def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_error: str) -> Iterator[Pictures]:
     """Every row of a source, through the training's transform without randomness: centre crop, no flip."""
     batch_size = full_batch(batch_size, mesh)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}

@@ -24,6 +24,7 @@ def measure_reconstructions(
     features: Features,
     mesh: Any,
     batch_size: int = 64,
+    on_error: str = "raise",
     shown: int = 16,
     distance: Distance | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
@@ -49,7 +50,7 @@ def measure_reconstructions(
 
     compiled = jax.jit(look, out_shardings=(sharding.batch_sharding(mesh), sharding.replicated(mesh)))
     run, sums, sets, pairs = features.on(mesh), {}, ([], []), []
-    for batch in of_source(source, transform, batch_size, mesh):
+    for batch in of_source(source, transform, batch_size, mesh, on_error):
         with jax.set_mesh(mesh):
             again, found = compiled(params, batch.images)
         kept = batch.rows >= 0

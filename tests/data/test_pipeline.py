@@ -158,7 +158,7 @@ def test_corrupt_image_is_named(tmp_path):
     kept = in_memory(source, transform.fit, on_error="skip")
     assert len(kept) == 3 and kept.skipped == 1
     (batch,) = eval_batches(source, transform, 4, on_error="skip")
-    assert np.array_equal(batch["image"][2], batch["image"][3])
+    assert np.array_equal(batch["image"][2], batch["image"][3]) and batch["row"].tolist() == [0, 1, 3, 3]
 
 
 @pytest.mark.parametrize("rows", [1, 9, 10, 12])
