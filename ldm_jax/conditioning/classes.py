@@ -135,11 +135,14 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name or by number. ValueError names what there is."""
+    """A class by name, or by number (in words only where names are no numbers). ValueError names what there is."""
     text = str(value).strip()
     if text in names:
         return names.index(text)
-    if text.isdigit():
+    if isinstance(value, str) and text.isdigit() and all(map(str.isdigit, names)):  # "1" is "001", not the second name
+        if found := [number for number, name in enumerate(names) if int(name) == int(text)]:
+            return found[0]
+    elif text.isdigit():
         if int(text) < len(names):
             return int(text)
         raise ValueError(f"class {text}: classes are numbered 0 to {len(names) - 1}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import build
-from ldm_jax.conditioning import space_to_depth
+from ldm_jax.conditioning import class_number, space_to_depth
 from ldm_jax.data import layout
 from tests import tiny
 
@@ -200,6 +200,22 @@ def test_layouts_are_tokens():
 def test_layouts_that_are_refused(value, message):
     with pytest.raises(ValueError, match=message):
         make("layout", ("circle", "star"), **LAYOUT).parse([value])
+
+
+# Classes
+
+
+def test_classes_by_name_and_by_number():
+    assert class_number("rose", ("daisy", "rose")) == class_number(" 1", ("daisy", "rose")) == class_number(1, ("a", "b")) == 1
+    numbered = "001", "003", "010"
+    assert [class_number(text, numbered) for text in ("1", "003", "10")] == [0, 1, 2] and class_number(2, numbered) == 2
+    for value, names, message in (
+        ("2", numbered, "unknown class '2'.*001, 003, 010"),
+        ("2", ("daisy", "rose"), "numbered 0 to 1"),
+        ("rosé", ("daisy", "rose"), "Did you mean 'rose'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            class_number(value, names)
 
 
 # Neighbours
