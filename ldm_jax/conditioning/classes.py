@@ -135,7 +135,7 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name, or by number (in words only where names are no numbers). ValueError names what there is."""
+    """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is."""
     text = str(value).strip()
     if text in names:
         return names.index(text)
