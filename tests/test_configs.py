@@ -1,12 +1,13 @@
 """Every small config can work: what can be said of it before any data are read."""
 
+import contextlib
 import importlib
 import itertools
 from pathlib import Path
 
 import pytest
 
-from ldm_jax import build
+from ldm_jax import build, experiment
 from ldm_jax.diffusion.few_steps import OBJECTIVES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -28,6 +29,25 @@ def test_small_configs_build(name):
             build.check(config.to_dict())
     else:
         build.check(config.to_dict())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "paper"))
+def test_what_later_stages_need_is_asked_of_every_config(name, tmp_path):
+    """Whatever stages it has; those that name files which don't come with this library are told which one they lack."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        experiment.check_places(config.to_dict(), tmp_path / "run")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        experiment.check_start(config.to_dict(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["shapes_vq", "flowers_kl", "kl_f8"])
+def test_a_first_stage_alone_needs_nothing_of_a_second(name, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.stages == ("first_stage",) and "diffusion_train" not in config
+    if config.first_stage_loss.perceptual_path:
+        config.first_stage_loss.perceptual_path, config.first_stage_loss.perceptual_linear_path = "random", ""
+    experiment.check(config.to_dict(), tmp_path / "run")
 
 
 def test_every_objective_of_few_steps_has_its_config():

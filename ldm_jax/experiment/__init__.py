@@ -89,12 +89,12 @@ def check_places(config: Mapping[str, Any], workdir: Path) -> None:
 def check_start(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError for what a later stage needs and isn't there, before an earlier one is trained: the model that a stage which
     has not begun is to start from, the networks that look at pictures, and the numbers that are to judge."""
-    for stage in ("first_stage", "diffusion"):
+    for stage in (name for name in ("first_stage", "diffusion") if name in config["stages"]):
         path = config[f"{stage}_train"]["start_from"]
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
         begun = stage_folder(workdir, stage).exists() and not (kind and kind.teacher)  # a teacher is needed all along
         there = path.startswith(HUB) or is_address(path) or Path(path).expanduser().exists()
-        if stage in config["stages"] and path and not begun and not there:
+        if path and not begun and not there:
             raise ValueError(
                 f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "
                 f"nothing with --config.{stage}_train.start_from="
