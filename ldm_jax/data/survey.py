@@ -123,7 +123,7 @@ Make = Callable[[str, Sequence[str], dict[str, str]], Source]
 
 def _opener(path: Path) -> tuple[str, Path, str, Make]:
     """(kind, place, name, function that opens a split with these columns, called so)."""
-    places = Path(os.path.abspath(path)), path.resolve()  # TFDS goes by the names of folders, which links may change
+    places = dict.fromkeys((Path(os.path.abspath(path)), path.resolve()))  # TFDS goes by folders' names, which links change
     found = next((found for place in places for depth in range(4) if (found := _prepared(place, depth))), {})
     if not found:
         return "folder", path, "", lambda split, columns, names: folder(path, split, columns, names)
