@@ -23,7 +23,7 @@ def overridden(config: Any, overrides: Sequence[str]) -> Any:
     among them. ValueError, in one line, for a field that it can't have and for a value of another kind."""
     there, lacking = [], []
     for override in overrides:
-        (there if check_field(config, _field_of(override)) else lacking).append(override)
+        (there if check_field(config, field_of(override)) else lacking).append(override)
     config = _parsed(config, there)
     if lacking:
         from ldm_jax import build  # imported here, so that most typos answer at once
@@ -34,7 +34,8 @@ def overridden(config: Any, overrides: Sequence[str]) -> Any:
     return _parsed(config, lacking)
 
 
-def _field_of(override: str) -> str:
+def field_of(override: str) -> str:
+    """Which field it sets: "data.image_size" of "--config.data.image_size=64"."""
     return re.sub(r"^--?(no)?config\.|=.*", "", override, flags=re.S)
 
 
@@ -52,7 +53,7 @@ def _parsed(config: Any, overrides: Sequence[str]) -> Any:
 
 def _take_kind(config: Any, override: str) -> None:
     """Makes a field of ONE_OR_SEVERAL, which flags otherwise keep to the kind of its default, of the kind that is given."""
-    *groups, name = _field_of(override).split(".")
+    *groups, name = field_of(override).split(".")
     if name not in ONE_OR_SEVERAL or (given := _literal(override)) is None:
         return
     section = functools.reduce(lambda place, group: place[group], groups, config)
@@ -90,7 +91,7 @@ def check_field(config: Any, name: str) -> bool:
 
 def add_field(config: Any, override: str, further: Mapping[str, Any]) -> None:
     """Gives the config the field of an override, one of `further`, with its value there; ValueError for another."""
-    name = _field_of(override)
+    name = field_of(override)
     if name not in further:
         group, field = name.split(".")
         more = (other.split(".")[1] for other in further if other.startswith(f"{group}."))

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from ldm_jax.cli import configs
+from ldm_jax.cli.overrides import field_of, overridden
 from ldm_jax.primitives.console import as_typed_again
 from ldm_jax.primitives.files import folder_place, of_this_machine, read_json
 
@@ -44,7 +45,12 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     from ldm_jax.data.survey import survey
     from ldm_jax.workdir import check_workdir, use_compilation_cache
 
-    found = survey(path, conditions=not flag.unconditional)
+    base = configs.load(configs.find(configs.DEFAULT)[0])
+    given = _data_given(base.to_dict(), overrides)
+    names = {column: given[f"{column}_column"] for column in ("image", "caption", "label") if given.get(f"{column}_column")}
+    splits = given.get("train_split", ""), given.get("validation_split", "")
+    found = survey(path, not flag.unconditional, names, splits)
+    _check_splits(splits, found.splits)
     decision = own_data.decide(found, machine(), size=flag.size)
     workdir = Path(flag.workdir or f"runs/{decision.fields['name']}")
     if (workdir / "config.json").is_file():
@@ -53,11 +59,10 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     decision.fields["data.path"] = str(Path(found.path).resolve())
     for what, said in decision.reasons:
         print(f"  {what:10} {said}", flush=True)
-    base = configs.load(configs.find(configs.DEFAULT)[0])
     chosen = own_data.apply(base.to_dict(), decision.fields)
     chosen = _overridden(chosen, overrides)
     named = {f"{stage}_train.steps" for stage in ("first_stage", "diffusion")}
-    if named & {re.sub(r"^-+config\.|=.*", "", each) for each in overrides}:
+    if named & {field_of(each) for each in overrides}:
         raise ValueError("--data finds the steps for --minutes: change the config that it writes, and train with --config=FILE")
     build.check(chosen)
     check_workdir(build.with_lists(chosen), workdir)
@@ -74,6 +79,24 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     print(_body(text))
     print(f"the same, as a config: {workdir / FILE}; again, from nothing: --config={workdir / FILE} --workdir=NEW", flush=True)
     return chosen, workdir, text
+
+
+def _data_given(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The fields of config.data that the command line sets."""
+    ours = [each for each in overrides if field_of(each).startswith("data.")]
+    data = _overridden(base, ours)["data"]
+    return {name: data[name] for name in (field_of(each).removeprefix("data.") for each in ours)}
+
+
+def _check_splits(given: tuple[str, str], found: tuple[str, str]) -> None:
+    """ValueError where one split is given, and the other, which is decided, may have pictures of it."""
+    from ldm_jax.data.source import canonical_split, parse_split
+
+    train, validation = given
+    if (train and not found[1]) or (validation and not train and canonical_split(parse_split(validation)[0]) == "train"):
+        one, other = ("train", "validation") if train else ("validation", "train")
+        said = f"--config.data.{one}_split={train or validation}"
+        raise ValueError(f"{said}: give --config.data.{other}_split, too, or pictures that are held out would be trained on")
 
 
 def begun(flag: flags.FlagValues, overrides: Sequence[str], workdir: Path) -> tuple[dict[str, Any], Path, str]:
@@ -123,8 +146,6 @@ def without_condition(config: Any) -> Any:
 
 def _overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     from ml_collections import ConfigDict
-
-    from ldm_jax.cli.overrides import overridden
 
     return overridden(ConfigDict(config), overrides).to_dict()
 

@@ -5,12 +5,13 @@
     root/train/metadata.jsonl    the same with a folder a split (train; val, valid or validation; test)
     root/[train/]daisy/1.jpg     without metadata: subfolders are classes
     root/[train/]1.jpg           no columns but image
-    1.txt beside 1.jpg           its caption, where no metadata say one
+    1.txt beside 1.jpg           its caption, where no metadata have captions, and unless all those files hold numbers only
     root/[train/]conditioning/   what a ControlNet is shown beside each image, under its name (conditioning/1.png for 1.jpg),
                                  where it is asked for and no metadata say it
 
 Subfolders are splits if all that hold images are named so, or if those that are have metadata of their own; a folder "train"
-beside others is refused, since it may be a class. Hidden and system folders are passed by (`walk`), and every file is an image
+beside others is refused, since it may be a class. Of metadata in the root without a column `split`, the folders in its
+file names are splits likewise. Hidden and system folders are passed by (`walk`), and every file is an image
 whose suffix the installed Pillow can open (of other kinds, what their `FileKind` says). `info.left_out` says what was found
 and not taken.
 
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.metadata import add_captions, is_blank, read_table, table_in
-from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, select
+from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, parse_split, select
 from ldm_jax.data.text_files import is_whole, read_names
 from ldm_jax.data.walk import IMAGES, READ, FileKind, Found, find_files
 
@@ -83,7 +84,7 @@ def folder(
     if beside:
         files = {name: those for name, those in found.files.items() if CONDITIONING not in name.split("/")}
         found = Found(files, tuple(n for n in found.folders if CONDITIONING not in n.split("/")), found.left_out)
-    splits = _read_splits(root, found, kind)
+    splits = _read_splits(root, found, kind, names["label"])
     if not any(splits.values()):
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
         raise ValueError(
@@ -91,26 +92,27 @@ def folder(
             + (f". {hint}" if (hint := kind.hint()) else "")
         )
     rows = select(splits, split, "file_name", str(root))
+    where = _where(root, rows, split if len(splits) > 1 else "")
+    every = [row for group in splits.values() for row in group]
     if beside:
         _add_beside(rows, names[CONDITIONING], kind)
     others = tuple(names[column] for column in BESIDE)
     _check_files(rows, others)
     if columns is None or "caption" in columns:
-        add_captions(rows, names["caption"])
+        add_captions(rows, names["caption"], every)
 
     has = {column: [row for row in rows if not is_blank(row.get(theirs))] for column, theirs in names.items()}
     present = (kind.column, *(column for column, found in has.items() if found))
     further = {name for row in rows for name in row} - {"file_name", "_folder", "split", "label_name", *names.values()}
-    chosen = choose_columns(str(root), columns, present + (("box_labels",) if "boxes" in present else ()), further)
+    chosen = choose_columns(where, columns, present + (("box_labels",) if "boxes" in present else ()), further)
     for column in chosen:
         having = has.get(column, rows)
         if len(having) < len(rows):
             first = next(row for row in rows if is_blank(row.get(names[column])))
             raise ValueError(
-                f"{root}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
+                f"{where}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
                 f"{first['file_name']}. Complete them or remove those {kind.many}"
             )
-    every = [row for group in splits.values() for row in group]
     index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
     boxes = _box_index(every, names["boxes"]) if "box_labels" in chosen else {}
     number = {label: i for i, label in enumerate(index)}
@@ -123,26 +125,27 @@ def folder(
         sum(1 if isinstance(row["caption"], str) else len(row["caption"]) for row in delivered)
         if "caption" in chosen
         else None,
-        tuple(_left_out(root, found, every, others, kind).items()),
+        tuple((_left_out(root, found, every, others, kind) + _of_no_use(splits, split)).items()),
     )
     return Folder(info, delivered)
 
 
-def _read_splits(root: Path, found: Found, kind: FileKind) -> dict[str, list[Row]]:
+def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[str, list[Row]]:
     """All rows by split; a folder without splits has the one key ''."""
+    splits: dict[str, list[Row]] = {}
     if table := table_in(root):
-        splits: dict[str, list[Row]] = {}
-        for row in read_table(table):
-            splits.setdefault(canonical_split(str(row.get("split") or "")), []).append(row)
+        rows = read_table(table, label)
+        named = [row.get("split") or "" for row in rows]
+        for row, name in zip(rows, named if any(named) else _split_folders(rows, table)):
+            splits.setdefault(canonical_split(name), []).append(row)
         if "" in splits and len(splits) > 1:
             first = splits[""][0]["file_name"]
             raise ValueError(f"{table}: {len(splits[''])} rows have no split, the first is {first}")
         return splits
-    known = {name for names in SPLIT_NAMES.values() for name in names}
     top = {folder for folder in found.folders if folder and "/" not in folder}
-    told = {folder for folder in top if folder.lower() in known and table_in(root / folder)}
+    told = {folder for folder in top if _is_split(folder) and table_in(root / folder)}
     holders = {folder.split("/")[0] for folder in found.files if folder} | told
-    named = {folder for folder in holders if folder.lower() in known}
+    named = {folder for folder in holders if _is_split(folder)}
     others = holders - named
     if named and others and named != told:
         raise ValueError(
@@ -150,18 +153,58 @@ def _read_splits(root: Path, found: Found, kind: FileKind) -> dict[str, list[Row
             f"classes, put them into a folder of their own: {root / 'train' / min(others)}, {root / 'train' / min(named)}, "
             f"...; if {_listed(named)} is a split, move the other folders elsewhere"
         )
-    inside = {name.split("/", 2)[1] if "/" in name else "" for name in found.files}
-    if holders and not named and not told and all(folder.lower() in known for folder in inside):
-        first = min(holders)
-        raise ValueError(
-            f"{root}: the pictures of {_listed(holders)} lie in {_listed(inside)}, which may be splits. "
-            + (f"Name the folder that holds them, {root / first}" if len(holders) == 1 else "Put splits above the classes: ")
-            + ("" if len(holders) == 1 else f"{root / min(inside) / first}, ...")
-        )
-    splits = {}
+    if not named:
+        _check_no_splits_below(root, found)
     for folder in sorted(named):
-        splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder), kind))
-    return splits or {"": _read_rows(root, found, kind)}
+        splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder), kind, label))
+    return splits or {"": _read_rows(root, found, kind, label)}
+
+
+def _where(root: Path, rows: Sequence[Row], split: str) -> str:
+    """Whose rows they are, for errors: the split's folder, if they all come from it; or the root and, if given, the split."""
+    folders = {row["_folder"] for row in rows}
+    return str(*folders) if len(folders) == 1 and root not in folders else f"{root}, split {split!r}" if split else str(root)
+
+
+def _is_split(folder: str) -> bool:
+    return canonical_split(folder) in SPLIT_NAMES
+
+
+def _split_folders(rows: Sequence[Row], table: Path) -> list[str]:
+    """The folder of every row that is its split's: the first, below folders that all rows are in; "" where those are no splits.
+    ValueError if only some are."""
+    parts = [posixpath.normpath(row["file_name"]).split("/")[:-1] for row in rows]
+    while rows and all(parts) and len({part[0] for part in parts}) == 1 and not _is_split(parts[0][0]):
+        parts = [part[1:] for part in parts]
+    first = [part[0] if part else "" for part in parts]
+    splits, others = ({folder for folder in first if _is_split(folder) is so} for so in (True, False))
+    if splits and others:
+        row = next(row for row, folder in zip(rows, first) if folder in others)
+        raise ValueError(
+            f"{table}: the folder {_listed(splits)} may be a split or a class, since other rows lie elsewhere, such as "
+            f"{row['file_name']}. Add a column split that says it: train, validation or test"
+        )
+    return first if splits else [""] * len(rows)
+
+
+def _check_no_splits_below(root: Path, found: Found) -> None:
+    """ValueError if folders inside of what would be classes are named like splits: all of them, or two side by side."""
+    inside: dict[str, set[str]] = {}
+    for name in found.files:
+        parts = name.split("/")
+        at = next((i for i in range(1, len(parts)) if _is_split(parts[i])), 0)
+        inside.setdefault("/".join(parts[:at]), set()).update(parts[at : at + 1] if at else ())
+    splits = {folder for folders in inside.values() for folder in folders}
+    several = any(len({*map(canonical_split, folders)}) > 1 for folders in inside.values())
+    if splits and (several or "" not in inside):
+        places = inside.keys() - {""}
+        first = min(places)
+        advice = (
+            f"Name the folder that holds them, {root / first}"
+            if len(places) == 1
+            else f"Put splits above the classes: {root / min(splits) / first}, ..."
+        )
+        raise ValueError(f"{root}: the pictures of {_listed(places)} lie in {_listed(splits)}, which may be splits. {advice}")
 
 
 def _listed(names: set[str]) -> str:
@@ -174,9 +217,16 @@ def _below(found: Found, folder: str) -> Found:
     return Found(inside, (), found.left_out)
 
 
-def _read_rows(root: Path, found: Found, kind: FileKind) -> list[Row]:
+def _read_rows(root: Path, found: Found, kind: FileKind, label: str) -> list[Row]:
     if table := table_in(root):
-        return read_table(table)
+        rows = read_table(table, label)
+        split = canonical_split(root.name)
+        if wrong := next((row for row in rows if canonical_split(row.get("split") or split) != split), None):
+            raise ValueError(
+                f"{table}: {wrong['file_name']} has the split {wrong['split']!r} and lies in {root.name}. Remove the column "
+                f"split if the folder is right; if the column is, put the table into {root.parent}"
+            )
+        return rows
     rows: list[Row] = []
     for folder, names in found.files.items():
         classes = {"label": folder.split("/")[0]} if folder else {}
@@ -210,6 +260,13 @@ def _left_out(root: Path, found: Found, rows: list[Row], others: Sequence[str], 
         if empty and base == ".":
             left[f"class folders without {kind.many} ({_listed(empty)})"] = len(empty)
     return left
+
+
+def _of_no_use(splits: Mapping[str, list[Row]], asked: str) -> Counter:
+    """Rows of splits whose names nobody asks for by default, but the one that is asked for."""
+    odd = splits.keys() - {"", *SPLIT_NAMES, canonical_split(parse_split(asked)[0])}
+    what = f"rows of the split{'s' if len(odd) > 1 else ''} {_listed(odd)}"
+    return +Counter({what: sum(len(splits[name]) for name in odd)})
 
 
 def _add_beside(rows: Sequence[Row], theirs: str, kind: FileKind) -> None:

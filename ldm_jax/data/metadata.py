@@ -1,14 +1,17 @@
 """What is said of the images of a folder: a table beside them (metadata.jsonl or metadata.csv), or a text file beside each.
 
     metadata.jsonl   a JSON object a line, {"file_name": "1.jpg", "caption": "a red bird"}
-    metadata.csv     the same with a line of column names, commas, semicolons or tabs between the cells, blanks behind which
+    metadata.csv     the same with a line of column names, commas, semicolons or tabs between the cells, blanks around which
                      don't count; labels that are all whole numbers are numbers
     1.txt            the caption of 1.jpg
+
+Whole numbers among labels may be written 3.0, as pandas writes them where a label is missing.
 """
 
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from ldm_jax.data.text_files import parse_json, read_text
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTIONS, LABELS = ("caption", "text"), ("label", "class")  # what columns are called, the usual name first
 Row = dict[str, Any]
+_WHOLE = r"-?[0-9]+(\.0*)?"  # a whole number, in a table's cell
+_NUMBERS = r"(?:[-+]?[0-9.]+(?:e[-+]?[0-9]+)?(?: |$))*"  # numbers only, as lines of boxes have them
 
 
 def table_in(folder: Path) -> Path | None:
@@ -28,15 +33,24 @@ def table_in(folder: Path) -> Path | None:
     return found
 
 
-def read_table(path: Path) -> list[Row]:
-    """Its rows, each with `_folder`, where `file_name` counts from. ValueError names the file, the line and what is wrong."""
-    rows = _of_csv(path) if path.suffix == ".csv" else _of_json_lines(path)
+def read_table(path: Path, label: str = LABELS[0]) -> list[Row]:
+    """Its rows, each with `_folder`, where `file_name` counts from; `label`: the column that holds labels. ValueError names the
+    file, the line and what is wrong."""
+    rows = _of_csv(path, label) if path.suffix == ".csv" else _of_json_lines(path)
     for number, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
             raise ValueError(f"{path}, line {number}: a row needs a file_name")
         if not isinstance(row.get("split") or "", str) or isinstance(row.get("split"), int | float):
             raise ValueError(f"{path}, line {number}: split is {row['split']!r}, not a name such as 'train'")
-    return [{**row, "_folder": path.parent} for _, row in rows]
+    names = label, "split"
+    return [{**row, **{n: _tidy(row[n]) for n in names if n in row}, "_folder": path.parent} for _, row in rows]
+
+
+def _tidy(value: Any) -> Any:
+    """A name without the blanks around it; 3.0 as 3."""
+    if isinstance(value, str):
+        return value.strip()
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _of_json_lines(path: Path) -> list[tuple[int, Any]]:
@@ -44,7 +58,7 @@ def _of_json_lines(path: Path) -> list[tuple[int, Any]]:
     return [(number, parse_json(line, f"{path}, line {number}:")) for number, line in lines if line.strip()]
 
 
-def _of_csv(path: Path) -> list[tuple[int, Row]]:
+def _of_csv(path: Path, label: str) -> list[tuple[int, Row]]:
     text = read_text(path)
     between = _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True, strict=True)
@@ -54,7 +68,7 @@ def _of_csv(path: Path) -> list[tuple[int, Row]]:
         if "file_name" not in head or len(set(head)) < len(head):
             said = ",".join(head)[:80]
             raise ValueError(f"{path}, line 1: the first line names the columns, each once, also file_name, not {said!r}")
-        for cells in reader:
+        for cells in ([cell.strip() for cell in line] for line in reader):
             if not any(cells):
                 continue
             if len(cells) != len(head):
@@ -65,10 +79,9 @@ def _of_csv(path: Path) -> list[tuple[int, Row]]:
             rows.append((reader.line_num, {name: cell for name, cell in zip(head, cells) if cell != ""}))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-    for name in LABELS:
-        cells = [row[name] for _, row in rows if name in row]
-        if cells and all(_is_number(cell) for cell in cells):
-            rows = [(number, row | {name: int(row[name])} if name in row else row) for number, row in rows]
+    labels = [row[label] for _, row in rows if label in row]
+    if all(re.fullmatch(_WHOLE, cell) for cell in labels):
+        rows = [(number, row | {label: int(row[label].split(".")[0])} if label in row else row) for number, row in rows]
     return rows
 
 
@@ -78,22 +91,27 @@ def _separator(text: str) -> str:
     return next((each for each in ",;\t" if "file_name" in (cell.strip(' "\r') for cell in names.split(each))), ",")
 
 
-def _is_number(cell: str) -> bool:
-    return cell.isascii() and cell.removeprefix("-").isdigit()
-
-
 def is_blank(value: Any) -> bool:
     """Whether a cell of a table says nothing."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def add_captions(rows: Sequence[Row], theirs: str) -> None:
-    """Rows without a caption get that of the text file beside the image, if there is one, under the name `theirs`."""
+def add_captions(rows: Sequence[Row], theirs: str, every: Sequence[Row]) -> None:
+    """Rows get the caption of the text file beside the image, if there is one, under the name `theirs`: those of folders whose
+    rows, `every` one, have no captions of any name, unless all of those files hold numbers only, such as boxes."""
+    told = {row["_folder"] for row in every if not all(is_blank(row.get(name)) for name in (theirs, *CAPTIONS))}
     there: dict[Path, set[str]] = {}
-    for row in rows:
+
+    def beside(row: Row) -> str:
         path = row["_folder"] / row["file_name"]
-        if is_blank(row.get(theirs)):
-            if path.parent not in there:
-                there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if f"{path.stem}.txt" in there[path.parent] and (text := path.with_name(f"{path.stem}.txt")).is_file():
-                row[theirs] = " ".join(read_text(text).split())
+        if path.parent not in there:
+            there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        text = path.with_name(f"{path.stem}.txt")
+        return " ".join(read_text(text).split()) if text.name in there[path.parent] and text.is_file() else ""
+
+    bare = [row for row in rows if row["_folder"] not in told]
+    texts = [beside(row) for row in bare]
+    others = (beside(row) for row in every if row["_folder"] not in told)
+    if any(not re.fullmatch(_NUMBERS, text) for group in (texts, others) for text in group):
+        for row, text in zip(bare, texts):
+            row[theirs] = text

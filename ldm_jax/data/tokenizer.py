@@ -12,6 +12,7 @@ of fixed length. The empty string, `[BOS] [EOS] [PAD] ...`, is the null prompt o
 """
 
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 KINDS = tuple(_ENDS)  # that are trained here
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 T5_ENDS = ("<pad>", "</s>")  # a text has no begin; what it doesn't know is <unk>, as it was trained
+_SPLITTER = pre_tokenizers.BertPreTokenizer()
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,7 @@ def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: in
     special = ["[PAD]", "[UNK]", *_ENDS[kind]]
     if vocab_size <= len(special):
         raise ValueError(f"vocab_size={vocab_size}: must exceed the {len(special)} special tokens")
-    normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
-    words = Counter()
-    for caption in captions:
-        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+    words = Counter(word for caption in captions for word in words_of(caption))
     if not words:
         raise ValueError("a tokenizer cannot be trained on captions without words")
     if kind == "words":
@@ -265,10 +264,16 @@ def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: in
     else:
         model = models.WordPiece(_train_pieces(words, special, vocab_size), unk_token="[UNK]")
     inner = tokenizers.Tokenizer(model)
-    inner.normalizer, inner.pre_tokenizer = normalizer, splitter
+    inner.normalizer, inner.pre_tokenizer = _normalizer(), _SPLITTER
     return Tokenizer(inner)
 
 
+def words_of(text: str) -> list[str]:
+    """The words and marks of a text, as tokenizers that are trained here tell them apart."""
+    return [word for word, _ in _SPLITTER.pre_tokenize_str(_normalizer().normalize_str(text))]
+
+
+@functools.cache
 def _normalizer() -> normalizers.Normalizer:
     """White space to blanks, control characters away (but not the joiners of scripts and emoji), lower case, composed."""
     return normalizers.Sequence(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.source import slice_bounds
 from ldm_jax.data.survey import Survey
 
 Config = Mapping[str, Any]
@@ -41,7 +42,7 @@ class Decision:
 def decide(found: Survey, machine: Machine, *, size: int = 0) -> Decision:
     """What to train on these pictures: everything but the number of steps. `size`: of the pictures, if it is settled.
 
-    ValueError where there are fewer than two pictures."""
+    ValueError where there are fewer than two pictures, or what is held out has no captions or classes and the others do."""
     fields: dict[str, Any] = {
         "name": _name(found),
         "data.source": found.kind,
@@ -87,15 +88,19 @@ def _split(found: Survey) -> Decision:
         return Decision(fields, [("held out", f"{found.held_out}, the folder's own {found.splits[1]} split")])
     if found.train < 2:
         raise ValueError(f"{found.path} holds {found.train} picture: one is held out, so at least 2 are needed")
-    held = max(1, round(found.train * HELD_OUT))
-    fields = {"data.train_split": f"train[:{found.train - held}]", "data.validation_split": f"train[{found.train - held}:]"}
+    # in percent, so that pictures which are added later are parted likewise; at least one picture is on either side
+    kept = round(100 * min(1 - HELD_OUT, 1 - 1 / found.train))
+    held = found.train - slice_bounds(("", f"{kept}%"), found.train).stop
+    fields = {"data.train_split": f"train[:{kept}%]", "data.validation_split": f"train[{kept}%:]"}
     share = f"{held / found.train:.0%} of the pictures, chosen by their names" if found.kind == "folder" else "the last ones"
     return Decision(fields, [("held out", f"{held}, {share}")])
 
 
 def _condition(found: Survey, machine: Machine) -> Decision:
+    """ValueError where the pictures that are held out lack what those to train on have."""
     width = 256 if machine.accelerator else 64
     if found.caption:
+        _check_held_out(found)
         words = found.different <= WORDS
         length = min(77, 4 * math.ceil((found.words * (1.0 if words else 1.4) + 2) / 4))
         conditioner = {
@@ -107,8 +112,10 @@ def _condition(found: Survey, machine: Machine) -> Decision:
         said = f"captions of at most {length} tokens ({found.different} different words); --prompt draws"
         return Decision(fields | {"network.context_dim": width}, [("condition", said)])
     classes = len(found.class_names)
-    why = "there are neither captions (metadata.csv with file_name and caption, or a .txt beside each) nor classes (folders)"
+    ways = "metadata.csv with file_name and caption, or a .txt with words beside each"
+    why = f"there are neither captions ({ways}) nor classes (folders)"
     if found.label and classes > 1 and found.train >= LEAST_A_CLASS * classes:
+        _check_held_out(found)
         conditioner = {"kind": "class", "n_classes": classes + 1, "embed_dim": width, "null_probability": 0.1}
         fields = {"data.label_column": found.label, "conditioner": conditioner, "sampling.guidance_scale": 2.0}
         parts = all(name.isdigit() for name in found.class_names)
@@ -121,6 +128,11 @@ def _condition(found: Survey, machine: Machine) -> Decision:
         "sampling.guidance_scale": 1.0,
     }  # fmt: skip
     return Decision(fields, [("condition", f"none: {why}")])
+
+
+def _check_held_out(found: Survey) -> None:
+    if found.lacking:
+        raise ValueError(f"{found.lacking}; or leave them all aside, --unconditional")
 
 
 def _size(found: Survey, machine: Machine, size: int) -> Decision:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ldm_jax import probes
 from ldm_jax.data.pipeline import eval_batches
-from ldm_jax.data.source import Source
+from ldm_jax.data.source import Info, Source
 from ldm_jax.data.transform import Transform
 from ldm_jax.retrieval.database import Database, load_database, neighbours_of_rows, of_class, relative, search
 from ldm_jax.retrieval.embedders import Embedder, load_embedder
@@ -37,17 +38,58 @@ def build(
     made_by: str = "",
 ) -> Database:
     """Writes the data base of the pictures `members`, with the k nearest of each and of the pictures `queries`, which are not
-    retrieved themselves; `root`: a folder that names begin with, left out."""
-    embedded = [embed(source, embedder, root) for source in (members, *queries)]
+    retrieved themselves; `root`: a folder that names begin with, left out. A picture that several rows name is embedded once.
+    ValueError for a picture of two classes, and for two pictures of one name."""
+    embedded = [embed(source, embedder, root) for source in _each_once((members, *queries), root)]
     names = tuple(name for names, _, _ in embedded for name in names)
     labels = None
     if embedded[0][2] is not None:
         labels = np.concatenate([np.full(len(n), -1) if found is None else found for n, _, found in embedded]).astype(np.int32)
     vectors = np.concatenate([found for _, found, _ in embedded])
     said = {"embedder": str(Path(made_by).absolute())} if made_by else {}
-    database = Database(names, vectors, len(members), labels, members.info.class_names if labels is not None else None, said)
+    class_names = members.info.class_names if labels is not None else None
+    database = Database(names, vectors, len(embedded[0][0]), labels, class_names, said)
     database.save(out, neighbours_of_rows(database, min(k, database.members - 1), index))
     return database
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a source."""
+
+    source: Source
+    numbers: Sequence[int]
+
+    @property
+    def info(self) -> Info:
+        return self.source.info
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self.numbers[index]]
+
+
+def _each_once(sources: Sequence[Source], root: str) -> list[Source]:
+    """The sources without rows of pictures that had one before; those that are empty then are left out."""
+    seen: dict[str, tuple[str, Any]] = {}
+    rows: list[Source] = []
+    for source in sources:
+        numbers = []
+        for i in range(len(source)):
+            row = source[i]
+            name, found = relative(row["name"], root), (row["name"], row.get("label"))
+            if name not in seen:
+                seen[name] = found
+                numbers.append(i)
+            elif seen[name][0] != found[0]:
+                raise ValueError(f"two pictures would be called {name}: {seen[name][0]} and {found[0]}; rename one of them")
+            elif None not in (seen[name][1], found[1]) and seen[name] != found:
+                labels = f"{seen[name][1]} and {found[1]}"
+                raise ValueError(f"{found[0]} has two rows of different labels, {labels}: keep one of them")
+        rows += [_Rows(source, numbers)] if numbers else []
+    return rows
 
 
 def condition(database: Database | str | Path, **question: Any) -> np.ndarray:

@@ -570,3 +570,127 @@ def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a cat", "caption": "a dog"}\n')
     with pytest.raises(ValueError, match="metadata.jsonl, line 1: no JSON: the name 'caption' stands there twice"):
         folder(tmp_path)
+
+
+def table(root, head, *rows):
+    """metadata.csv, and the pictures that it names."""
+    for row in rows:
+        picture(root / row.split(",")[0].strip())
+    (root / "metadata.csv").write_text("\n".join([head, *rows]))
+
+
+@pytest.mark.parametrize("above", ["", "./", "pictures/", "archive/pictures/"])
+@pytest.mark.parametrize("held, split", [("test", "test"), ("Val", "validation"), ("dev", "validation")])
+def test_folders_that_a_table_in_the_root_names_are_splits(tmp_path, above, held, split):
+    rows = [f"{above}{name}/{i}.png,picture {i}" for name in ("train", held) for i in range(3)]
+    table(tmp_path, "file_name,caption", *rows)
+    train, other = folder(tmp_path), folder(tmp_path, split)
+    assert names_of(train) == [row.split(",")[0].removeprefix("./") for row in rows[:3]]
+    assert names_of(other) == [row.split(",")[0].removeprefix("./") for row in rows[3:]]
+    assert train.info.left_out == ()
+
+
+@pytest.mark.parametrize("other", ["car/1.png", "1.png"])
+def test_folders_of_a_table_that_may_be_splits_or_classes_are_refused(tmp_path, other):
+    table(tmp_path, "file_name,label", "train/0.png,a", f"{other},b")
+    with pytest.raises(ValueError, match=f"metadata.csv: the folder 'train' may be a split or a class, .* {other}. Add a"):
+        folder(tmp_path)
+    table(tmp_path, "file_name,label,split", "train/0.png,a,val", f"{other},b,train")  # as the refusal advises
+    assert names_of(folder(tmp_path)) == [other] and names_of(folder(tmp_path, "val")) == ["train/0.png"]
+    table(tmp_path, "file_name,label", "bus/0.png,a", f"{other},b")
+    assert len(folder(tmp_path)) == 2
+
+
+def test_a_split_that_contradicts_its_folder_is_refused(tmp_path):
+    table(tmp_path / "train", "file_name,split", "0.png,train", "1.png,", "2.png,val")
+    with pytest.raises(ValueError, match="train/metadata.csv: 2.png has the split 'val' and lies in train. Remove the column"):
+        folder(tmp_path)
+    table(tmp_path / "train", "file_name,split", "0.png,training", "1.png,")
+    table(tmp_path / "val", "file_name,split", "0.png,validation")
+    assert len(folder(tmp_path)) == 2 and len(folder(tmp_path, "val")) == 1
+
+
+@pytest.mark.parametrize("beside", [(), ("archive/0.png",), ("archive/dataset/0.png", "more/0.png")])
+def test_splits_at_any_depth_are_no_classes(tmp_path, beside):
+    for name in ("archive/dataset/train/cat/1.png", "archive/dataset/test/cat/2.png", *beside):
+        picture(tmp_path / name)
+    with pytest.raises(ValueError, match=r"'archive/dataset' lie in 'test', 'train', .* holds them, .*/archive/dataset$"):
+        folder(tmp_path)
+
+
+def test_classes_with_a_folder_named_like_a_split_somewhere_are_classes(tmp_path):
+    for name in ("toys/train/1.png", "toys/2.png", "food/3.png"):
+        picture(tmp_path / name)
+    assert folder(tmp_path).info.class_names == ("food", "toys")
+
+
+def test_blanks_at_the_end_of_cells(tmp_path):
+    rows = "0.png,cat,train", "1.png,cat ,train ", "2.png ,dog,\ttrain", "3.png,dog,val "
+    table(tmp_path, "file_name ,label ,split ", *rows)
+    (tmp_path / "metadata.csv").write_text((tmp_path / "metadata.csv").read_text() + "\n , , \n")
+    source = folder(tmp_path)
+    assert names_of(source) == ["0.png", "1.png", "2.png"] and source.info.class_names == ("cat", "dog")
+    assert names_of(folder(tmp_path, "val")) == ["3.png"]
+    (tmp_path / "metadata.csv").unlink()
+    rows = [{"file_name": f"{i}.png", "label": "cat "[: 3 + i], "split": "train "[: 5 + i]} for i in range(3)]
+    metadata(tmp_path, rows)
+    assert len(folder(tmp_path)) == 3 and folder(tmp_path).info.class_names == ("cat",)
+
+
+def test_rows_of_splits_that_nobody_asks_for_are_said(tmp_path):
+    table(tmp_path, "file_name,split", *(f"{i}.png,{('train', 'train_extra', 'val', 'fold1')[i % 4]}" for i in range(11)))
+    assert dict(folder(tmp_path).info.left_out) == {"rows of the splits 'fold1', 'train_extra'": 5}
+    assert dict(folder(tmp_path, "fold1").info.left_out) == {"rows of the split 'train_extra'": 3}
+
+
+@pytest.mark.parametrize("column", ["label", "class", "species"])
+@pytest.mark.parametrize("written", ["{}", "{}.0", "{}.", "{} "])
+def test_whole_numbers_among_labels_however_they_are_written(tmp_path, column, written):
+    table(tmp_path, f"file_name,{column}", *(f"{i}.png,{written.format(i)}" for i in range(11)))
+    source = folder(tmp_path, columns=("image", "label"), names={"label": column})
+    assert source.info.class_names == tuple(map(str, range(11)))
+    assert {row["name"][-5:]: row["label"] for row in (source[i] for i in range(11))}["2.png"] == 2
+
+
+def test_whole_numbers_among_labels_of_json(tmp_path):
+    metadata(tmp_path, [{"file_name": f"{i}.png", "label": i if i % 2 else float(i)} for i in range(11)])
+    source = folder(tmp_path)
+    assert source.info.class_names == tuple(map(str, range(11))) and [source[i]["label"] for i in range(11)] == list(range(11))
+    metadata(tmp_path, [{"file_name": f"{i}.png", "label": f"{i}.0"} for i in range(11)])  # text is meant as text
+    assert folder(tmp_path).info.class_names[:3] == ("0.0", "1.0", "10.0")
+
+
+def test_text_files_beside_images_are_captions_only_where_a_table_has_none(tmp_path):
+    for split, head in (("train", "file_name,text"), ("val", "file_name,label")):
+        table(tmp_path / split, head, "0.png,a bird", "1.png,a cat")
+        for i in range(2):
+            (tmp_path / split / f"{i}.txt").write_text("of a text file")
+    with pytest.raises(ValueError, match="train: there is no column 'caption'; .* They say text besides"):
+        folder(tmp_path, columns=("image", "caption"))
+    assert folder(tmp_path, columns=("image", "caption"), names={"caption": "text"})[0]["caption"] == "a bird"
+    assert folder(tmp_path, "val", ("image", "caption"))[1]["caption"] == "of a text file"
+    table(tmp_path / "train", "file_name,caption", "0.png,a bird", "1.png,")
+    with pytest.raises(ValueError, match="1 of 2 rows have a caption; the first without is 1.png"):
+        folder(tmp_path, columns=("image", "caption"))
+
+
+def test_boxes_in_text_files_beside_images_are_no_captions(tmp_path):
+    for i in range(6):
+        picture(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"0 0.5 0.25 0.{i} .2\n1 -1e-05 0.1 0.2 1\n" * (i % 3))
+    assert folder(tmp_path).info.columns == ("image",)
+    (tmp_path / "5.txt").write_text("a bird")  # numbers may be captions among others
+    for i in (0, 3):
+        (tmp_path / f"{i}.txt").write_text("7")
+    for split in ("train", "train[:1]", "train[1:]"):
+        assert folder(tmp_path, split).info.columns == ("image", "caption")
+
+
+def test_what_lacks_a_column_is_named_with_its_split(tmp_path):
+    for name in ("train/cat/1.png", "val/1.png"):
+        picture(tmp_path / name)
+    with pytest.raises(ValueError, match="/val: there is no column 'label'; its rows have image"):
+        folder(tmp_path, "validation", ("image", "label"))
+    table(tmp_path / "one", "file_name,caption,split", "0.png,a,train", "1.png,,val")
+    with pytest.raises(ValueError, match="/one, split 'val': there is no column 'caption'"):
+        folder(tmp_path / "one", "val", ("image", "caption"))

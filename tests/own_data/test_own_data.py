@@ -14,7 +14,9 @@ from ldm_jax.cli import configs
 from ldm_jax.cli import own_data as command
 from ldm_jax.cli.train import parse
 from ldm_jax.data.shapes.builder import prepare
+from ldm_jax.data.source import select
 from ldm_jax.data.survey import Survey, survey
+from ldm_jax.data.tokenizer import train_tokenizer
 from ldm_jax.own_data import Cost, Machine
 
 CPU, GPUS = Machine(False, 1, 8e9), Machine(True, 3, 64e9)
@@ -87,11 +89,19 @@ def test_the_size_is_one_that_most_pictures_have(sides, machine, size, chosen):
     assert all(decision.fields[f"{stage}_train.batch_size"] % machine.devices == 0 for stage in ("first_stage", "diffusion"))
 
 
-@pytest.mark.parametrize("count, held", [(2, 1), (10, 1), (100, 5), (2934, 147)])
-def test_a_twentieth_is_held_out_where_there_is_no_split(count, held):
-    fields = own_data.decide(found(train=count), CPU).fields
-    cut = count - held
-    assert (fields["data.train_split"], fields["data.validation_split"]) == (f"train[:{cut}]", f"train[{cut}:]")
+@pytest.mark.parametrize("count, cut, held", [(2, 50, 1), (10, 90, 1), (11, 91, 1), (100, 95, 5), (2934, 95, 147)])
+def test_a_twentieth_is_held_out_where_there_is_no_split(count, cut, held):
+    decision = own_data.decide(found(train=count), CPU)
+    fields = decision.fields
+    assert (fields["data.train_split"], fields["data.validation_split"]) == (f"train[:{cut}%]", f"train[{cut}%:]")
+    assert reason(decision, "held out").startswith(f"{held}, ")
+
+
+def test_no_picture_is_on_both_sides_or_on_none():
+    for count in range(2, 600):
+        fields, rows = own_data.decide(found(train=count), CPU).fields, {"": [{"name": str(i)} for i in range(count)]}
+        parts = [select(rows, fields[f"data.{split}_split"], "name", "") for split in ("train", "validation")]
+        assert all(parts) and sorted(int(row["name"]) for part in parts for row in part) == list(range(count))
 
 
 def test_splits_of_the_folder_are_kept_and_one_picture_is_too_few():
@@ -208,6 +218,69 @@ def test_other_names_of_columns_are_found(tmp_path, name, column):
     assert getattr(survey(tmp_path), column) == name
 
 
+def test_a_table_comes_before_text_files_with_boxes(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"0 0.5 0.5 0.{i} 0.2")
+    assert survey(tmp_path).caption == ""
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,a bird\n" for i in range(4)))
+    seen = survey(tmp_path)
+    assert (seen.caption, seen.words, seen.different) == ("text", 2, 2)
+
+
+@pytest.mark.parametrize(
+    "caption, words",
+    [
+        ("\u4e00\u53ea\u7ea2\u8272\u7684\u9e1f\u7ad9\u5728\u6811\u679d\u4e0a", 11),  # a character is a token
+        ("long_hair, blue_eyes", 7),
+        ("A re\u0301sume\u0301, naïve", 4),
+    ],
+)
+def test_captions_are_as_long_as_for_the_tokenizer(tmp_path, caption, words):
+    for i in range(4):
+        picture(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(caption, encoding="utf-8")
+    seen = survey(tmp_path)
+    tokenizer = train_tokenizer([caption])
+    assert seen.words == tokenizer.count(caption) == words
+    section = own_data.decide(seen, CPU).fields["conditioner"]
+    assert section["max_seq_len"] >= words + 2 and not tokenizer.losses([caption], section["max_seq_len"]).cut
+
+
+def test_what_is_held_out_needs_captions_or_classes_too(tmp_path):
+    for name in ("train/a/1.png", "train/a/2.png", "train/b/3.png", "train/b/4.png", "val/5.png"):
+        picture(tmp_path / "classes" / name)
+    for name in ("train/1.png", "val/2.png"):
+        picture(tmp_path / "captions" / name)
+    (tmp_path / "captions/train/metadata.csv").write_text("file_name,caption\n1.png,a bird")
+    for place, column in (("classes", "label"), ("captions", "caption")):
+        message = f"/{place}/val: there is no column '{column}'; .* held out need a {column}, .*--unconditional"
+        with pytest.raises(ValueError, match=message):
+            own_data.decide(survey(tmp_path / place), CPU)
+        assert own_data.decide(survey(tmp_path / place, conditions=False), CPU).fields["conditioner"] == {"kind": "none"}
+    (tmp_path / "captions/val/2.txt").write_text("a cat")
+    assert own_data.decide(survey(tmp_path / "captions"), CPU).fields["conditioner"]["kind"] == "text"
+    (tmp_path / "classes/train/b").rename(tmp_path / "b")  # one class, which says nothing
+    assert own_data.decide(survey(tmp_path / "classes"), CPU).fields["conditioner"] == {"kind": "none"}
+
+
+def test_columns_and_splits_that_are_named_are_those_that_count(tmp_path):
+    said = {"caption": "a bird", "description": "a red bird"}
+    rows = [said | {"file_name": f"{i}.png", "species": "ab"[i // 4 % 2], "split": f"fold{i % 4}"} for i in range(12)]
+    for row in rows:
+        picture(tmp_path / row["file_name"])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = ("fold0", "fold1")
+    seen = survey(tmp_path, splits=splits)
+    assert (seen.caption, seen.words, seen.train, seen.held_out, seen.splits) == ("caption", 2, 3, 3, splits)
+    seen = survey(tmp_path, names={"caption": "description", "label": "species"}, splits=splits)
+    assert (seen.caption, seen.words, seen.label) == ("description", 3, "")
+    seen = survey(tmp_path, names={"label": "species"}, splits=splits)
+    assert (seen.caption, seen.label, seen.class_names) == ("", "species", ("a", "b"))
+    with pytest.raises(ValueError, match="no column 'caption'; .* They say caption, "):
+        survey(tmp_path, names={"caption": "title"}, splits=splits)
+
+
 def test_what_cannot_be_trained_on_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         survey(tmp_path / "nothing")
@@ -228,6 +301,29 @@ def test_a_prepared_tfds_data_set_is_found_by_any_of_its_folders(tmp_path):
         fields = own_data.decide(seen, CPU).fields
         source = build.make_source(own_data.apply(BASE, fields), "validation", ("caption",))
         assert len(source) == 3 and re.fullmatch(r"shapes_32px_\w+", fields["name"])
+
+
+def test_a_prepared_tfds_data_set_is_found_from_inside_and_by_links(tmp_path, monkeypatch):
+    prepare(tmp_path / "data", resolution=32, train=6, validation=3)
+    (version,) = (tmp_path / "data").glob("shapes/*/1.0.0")
+    (tmp_path / "link").symlink_to(version, target_is_directory=True)
+    for place, path in ((version, "."), (version.parent, "1.0.0"), (version.parent, "."), (tmp_path, "link"), (version, "..")):
+        monkeypatch.chdir(place)
+        seen = survey(path)
+        assert (seen.kind, seen.path, seen.train) == ("tfds", str(tmp_path / "data"), 6)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "{oops", '{"features": {}, "version": {"version_str": "0.0.0"}}', '{"name": "a", "version": "1.0.0"}']
+)
+@pytest.mark.parametrize("below", ["", "cat", ".cache/huggingface", ".cache/a/1.0.0"])
+def test_other_files_called_dataset_info_are_no_tfds_data_sets(tmp_path, text, below):
+    for i in range(4):
+        picture(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    (tmp_path / below / "dataset_info.json").write_text(text)
+    seen = survey(tmp_path)
+    assert (seen.kind, seen.train) == ("folder", 4)
 
 
 # Without a condition
@@ -295,6 +391,24 @@ def test_the_command_goes_on_with_what_it_decided_before(quick, tmp_path, capsys
     picture(tmp_path / "cats" / "1.png")
     with pytest.raises(ValueError, match="holds a training of .*birds: choose another --workdir"):
         command.config_for(*parse(["train.py", "--data=cats", "--workdir=runs/birds"]), 0.0)
+
+
+def test_columns_of_the_command_line_are_looked_at(quick, tmp_path, capsys):
+    rows = [json.dumps({"file_name": f"{'ab'[i % 2]}/{i}.png", "description": "a red bird", "n": float(i)}) for i in range(8)]
+    (tmp_path / "birds" / "metadata.jsonl").write_text("\n".join(rows))
+    config, _, _ = quick("--config.data.caption_column=description", "--config.data.flip=True")
+    assert config["data"]["caption_column"] == "description" and config["conditioner"]["kind"] == "text"
+    assert "captions of at most 8 tokens (3 different words)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no column 'caption'; .* They say description, n besides"):
+        quick("--config.data.caption_column=title")
+
+
+@pytest.mark.parametrize("field, other", [("train_split=train[:50%]", "validation"), ("validation_split=train[50%:]", "train")])
+def test_one_part_alone_is_refused(quick, field, other):
+    with pytest.raises(ValueError, match=f"give --config.data.{other}_split, too"):
+        quick(f"--config.data.{field}")
+    config, _, _ = quick("--config.data.train_split=train[:50%]", "--config.data.validation_split=train[50%:]")
+    assert config["data"]["train_split"] == "train[:50%]" and config["data"]["validation_split"] == "train[50%:]"
 
 
 def test_steps_are_not_given_twice(quick):

@@ -120,6 +120,38 @@ def test_another_data_set_asks(pictures, tmp_path, monkeypatch):
     np.testing.assert_allclose(nearest @ MeanColour()(np.float32(Image.open(row["image"]))[None] / 127.5 - 1)[0], 1, atol=1e-3)
 
 
+def test_a_picture_that_several_rows_name_is_there_once(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = [(i, split, said) for i, split in enumerate(("train", "train", "train", "val")) for said in ("one", "another")]
+    for i, colour in enumerate([*COLOURS.values(), (90, 90, 200)]):
+        Image.new("RGB", (8, 8), colour).save(root / f"{i}.png")
+
+    def write(label="0", more=""):
+        lines = [f"{i}.png,{said},{split},{label if said == 'another' else 0}" for i, split, said in rows]
+        (root / "metadata.csv").write_text("\n".join(["file_name,caption,split,label", *lines]) + more)
+        return [folder(root, split, ("image", "label")) for split in ("train", "val")]
+
+    sources = write(more="\n0.png,asks too,val,0")
+    made = retrieval.build(sources[0], MeanColour(), tmp_path / "db", queries=sources[1:], root=str(root), k=2)
+    assert made.names == ("0.png", "1.png", "2.png", "3.png") and made.members == 3 and made.labels.tolist() == [0] * 4
+    assert np.load(tmp_path / "db" / "neighbours.npy").shape == (4, 2)
+    vectors = NeighboursOf(str(tmp_path / "db"), 2, str(root))(sources[0][1])["neighbours"]
+    assert (np.abs(vectors - made.vectors[0]).max(1) > 0.1).all()  # not the picture itself
+    again = retrieval.build(sources[0], MeanColour(), tmp_path / "again", queries=sources[:1], root=str(root), k=2)
+    assert again.names == made.names[:3]
+
+    def never(images):
+        raise AssertionError("refused before")
+
+    never.size = (8, 8)
+    with pytest.raises(ValueError, match="0.png has two rows of different labels, 0 and 1"):
+        retrieval.build(write(label="1")[0], never, tmp_path / "new")
+    one, other = [{"name": "0.png", "image": "0.png"}], [{"name": f"{root}/0.png", "image": "0.png"}]
+    with pytest.raises(ValueError, match="two pictures would be called 0.png: 0.png and .*/0.png; rename one"):
+        retrieval.build(one, never, tmp_path / "new", queries=[other], root=str(root))
+
+
 def test_what_is_no_embedder(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a probe"):
         retrieval.load_embedder(tmp_path)
