@@ -127,7 +127,7 @@ def super_resolution(model: Model, probe: probes.Probe | None) -> Found:
     """Nearness to the original, also of both shrunk (for bicubic models, to what was given); the share of fine detail; with
     a classifier, the Frechet distance of its features to those of the originals. Beside bicubic enlargement, what the first
     stage alone loses, the mean of four drawings, and drawings for other pictures."""
-    scale, (height, width) = build.superres_scale(model.config), model.images.shape[1:3]
+    scale, (height, width) = model.ldm.condition.scale, model.images.shape[1:3]
     kind, rng = model.config["conditioner"].get("degradation", "bicubic"), np.random.default_rng(model.seed)
     low = np.stack([degradation.degrade(image, scale, kind, rng) for image in model.images])  # as in training
     shrunk = np.stack([degradation.degrade(image, scale) for image in model.images])

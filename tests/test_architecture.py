@@ -1,6 +1,9 @@
 """Who may know whom, as a literal. A wall may move when there is a reason: change this table and say why."""
 
 import ast
+import contextlib
+import importlib
+import types
 from pathlib import Path
 
 import pytest
@@ -143,3 +146,22 @@ def test_no_module_is_long_and_every_public_item_says_what_it_is():
 def test_entry_points_are_thin():
     for name in ("train.py", "sample.py"):
         assert len((PACKAGE.parent / name).read_text().splitlines()) < 100, name
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_use_what_there_is(path):
+    """Names that they take from this package: most of them run for longer than a test may."""
+    tree, modules, missing = ast.parse(path.read_text(encoding="utf-8")), {}, []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        for name in node.names if (node.module or "").startswith("ldm_jax") else ():
+            with contextlib.suppress(ImportError):  # a module that its room has not imported yet
+                importlib.import_module(f"{node.module}.{name.name}")
+            taken = getattr(importlib.import_module(node.module), name.name, None)
+            if isinstance(taken, types.ModuleType):
+                modules[name.asname or name.name] = taken
+            missing += [f"{node.module}.{name.name}"] if taken is None else []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+        module = modules.get(node.value.id)
+        if module is not None and not hasattr(module, node.attr):
+            missing.append(f"{module.__name__}.{node.attr}")
+    assert not missing, missing
