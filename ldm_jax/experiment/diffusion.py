@@ -11,7 +11,7 @@ from ldm_jax.build import PRIOR
 from ldm_jax.data.pipeline import in_memory
 from ldm_jax.data.tokenizer import caption_texts
 from ldm_jax.experiment import evaluators, starting
-from ldm_jax.experiment.latents import open_cache
+from ldm_jax.experiment.latents import measured_of, open_cache
 from ldm_jax.experiment.prior import prior_source
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.training import sharding
@@ -26,9 +26,11 @@ def train_diffusion(experiment: Experiment) -> None:
     section, stage = config["diffusion_train"], build.make_first_stage(config)
     if not (experiment.workdir / "latents.json").is_file():
         raise ValueError("config.stages: 'diffusion' needs 'latents' before it, which finds the latents' scale")
+    first_stage, words = experiment.first_stage_params(), condition.setting.tokenizer
+    if not measured_of(experiment, first_stage):
+        raise ValueError("the first stage has changed since its latents were measured: config.stages needs 'latents' once more")
     scale, shift = api.load_scale(experiment.workdir)
     program = build.make_diffusion_program(config, condition)
-    first_stage, words = experiment.first_stage_params(), condition.setting.tokenizer
     constants = {"first_stage": first_stage, "latents": {
         name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (stage.channels,)) for name, value in
         (("scale", scale), ("shift", shift))

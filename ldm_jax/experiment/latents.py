@@ -13,8 +13,10 @@ from ldm_jax.data.latent_cache import LatentCache, hash_arrays, latent_cache
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.first_stage import FirstStage, latents, learnt
 from ldm_jax.primitives.arrays import key_of
-from ldm_jax.primitives.files import write_json
+from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.training import distributed, sharding
+from ldm_jax.training.bucket import stage_folder
+from ldm_jax.training.checkpoint_reader import steps_in
 
 PyTree = Any
 
@@ -33,10 +35,7 @@ def measure_latents(experiment: Experiment) -> None:
                 f"config.latents.scale={section['scale']}, shift={section['shift']}: the model that is adapted has {there[0]} "
                 f"and {there[1]}; leave config.latents.scale at 0"
             )
-    known = distributed.agreed(path.is_file())
-    if known:
-        api.load_scale(experiment.workdir)  # a damaged file is named now
-    else:
+    if not measured_of(experiment, params):
         found = latents.measure(draws(experiment, stage, params))
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
@@ -44,6 +43,7 @@ def measure_latents(experiment: Experiment) -> None:
         if adapts:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
+        statistics |= {"first_stage": hash_of(params)}
         distributed.on_first("working directory", experiment.check_place)
         distributed.on_first("latents.json", lambda: write_json(path, statistics))
         said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")
@@ -51,6 +51,28 @@ def measure_latents(experiment: Experiment) -> None:
     if section["cache"] and stage.module is not None:
         cache = open_cache(experiment, stage, params)
         experiment.say(f"latents: {len(cache)} in {experiment.workdir / 'latents'}")
+
+
+def measured_of(experiment: Experiment, params: PyTree) -> bool:
+    """Whether latents.json is there and of this first stage; one of an earlier version doesn't say. ValueError where it is of
+    another, and a diffusion model has begun to learn that one's latents."""
+    path, workdir = experiment.workdir / "latents.json", experiment.workdir
+    if not distributed.agreed(path.is_file()):
+        return False
+    api.load_scale(workdir)  # a damaged file is named now
+    found = hash_of(params)
+    same = distributed.agreed(read_json(path).get("first_stage", found) == found)
+    if not same and distributed.agreed(bool(steps_in(stage_folder(workdir, "diffusion")))):
+        raise ValueError(
+            f"the first stage has changed since {path} was measured, and the diffusion model beside it has learnt the latents "
+            "of the one before: give that one back (config.first_stage), or train in another --workdir"
+        )
+    return same
+
+
+def hash_of(params: PyTree) -> str:
+    """What tells one first stage from another."""
+    return hash_arrays([(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)])
 
 
 def encoder(experiment: Experiment, encode: Callable, params: PyTree) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,7 +112,6 @@ def open_cache(
 ) -> LatentCache:
     """The latent cache of the working directory, written by all processes unless it is there: of the training set, or of
     another source under a name of its own."""
-    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     distributed.on_first("latents", experiment.check_place)
     began = time.monotonic()
 
@@ -103,7 +124,7 @@ def open_cache(
         experiment.sources["train"] if source is None else source,
         experiment.transform(),
         encoder(experiment, lambda params, images: next(iter(stage.encode(params, images).values())), params),
-        {"first_stage": hash_arrays(named)},
+        {"first_stage": hash_of(params)},
         on_error=experiment.config["data"]["on_error"],
         report=report,
         process_index=jax.process_index(),

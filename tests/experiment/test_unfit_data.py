@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,6 +88,26 @@ def test_classes_and_boxes_have_names_of_their_own(tmp_path):
     assert "classes: chair, dog, tree" in found.parts["things"].takes
     with pytest.raises(ValueError, match="unknown class 'dog'"):
         found.parts["room"].parse(["dog"])
+
+
+def test_latents_of_another_first_stage_are_measured_again_unless_they_were_learnt(tmp_path, monkeypatch):
+    of_classes(tmp_path / "data", "cat", "dog")
+    fields = {"latents.cache": False, "latents.scale_batches": 1, "diffusion_train.batch_size": 8}
+    with Experiment(config(tmp_path / "data", **fields), tmp_path / "run") as experiment:
+        stage, path = build.make_first_stage(experiment.config), tmp_path / "run" / "latents.json"
+        params = [jax.jit(stage.init)(jax.random.key(seed)) for seed in (0, 1)]
+        found = []
+        for chosen in (params[0], params[0], params[1]):
+            monkeypatch.setattr(experiment, "first_stage_params", lambda chosen=chosen: chosen)
+            latents.measure_latents(experiment)
+            found.append(json.loads(path.read_text()))
+        assert found[0] == found[1] and found[1]["scale"] != found[2]["scale"]
+        assert latents.measured_of(experiment, params[1]) and not latents.measured_of(experiment, params[0])
+        (tmp_path / "run" / "diffusion" / "checkpoints" / "00000004").mkdir(parents=True)
+        with pytest.raises(ValueError, match="has learnt the latents of the one before"):
+            latents.measured_of(experiment, params[0])
+        path.write_text(json.dumps({"scale": 1.0, "shift": 0.0}))  # as earlier versions wrote it
+        assert latents.measured_of(experiment, params[0])
 
 
 def test_label_maps_with_classes_that_there_are_not_are_refused_at_the_start(tmp_path):

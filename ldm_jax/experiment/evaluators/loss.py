@@ -32,9 +32,11 @@ def make_loss(model: Model) -> Callable[[TrainState], Report]:
     share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": config["data"]["on_error"]}
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def loss_of(params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
+    def loss_of(params: PyTree, batch: PyTree, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """The sum over the rows that count, and how many these are."""
         step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(batch_size, dtype=jnp.int32), batch_size)
-        return program.loss(params, batch, key, step)[1]["loss_simple"]
+        each = program.loss(params, batch, key, step)[1]["loss_per_sample"]
+        return jnp.stack([jnp.where(mask, each, 0).sum(), mask.sum().astype(each.dtype)])
 
     def validate(state: TrainState) -> Report:
         params, losses = {**sharding.replicate(mesh, constants), **state.averaged}, []
@@ -43,8 +45,9 @@ def make_loss(model: Model) -> Callable[[TrainState], Report]:
         for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
             found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
             with jax.set_mesh(mesh):
-                losses.append(loss_of(params, sharding.to_device(mesh, found), jax.random.key(i)))
-        loss = float(np.mean(jax.device_get(losses)))  # the host waits once, not for every batch
-        return Report({"validation/loss": loss})
+                found, mask = sharding.to_device(mesh, (found, batch["mask"]))
+                losses.append(loss_of(params, found, mask, jax.random.key(i)))
+        total, count = np.float64(jax.device_get(losses)).sum(0)  # the host waits once, not for every batch
+        return Report({"validation/loss": float(total / count)})
 
     return validate
