@@ -208,6 +208,8 @@ class Experiment:
 
             def is_over(step: int) -> bool:
                 judge.recall(checkpoints.folder, step)
+                if judge.missed:  # the last look
+                    return False
                 why = f"{step} steps" if step >= steps else judge.in_words(step) if judge.tired else ""
                 if why:
                     self.say(f"{name}: already trained, {why}")

@@ -12,6 +12,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import json
 import logging
 import shutil
 import time
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ldm_jax.primitives.files import identity
+from ldm_jax.primitives.files import identity, write_text
 from ldm_jax.training.checkpoint_reader import (
     COMMITTED,
     ITEMS,
@@ -150,6 +151,18 @@ class Checkpoints:
                 return
             time.sleep(2.0 ** (self._failures - 1))
 
+    def judge(self, step: int, score: float | None, judged: Mapping[str, Any]):
+        """Adds what a look at the state of `step` found that was missed when it was saved (`save` has the arguments)."""
+        self.wait()
+        if jax.process_index() == 0:
+            path = self.folder / str(step) / "_CHECKPOINT_METADATA"
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found["custom_metadata"] = sealed(found["custom_metadata"] | {"score": _finite(score), "judged": dict(judged)})
+            if isinstance(path, Path):
+                write_text(path, json.dumps(found))
+            else:  # in a bucket an object is replaced whole
+                path.write_text(json.dumps(found))
+
     def _take_note(self):
         """Waits for the save under way. If it failed: a warning, or OSError if that was one too many."""
         try:
@@ -167,7 +180,7 @@ class Checkpoints:
         meta = {
             "checksums": checksums(parts),
             "arrays": describe(parts),
-            "score": float(score) if score is not None and np.isfinite(score) else None,
+            "score": _finite(score),
             "judged": dict(judged or {}),
         }
         self._saved += 1
@@ -298,6 +311,10 @@ def _of_all(reason: str) -> str:
     if jax.process_count() == 1 or bool(multihost_utils.process_allgather(np.array(not reason)).all()):
         return reason
     return reason or "another process can't read it"
+
+
+def _finite(score: float | None) -> float | None:
+    return float(score) if score is not None and np.isfinite(score) else None
 
 
 def _parts(state: TrainState) -> dict[str, PyTree]:

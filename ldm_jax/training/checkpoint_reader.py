@@ -133,7 +133,8 @@ def score_of(folder: Any, step: int) -> float | None:
 
 def judged_of(folder: Any, step: int) -> dict[str, Any]:
     """What the checkpoint of `step` says of its judge: "by", the number's name, "since", the looks in a row before it that
-    gave no better one, and "higher", whether more of it is better; {} for one of an earlier version."""
+    gave no better one, "higher", whether more of it is better, and "looked": False, if a stop kept hooks that were due from
+    looking at it; {} for one of an earlier version."""
     found = _metadata(folder, step).get("judged")
     return found if isinstance(found, dict) else {}
 

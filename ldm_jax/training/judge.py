@@ -24,7 +24,7 @@ class Judge:
         if patience < 0:
             raise ValueError(f"patience={patience}: at least 0, which is never")
         self.by, self.patience = by, patience
-        self.best, self.since, self.higher = np.inf, 0, False
+        self.best, self.since, self.higher, self.missed = np.inf, 0, False, False
 
     @property
     def tired(self) -> bool:
@@ -37,8 +37,10 @@ class Judge:
         return {"by": self.by, "since": self.since, "higher": self.higher}
 
     def recall(self, folder: str | Path, step: int) -> None:
-        """Takes up where the checkpoint of `step` under `folder` left. What another number judged doesn't count."""
+        """Takes up where the checkpoint of `step` under `folder` left. What another number judged doesn't count. `missed`:
+        whether it was saved as the run was stopped, before the hooks that were due had looked at it."""
         found = judged_of(folder, step)
+        self.missed = bool(_of_first([found.get("looked") is False])[0])
         self.higher = found.get("by") == self.by and bool(found.get("higher", False))
         best = best_in(folder, self.by, until=step)
         self.best = _of_first([best[1] if best else np.inf])[0]

@@ -183,8 +183,11 @@ class _Run:
         """From `state` to the last step. `keys`: the run's key, and another one for the steps before the third number."""
         step, pending = int(state.step), collections.deque()
         key, other_key, other_until = keys
-        self.window.clear()
         self.judge.recall(self.checkpoints.folder, step)
+        if self.judge.missed:
+            score, _ = self._look(step, state, self._due(step))
+            self.checkpoints.judge(step, score, self.judge.record)
+        self.window.clear()
 
         def drain(keep: int):
             while len(pending) > keep:
@@ -197,7 +200,7 @@ class _Run:
                     raise _NotFinite(skipped, number, broken)
                 self.window.add(number, values, host)
 
-        while step < self.steps:
+        while step < self.steps and not self.judge.tired:
             self.tracing(step, state)
             # CPU time of this thread: on a CPU backend the wall clock would count what the device computes meanwhile
             began = time.thread_time()
@@ -212,26 +215,32 @@ class _Run:
 
             last = step == self.steps
             stop = self.asked_to_stop(step)
-            due = [hook for hook in self.hooks if hook.every and (step % hook.every == 0 or last) and not stop]
+            due, judged = self._due(step), {}
+            if stop and due:  # whoever asked may not wait for them: they look when the run goes on
+                due, judged = [], {"looked": False}
             save = stop or last or _is_due(step, self.checkpoint_every) or self.checkpoints.retry_due
             if due or save:
                 drain(0)
             score, better = self._look(step, state, due) if due else (None, False)
-            last = last or self.judge.tired
+            if self.judge.tired and not last:
+                self._look(step, state, [hook for hook in self.hooks if hook.every and hook not in due])
+                last = True
             if save := save or better or last:
-                self.checkpoints.save(step, state, score, wait=stop or last, judged=self.judge.record)
+                self.checkpoints.save(step, state, score, wait=stop or last, judged=self.judge.record | judged)
                 self.beat()
             if stop:
                 raise Interrupted(step)
-            if self.judge.tired:
-                self.log.say(f"{self.log.stage}: {self.judge.in_words(step)}")
-                break
             if due or save:
                 self.window.resume()
+        if self.judge.tired:
+            self.log.say(f"{self.log.stage}: {self.judge.in_words(step)}")
         # A signal that came after the last look at it. Several processes see it at the next stage's first step, together.
         if jax.process_count() == 1 and self.asked_to_stop(step):
             raise Interrupted(step)
         return state
+
+    def _due(self, step: int) -> list[Hook]:
+        return [hook for hook in self.hooks if hook.every and (step % hook.every == 0 or step == self.steps)]
 
     def _look(self, step: int, state: TrainState, due: Sequence[Hook]) -> tuple[float | None, bool]:
         """Runs the hooks; the score of this state, if one judges it, and whether it is the best so far."""

@@ -281,6 +281,46 @@ def test_it_stops_at_a_signal_saves_and_goes_on_exactly(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
+@pytest.mark.parametrize("stopped", [5, 10])
+def test_looks_that_a_stop_came_before_are_taken_when_the_run_goes_on(tmp_path, stopped):
+    """And judge as those of a run that was never stopped."""
+    looked = []
+
+    def look(state):
+        looked.append(int(state.step))
+        return Report({"loss": 10.0 - int(state.step)})
+
+    def batches(start):
+        for i in range(start, 100):
+            if not looked and i == stopped - 1 or i == stopped - 1 == 9 and looked == [5]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield jnp.float32(i)
+
+    options = {"hooks": [Hook(5, look)], "prefetch": 0, "checkpoint_every": 0}
+    with pytest.raises(Interrupted, match=f"stopped at step {stopped}"):
+        run(tmp_path, batches, judge=Judge("loss"), **options)
+    assert looked == [5][: stopped // 10] and best_in(tmp_path / "checkpoints") == ((5, 5.0) if looked else None)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = checkpoints.restore(INIT(jax.random.key(0)))
+    judge = Judge("loss")
+    judge.recall(tmp_path / "checkpoints", stopped)
+    assert judge.missed
+    run(tmp_path, numbers, state=state, judge=judge, **options)
+    assert looked == [5, 10] and best_in(tmp_path / "checkpoints") == (10, 0.0)
+    assert [line["loss"] for line in lines(tmp_path) if "loss" in line] == [5.0, 0.0]
+    judge.recall(tmp_path / "checkpoints", 10)
+    assert not judge.missed and judge.best == 0
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.verify(stopped) is None and checkpoints.verify(10) is None
+
+
+def test_all_hooks_look_at_the_state_that_patience_ends_with(tmp_path):
+    seen = []
+    options = early(lambda step: 1.0, 3)
+    options["hooks"].append(Hook(100, lambda state: seen.append(int(state.step)) or Report()))
+    assert int(run(tmp_path, numbers, **options).step) == 4 and seen == [4]
+
+
 def test_batches_are_made_ahead_and_none_too_many(tmp_path):
     made, seen = [], []
 
