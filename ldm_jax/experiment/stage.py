@@ -30,7 +30,6 @@ from ldm_jax.training.state import TrainState
 from ldm_jax.workdir import check_workdir, open_workdir
 
 PyTree = Any
-STAGES = ("first_stage", "diffusion")
 TRIED = 100  # rows of each split, before anything compiles
 BEST = {"first_stage": "validation/psnr", "diffusion": "validation/loss"}  # what judges, unless the config says
 
@@ -42,8 +41,8 @@ class Experiment:
     def __init__(self, config: Mapping[str, Any], workdir: Path, script: str = ""):
         self.config, self.workdir, self._script = build.with_lists(config), workdir, script
         self.mesh = sharding.make_mesh(*(config["mesh"].get(axis, 1) for axis in sharding.AXES))
-        for stage in STAGES:
-            if stage in config["stages"]:
+        for stage, having in (("first_stage", {"first_stage"}), ("diffusion", {"latents", "diffusion"})):
+            if having & {*config["stages"]}:  # latents are measured over the batches that are to come
                 section = config[f"{stage}_train"]
                 sharding.check_batch_size(section["batch_size"], self.mesh, section.get("accumulate", 1))
         distributed.on_first("working directory", lambda: check_workdir(self.config, workdir))

@@ -86,6 +86,11 @@ def test_a_judge_that_nothing_hears_is_refused_before_training(tmp_path):
     config["log"]["validation_every"] = 0
     with pytest.raises(ValueError, match="best='validation/loss': nothing that is on gives it"):
         evaluators.check(config, tmp_path)
+    config["diffusion_train"]["patience"] = 0
+    evaluators.check(config | {"stages": ("diffusion", "evaluation")}, tmp_path)
+    config["evaluation"]["which"] = "best"
+    with pytest.raises(ValueError, match="which='best': nothing that is on gives validation/loss"):
+        evaluators.check(config | {"stages": ("diffusion", "evaluation")}, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,8 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     if by not in names and (by != BEST["diffusion"] or train.get("patience", 0)):
         there = ", ".join(names) or "none"
         raise ValueError(f"config.diffusion_train.best={by!r}: nothing that is on gives it; there are {there}")
+    if by not in names and "evaluation" in config["stages"] and config["evaluation"].get("which") == "best":
+        raise ValueError(f"config.evaluation.which='best': nothing that is on gives {by}, by which it would be known")
 
 
 def hooks(model: Model) -> list[Hook]:
