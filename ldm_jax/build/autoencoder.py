@@ -174,6 +174,6 @@ def make_text_program(config: Mapping[str, Any]) -> FirstStageProgram:
         accumulate=train.get("accumulate", 1),
         compiler=compiler(config),
         loss=loss,
-        prepare=lambda params, batches, key: params,
+        prepare=lambda params, batches, key, trained=False: params,
         distance=None,
     )

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from ldm_jax import api, build, experiment
 from ldm_jax.experiment import first_stage as stage
+from ldm_jax.first_stage import codebook
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged
 
@@ -194,6 +196,36 @@ def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
     assert np.abs(before["decoder"]["conv_in"]["kernel"] - after["decoder"]["conv_in"]["kernel"]).max() > 0
     assert set(api.load_first_stage(tuned, tmp_path / "tuned")) == set(after)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("kind", ["gradient", "ema"])
+def test_codes_that_are_trained_already_are_kept(kind, unit):
+    """Neither clusters nor the averages of random codes take their place; the moving averages start at them."""
+    loss = EMA | {"first_stage_loss.codebook": kind, "first_stage_loss.codebook_restart": 0.0}
+    training = build.make_first_stage_program(tiny(**VQ | loss | {"first_stage.unit_codes": unit}))
+    params = training.init(jax.random.key(0))
+    trained = 3 * jax.random.normal(jax.random.key(1), params["autoencoder"]["quantize"]["embedding"]["embedding"].shape)
+    own = {**params["autoencoder"], "quantize": {"embedding": {"embedding": trained}}}
+    found = training.prepare({**params, "autoencoder": own}, [images(4)], jax.random.key(2), trained=True)
+    np.testing.assert_array_equal(found["autoencoder"]["quantize"]["embedding"]["embedding"], trained)
+    assert ("codebook" in found) == (kind == "ema")
+    if kind == "ema":
+        expected = trained / jnp.linalg.norm(trained, axis=-1, keepdims=True) if unit else trained
+        np.testing.assert_allclose(codebook.centres(found["codebook"]), expected, rtol=1e-5)
+
+
+def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
+    config = tiny(**VQ | EMA | {"first_stage_train.start_from": "elsewhere"})
+    training = build.make_first_stage_program(config)
+    trained = training.init(jax.random.key(1))["autoencoder"]
+    monkeypatch.setattr(api, "load_first_stage", lambda config, workdir, path: {"elsewhere": trained}[path])
+    begun = []
+    run = types.SimpleNamespace(config=config, workdir=None, train=lambda *arguments: begun.append(arguments))
+    stage.train_first_stage(run)
+    params = begun[0][-1](training.init(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, params["autoencoder"], trained)
+    np.testing.assert_array_equal(params["codebook"]["sum"], trained["quantize"]["embedding"]["embedding"])
 
 
 @pytest.mark.parametrize(
