@@ -26,7 +26,7 @@ from ldm_jax.scoring.looking import look, of_array, read_pictures
 from ldm_jax.scoring.measures import measure
 from ldm_jax.scoring.reconstructions import measure_reconstructions
 from ldm_jax.scoring.request import SPLITS, Request
-from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep
+from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep, way_of_drawing
 from ldm_jax.training import distributed, sharding
 from ldm_jax.workdir import versions
 
@@ -81,6 +81,7 @@ def evaluate(
     conditions = Conditions(ldm.config, ldm.condition, source, request.num)
     drawer = Drawer(ldm.specification, params, conditions, mesh, request.seed)
     identity = {**model, "weights": feature_networks.digest(ldm.params), "seed": request.seed,
+                "drawing": way_of_drawing(ldm.config),
                 "conditions": f"{source.info.name} {request.conditions}, {len(source)} rows"}  # fmt: skip
     about = {"identity": identity, "pictures": {"size": list(size), "quantised": "8 bits, rounded to the nearest"},
              "versions": versions(), "config": dict(ldm.config)}  # fmt: skip

@@ -33,7 +33,7 @@ from ldm_jax.evaluation import language
 from ldm_jax.primitives.files import write_json, write_text
 from ldm_jax.scoring import report
 from ldm_jax.scoring.drawing import Conditions, Drawer
-from ldm_jax.scoring.sweep import progress, settings_of
+from ldm_jax.scoring.sweep import progress, settings_of, way_of_drawing
 from ldm_jax.training import distributed, sharding
 from ldm_jax.workdir import versions
 
@@ -147,7 +147,8 @@ def evaluate_texts(
     for name, some in baselines(scorer.held_out, scorer.training, request.num, request.seed).items():
         found.append({"setting": name, "sampler": name, "num": len(some), "values": scorer.measure(some), "notes": []})
     source = conditions.source
-    about = {"identity": {**model, "seed": request.seed, "conditions": f"{source.info.name}, {len(source)} rows"},
+    about = {"identity": {**model, "seed": request.seed, "drawing": way_of_drawing(config),
+                          "conditions": f"{source.info.name}, {len(source)} rows"},
              "pictures": {"size": [scorer.medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
              "features": {"kind": "words"},
              "reference": {"data": scorer.rows["validation"].info.name, "count": len(scorer.known)}}  # fmt: skip

@@ -31,6 +31,7 @@ from ldm_jax.scoring.measures import measure
 from ldm_jax.scoring.reference import Reference
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.metrics import image_grid
+from ldm_jax.workdir import flatten
 
 SHOWN = 64  # pictures of a setting's grid
 PART = 1024  # pictures after which features are written
@@ -65,6 +66,13 @@ def settings_of(
     own = config["sampling"]
     chosen = (samplers or [own["sampler"]], steps or [own["steps"]], scales or [own["guidance_scale"]])
     return [Setting(name, int(count), float(scale)) for name, count, scale in itertools.product(*chosen)]
+
+
+def way_of_drawing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What drawing depends on besides weights and `Setting`: the grid, where it ends, the scheduler of a model's folder."""
+    of_a_setting = ("sampler", "steps", "guidance_scale")
+    rest = {name: value for name, value in config["sampling"].items() if name not in of_a_setting}
+    return build.with_lists({**rest, "scheduler": config["scheduler"]} if "scheduler" in config else rest)
 
 
 @contextlib.contextmanager
@@ -153,7 +161,7 @@ def _open(out: Path, identity: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "identity.json"
     if path.is_file():
-        found = read_json(path, f"Remove {out}: it is drawn again.")
+        found, identity = flatten(read_json(path, f"Remove {out}: it is drawn again.")), flatten(identity)
         differ = [name for name in {*found, *identity} if found.get(name) != identity.get(name)]
         if differ:
             name = sorted(differ)[0]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import evaluation, scoring
+from ldm_jax import LatentDiffusion, evaluation, scoring
+from ldm_jax.api import Specification
 from ldm_jax.cli.evaluation import main
 from ldm_jax.data.transform import Transform
 from ldm_jax.primitives.files import read_json
@@ -325,6 +326,34 @@ def test_a_sweep_ends_in_tables_curves_and_a_page_and_is_not_drawn_twice(data, m
         scoring.evaluate(model, scoring.Request(num=4, samplers=("ddmi",)), out, **options)
     with pytest.raises(FileNotFoundError, match="no such file of statistics"):
         scoring.evaluate(model, scoring.Request(num=4, reference="trian"), out, **options)
+
+
+def test_another_grid_is_another_evaluation(data, model, tmp_path, with_linear, monkeypatch):
+    """`sampling.grid` may change in a working directory: numbers of the old one aren't told of the new one, parts not mixed."""
+    config, out = data[1], tmp_path / "out"
+    request = scoring.Request(num=8, samplers=("ddim",), steps=(2,), guidance_scales=(2.0,), batch_size=8, resamples=0)
+    options = {"config": config, "folder": tmp_path, "model": {"model": "tiny"}}
+
+    def of(**sampling):
+        own = {**model.config, "sampling": model.config["sampling"] | sampling}
+        spec = model.specification
+        return LatentDiffusion(Specification(own, spec.condition, spec.scale, spec.shift), model.params)
+
+    def distance(ldm, out):
+        return scoring.evaluate(ldm, request, out, **options)["results"][0]["values"]["classifier/frechet_distance"]
+
+    first, again = distance(of(), out), distance(of(grid="karras"), out)
+    assert again == distance(of(grid="karras"), tmp_path / "fresh") != first
+    monkeypatch.setattr(sweep, "draw", lambda *_, **__: pytest.fail("drawn again"))
+    # a setting's own three are no other evaluation
+    assert distance(of(grid="karras", sampler="heun", steps=7, guidance_scale=9.0), out) == again
+    parts = tmp_path / "parts"
+    sweep._open(parts, {"drawing": sweep.way_of_drawing(of().config)})
+    with pytest.raises(ValueError, match="drawing.grid: 'trailing' there, 'karras' now.*: choose another --out"):
+        sweep._open(parts, {"drawing": sweep.way_of_drawing(of(grid="karras").config)})
+    assert sweep.way_of_drawing({"sampling": {"sampler": "ddim", "steps": 3}, "scheduler": {"betas": (1, 2)}}) == {
+        "scheduler": {"betas": [1, 2]}
+    }
 
 
 def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):
