@@ -179,7 +179,8 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
             if terms.moving:
                 penalty = terms.beta * jnp.square(z - jax.lax.stop_gradient(codes)).mean()
                 seen = jax.lax.stop_gradient(z)
-                average = codebook.move(params["codebook"], seen, indices, terms.decay)
+                parts = step.batch_size / len(x)  # the mean over them is to be what the whole batch gives
+                average = codebook.move(params["codebook"], seen, indices, terms.decay, parts)
                 book = codebook.centres(average)
                 if terms.restart:
                     book, average, dead = codebook.revive(book, average, seen, terms.restart, revive_key)

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from ldm_jax import api, build, experiment
+from ldm_jax.build.autoencoder import make_latent_terms
 from ldm_jax.experiment import first_stage as stage
 from ldm_jax.first_stage import codebook
+from ldm_jax.first_stage.learning import make_features
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged
+from ldm_jax.training.state import Gradient, Step, accumulated
 
 ROOT = Path(__file__).resolve().parents[2]
 VQ = {
@@ -228,6 +231,30 @@ def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
     np.testing.assert_array_equal(params["codebook"]["sum"], trained["quantize"]["embedding"]["embedding"])
 
 
+def test_moving_averages_of_a_batch_in_parts_are_those_of_the_whole():
+    """Counts and sums, not a fourth of them."""
+    config = tiny(**VQ | EMA | {"first_stage_loss.codebook_restart": 0.0})
+    training, module = build.make_first_stage_program(config), build.make_first_stage(config).module
+    features = make_features(module, make_latent_terms(config["first_stage_loss"], module), None, False)
+    params = training.init(jax.random.key(0))
+
+    def grad_fn(params, batch, key, step):
+        assigned = features(params, batch["image"], key, step)[2][1]
+        return Gradient(jnp.zeros(()), {}, {}, assigned)
+
+    def after(parts):
+        def look(params, x):
+            step = Step(jnp.int32(0), {}, jnp.arange(8), 8)
+            return accumulated(grad_fn, parts)(params, {"image": x}, jax.random.key(0), step).assigned["codebook"]
+
+        return jax.jit(look)(params, images(8))
+
+    whole, four = after(1), after(4)
+    assert float(whole["count"].sum()) == pytest.approx(0.99 * 32 + 0.01 * 8 * 16 * 16, rel=1e-5)
+    for name in whole:
+        np.testing.assert_allclose(four[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -242,6 +269,7 @@ def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
         ({**VQ, "first_stage.fsq_levels": (4, 4)}, "fsq_levels"),
         ({"first_stage_train.frozen": ("decodr",)}, "decodr"),
         ({**VQ, **EMA, "first_stage_train.frozen": ("quantize",)}, "'quantize' can't be"),
+        ({**VQ, **EMA, "first_stage_train.accumulate": 2}, "codebook_restart=0.05 .*accumulate=2 .*codebook_restart=0 or acc"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(overrides, message):
