@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "diffusion_train.best", "diffusion_train.patience", "diffusion_train.accumulate", *PATHS,
     *(f"{network}.{how}" for network in ("first_stage", "network") for how in ("remat", "scan_blocks", "attention")),
 )  # fmt: skip
+BY_STEPS = ("consistency",)  # objectives whose grid is laid over all steps of the training
 NO_LORA = {"rank": 0, "alpha": 0.0, "targets": ["to_q", "to_k", "to_v", "to_out_0"]}
 NO_WORD = {"word": "", "initial": "", "vectors": 1}
 NO_DREAMBOOTH = {"prior_weight": 0.0, "class_prompt": "", "class_pictures": 200}
@@ -59,7 +60,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     """ValueError if the directory holds another experiment, with the difference, or something else altogether.
 
-    More steps than it was trained for are no difference where the learning rate is constant: training goes on."""
+    More steps than it was trained for are no difference where the learning rate is constant and the objective has no grid over
+    all of them: training goes on."""
     from ldm_jax.training import bucket, lock  # imported here: commands look for a place before jax is there
 
     path = workdir / "config.json"
@@ -72,9 +74,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     found = read_json(path, f"Restore it, or remove {workdir} and train again.")
     then, now = flatten(with_defaults(found, config)), flatten(config)
     free = {name for name in {*then, *now} if name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS}
+    grid = now.get("diffusion.objective") in BY_STEPS and now.get("diffusion_train.decay") == "constant"
     for stage in ("first_stage_train", "diffusion_train"):
-        steps = f"{stage}.steps"
-        if now.get(f"{stage}.decay") == "constant" and now.get(steps, 0) >= then.get(steps, 0):
+        steps, by_steps = f"{stage}.steps", grid and stage == "diffusion_train"
+        if not by_steps and now.get(f"{stage}.decay") == "constant" and now.get(steps, 0) >= then.get(steps, 0):
             free.add(steps)
     lines = [
         f"  {name}: {then.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
@@ -82,13 +85,13 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         if then.get(name) != now.get(name)
     ]
     if lines:
-        more = [line for line in lines if ".steps:" in line]
-        hint = (
-            "\nA learning rate that falls to zero at the last step can't go on: start from its weights in another --workdir, "
-            f"--config.diffusion_train.start_from={bucket.name_of(workdir)}."
-            if more
-            else ""
-        )
+        hint = ""
+        if any(".steps:" in line for line in lines):
+            what = "grid that is laid over all steps" if grid else "learning rate that falls to zero at the last step"
+            hint = (
+                f"\nA {what} can't go on: start from its weights in another --workdir, "
+                f"--config.diffusion_train.start_from={bucket.name_of(workdir)}."
+            )
         raise ValueError(
             f"{bucket.name_of(workdir)} holds another experiment; choose another --workdir, or go on with its config:\n"
             + "\n".join(lines)

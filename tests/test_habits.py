@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 import ldm_jax
-from ldm_jax import build, experiment, weights
+from ldm_jax import build, diffusion, experiment, weights
 from ldm_jax.api.load import resolve
 from ldm_jax.build.check import check_numbers
 from ldm_jax.cli import configs
@@ -29,6 +30,7 @@ from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import of_this_machine, read_json, write_json
 from ldm_jax.training import lock
 from ldm_jax.workdir import (
+    BY_STEPS,
     FREE_FIELDS,
     FREE_SECTIONS,
     SINCE,
@@ -361,6 +363,22 @@ def test_stages_and_places_may_differ_between_runs_and_a_longer_one_goes_on(tmp_
     longer = config["diffusion_train"] | {"steps": config["diffusion_train"]["steps"] + 1}
     with pytest.raises(ValueError, match="start_from="):
         check_workdir(config | {"diffusion_train": longer}, tmp_path / "cosine")
+
+
+def test_an_objective_that_depends_on_the_steps_does_not_go_on_with_more(tmp_path):
+    """Its grid at an update would be another one: 1000 steps end with 1280 intervals, of 4000 there are 40 by then."""
+    known = diffusion.few_steps.OBJECTIVES.items()
+    assert set(BY_STEPS) == {name for name, kind in known if "steps" in inspect.signature(kind.make).parameters}
+    for objective in ("consistency", "shortcut"):
+        config = config_of(diffusion_train__decay="constant", diffusion__objective=objective)
+        open_workdir(config, tmp_path / objective)
+        check_workdir(config, tmp_path / objective)
+        longer = config | {"diffusion_train": config["diffusion_train"] | {"steps": config["diffusion_train"]["steps"] + 1}}
+        if objective in BY_STEPS:
+            with pytest.raises(ValueError, match=r"diffusion_train\.steps: .*\n.*A grid that is laid over all steps can't go"):
+                check_workdir(longer, tmp_path / objective)
+        else:
+            check_workdir(longer, tmp_path / objective)
 
 
 def test_a_directory_of_a_training_killed_before_it_wrote_anything_is_taken(tmp_path):

@@ -134,6 +134,11 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
         raise ValueError(f"config.first_stage_train.frozen: {unknown[0]!r} is no part of the autoencoder")
     if terms.moving and "quantize" in frozen:
         raise ValueError("config.first_stage_train.frozen: 'quantize' can't be, with first_stage_loss.codebook='ema'")
+    if terms.restart and train.get("accumulate", 1) > 1:
+        raise ValueError(
+            f"config.first_stage_loss.codebook_restart={terms.restart} counts over whole batches, and "
+            f"config.first_stage_train.accumulate={train['accumulate']} looks at parts: set codebook_restart=0 or accumulate=1"
+        )
     optimizer, disc_learning_rate = make_stage_optimizer(train), section["disc_learning_rate"] or train["learning_rate"]
     by_name = {"autoencoder": trained_only(optimizer, frozen) if frozen else optimizer}
     # the reference's Adam, whatever optimizer the autoencoder has
@@ -174,6 +179,6 @@ def make_text_program(config: Mapping[str, Any]) -> FirstStageProgram:
         accumulate=train.get("accumulate", 1),
         compiler=compiler(config),
         loss=loss,
-        prepare=lambda params, batches, key: params,
+        prepare=lambda params, batches, key, trained=False: params,
         distance=None,
     )

@@ -128,6 +128,7 @@ def beside(chosen: argparse.Namespace) -> Path:
 def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, Any], Path]:
     """Measures the model of --workdir; results and where they are."""
     from ldm_jax import api, scoring
+    from ldm_jax.scoring.sweep import way_of_drawing
     from ldm_jax.training.bucket import fetched, name_of, stage_folder
     from ldm_jax.training.checkpoint import best_in, steps_in
 
@@ -146,7 +147,8 @@ def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, An
         best = best_in(checkpoints)
         model["step"] = which if isinstance(which, int) else best[0] if which == "best" and best else steps_in(checkpoints)[-1]
     said = json.dumps([model, [str(each) for each in (request.num, request.features, request.resize, request.reference,
-                                                     request.reference_num, request.conditions, request.seed)]])  # fmt: skip
+                                                     request.reference_num, request.conditions, request.seed)],
+                       way_of_drawing(ldm.config)])  # fmt: skip
     kind = request.features.partition(":")[0]
     out = chosen.out or place / f"{kind}-{request.num}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     return scoring.evaluate(ldm, request, out, config=config, folder=place, model=model), out

@@ -13,6 +13,7 @@ from ldm_jax.experiment.pictures import draw, held_out, side_by_side
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.pictures import save_pictures
 from ldm_jax.primitives.files import write_json
+from ldm_jax.scoring.sweep import settings_of
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.bucket import name_of, stage_folder
 from ldm_jax.training.checkpoint import best_in, steps_in
@@ -56,7 +57,8 @@ def distances(experiment: Experiment, ldm: api.LatentDiffusion, which: str) -> d
     found = scoring.evaluate(ldm, request, out, config=config, folder=place, model=model, mesh=experiment.mesh,
                              say=lambda text: experiment.say(f"evaluation: {text}"))  # fmt: skip
     experiment.say(f"evaluation: more in {out}: results.md, report.html")
-    return dict(found["results"][0]["values"]) if found["results"] else {}
+    own = settings_of(ldm.config, (), (), ())[0].name
+    return next((dict(result["values"]) for result in found["results"] if result["setting"] == own), {})
 
 
 def save(experiment: Experiment, found: dict[str, Any], results: dict[str, float], drawn: np.ndarray) -> None:

@@ -66,7 +66,7 @@ def train_first_stage(experiment: Experiment) -> None:
             own = api.load_first_stage(config, experiment.workdir, path=section["start_from"])
             params = {**params, "autoencoder": own}
         images = (batch["image"] for batch in make_batches(0))
-        return program.prepare(params, images, key_of(config["seed"]))
+        return program.prepare(params, images, key_of(config["seed"]), trained=bool(section["start_from"]))
 
     experiment.train(
         "first_stage",

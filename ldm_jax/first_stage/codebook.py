@@ -45,12 +45,15 @@ def averages(codebook: jax.Array) -> dict[str, jax.Array]:
     return {"count": jnp.ones(codebook.shape[0], jnp.float32), "sum": jnp.array(codebook, jnp.float32)}
 
 
-def move(average: Mapping[str, jax.Array], z: jax.Array, indices: jax.Array, decay: float) -> dict[str, jax.Array]:
-    """The moving averages after a batch of latents z [..., C] with codes `indices` [...]. Over all devices under `jit`."""
+def move(
+    average: Mapping[str, jax.Array], z: jax.Array, indices: jax.Array, decay: float, weight: float = 1.0
+) -> dict[str, jax.Array]:
+    """The moving averages after a batch of latents z [..., C] with codes `indices` [...], each of which counts `weight` times.
+    Over all devices under `jit`."""
     n, width = average["sum"].shape
     total = jnp.zeros((n, width), jnp.float32).at[indices.reshape(-1)].add(z.reshape(-1, width))
     now = {"count": counts(indices, n), "sum": total}
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, dict(average), now)
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * weight * new, dict(average), now)
 
 
 def centres(average: Mapping[str, jax.Array]) -> jax.Array:

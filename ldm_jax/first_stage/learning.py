@@ -62,11 +62,12 @@ class LatentTerms:
 class FirstStageProgram(Program):
     """A `Program` with two functions more.
 
-    prepare(params, batches of images, key) -> params, with what is set from data before the first step;
+    prepare(params, batches of images, key, trained=False) -> params, with what is set from data before the first step; of an
+    autoencoder that is `trained` already the codes stay as they are;
     distance(params, x, y) -> LPIPS [B], None without.
     """
 
-    prepare: Callable[[PyTree, Iterable[jax.Array], jax.Array], PyTree]
+    prepare: Callable[..., PyTree]
     distance: Callable[[PyTree, jax.Array, jax.Array], jax.Array] | None
 
 
@@ -129,12 +130,17 @@ class Parts:
         )
 
     def prepare(self, weights: LossWeights, terms: LatentTerms) -> Callable:
-        """`FirstStageProgram.prepare`: codes from clusters of latents, and the discriminator's norms."""
+        """`FirstStageProgram.prepare`: codes from clusters of latents, or averages that start at trained codes, and the
+        discriminator's norms."""
         module = self.stage.module
 
-        def prepare(params: PyTree, batches: Iterable[jax.Array], key: jax.Array) -> PyTree:
+        def prepare(params: PyTree, batches: Iterable[jax.Array], key: jax.Array, trained: bool = False) -> PyTree:
             batches = iter(batches)
-            if terms.kmeans:
+            if trained and terms.moving:
+                own = {"params": params["autoencoder"]}
+                codes = module.apply(own, jnp.arange(module.n_embed), method="lookup")
+                params = {**params, "codebook": codebook.averages(codes)}
+            elif terms.kmeans and not trained:
                 encode = jax.jit(lambda params, x: module.apply(
                     {"params": params}, module.apply({"params": params}, x, method="encode"), method="project"
                 ))  # fmt: skip
@@ -173,7 +179,8 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
             if terms.moving:
                 penalty = terms.beta * jnp.square(z - jax.lax.stop_gradient(codes)).mean()
                 seen = jax.lax.stop_gradient(z)
-                average = codebook.move(params["codebook"], seen, indices, terms.decay)
+                parts = step.batch_size / len(x)  # the mean over them is to be what the whole batch gives
+                average = codebook.move(params["codebook"], seen, indices, terms.decay, parts)
                 book = codebook.centres(average)
                 if terms.restart:
                     book, average, dead = codebook.revive(book, average, seen, terms.restart, revive_key)

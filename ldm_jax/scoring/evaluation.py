@@ -26,7 +26,7 @@ from ldm_jax.scoring.looking import look, of_array, read_pictures
 from ldm_jax.scoring.measures import measure
 from ldm_jax.scoring.reconstructions import measure_reconstructions
 from ldm_jax.scoring.request import SPLITS, Request
-from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep
+from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep, way_of_drawing
 from ldm_jax.training import distributed, sharding
 from ldm_jax.workdir import versions
 
@@ -81,31 +81,30 @@ def evaluate(
     conditions = Conditions(ldm.config, ldm.condition, source, request.num)
     drawer = Drawer(ldm.specification, params, conditions, mesh, request.seed)
     identity = {**model, "weights": feature_networks.digest(ldm.params), "seed": request.seed,
+                "drawing": way_of_drawing(ldm.config),
                 "conditions": f"{source.info.name} {request.conditions}, {len(source)} rows"}  # fmt: skip
     about = {"identity": identity, "pictures": {"size": list(size), "quantised": "8 bits, rounded to the nearest"},
              "versions": versions(), "config": dict(ldm.config)}  # fmt: skip
-    rows: dict[str, np.ndarray] = {}
-    neighbours = None
+    more = None
     if request.memorisation:
         neighbours = Neighbours(config, network, of_split("train"), of_split("validation"), mesh, request.reference_num)
 
-    def more(setting: Setting, drawn: Drawn) -> dict[str, Any]:
-        if neighbours is None:
-            return {}
-        found = neighbours.of(drawn.shown, drawn.features)
-        report.save_rows(out / f"{setting.name}.neighbours.png", found.rows)
-        return {"values": found.values}
+        def more(setting: Setting, drawn: Drawn) -> dict[str, float]:
+            found = neighbours.of(drawn.shown, drawn.features)
+            report.save_rows(out / f"{setting.name}.neighbours.png", found.rows)
+            return found.values
 
     keep = min(request.num, 1000) if request.memorisation else min(request.num, 64)
     results = sweep(drawer, network, reference, settings, request.num, out=out, about=about, batch_size=request.batch_size,
-                    resamples=request.resamples, keep=keep, pictures=request.pictures, more=more, say=say)  # fmt: skip
+                    resamples=request.resamples, keep=keep, pictures=request.pictures, more=more, prefix="memorisation/",
+                    say=say)  # fmt: skip
     on_error = config["data"]["on_error"]
     if request.reconstructions:
         held_out = references.labelled_source(config, "validation")
         values, pairs = measure_reconstructions(ldm.specification, params, held_out, network, mesh, request.batch_size,
                                                 on_error, distance=lpips(config))  # fmt: skip
         results["reconstructions"] = {"pictures": len(held_out), "values": values}
-        rows["Held-out pictures and their reconstructions"] = pairs
+        distributed.on_first("reconstructions", lambda: report.save_rows(out / report.RECONSTRUCTIONS, pairs))
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if request.likelihood:
         both = tuple(build.make_source(config, split, ldm.condition.columns) for split in SPLITS)
@@ -113,7 +112,7 @@ def evaluate(
                                     on_error=on_error, seed=request.seed)  # fmt: skip
         results["likelihood"] = {"pictures": min(request.likelihood, len(both[1])), "values": values}
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-    distributed.on_first("report", lambda: finish(out, results, rows, f"Evaluation of {ldm.config['name']}"))
+    distributed.on_first("report", lambda: finish(out, results, {}, f"Evaluation of {ldm.config['name']}"))
     return results
 
 

@@ -33,7 +33,8 @@ from ldm_jax.evaluation import language
 from ldm_jax.primitives.files import write_json, write_text
 from ldm_jax.scoring import report
 from ldm_jax.scoring.drawing import Conditions, Drawer
-from ldm_jax.scoring.sweep import progress, settings_of
+from ldm_jax.scoring.features import digest
+from ldm_jax.scoring.sweep import measured_before, progress, settings_of, way_of_drawing
 from ldm_jax.training import distributed, sharding
 from ldm_jax.workdir import versions
 
@@ -126,7 +127,7 @@ def evaluate_texts(
     ldm: api.LatentDiffusion, request: Any, out: Path, *, model: Mapping[str, Any], mesh: Any, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """`scoring.evaluate` for a model of text: OUT/results.json, results.md, report.html and the drawn sentences,
-    OUT/SETTING.txt. ValueError for what is of pictures."""
+    OUT/SETTING.txt; other settings measured there before stay. ValueError for what is of pictures."""
     for name in ("memorisation", "reconstructions", "likelihood", "pictures"):
         if getattr(request, name):
             raise ValueError(f"{name} is of models that draw pictures; this one draws sentences: leave it out")
@@ -134,7 +135,14 @@ def evaluate_texts(
     conditions = Conditions(config, ldm.condition, scorer.rows[request.conditions], request.num)
     drawer = Drawer(ldm.specification, sharding.replicate(mesh, ldm.params), conditions, mesh, request.seed)
     distributed.on_first("evaluation", lambda: out.mkdir(parents=True, exist_ok=True))
-    found = []
+    source = conditions.source
+    about = {"identity": {**model, "weights": digest(ldm.params), "seed": request.seed, "drawing": way_of_drawing(config),
+                          "conditions": f"{source.info.name} {request.conditions}, {len(source)} rows"},
+             "pictures": {"size": [scorer.medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
+             "features": {"kind": "words"},
+             "reference": {"data": scorer.rows["validation"].info.name, "count": len(scorer.known)}}  # fmt: skip
+    before = measured_before(out, about, request.num).get("results", ())
+    found = {result["setting"]: result for result in before if "steps" in result}  # not what drawn ones are compared with
     for setting in settings_of(config, request.samplers, request.steps, request.guidance_scales):
         options = {"sampler": setting.sampler, "steps": setting.steps, "guidance_scale": setting.guidance_scale}
         drawn = draw(drawer, request.num, request.batch_size, options, f"drawing {setting.name}")
@@ -142,16 +150,12 @@ def evaluate_texts(
             continue
         values, lines = scorer.of(drawn, conditions)
         write_text(out / f"{setting.name}.txt", "".join(f"{line}\n" for line in lines))
-        found.append({"setting": setting.name, **setting._asdict(), "num": request.num, "values": values, "notes": []})
+        result = {"setting": setting.name, **setting._asdict(), "num": request.num, "values": values, "notes": []}
+        found[setting.name] = result
         say(f"{setting.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     for name, some in baselines(scorer.held_out, scorer.training, request.num, request.seed).items():
-        found.append({"setting": name, "sampler": name, "num": len(some), "values": scorer.measure(some), "notes": []})
-    source = conditions.source
-    about = {"identity": {**model, "seed": request.seed, "conditions": f"{source.info.name}, {len(source)} rows"},
-             "pictures": {"size": [scorer.medium.length], "what": "sentences of so many tokens"}, "versions": versions(),
-             "features": {"kind": "words"},
-             "reference": {"data": scorer.rows["validation"].info.name, "count": len(scorer.known)}}  # fmt: skip
-    results = {**about, "config": dict(config), "results": found}
+        found[name] = {"setting": name, "sampler": name, "num": len(some), "values": scorer.measure(some), "notes": []}
+    results = {**about, "config": dict(config), "results": list(found.values())}
 
     def write() -> None:
         write_json(out / "results.json", results)

@@ -92,7 +92,7 @@ def measure_likelihood(
     found = np.float64(np.concatenate(over(sources[1], num, terms, scale)))
     numbers = np.prod(spec.image_size) * 3
     bits = -found / (numbers * np.log(2))
-    bits[:, 1] += np.log2(256 / 2) * (stage.module is None)  # a density over [-1, 1], of 256 values
+    bits[:, 1] -= np.log2(2 * HALF) * (stage.module is None)  # a value's mass: the density times what its noise is spread over
     total = bits.sum(1)
     size = np.prod(stage.latent_shape(*spec.image_size))
     latent = -found[:, 1] / (size * np.log(2)) + np.mean(np.log2(np.abs(spec.scale)))

@@ -1,6 +1,6 @@
 """What was measured, for people: a Markdown table, curves, and one HTML file that opens without a network.
 
-    OUT/results.md, OUT/report.html, OUT/*.svg
+    OUT/results.md, OUT/report.html, OUT/*.svg, of OUT/*.png that are there
 """
 
 import base64
@@ -26,6 +26,7 @@ table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px so
 text-align:right}td:first-child,th:first-child{text-align:left}th,pre{background:var(--quiet)}figure{margin:1em 0}
 svg{max-width:100%;height:auto}img{max-width:100%;image-rendering:pixelated;border:1px solid var(--line)}pre{padding:1em;
 overflow-x:auto;font-size:12px}.note{background:var(--note);padding:.3em .7em;margin:.3em 0}"""
+RECONSTRUCTIONS = "reconstructions.png"
 FEW = 6  # settings that are columns
 SHORT = {"guidance_scale": "guidance"}
 
@@ -122,6 +123,9 @@ def write(out: Path, found: Mapping[str, Any], pictures: Mapping[str, np.ndarray
     body += [f"<figure>{svg}</figure>" for svg in charts.values()]
     for heading, values in besides.items():
         body += [f"<h2>{heading}</h2>", _html_table(values, [*values[0]])]
+    if "reconstructions" in found and (out / RECONSTRUCTIONS).is_file():
+        said = "Held-out pictures and their reconstructions"
+        body.append(f"<h3>{said}</h3>{_image((out / RECONSTRUCTIONS).read_bytes(), said)}")
     for result in results:
         grid = out / f"{result['setting']}.png"
         if grid.is_file():

@@ -4,7 +4,8 @@
     OUT/SETTING.png       the first pictures
     OUT/results.json      every setting that is measured, with all that is needed to repeat it
 
-The same call goes on where an earlier one stopped. What was drawn by another model, seed or network is refused.
+The same call goes on where an earlier one stopped, and one with other settings adds them to what is there. What was drawn by
+another model, seed or network is refused.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from ldm_jax.scoring.measures import measure
 from ldm_jax.scoring.reference import Reference
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.metrics import image_grid
+from ldm_jax.workdir import flatten
 
 SHOWN = 64  # pictures of a setting's grid
 PART = 1024  # pictures after which features are written
@@ -65,6 +67,13 @@ def settings_of(
     own = config["sampling"]
     chosen = (samplers or [own["sampler"]], steps or [own["steps"]], scales or [own["guidance_scale"]])
     return [Setting(name, int(count), float(scale)) for name, count, scale in itertools.product(*chosen)]
+
+
+def way_of_drawing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What drawing depends on besides weights and `Setting`: the grid, where it ends, the scheduler of a model's folder."""
+    of_a_setting = ("sampler", "steps", "guidance_scale")
+    rest = {name: value for name, value in config["sampling"].items() if name not in of_a_setting}
+    return build.with_lists({**rest, "scheduler": config["scheduler"]} if "scheduler" in config else rest)
 
 
 @contextlib.contextmanager
@@ -110,7 +119,7 @@ def draw(
       ValueError: `out` holds parts of something else.
     """
     distributed.on_first("evaluation", lambda: _open(out, identity))
-    parts, shown = _stored(out) if jax.process_index() == 0 else ([], {})
+    parts, shown = _stored(out, keep, pictures) if jax.process_index() == 0 else ([], {})
     there = np.zeros(num, bool)
     for part in parts:
         there[part.rows] = True
@@ -153,7 +162,7 @@ def _open(out: Path, identity: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "identity.json"
     if path.is_file():
-        found = read_json(path, f"Remove {out}: it is drawn again.")
+        found, identity = flatten(read_json(path, f"Remove {out}: it is drawn again.")), flatten(identity)
         differ = [name for name in {*found, *identity} if found.get(name) != identity.get(name)]
         if differ:
             name = sorted(differ)[0]
@@ -165,17 +174,35 @@ def _open(out: Path, identity: Mapping[str, Any]) -> None:
         write_json(path, dict(identity))
 
 
-def _stored(out: Path) -> tuple[list[FeatureSet], dict[int, np.ndarray]]:
+def _stored(out: Path, keep: int, pictures: Path | None) -> tuple[list[FeatureSet], dict[int, np.ndarray]]:
+    """The parts that are whole, and the pictures kept of them. A part goes, and is drawn again, if a call that kept fewer
+    pictures or wrote none drew it."""
     parts, shown = [], {}
-    for path in sorted(out.glob("*[0-9].npz")):
-        parts.append(evaluation.load_features(path))
     for path in out.glob("*.shown.npz"):
         if not path.with_name(path.name.replace(".shown", "")).is_file():
             path.unlink()  # of a process that was killed between the two: drawn again
             continue
         with np.load(path) as found:
             shown |= dict(zip(found["rows"].tolist(), found["images"]))
+    for path in sorted(out.glob("*[0-9].npz")):
+        part = evaluation.load_features(path)
+        rows = set(part.rows.tolist())
+        if all(row in shown for row in rows if row < keep) and _all_written(pictures, rows):
+            parts.append(part)
+        else:
+            path.unlink()
+            path.with_name(f"{path.stem}.shown.npz").unlink(missing_ok=True)
+            shown = {row: image for row, image in shown.items() if row not in rows}
     return parts, shown
+
+
+def _all_written(pictures: Path | None, numbers: Iterable[int]) -> bool:
+    """Whether the files of these pictures are there; where none are written, yes."""
+    return pictures is None or all(_file(pictures, number).is_file() for number in numbers)
+
+
+def _file(pictures: Path, number: int) -> Path:
+    return pictures / f"{number:06d}.png"
 
 
 def _take(batch: Pictures, keep: int, new: dict[int, np.ndarray], pictures: Path | None, drawer: Drawer) -> None:
@@ -189,7 +216,19 @@ def _take(batch: Pictures, keep: int, new: dict[int, np.ndarray], pictures: Path
             new[number] = image
         if pictures is not None and number >= 0:
             pictures.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(pictures / f"{number:06d}.png")
+            Image.fromarray(image).save(_file(pictures, number))
+
+
+def measured_before(out: Path, about: Mapping[str, Any], num: int) -> dict[str, Any]:
+    """What OUT/results.json holds if it is of the same model, data and network, its "results" those of so many pictures; {} if
+    not, and in all processes but the first."""
+    path = out / "results.json"
+    if jax.process_index() or not path.is_file():
+        return {}
+    found = read_json(path, f"Remove {path}: what it holds is measured again.")
+    if any(found.get(name) != about[name] for name in ("identity", "reference", "features")):
+        return {}
+    return {**found, "results": [result for result in found["results"] if result.get("num") == num]}
 
 
 def sweep(
@@ -205,31 +244,40 @@ def sweep(
     resamples: int = 10,
     keep: int = 64,
     pictures: bool = False,
-    more: Callable[[Setting, Drawn], Mapping[str, Any]] = lambda setting, drawn: {},
+    more: Callable[[Setting, Drawn], Mapping[str, float]] | None = None,
+    prefix: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measures every setting; returns what OUT/results.json holds (in the first process).
+    """Measures every setting; returns what OUT/results.json holds (in the first process): what an earlier call measured, too.
+
+    A setting is measured before if it has as many resamples as are asked for, and the values of `more` and all pictures where
+    these are.
 
     Args:
       about: what is to be in results.json beside the results: "identity" (model, seed: what must be equal to go on), versions.
-      more: (setting, drawn) -> what a setting's result holds besides, such as "values".
+      more: (setting, drawn) -> further values, whose names begin with `prefix`.
     """
     identity = {**about["identity"], "features": dict(features.about), "num": num}
     path, results = out / "results.json", {**about, "features": {"kind": features.kind, **features.about},
                                            "reference": dict(reference.about), "results": []}  # fmt: skip
-    known = {}
-    if jax.process_index() == 0 and path.is_file():
-        before = read_json(path, f"Remove {path}: what it holds is measured again.")
-        if before.get("identity") == about["identity"] and before.get("reference") == results["reference"]:
-            known = {result["setting"]: result for result in before["results"] if result.get("num") == num
-                     and before["features"] == results["features"]}  # fmt: skip
+    before = measured_before(out, results, num)
+    results |= {name: before[name] for name in ("reconstructions", "likelihood") if name in before}
+    known = {result["setting"]: result for result in before.get("results", ())}
+    results["results"] = list(known.values())
+
+    def is_known(setting: Setting, folder: Path | None) -> bool:
+        result = known.get(setting.name)
+        if result is None or result.get("resamples") != resamples:
+            return False
+        drawn = folder is None or result.get("pictures", False) and _all_written(folder, range(num))
+        return drawn and (more is None or any(name.startswith(prefix) for name in result["values"]))
+
     for setting in settings:
-        if distributed.agreed(setting.name in known):
-            results["results"] += [known[setting.name]] if known else []
+        folder = out / "pictures" / setting.name if pictures else None
+        if distributed.agreed(is_known(setting, folder)):
             say(f"{setting.name}: measured before")
             continue
         parts = out / "parts" / setting.name
-        folder = out / "pictures" / setting.name if pictures else None
         found = draw(drawer, features, setting, num, out=parts, identity={**identity, **setting._asdict()},
                      batch_size=batch_size, keep=keep, pictures=folder)  # fmt: skip
         if jax.process_index():
@@ -240,13 +288,16 @@ def sweep(
         texts = drawer.conditions.texts() if features.words else None
         measured = measure(found.features, reference, features, resamples=resamples, labels=labels, class_names=names,
                            texts=texts)  # fmt: skip
-        extra = dict(more(setting, found))
-        results["results"].append({
+        earlier = known.get(setting.name, {"values": {}})
+        extra = {} if more is None else more(setting, found)
+        known[setting.name] = {
             "setting": setting.name, **setting._asdict(), "num": num, "seconds": round(found.seconds, 2),
-            "values": {**measured.values, **extra.pop("values", {})},
+            "resamples": resamples, "pictures": pictures or earlier.get("pictures", False),
+            "values": {**earlier["values"], **measured.values, **extra},
             "intervals": {name: list(each) for name, each in measured.intervals.items()},
-            "notes": [*notes, *measured.notes], **extra,
-        })  # fmt: skip
+            "notes": [*notes, *measured.notes],
+        }  # fmt: skip
+        results["results"] = list(known.values())
         if len(found.shown):
             grid = image_grid(found.shown[:SHOWN].astype(np.float32) / 127.5 - 1)
             Image.fromarray(grid).save(out / f"{setting.name}.png")

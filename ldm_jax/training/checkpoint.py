@@ -57,7 +57,8 @@ RETRIES = 4  # of a save that failed, a second after the first, then two, four, 
 class Checkpoints:
     """The checkpoints of one stage under `folder`, for the process (or all the processes) that trains it. Keeps the newest
     `keep` and the one with the lowest `score`. Opening it removes what a killed process left half-written, so there must be
-    one at a time (`lock.hold`). Use as a context manager. keep=None keeps all. ValueError for keep < 1."""
+    one at a time (`lock.hold`). Use as a context manager. keep=None keeps all, of one run: one that goes back drops, when
+    it saves, what it gave up (see `save`). ValueError for keep < 1."""
 
     def __init__(self, folder: Any, keep: int | None = 2):
         if keep is not None and keep < 1:
@@ -130,7 +131,8 @@ class Checkpoints:
         wait: bool = False,
         judged: Mapping[str, Any] | None = None,
     ):
-        """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left.
+        """Starts writing `state` as of `step` and returns; its buffers may be donated at once. A step already there is left;
+        with keep=None it goes, and so do later ones: they are of a run that was given up.
 
         `score`: what this very state was judged to be worth, lower is better; `judged`: by whom (see `Judge.record`). With
         `wait` it returns when all is on disk. A save that fails leaves the older checkpoints as they are. One process repeats
@@ -141,6 +143,9 @@ class Checkpoints:
           OSError: it failed so often; says why.
         """
         self._take_note()
+        if self.keep is None and (given_up := [each for each in self.steps if each >= step]) and jax.process_index() == 0:
+            for each in given_up:
+                _remove(self.folder / str(each))
         while True:
             if step in self.steps:
                 return

@@ -68,9 +68,9 @@ def accumulated(grad_fn: GradFn, parts: int) -> GradFn:
 
     Part i holds the rows i, i + parts, i + 2 parts, ...: every device keeps its own rows, however many devices there are, and
     `step.rows` says which they are. Loss, metrics and gradients are means over the parts, which is what the whole batch gives
-    if the loss is a mean over rows and draws its noise by row. So are assigned values (codebooks, running means): a mean of
-    what each part alone would have set, which is near to what the whole batch sets, and not equal; those that are not floating
-    point are the last part's.
+    if the loss is a mean over rows and draws its noise by row. So are assigned values (codebooks, running means): what each
+    part sets must be such that the mean is right, as of means and, `step.batch_size` known, of sums; else it is near at best.
+    Those that are not floating point are the last part's.
     """
     if parts < 1:
         raise ValueError(f"accumulate={parts}: a batch is cut into at least 1 part")

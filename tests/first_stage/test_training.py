@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 
 from ldm_jax import api, build, experiment
+from ldm_jax.build.autoencoder import make_latent_terms
 from ldm_jax.experiment import first_stage as stage
+from ldm_jax.first_stage import codebook
+from ldm_jax.first_stage.learning import make_features
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged
+from ldm_jax.training.state import Gradient, Step, accumulated
 
 ROOT = Path(__file__).resolve().parents[2]
 VQ = {
@@ -196,6 +201,60 @@ def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
     assert set(api.load_first_stage(tuned, tmp_path / "tuned")) == set(after)
 
 
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("kind", ["gradient", "ema"])
+def test_codes_that_are_trained_already_are_kept(kind, unit):
+    """Neither clusters nor the averages of random codes take their place; the moving averages start at them."""
+    loss = EMA | {"first_stage_loss.codebook": kind, "first_stage_loss.codebook_restart": 0.0}
+    training = build.make_first_stage_program(tiny(**VQ | loss | {"first_stage.unit_codes": unit}))
+    params = training.init(jax.random.key(0))
+    trained = 3 * jax.random.normal(jax.random.key(1), params["autoencoder"]["quantize"]["embedding"]["embedding"].shape)
+    own = {**params["autoencoder"], "quantize": {"embedding": {"embedding": trained}}}
+    found = training.prepare({**params, "autoencoder": own}, [images(4)], jax.random.key(2), trained=True)
+    np.testing.assert_array_equal(found["autoencoder"]["quantize"]["embedding"]["embedding"], trained)
+    assert ("codebook" in found) == (kind == "ema")
+    if kind == "ema":
+        expected = trained / jnp.linalg.norm(trained, axis=-1, keepdims=True) if unit else trained
+        np.testing.assert_allclose(codebook.centres(found["codebook"]), expected, rtol=1e-5)
+
+
+def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
+    config = tiny(**VQ | EMA | {"first_stage_train.start_from": "elsewhere"})
+    training = build.make_first_stage_program(config)
+    trained = training.init(jax.random.key(1))["autoencoder"]
+    monkeypatch.setattr(api, "load_first_stage", lambda config, workdir, path: {"elsewhere": trained}[path])
+    begun = []
+    run = types.SimpleNamespace(config=config, workdir=None, train=lambda *arguments: begun.append(arguments))
+    stage.train_first_stage(run)
+    params = begun[0][-1](training.init(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, params["autoencoder"], trained)
+    np.testing.assert_array_equal(params["codebook"]["sum"], trained["quantize"]["embedding"]["embedding"])
+
+
+def test_moving_averages_of_a_batch_in_parts_are_those_of_the_whole():
+    """Counts and sums, not a fourth of them."""
+    config = tiny(**VQ | EMA | {"first_stage_loss.codebook_restart": 0.0})
+    training, module = build.make_first_stage_program(config), build.make_first_stage(config).module
+    features = make_features(module, make_latent_terms(config["first_stage_loss"], module), None, False)
+    params = training.init(jax.random.key(0))
+
+    def grad_fn(params, batch, key, step):
+        assigned = features(params, batch["image"], key, step)[2][1]
+        return Gradient(jnp.zeros(()), {}, {}, assigned)
+
+    def after(parts):
+        def look(params, x):
+            step = Step(jnp.int32(0), {}, jnp.arange(8), 8)
+            return accumulated(grad_fn, parts)(params, {"image": x}, jax.random.key(0), step).assigned["codebook"]
+
+        return jax.jit(look)(params, images(8))
+
+    whole, four = after(1), after(4)
+    assert float(whole["count"].sum()) == pytest.approx(0.99 * 32 + 0.01 * 8 * 16 * 16, rel=1e-5)
+    for name in whole:
+        np.testing.assert_allclose(four[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -210,6 +269,7 @@ def test_the_decoder_alone_is_tuned_from_trained_weights(tmp_path):
         ({**VQ, "first_stage.fsq_levels": (4, 4)}, "fsq_levels"),
         ({"first_stage_train.frozen": ("decodr",)}, "decodr"),
         ({**VQ, **EMA, "first_stage_train.frozen": ("quantize",)}, "'quantize' can't be"),
+        ({**VQ, **EMA, "first_stage_train.accumulate": 2}, "codebook_restart=0.05 .*accumulate=2 .*codebook_restart=0 or acc"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(overrides, message):

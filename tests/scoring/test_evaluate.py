@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import evaluation, scoring
+from ldm_jax import LatentDiffusion, evaluation, scoring
+from ldm_jax.api import Specification
 from ldm_jax.cli.evaluation import main
 from ldm_jax.data.transform import Transform
 from ldm_jax.primitives.files import read_json
 from ldm_jax.scoring import curves, looking, sweep
+from ldm_jax.scoring import evaluation as whole
 from ldm_jax.scoring import features as networks
 from ldm_jax.scoring import reference as references
 from ldm_jax.scoring.copies import Neighbours
@@ -325,6 +327,101 @@ def test_a_sweep_ends_in_tables_curves_and_a_page_and_is_not_drawn_twice(data, m
         scoring.evaluate(model, scoring.Request(num=4, samplers=("ddmi",)), out, **options)
     with pytest.raises(FileNotFoundError, match="no such file of statistics"):
         scoring.evaluate(model, scoring.Request(num=4, reference="trian"), out, **options)
+
+
+def test_what_was_measured_before_stays_and_what_is_asked_for_more_is_done(data, model, tmp_path, with_linear, monkeypatch):
+    out, said, drawn, draw = tmp_path / "out", [], [], sweep.draw
+    monkeypatch.setattr(whole, "measure_likelihood", lambda *_, **__: {"bits_per_dimension": 5.0})
+
+    def counted(drawer, features, setting, *arguments, **options):
+        drawn.append(setting.name)
+        return draw(drawer, features, setting, *arguments, **options)
+
+    monkeypatch.setattr(sweep, "draw", counted)
+
+    def evaluate(scales, **asked):
+        drawn.clear()
+        request = scoring.Request(num=8, samplers=("ddim",), steps=(2,), guidance_scales=scales, batch_size=8,
+                                  **{"resamples": 0} | asked)  # fmt: skip
+        scoring.evaluate(model, request, out, config=data[1], folder=tmp_path, model={"model": "tiny"}, say=said.append)
+        found = read_json(out / "results.json")
+        return found, {result["setting"]: result for result in found["results"]}
+
+    _, first = evaluate((1.0, 2.0))
+    found, results = evaluate((3.0,), reconstructions=True, likelihood=4)
+    assert list(results) == ["ddim-2-g1", "ddim-2-g2", "ddim-2-g3"] and results | first == results
+    assert drawn == ["ddim-2-g3"] and found["likelihood"]["values"] == {"bits_per_dimension": 5}
+    again, results = evaluate((3.0,))
+    assert drawn == [] and all(again[name] == found[name] for name in ("reconstructions", "likelihood", "results"))
+    page = (out / "report.html").read_text()
+    assert "Held-out pictures and their reconstructions" in page and page.count("data:image/png;base64,") == 4
+    # more is asked of a setting: it is measured again, with the same pictures
+    _, more = evaluate((1.0,), memorisation=True, resamples=3, pictures=True)
+    name, values = "ddim-2-g1", more["ddim-2-g1"]["values"]
+    assert drawn == [name] and len(list((out / "pictures" / name).glob("*.png"))) == 8
+    assert results[name]["values"].items() < values.items() and sum(each.startswith("memorisation/") for each in values) == 4
+    distance = "classifier/frechet_distance"
+    assert distance in more[name]["intervals"] and distance not in results[name]["intervals"]
+    for asked in ({"memorisation": True, "resamples": 3, "pictures": True}, {"resamples": 3}):
+        assert evaluate((1.0,), **asked)[1] == more and drawn == []
+    _, fewer = evaluate((1.0,))
+    assert drawn == [name] and fewer[name]["values"] == values and fewer[name]["resamples"] == 0
+    (out / "pictures" / name / "000003.png").unlink()
+    evaluate((1.0,), pictures=True)
+    assert drawn == [name] and (out / "pictures" / name / "000003.png").is_file()
+
+
+def test_parts_of_a_call_that_kept_less_are_drawn_again(data, model, tmp_path, monkeypatch):
+    """Stopped without pictures and with few kept, gone on with all: all are there, and each is counted once."""
+    features, mesh = linear(), sharding.make_mesh(devices=jax.devices()[:1])
+    draws, original = drawer(model, data[1], mesh, 8), sweep.features_of
+    monkeypatch.setattr(sweep, "PART", 4)
+
+    def part(out, keep, pictures=None, last=8):
+        def stops(run, batch, report):
+            if batch.rows[0] == last:
+                raise KeyboardInterrupt
+            return original(run, batch, report)
+
+        monkeypatch.setattr(sweep, "features_of", stops)
+        return sweep.draw(draws, features, SETTING, 8, out=out, identity={}, batch_size=4, keep=keep, pictures=pictures)
+
+    expected = part(tmp_path / "whole", 8)
+    with pytest.raises(KeyboardInterrupt):
+        part(tmp_path / "parts", 2, last=4)
+    found = part(tmp_path / "parts", 8)
+    np.testing.assert_array_equal(found.shown, expected.shown)
+    np.testing.assert_array_equal(found.features.features, expected.features.features)
+    found = part(tmp_path / "parts", 2, tmp_path / "pictures")
+    assert len(list((tmp_path / "pictures").iterdir())) == len(found.features) == 8
+
+
+def test_another_grid_is_another_evaluation(data, model, tmp_path, with_linear, monkeypatch):
+    """`sampling.grid` may change in a working directory: numbers of the old one aren't told of the new one, parts not mixed."""
+    config, out = data[1], tmp_path / "out"
+    request = scoring.Request(num=8, samplers=("ddim",), steps=(2,), guidance_scales=(2.0,), batch_size=8, resamples=0)
+    options = {"config": config, "folder": tmp_path, "model": {"model": "tiny"}}
+
+    def of(**sampling):
+        own = {**model.config, "sampling": model.config["sampling"] | sampling}
+        spec = model.specification
+        return LatentDiffusion(Specification(own, spec.condition, spec.scale, spec.shift), model.params)
+
+    def distance(ldm, out):
+        return scoring.evaluate(ldm, request, out, **options)["results"][0]["values"]["classifier/frechet_distance"]
+
+    first, again = distance(of(), out), distance(of(grid="karras"), out)
+    assert again == distance(of(grid="karras"), tmp_path / "fresh") != first
+    monkeypatch.setattr(sweep, "draw", lambda *_, **__: pytest.fail("drawn again"))
+    # a setting's own three are no other evaluation
+    assert distance(of(grid="karras", sampler="heun", steps=7, guidance_scale=9.0), out) == again
+    parts = tmp_path / "parts"
+    sweep._open(parts, {"drawing": sweep.way_of_drawing(of().config)})
+    with pytest.raises(ValueError, match="drawing.grid: 'trailing' there, 'karras' now.*: choose another --out"):
+        sweep._open(parts, {"drawing": sweep.way_of_drawing(of(grid="karras").config)})
+    assert sweep.way_of_drawing({"sampling": {"sampler": "ddim", "steps": 3}, "scheduler": {"betas": (1, 2)}}) == {
+        "scheduler": {"betas": [1, 2]}
+    }
 
 
 def test_the_command_compares_folders(data, tmp_path, with_linear, capsys):

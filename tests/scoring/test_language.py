@@ -1,5 +1,7 @@
 """What drawn sentences are worth: numbers that can be said beforehand."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,11 @@ from ldm_jax import build
 from ldm_jax.data.sentences import KINDS, Sentences, kinds_of
 from ldm_jax.data.tokenizer import train_tokenizer
 from ldm_jax.evaluation.language import NGrams
+from ldm_jax.scoring import language
 from ldm_jax.scoring.drawing import Conditions
 from ldm_jax.scoring.language import Scorer, baselines, measure
+from ldm_jax.scoring.request import Request
+from ldm_jax.training import sharding
 from tests.test_habits import config_of
 
 TRAIN = Sentences("train", train=400, validation=200)
@@ -52,6 +57,32 @@ def test_what_stands_beside_is_worse_in_what_it_should_be(scorer):
     assert perplexity[1] > 2 * max(perplexity[0], perplexity[2])
     again = baselines(words(HELD_OUT)[1::2], words(TRAIN), 100, seed=0)
     assert again == beside and np.all([len(some) == 100 for some in beside.values()])
+
+
+def test_settings_of_an_earlier_call_stay(monkeypatch, tmp_path):
+    scored = types.SimpleNamespace(
+        rows={"validation": TRAIN}, held_out=words(HELD_OUT), training=words(TRAIN), known=[],
+        medium=types.SimpleNamespace(length=8), measure=lambda some: {"valid": 1.0},
+        of=lambda drawn, conditions: ({"valid": 0.5}, ["a line"]),
+    )  # fmt: skip
+    monkeypatch.setattr(language, "Scorer", lambda *_: scored)
+    monkeypatch.setattr(language, "Conditions", lambda *_: types.SimpleNamespace(source=TRAIN))
+    monkeypatch.setattr(language, "Drawer", lambda *_: None)
+    monkeypatch.setattr(language, "draw", lambda *_: None)
+    config = {"name": "lines", "sampling": {"sampler": "ddim", "steps": 2, "guidance_scale": 1.0, "grid": "trailing"}}
+    ldm = types.SimpleNamespace(config=config, condition=None, params={"w": np.ones(1)}, specification=None)
+
+    def settings(scales, num=4, seed=0):
+        request = Request(num=num, guidance_scales=scales, seed=seed)
+        options = {"model": {"model": "lines"}, "mesh": sharding.make_mesh(), "say": lambda text: None}
+        found = language.evaluate_texts(ldm, request, tmp_path, **options)["results"]
+        assert [result["setting"] for result in found[-3:]] == ["held-out text", "shuffled text", "3-gram model"]
+        return [result["setting"] for result in found[:-3]]
+
+    assert settings((1.0, 2.0)) == ["ddim-2-g1", "ddim-2-g2"]
+    assert settings((3.0, 1.0)) == ["ddim-2-g1", "ddim-2-g2", "ddim-2-g3"]
+    assert settings((2.0,), seed=1) == ["ddim-2-g2"]  # other sentences
+    assert settings((1.0,), num=3, seed=1) == ["ddim-2-g1"]
 
 
 def test_both_halves_of_the_validation_set_are_alike(tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldm_jax import diffusion
+from ldm_jax import build, diffusion
 from ldm_jax.evaluation import discretized_laplace
 from ldm_jax.scoring import likelihood
+from ldm_jax.training import sharding
 from tests import tiny
 
 VALUES = np.linspace(-1, 1, 256)
@@ -80,6 +81,33 @@ def test_terms_are_those_of_a_gaussian(gaussian):
     np.testing.assert_allclose(found.posterior, entropy, rtol=1e-6)
     again = jnp.clip(jnp.repeat(z / 2, 2, 1), -1, 1)
     np.testing.assert_allclose(found.reconstruction, discretized_laplace(images, again, 0.3).sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_pixels_that_are_all_alike_likely_take_eight_bits(gaussian, monkeypatch):
+    """A density that is uniform over the 256 values and their noise: 256 intervals of 2/255, the outer ones beyond -1 and 1."""
+    spec, _, _ = gaussian
+    spec.first_stage = types.SimpleNamespace(
+        module=None, encode=lambda params, x: {"latents": x}, decode=lambda params, z: z, latent_shape=lambda h, w: (h, w, 3),
+    )  # fmt: skip
+    spec.scale, spec.shift, spec.config = np.float32(2.0), np.float32(0.0), {}
+    spec.condition = types.SimpleNamespace(kind="none")
+
+    def uniform(denoise, x, grid, key):
+        inside = jnp.all(jnp.abs(x) <= 2 * 256 / 255 + 1e-6, (1, 2, 3))  # the scale is 2
+        return jnp.where(inside, -np.prod(x.shape[1:]) * np.log(2 * 512 / 255), -jnp.inf), x
+
+    monkeypatch.setattr(diffusion, "log_likelihood", uniform)
+    monkeypatch.setattr(build, "make_transform", lambda *_: lambda row, rng: row)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3))
+    pictures[0], pictures[1] = 0, 255
+    rows = Rows({"image": np.float32(picture / 127.5 - 1)} for picture in pictures)
+    found = likelihood.measure_likelihood(spec, {"first_stage": {}}, (rows, rows), 6, sharding.make_mesh(), batch_size=8)
+    assert found["bits_per_dimension"] == found["prior"] == pytest.approx(8, abs=1e-5)
+    assert found["reconstruction"] == found["posterior"] == 0
+    # noise is spread over the values' own intervals, evenly
+    flat = jnp.zeros((1, 64, 64, 3))
+    noise = np.asarray(likelihood._draw(spec, {"first_stage": {}}, flat, jax.random.key(0))[0]).ravel()
+    assert stats.kstest(noise, stats.uniform(-1 / 255, 2 / 255).cdf).pvalue > 1e-3
 
 
 def test_a_vq_model_has_none():

@@ -149,6 +149,18 @@ def test_checksums_see_a_swap_and_a_flipped_bit_but_not_the_sharding():
     assert checksums({"x": x}) == checksums({"x": jax.device_put(x, sharding.batch_sharding(mesh))})
 
 
+def test_where_all_are_kept_a_run_that_goes_back_drops_what_it_gives_up(tmp_path):
+    """Snapshots of averages are read together: they must be of one run. Other checkpoints stay as they are."""
+    for keep, steps, at_2 in ((None, [1, 2], 7), (3, [1, 2, 3], 2)):
+        folder = tmp_path / str(keep)
+        with Checkpoints(folder, keep=keep) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, state_at(step))
+            checkpoints.save(2, state_at(7))  # the last one is still being written
+        assert steps_in(folder) == steps and verify(folder) is None
+        assert equal(load_part(folder, "params", 2), state_at(at_2).params)
+
+
 def listing(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 

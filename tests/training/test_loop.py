@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from ldm_jax.training.checkpoint import Checkpoints, best_in, steps_in
+from ldm_jax.experiment.stage import take_snapshot
+from ldm_jax.training.checkpoint import Checkpoints, best_in, load_part, steps_in
 from ldm_jax.training.judge import Judge
 from ldm_jax.training.loop import Hook, Interrupted, Report, train
 from ldm_jax.training.metrics import Log, clock, image_grid
@@ -247,6 +248,33 @@ def test_a_run_that_breaks_goes_back_to_its_last_checkpoint_with_another_key(tmp
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
     assert "up to step 7 gave a loss or gradient that is not finite" in (said := capsys.readouterr().out)
     assert "back to step 4 with another key (1 of 3)" in said
+
+
+def test_snapshots_are_of_the_run_that_went_on(tmp_path):
+    """Noise differs after going back, and averages with it; snapshots of the run given up don't stay among them."""
+
+    def drawn(params, batch, key, step):
+        return jnp.mean((params["kernel"] - jax.random.normal(key, (3,))) ** 2) + batch, {}
+
+    begun, seen = [], {}
+
+    def batches(start):
+        begun.append(start)
+        return (jnp.float32(jnp.nan if i == 8 and len(begun) == 1 else 0) for i in range(start, 1000))
+
+    def see(state):
+        seen[int(state.step)] = np.asarray(state.post_hoc["0"]["kernel"])
+        return Report()
+
+    init = make_init(lambda key: {"kernel": jnp.ones(3)}, OPTIMIZER, False, post_hoc=(0.1,))
+    step = jax.jit(make_train_step(from_loss(drawn), OPTIMIZER, post_hoc=(0.1,)))
+    with Checkpoints(tmp_path / "averages", keep=None) as snapshots:
+        hooks = [Hook(2, see), Hook(2, lambda state: take_snapshot(snapshots, state))]
+        run(tmp_path, batches, step=step, state=init(jax.random.key(0)), max_skipped=0, checkpoint_every=5, hooks=hooks)
+    assert begun == [0, 5] and steps_in(tmp_path / "averages") == [2, 4, 6, 8, 10]
+    for at, average in seen.items():
+        found = load_part(tmp_path / "averages", "post_hoc", at)["0"]["kernel"]
+        np.testing.assert_array_equal(found, average, err_msg=str(at))
 
 
 def test_rewinding_is_bounded(tmp_path):
