@@ -398,7 +398,8 @@ def told(config, folder):
         tell(first_stage, "load_perceptual", lambda section: {}, of=lambda told: [
             told["section"]["perceptual_path"], told["section"]["perceptual_linear_path"]])  # fmt: skip
         tell(first_stage, "read_inception", lambda path: None)
-        tell(Parts, "prepare", lambda *_: lambda params, images, key: params, of=lambda told: [told["weights"], told["terms"]])
+        tell(Parts, "prepare", lambda *_: lambda params, images, key, trained: params, of=lambda told: [
+            told["weights"], told["terms"]])  # fmt: skip
         tell(latents.latents, "measure", found)
         tell(latents, "learnt", lambda stage, encoded, key, rows: jnp.zeros((len(rows), 1)))
         tell(latents, "write_json", of=lambda told: told["value"])
