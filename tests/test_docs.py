@@ -18,6 +18,7 @@ from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+ELSEWHERE = ("from_diffusers.md",)  # tests/test_documents.py runs it, on a model of diffusers
 COMMAND = re.compile(r"^\s*(?:.*&& )?(?:python (train|sample)\.py|ldm-(train|sample))\b(.*)$", re.M)
 
 
@@ -26,7 +27,9 @@ def blocks(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path)], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if blocks(path) and path.name not in ELSEWHERE], ids=lambda path: path.name
+)
 def test_every_python_block_runs(path, monkeypatch):
     """A page's blocks one after the other, with the names that its text introduces."""
     monkeypatch.setattr(tiny, "CLASSES", ("daisy", "roses", "tulips"))
