@@ -90,7 +90,7 @@ def measure_likelihood(
 
     scale = max(float(np.mean(np.concatenate(over(sources[0], CALIBRATION, error)))), HALF / 2)
     found = np.float64(np.concatenate(over(sources[1], num, terms, scale)))
-    numbers = np.prod(spec.image_size) * 3
+    numbers = np.prod(spec.image_size) * stage.image_channels
     bits = -found / (numbers * np.log(2))
     bits[:, 1] -= np.log2(2 * HALF) * (stage.module is None)  # a value's mass: the density times what its noise is spread over
     total = bits.sum(1)

@@ -83,11 +83,13 @@ def test_terms_are_those_of_a_gaussian(gaussian):
     np.testing.assert_allclose(found.reconstruction, discretized_laplace(images, again, 0.3).sum((1, 2, 3)), rtol=1e-5)
 
 
-def test_pixels_that_are_all_alike_likely_take_eight_bits(gaussian, monkeypatch):
+@pytest.mark.parametrize("channels", [3, 1])
+def test_pixels_that_are_all_alike_likely_take_eight_bits(gaussian, monkeypatch, channels):
     """A density that is uniform over the 256 values and their noise: 256 intervals of 2/255, the outer ones beyond -1 and 1."""
     spec, _, _ = gaussian
     spec.first_stage = types.SimpleNamespace(
-        module=None, encode=lambda params, x: {"latents": x}, decode=lambda params, z: z, latent_shape=lambda h, w: (h, w, 3),
+        module=None, encode=lambda params, x: {"latents": x}, decode=lambda params, z: z,
+        latent_shape=lambda h, w: (h, w, channels), image_channels=channels,
     )  # fmt: skip
     spec.scale, spec.shift, spec.config = np.float32(2.0), np.float32(0.0), {}
     spec.condition = types.SimpleNamespace(kind="none")
@@ -98,7 +100,7 @@ def test_pixels_that_are_all_alike_likely_take_eight_bits(gaussian, monkeypatch)
 
     monkeypatch.setattr(diffusion, "log_likelihood", uniform)
     monkeypatch.setattr(build, "make_transform", lambda *_: lambda row, rng: row)
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3))
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, channels))
     pictures[0], pictures[1] = 0, 255
     rows = Rows({"image": np.float32(picture / 127.5 - 1)} for picture in pictures)
     found = likelihood.measure_likelihood(spec, {"first_stage": {}}, (rows, rows), 6, sharding.make_mesh(), batch_size=8)
