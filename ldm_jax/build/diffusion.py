@@ -278,7 +278,7 @@ def make_diffusion_program(
         post_hoc=tuple(section.get("post_hoc", ())),
         accumulate=section.get("accumulate", 1),
         compiler=compiler(config),
-        loss=second_stage.scalars(loss_fn),
+        loss=loss_fn,
     )
 
 
