@@ -96,6 +96,16 @@ def test_films_are_told_their_size(xl, photos):
     close(drawn, ldm.interpolate(p, key_of(0), ldm.embed(p, told[:1]), 2, **how))
 
 
+def test_frames_between_sizes_are_led_away_from_nothing_of_their_size(xl):
+    """More frames than conditions: the empty condition of each is told what the frame is."""
+    ldm = xl["base"]
+    p, noise = ldm.params, ldm.noise(key_of(0), 1)
+    ends = ldm.embed(p, ["a red tub", {"prompt": "a lute", "original_size": (4, 4)}])
+    film = ldm.interpolate(p, key_of(0), ends, 3, noise=noise, **HOW)
+    cond = {name: np.stack([a[0], (a[0] + a[1]) / 2, a[1]]) for name, a in ends.items()}
+    np.testing.assert_allclose(film, ldm.sample(p, key_of(0), cond, noise=np.repeat(noise, 3, 0), **HOW), atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def beside():
     """A model of prompts with a picture of this kind beside."""
