@@ -5,6 +5,7 @@ Every function here takes a specification and parameters; `LatentDiffusion` has 
 conditions and scales are traced.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -225,22 +226,28 @@ def interpolate(
     if any(not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
     full = space_of(spec, noise)
+    cond = _between(cond, frames)  # the empty one repeats what each frame is told
     plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
     noise = check_noise(noise, (len(noise), *plan.shape[1:]))
     return _interpolate(spec, plan, params, key, guidance, noise)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _between(cond, frames):
+    """cond of every frame."""
+    return jax.tree.map(lambda points: _along(points, frames, editing.lerp), cond)
+
+
+def _along(points, num, mix):
+    if len(points) == 1:
+        return jnp.repeat(points, num, axis=0)
+    where = np.linspace(0, len(points) - 1, num)
+    left = np.minimum(where.astype(int), len(points) - 2)
+    return mix(points[left], points[left + 1], jnp.asarray(where - left, jnp.float32))
+
+
 @program
 def _interpolate(spec, plan, params, key, guidance, noise):
     num = plan.shape[0]
-
-    def along(points, mix):
-        if len(points) == 1:
-            return jnp.repeat(points, num, axis=0)
-        where = np.linspace(0, len(points) - 1, num)
-        left = np.minimum(where.astype(int), len(points) - 2)
-        return mix(points[left], points[left + 1], jnp.asarray(where - left, jnp.float32))
-
-    guidance = guidance._replace(cond=jax.tree.map(lambda points: along(points, editing.lerp), guidance.cond))
     _, steps = keys_of(key, 1)
-    return run(spec, plan, params, guidance, start(plan, along(noise, editing.slerp)), jnp.repeat(steps, num))
+    return run(spec, plan, params, guidance, start(plan, _along(noise, num, editing.slerp)), jnp.repeat(steps, num))

@@ -86,10 +86,10 @@ def inpaint(
     exactly; values between blend.
 
     method: "concat", for models that were trained to inpaint, which are told the image and the mask (`cond` is then a list of
-    prompts where they take these besides, and None where they don't); for all others "imposed" (after each step the known
-    latents are put back, noised; `resample` > 1 takes each step so often, as RePaint does, with samplers that have no memory
-    such as ddpm and ddim) or "certain" (predictions are replaced by what is
-    known). The default is "concat" or "imposed". At a `strength` below 1 the painted part starts from what is there.
+    prompts where they take these besides, and so may `negative` be; None where they don't); for all others "imposed" (after
+    each step the known latents are put back, noised; `resample` > 1 takes each step so often, as RePaint does, with samplers
+    that have no memory such as ddpm and ddim) or "certain" (predictions are replaced by what is known). The default is "concat"
+    or "imposed". At a `strength` below 1 the painted part starts from what is there.
     `noise`: unit noise [B, h, w, C] to start from instead of the key's, by which "imposed" then noises what is known as well.
     """
     part = spec.condition.inpainting_part
@@ -110,13 +110,17 @@ def inpaint(
     mask = jnp.asarray(mask, jnp.float32)
     if part is not None:
         cond = spec.embed(params, _with_holes(spec, part, image, mask, cond))
+        if isinstance(against := options.get("negative"), (list, tuple)):
+            options["negative"] = spec.embed(params, _with_holes(spec, part, image, mask, against, "negative"))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     return _inpaint(spec, (plan, method, resample), params, key, guidance, image, mask, _unit(noise, plan))
 
 
-def _with_holes(spec: Specification, part: str, image: jax.Array, mask: jax.Array, others: Any) -> list[Any]:
+def _with_holes(
+    spec: Specification, part: str, image: jax.Array, mask: jax.Array, others: Any, name: str = "cond"
+) -> list[Any]:
     """What `embed` takes of a model that is told the image and the mask, and perhaps another condition: `others`, one a
-    picture."""
+    picture, which a user gave as `name`."""
     pairs = list(zip(np.asarray(image), np.asarray(mask > 0, np.float32)))
     if not part:
         if others is not None:
@@ -124,7 +128,7 @@ def _with_holes(spec: Specification, part: str, image: jax.Array, mask: jax.Arra
         return pairs
     names = [name for name in spec.condition.parts if name != part]
     if not isinstance(others, (list, tuple)) or len(others) != len(pairs):
-        raise ValueError(f"this model is told the image, the mask and {', '.join(names)}: give cond as a list, one a picture")
+        raise ValueError(f"this model is told the image, the mask and {', '.join(names)}: give {name} as a list, one a picture")
     return [{part: pair} | (other if isinstance(other, dict) else {names[0]: other}) for pair, other in zip(pairs, others)]
 
 

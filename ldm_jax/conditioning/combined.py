@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
+from ldm_jax.conditioning.instruct import Instruct
 
 PyTree = Any
 
@@ -93,6 +94,15 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
                 if not isinstance(value, Mapping) or value.keys() != self.parts.keys():
                     raise ValueError(f"this model takes a dict of {', '.join(self.parts)} for every picture: {self.takes}")
             return {name: part.parse([value[name] for value in values]) for name, part in self.parts.items()}
+
+        def told(self, value, size, negative=None):
+            """As a dict. `value` may be what the first part with flags takes; a picture to change says the size."""
+            if not isinstance(value, Mapping):
+                value = {next(name for name, part in self.parts.items() if part.flags): value}
+            size = next((v.shape[:-1] for name, v in value.items() if isinstance(self.parts[name], Instruct)), size)
+            return value | {
+                name: self.parts[name].told(v, size, negative) for name, v in value.items() if self.parts[name].flags
+            }
 
         def from_batch(self, batch):
             return {name: part.from_batch(batch) for name, part in self.parts.items()}

@@ -166,6 +166,11 @@ class Condition:
         """What a user gave, one entry a picture -> inputs. ValueError that says what is wrong with it."""
         raise ValueError("this model is unconditional: it takes no prompt and no label")
 
+    def told(self, value: Any, size: Sequence[int], negative: Any = None) -> Any:
+        """What a user gave for one picture, with its size in pixels where the model is told that. With a `negative`, that in
+        place of what the picture is to show: what guidance steers away from."""
+        return value if negative is None else negative
+
     def check_inputs(self, inputs: PyTree) -> None:
         """ValueError for arrays that a user gave as `inputs` and that `apply` would read wrongly. Traced ones pass unseen."""
 

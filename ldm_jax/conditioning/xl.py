@@ -151,6 +151,13 @@ class XLText(CLIPText):
         inputs = {"tokens": tokens, "sizes": sizes, "kept": np.ones(len(given), np.float32)}
         return inputs if weights is None else inputs | {"weights": weights}
 
+    def told(self, value, size, negative=None):
+        of_picture = {"original_size": tuple(size), "target_size": tuple(size)}
+        if negative is not None:
+            of_picture["aesthetic_score"] = WORST
+        prompt = {"prompt": super().told(value, size, negative)}
+        return prompt | {name: number for name, number in of_picture.items() if name in self.time_ids}
+
     def from_batch(self, batch):
         """Training pictures are told as they are shown: of the training size, not cropped."""
         n = len(batch["tokens"])

@@ -24,17 +24,17 @@ from ldm_jax.primitives.windows import blended, check_windows
 
 
 def partial(grid: Level, strength: float) -> Level:
-    """SDEdit (Meng et al. 2022): the last round(strength * steps) steps of the grid, at least one. Noise x0 to its first level:
+    """SDEdit (Meng et al. 2022): the last steps of the grid, as many as `last_steps` says. Noise x0 to the first level:
     `sample(denoise, sampler, diffuse(x0, eps, part[0]), part)`."""
     steps = len(grid) - 1
     return grid[steps - last_steps(strength, steps) :]
 
 
 def last_steps(strength: float, steps: int) -> int:
-    """How many steps this strength means."""
+    """How many steps this strength means: the whole ones of strength * steps, at least one."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength is the part of the steps to run, in (0, 1]; got {strength}.")
-    return max(1, round(strength * steps))
+    return max(1, int(strength * steps))
 
 
 def known_region(denoise: Denoiser, known: jax.Array, mask: jax.Array) -> Denoiser:

@@ -213,17 +213,22 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
         return Drawn(np.asarray(images), words, num)
 
     image, mask, size = prepared(ldm, flags, name, held)
+    shown = image.shape[:-1]
     image = np.repeat(image[None], len(words), 0)
     if name in ("inpaint", "outpaint"):
-        # a combination takes its prompts beside the picture, and embeds both together
-        cond = (values or None) if ldm.condition.inpainting_part else _embedded(ldm, flags, values, options)
+        if ldm.condition.inpainting_part:  # a combination takes its prompts beside the picture, and embeds both together
+            cond = _told(ldm, values, shown) or None
+            if flags["negative"] is not None:
+                options["negative"] = _told(ldm, values, shown, flags["negative"])
+        else:
+            cond = _embedded(ldm, flags, values, options, shown)
         images = ldm.inpaint(p, key, image, np.repeat(mask[None], len(words), 0), cond, **options)
     elif name == "edit":
-        cond = _embedded(ldm, flags, values, options)
+        cond = _embedded(ldm, flags, values, options, shown)
         source, _ = _conditions(ldm, flags | {telling_flag(ldm.condition, flags): [flags["source"]]})
-        images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options), **options)
+        images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options, shown), **options)
     else:
-        images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options), **options)
+        images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options, shown), **options)
     return Drawn(np.asarray(images[(slice(None), *map(slice, size))]), words, num)
 
 
@@ -252,16 +257,30 @@ def _in_parts(
     return images
 
 
-def _embedded(ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any]) -> Any:
-    """cond, or None; puts the negative one into `options`. Label maps are padded to what the first stage takes."""
-    if ldm.condition.told_sizes and options.get("size") and "target_size" in ldm.condition.time_ids:
-        values = [{"prompt": value, "target_size": options["size"]} for value in values]
-    if flags["negative"] is not None:
-        options["negative"] = ldm.embed(ldm.params, [flags["negative"]] * (flags["interpolate"] or len(values)))
+def _told(ldm: LatentDiffusion, values: list[Any], size: Sequence[int], negative: str | None = None) -> list[Any]:
+    """What `ldm.embed` takes for pictures of `size` pixels, or for what each is led away from."""
+    return [ldm.condition.told(value, size, negative) for value in values]
+
+
+def _embedded(
+    ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any], size: Sequence[int] | None = None
+) -> Any:
+    """cond, or None; puts the negative one into `options`. `size`: of what is drawn, where `options` don't say it. Label maps
+    are padded to what the first stage takes."""
+    if not values:
+        return None
+    size, num = size or options.get("size") or ldm.specification.image_size, flags["interpolate"] or len(values)
     if ldm.condition.kind == "semantic":
         factor = ldm.first_stage.factor
         values = [np.pad(m, ((0, -m.shape[0] % factor), (0, -m.shape[1] % factor)), "edge") for m in values]
-    return ldm.embed(ldm.params, values) if values else None
+    cond = ldm.embed(ldm.params, _told(ldm, values, size))
+    if flags["negative"] is not None:
+        negative = ldm.embed(ldm.params, _told(ldm, values[:1], size, flags["negative"]) * num)
+        if "concat" in cond:  # a picture to change is no part of what is led away from
+            null = ldm.specification.null(ldm.params, num, canvas(ldm.specification, cond), cond)
+            negative |= {"concat": null["concat"]}
+        options["negative"] = negative
+    return cond
 
 
 def _conditions(ldm: LatentDiffusion, flags: Flags) -> tuple[list[Any], list[str]]:
@@ -298,17 +317,18 @@ def _film(
         images = [picture(ldm, path, held) for path in paths]
         if images[0].shape != images[1].shape:
             raise ValueError(f"--interpolate between pictures of {images[0].shape[:-1]} and {images[1].shape[:-1]}: one size")
-        ends = ldm.embed(p, values * 2 if len(values) == 1 else values) if values else None
+        size = images[0].shape[:-1]
+        ends = ldm.embed(p, _told(ldm, values * 2 if len(values) == 1 else values, size)) if values else None
         options["noise"] = ldm.invert(p, np.stack(images), ends, steps=flags["steps"], tile=options.get("tile"))
         options |= {"sampler": "ddim", "guidance_scale": 1.0}
     else:
-        size = options.pop("size", None)
+        size = options.get("size")
         options["noise"] = ldm.noise(key, 1 if len(values) > 1 or other is not None else 2, size)
         if other is not None:
             if len(values) > 2:
                 raise ValueError(f"--to_seed with {len(values)} conditions: two seeds go with one condition, or with two")
             options["noise"] = jax.numpy.concatenate([options["noise"], ldm.noise(key_of(other), 1, size)])
-    cond = _embedded(ldm, flags, values, options)
+    cond = _embedded(ldm, flags, values, options, size)
     return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), words, frames, film=True)
 
 

@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ldm_jax
+from ldm_jax.drawing.modes import draw
+from ldm_jax.primitives.arrays import key_of
 from tests.weights import cases
 
 pytestmark = pytest.mark.parity
@@ -86,6 +89,37 @@ def test_inpainting(fixtures_dir, tmp_path):
     assert np.array_equal(painted[mask == 0], image[mask == 0])
     np.testing.assert_allclose(painted[mask == 1] / 2 + 0.5, theirs[mask == 1], atol=LIMIT)
     saved_again(ldm, tmp_path / "again", values, ours, dict(how, negative=negative, noise=noise))
+
+
+def files(folder, image, mask):
+    """The paths of one picture and its mask, and the picture as it is read."""
+    pixels = np.rint((image + 1) * 127.5).astype(np.uint8)
+    for name, array in (("photo", pixels), ("mask", np.uint8(255 * mask))):
+        Image.fromarray(array).save(folder / f"{name}.png")
+    return *(str(folder / f"{name}.png") for name in ("photo", "mask")), np.float32(pixels)[None] / 127.5 - 1
+
+
+def test_negative_prompts_of_flags(fixtures_dir, tmp_path):
+    """sample.py --negative beside a picture and a mask, and beside a picture to change."""
+    how = {"steps": STEPS, "guidance_scale": 4.0, "num": 1}
+    given = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "np"}
+    for name, channels in (("StableDiffusionInpaintPipeline", 9), ("StableDiffusionInstructPix2PixPipeline", 8)):
+        pipe = saved(fixtures_dir, tmp_path / name, name, channels)
+        with_scheduler(pipe, "DDIMScheduler")
+        ldm = ldm_jax.load(tmp_path / name)
+        (image, *_), (mask, *_) = picture_and_mask(ldm)
+        photo, holes, image = files(tmp_path, image, mask)
+        noise, flags = nchw(ldm.noise(key_of(0), 1)), how | {"prompt": PROMPTS[:1], "negative": NEGATIVE[0], "sampler": "ddim"}
+        words = {"prompt": PROMPTS[:1], "negative_prompt": NEGATIVE[:1], "latents": noise}
+        if channels == 9:
+            ours = draw(ldm, flags | {"image": [photo], "mask": holes}).images[0][mask == 1]
+            sizes = {"height": image.shape[1], "width": image.shape[2], "strength": 1.0}
+            shown = {"image": nchw(image), "mask_image": torch.from_numpy(mask)[None, None]} | sizes
+            theirs = pipe(**words, **shown, **given).images[0][mask == 1]
+        else:
+            ours = draw(ldm, flags | {"picture": photo, "image_guidance_scale": 1.7}).images[0]
+            theirs = pipe(**words, image=(nchw(image) + 1) / 2, image_guidance_scale=1.7, **given).images[0]
+        np.testing.assert_allclose(ours / 2 + 0.5, theirs, atol=LIMIT, err_msg=name)
 
 
 def test_instructions(fixtures_dir, tmp_path):

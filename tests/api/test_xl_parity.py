@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ldm_jax
 from ldm_jax import weights
+from ldm_jax.drawing.modes import draw
+from ldm_jax.primitives.arrays import key_of
 from ldm_jax.weights import layouts, naming, safetensors_files
 from ldm_jax.weights.layouts import text
 
@@ -123,13 +126,55 @@ def test_image_to_image(base, drawing, monkeypatch):
     images, noise = drawing
     kind = diffusers.StableDiffusionXLImg2ImgPipeline
     with_noise(monkeypatch, kind, noise)
-    z = nchw(ldm.encode(ldm.params, images))
-    ours = ldm.image_to_image(ldm.params, KEY, images, ldm.embed(ldm.params, PROMPTS), strength=0.6, steps=5, noise=noise)
-    with torch.no_grad():
-        made = kind(**pipe.components)(
-            PROMPTS, image=z, strength=0.6, num_inference_steps=5, guidance_scale=5.0, output_type="np"
-        )
-    assert_close(ours, 2 * made.images - 1)
+    z, cond = nchw(ldm.encode(ldm.params, images)), ldm.embed(ldm.params, PROMPTS)
+    for steps in (5, 8):  # 3 steps are run, and 4 of 4.8
+        ours = ldm.image_to_image(ldm.params, KEY, images, cond, strength=0.6, steps=steps, noise=noise)
+        with torch.no_grad():
+            made = kind(**pipe.components)(
+                PROMPTS, image=z, strength=0.6, num_inference_steps=steps, guidance_scale=5.0, output_type="np"
+            )
+        assert_close(ours, 2 * made.images - 1)
+
+
+def saved_photo(folder, size):
+    """A picture's path, and the picture as it is read."""
+    pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    return str(folder / "photo.png"), np.float32(pixels)[None] / 127.5 - 1
+
+
+@pytest.mark.parametrize("refiner", [False, True], ids=["base", "refiner"])
+def test_what_flags_say_of_a_picture_s_size(tmp_path, monkeypatch, refiner):
+    """sample.py tells both halves the size of the picture, and of what is led away from that it is bad."""
+    torch.manual_seed(3)
+    pipe, ldm = xl.pipeline(tmp_path, refiner=refiner), ldm_jax.load(tmp_path)
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline
+    size, how = (48, 32), {"num_inference_steps": 5, "guidance_scale": 5.0, "output_type": "np", "strength": 0.6}
+    path, image = saved_photo(tmp_path, size)
+    with_noise(monkeypatch, kind, ldm.noise(key_of(0), 1, size))
+    pipe = pipe if refiner else kind(**pipe.components)
+    for negative in (None, "cold"):
+        ours = draw(ldm, {"prompt": PROMPTS[:1], "image": [path], "strength": 0.6, "steps": 5, "num": 1, "negative": negative})
+        against = None if negative is None else [negative]
+        with torch.no_grad():
+            made = pipe(PROMPTS[:1], image=nchw(ldm.encode(ldm.params, image)), negative_prompt=against, **how)
+        assert_close(ours.images, 2 * made.images - 1)
+
+
+def test_what_flags_say_of_a_size(base):
+    """Of a plain sample of another size than the training's, led away from a prompt; and of a film's ends."""
+    pipe, ldm = base
+    size, how = (48, 32), {"height": 48, "width": 32, "num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "np"}
+    noise = nchw(ldm.noise(key_of(0), 1, size))
+    flags = {"prompt": PROMPTS, "size": "48x32", "steps": 3, "num": 1}
+    for negative in (None, "cold"):
+        theirs = []
+        for prompt in PROMPTS:
+            with torch.no_grad():
+                against = None if negative is None else [negative]
+                theirs.append(2 * pipe([prompt], negative_prompt=against, latents=noise, **how).images[0] - 1)
+        assert_close(draw(ldm, flags | {"prompt": PROMPTS[:1], "negative": negative}).images, theirs[:1])
+        assert_close(draw(ldm, flags | {"interpolate": 3, "negative": negative}).images[::2], theirs)
 
 
 def test_inpainting(base, drawing, monkeypatch):

@@ -21,7 +21,8 @@ def test_partial_grids():
         len(editing.partial(grid, 1.0)) == 11 and len(editing.partial(grid, 0.3)) == 4 and len(editing.partial(grid, 0.01)) == 2
     )
     assert editing.partial(grid, 0.3)[-1] == grid[-1]
-    assert [editing.last_steps(strength, 10) for strength in (0.01, 0.3, 0.34, 1.0)] == [1, 3, 3, 10]
+    assert [editing.last_steps(strength, 10) for strength in (0.01, 0.3, 0.34, 0.39, 1.0)] == [1, 3, 3, 3, 10]
+    assert editing.last_steps(0.6, 8) == 4  # the whole ones, as diffusers counts
     with pytest.raises(ValueError, match=r"in \(0, 1\]; got 0"):
         editing.partial(grid, 0)
 
