@@ -320,8 +320,8 @@ def _distilled(o: Settings, trajectory: bool) -> Recipe:
             table(0.0) if trajectory else CLEAN,
         )
 
-    if trajectory:
-        return Recipe(table, kind, grid, lambda n: s.tcd(table), clipped)
+    if trajectory:  # whose scheduler has settings for clipping and doesn't clip
+        return Recipe(table, kind, grid, lambda n: s.tcd(table))
     return Recipe(table, kind, grid, lambda n: s.consistency(), lambda f: consistency_boundary(clipped(f), scaling=scaling))
 
 

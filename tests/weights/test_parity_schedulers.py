@@ -335,6 +335,15 @@ def test_zero_terminal_snr_with_any_betas(name, betas, steps):
         np.testing.assert_allclose(grid.alpha[0] ** 2, 2.0**-24, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name, clips", [("TCDScheduler", False), ("LCMScheduler", True), ("DDIMScheduler", True)])
+def test_only_schedulers_that_clip_clip(name, clips):
+    """TCD's takes the setting, which a folder's DDIM has, and its step never looks at it."""
+    recipe = sc.scheduler(name, of={"_class_name": "DDIMScheduler", "clip_sample": True, "prediction_type": "sample"})
+    level = recipe.grid(4)[1]
+    x0 = recipe.wrap(make_denoiser(lambda x, t: jnp.full_like(x, 3.0), recipe.prediction))(jnp.zeros((1, 2)), level).x0
+    assert bool((jnp.abs(x0) > 1.5).all()) != clips
+
+
 def test_a_scheduler_by_its_name_has_its_own_defaults_over_the_model_s_settings():
     model = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     model |= {"steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "prediction_type": "v_prediction"}
