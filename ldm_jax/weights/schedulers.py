@@ -276,11 +276,13 @@ def _singlestep(o: Settings) -> Recipe:
     solves = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
     order, exact, lower = o.take("solver_order", 2), solver_type(o), o.take("lower_order_final", False)
     end = _final(o, schedule)
+    grid = _stopping(levels, end)
 
     def sampler(n: int) -> s.Sampler:
-        return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
+        left = len(grid(n)) - 1  # where a step of no length is left out, the last is of a lower order than the reference's
+        return s.dpm_solver(order, solves, exact, lower or left % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, _stopping(levels, end), sampler, clipping(o, None, False), start_scale=_unit)
+    return Recipe(schedule, kind, grid, sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _unipc(o: Settings) -> Recipe:
