@@ -27,6 +27,7 @@ from ldm_jax.api.sampling import (
 )
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
+from ldm_jax.primitives.arrays import typed_key
 
 PyTree = Any
 
@@ -64,7 +65,7 @@ def sample(
     size = canvas(spec, cond) if size is None else size
     plan, guidance = prepare(spec, params, cond, num, size, make_options(options))
     noise = None if noise is None else check_noise(noise, plan.shape)
-    return _sample(spec, plan, params, key, guidance, noise)
+    return _sample(spec, plan, params, typed_key(key), guidance, noise)
 
 
 @program
@@ -89,7 +90,7 @@ def trajectory(
     check_cond(spec, cond)
     num = count(cond, num)
     plan, guidance = prepare(spec, params, cond, num, canvas(spec, cond) if size is None else size, make_options(options))
-    return _trajectory(spec, plan, params, key, guidance)
+    return _trajectory(spec, plan, params, typed_key(key), guidance)
 
 
 @program
@@ -182,7 +183,7 @@ def variation(
     full = space_of(spec, noise)
     plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
     noise = check_noise(noise, (num if len(noise) == num else 1, *plan.shape[1:]))
-    return _variation(spec, plan, params, key, guidance, noise, check_amount(amount, num))
+    return _variation(spec, plan, params, typed_key(key), guidance, noise, check_amount(amount, num))
 
 
 @program
@@ -229,7 +230,7 @@ def interpolate(
     cond = _between(cond, frames)  # the empty one repeats what each frame is told
     plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
     noise = check_noise(noise, (len(noise), *plan.shape[1:]))
-    return _interpolate(spec, plan, params, key, guidance, noise)
+    return _interpolate(spec, plan, params, typed_key(key), guidance, noise)
 
 
 @functools.partial(jax.jit, static_argnums=1)

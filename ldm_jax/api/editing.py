@@ -30,6 +30,7 @@ from ldm_jax.api.sampling import (
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning.pictures import check_mask, check_range
 from ldm_jax.diffusion import editing
+from ldm_jax.primitives.arrays import typed_key
 from ldm_jax.primitives.choices import check_choice
 
 PyTree = Any
@@ -53,7 +54,7 @@ def image_to_image(
     of the steps that are run: how much may change. `noise`: unit noise [B, h, w, C] instead of the key's."""
     image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
-    return _image_to_image(spec, plan, params, key, guidance, image, _unit(noise, plan))
+    return _image_to_image(spec, plan, params, typed_key(key), guidance, image, _unit(noise, plan))
 
 
 @program
@@ -113,7 +114,7 @@ def inpaint(
         if isinstance(against := options.get("negative"), (list, tuple)):
             options["negative"] = spec.embed(params, _with_holes(spec, part, image, mask, against, "negative"))
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
-    return _inpaint(spec, (plan, method, resample), params, key, guidance, image, mask, _unit(noise, plan))
+    return _inpaint(spec, (plan, method, resample), params, typed_key(key), guidance, image, mask, _unit(noise, plan))
 
 
 def _with_holes(
@@ -234,6 +235,7 @@ def edit(
     options["sampler"] = INVERSIONS[method]
     plan, guidance = prepare(spec, params, cond, len(image), image.shape[1:-1], make_options(options), strength=strength)
     _, source = _source(spec, params, source, image, options)
+    key = typed_key(key) if method == "stochastic" else None  # the other draws no noise
     return _edit(spec, (plan, method, iterations), params, key, guidance, source, image)
 
 

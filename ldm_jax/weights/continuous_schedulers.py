@@ -21,9 +21,10 @@ def clipping(o: Settings, clipped: bool | None, keep_eps: bool) -> Callable[[Den
         o.take(key, default)
         for key, default in (("clip_sample_range", 1.0), ("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0))
     )
-    if o.take("thresholding", False):
+    clips = clipped is not None and o.take("clip_sample", clipped)
+    if o.take("thresholding", False):  # which comes before clipping
         return lambda denoise: map_x0(denoise, dynamic_threshold(ratio, top), keep_eps)
-    if clipped is not None and o.take("clip_sample", clipped):
+    if clips:
         return lambda denoise: map_x0(denoise, clip(limit), keep_eps)
     return lambda denoise: denoise
 

@@ -184,9 +184,16 @@ def _stopping(levels: Callable[[int], Level], end: Level) -> Callable[[int], Lev
     return grid
 
 
-def _whole(grid: Callable[[int], Level], n: int) -> bool:
-    """Whether no step of no length was left out: where one was, it is the one that the reference takes with a lower order."""
-    return len(grid(n)) == n + 1
+def _to(levels: Callable[[int], Level], end: Level) -> Callable[[int], Level]:
+    """The same for solvers that in their last step correct the one before it: the step of no length has next to none."""
+
+    def grid(n: int) -> Level:
+        visited = levels(n)
+        ratio = visited.noise_ratio[-1]
+        there = np.isclose(ratio, end.noise_ratio, rtol=1e-6)
+        return ending_at(visited, at_ratio(end.t, ratio * (1 - 1e-6)) if there else end)
+
+    return grid
 
 
 def _end(o: Settings, table: Discrete, default: str = "zero") -> Level:
@@ -256,12 +263,10 @@ def _multistep(o: Settings) -> Recipe:
     if order == 3 and (euler or exact):
         raise ValueError("solver_order 3 has no counterpart with euler_at_final or solver_type 'heun'.")
 
-    grid = _stopping(levels, end)
-
     def sampler(n: int) -> s.Sampler:
-        return s.dpm_multistep(order, solves, exact, eta, (euler or (lower and n < 15)) and _whole(grid, n))
+        return s.dpm_multistep(order, solves, exact, eta, euler or (lower and n < 15))
 
-    return Recipe(schedule, kind, grid, sampler, clipping(o, None, False), start_scale=_unit)
+    return Recipe(schedule, kind, _to(levels, end), sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _final(o: Settings, schedule: Schedule) -> Level:
@@ -276,20 +281,18 @@ def _singlestep(o: Settings) -> Recipe:
     solves = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
     order, exact, lower = o.take("solver_order", 2), solver_type(o), o.take("lower_order_final", False)
     end = _final(o, schedule)
-    grid = _stopping(levels, end)
 
     def sampler(n: int) -> s.Sampler:
-        left = len(grid(n)) - 1  # where a step of no length is left out, the last is of a lower order than the reference's
-        return s.dpm_solver(order, solves, exact, lower or left % order != 0 or end.sigma == 0)
+        return s.dpm_solver(order, solves, exact, lower or n % order != 0 or end.sigma == 0)
 
-    return Recipe(schedule, kind, grid, sampler, clipping(o, None, False), start_scale=_unit)
+    return Recipe(schedule, kind, _to(levels, end), sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _unipc(o: Settings) -> Recipe:
     (schedule, levels), kind = _dpm_levels(o), _kind(o)
     solves = "x0" if o.take("predict_x0", True) else "eps"
     sampler = s.unipc(o.take("solver_order", 2), solves, o.take("solver_type", "bh2"), o.take("lower_order_final", True))
-    grid = _stopping(levels, _final(o, schedule))
+    grid = _to(levels, _final(o, schedule))
     return Recipe(schedule, kind, grid, lambda n: sampler, clipping(o, None, False), start_scale=_unit)
 
 
@@ -298,17 +301,17 @@ def _deis(o: Settings) -> Recipe:
     order, lower = o.take("solver_order", 2), o.take("lower_order_final", True)
     check_choice(o.take("algorithm_type", "deis"), ["deis"], "diffusers algorithm_type")
     check_choice(o.take("solver_type", "logrho"), ["logrho"], "diffusers solver_type")
-    end = schedule(0.0)
-    grid, wrap = _stopping(levels, end), clipping(o, None, False)
 
     def sampler(n: int) -> s.Sampler:
-        return s.deis(order, lower and n < 15 and _whole(grid, n))
+        return s.deis(order, lower and n < 15)
 
-    return Recipe(schedule, kind, grid, sampler, wrap, start_scale=_unit)
+    grid = _to(levels, schedule(0.0))
+    return Recipe(schedule, kind, grid, sampler, clipping(o, None, False), start_scale=_unit)
 
 
 def _distilled(o: Settings, trajectory: bool) -> Recipe:
-    """LCM and TCD: every k-th of the `original_inference_steps` that the student was distilled at."""
+    """LCM and TCD: every k-th of the `original_inference_steps` that the student was distilled at. TCD takes what clips and
+    thresholds, and does neither."""
     table, kind = _table(o, 0.00085, 0.012, "scaled_linear"), _kind(o)
     original, scaling = o.take("original_inference_steps", 50), o.take("timestep_scaling", 10.0)
     o.pop("set_alpha_to_one", None), o.pop("steps_offset", None), o.pop("timestep_spacing", None)
@@ -322,7 +325,7 @@ def _distilled(o: Settings, trajectory: bool) -> Recipe:
             table(0.0) if trajectory else CLEAN,
         )
 
-    if trajectory:  # whose scheduler has settings for clipping and doesn't clip
+    if trajectory:
         return Recipe(table, kind, grid, lambda n: s.tcd(table))
     return Recipe(table, kind, grid, lambda n: s.consistency(), lambda f: consistency_boundary(clipped(f), scaling=scaling))
 

@@ -344,17 +344,6 @@ def test_only_schedulers_that_clip_clip(name, clips):
     assert bool((jnp.abs(x0) > 1.5).all()) != clips
 
 
-@pytest.mark.parametrize("order", [2, 3])
-@pytest.mark.parametrize("steps", [10, 12, 15, 16, 20])
-def test_a_step_of_no_length_that_is_left_out_leaves_any_number_of_steps(order, steps):
-    """Karras's levels end at the last sigma, and so does the grid."""
-    settings = {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True, "solver_order": order}
-    recipe = sc.scheduler("DPMSolverSinglestepScheduler", **settings)
-    grid = recipe.grid(steps)
-    assert len(grid) == steps
-    recipe.sampler(steps).init(jnp.zeros((1, 2)), grid)
-
-
 def test_a_scheduler_by_its_name_has_its_own_defaults_over_the_model_s_settings():
     model = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     model |= {"steps_offset": 1, "skip_prk_steps": True, "set_alpha_to_one": False, "prediction_type": "v_prediction"}

@@ -1,10 +1,13 @@
-"""Settings of a diffusers scheduler that it can't have: refused by name, before a recipe is made of them."""
+"""Settings of a diffusers scheduler: those that it can't have are refused by name, before a recipe is made of them; where some
+that it has lead, as numbers of diffusers."""
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.diffusion import make_denoiser, sample
 from ldm_jax.diffusion.schedules import Discrete
 from ldm_jax.weights import schedulers
 
@@ -69,3 +72,34 @@ def test_what_can_be_meant_is_read():
 def test_a_table_has_no_nan():
     with pytest.raises(ValueError, match="decrease strictly"):
         Discrete(np.array([0.9, NAN, 0.1]))
+
+
+KARRAS = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
+ARRIVED = [  # from diffusers 0.42.1, in double precision, without the noise of steps
+    ("DPMSolverSinglestepScheduler", 4, KARRAS, [-9.54202, -3.11048, 2.16678, 11.72685]),
+    ("DPMSolverSinglestepScheduler", 5, KARRAS, [-9.01033, -2.28038, 2.03489, 10.97909]),
+    ("DPMSolverSinglestepScheduler", 6, KARRAS | {"solver_order": 3}, [-9.02233, -1.0675, 1.81876, 7.12835]),
+    ("UniPCMultistepScheduler", 5, KARRAS, [-5.84487, -0.73049, 1.74231, 6.11027]),
+    ("DPMSolverMultistepScheduler", 5, KARRAS | {"solver_order": 3}, [-4.60944, -2.09334, 1.79129, 7.4013]),
+    ("DEISMultistepScheduler", 5, {"use_karras_sigmas": True, "solver_order": 3}, [-7.20181, -2.2982, 1.94987, 9.8655]),
+    ("TCDScheduler", 4, {"clip_sample": True}, [-7.43344, -1.90154, 0.5254, 10.24607]),
+    ("TCDScheduler", 4, {"clip_sample": True, "thresholding": True}, [-7.43344, -1.90154, 0.5254, 10.24607]),
+    ("DDIMScheduler", 4, {"clip_sample": True, "thresholding": True}, [-0.97899, -0.59213, 0.48027, 0.71486]),
+]
+
+
+@pytest.mark.parametrize("name, steps, settings, wanted", ARRIVED, ids=lambda value: value if isinstance(value, str) else "")
+def test_where_settings_lead(name, steps, settings, wanted):
+    """A last step of no length, which still corrects the one before it; clipping, which TCD takes and leaves; thresholding,
+    which comes before clipping."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    recipe = schedulers.read({"_class_name": name, **betas, **settings})
+    grid, x = recipe.grid(steps), jnp.linspace(-2, 2, 4).reshape(1, 2, 2, 1)
+
+    def network(x, t):
+        t = t.reshape(-1, 1, 1, 1) / 1000
+        return 0.3 * jnp.sin(1.7 * x + t) + 0.5 * x / jnp.sqrt(1 + t)
+
+    denoise = recipe.wrap(make_denoiser(network, recipe.prediction))
+    x = sample(denoise, recipe.sampler(steps), x, grid, jnp.zeros((len(grid) - 1, *x.shape)))
+    np.testing.assert_allclose(x.reshape(-1), wanted, atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from ldm_jax.build import make_recipe
 from ldm_jax.diffusion import make_denoiser, sample, start
-from ldm_jax.weights import pipelines, scheduler_names
+from ldm_jax.weights import pipelines, scheduler_names, schedulers
 from ldm_jax.weights.scheduler_settings import PARAMETERS
 
 pytestmark = pytest.mark.parity
@@ -45,8 +45,8 @@ def silent(monkeypatch, scheduler):
         monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *a, **k: lambda *a: torch.zeros(()))
 
 
-def theirs(scheduler, noise):
-    scheduler.set_timesteps(STEPS)
+def theirs(scheduler, noise, steps=STEPS):
+    scheduler.set_timesteps(steps)
     x = torch.tensor(noise) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), t.float(), torch)
@@ -82,6 +82,23 @@ def test_a_scheduler_by_its_usual_name_is_the_one_of_from_config(folder, name, m
     end = grid.alpha[-1]
     over_alpha = cls.startswith(("Euler", "Heun", "LMS", "KDPM2"))
     np.testing.assert_allclose(final / (end if over_alpha else 1), wanted, atol=3e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("steps", [4, 9, 10])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", ["DPMSolverSingle", "DPMSolverMulti", "UniPCMulti", "DEISMulti"])
+def test_a_last_step_of_no_length(name, order, steps):
+    """Levels of Karras that end at the least one, which is where they stop: what the last step corrects counts."""
+    name += "stepScheduler"
+    config = TABLE | {"use_karras_sigmas": True, "solver_order": order}
+    config |= {} if name.startswith("DEIS") else {"final_sigmas_type": "sigma_min"}
+    noise = np.random.default_rng(0).standard_normal((1, 4, 4, 2)).astype(np.float32)
+    wanted, _ = theirs(getattr(diffusers, name)(**config), noise, steps)
+    recipe = schedulers.read({"_class_name": name, **config})
+    grid = recipe.grid(steps)
+    denoise = recipe.wrap(make_denoiser(lambda x, t: network(x, t.reshape(-1, 1, 1, 1), jnp), recipe.prediction))
+    final = sample(denoise, recipe.sampler(steps), jnp.asarray(noise), grid, jnp.zeros((steps, *noise.shape)))
+    np.testing.assert_allclose(final, wanted, atol=3e-5 * np.abs(wanted).max())
 
 
 def test_no_class_of_ours_has_parameters_that_diffusers_lacks():
