@@ -245,6 +245,10 @@ def single_file(folder, path):
         "model.diffusion_model.": naming.flattened(layouts.unet(of["network"]), params["network"], "unet"),
         "first_stage_model.": naming.flattened(layouts.autoencoder(of["first_stage"]), params["first_stage"], "vae"),
     }
+    network = parts["model.diffusion_model."]  # whose projections around attention are linear layers in the published files
+    for name, array in network.items():
+        if name.endswith((".proj_in.weight", ".proj_out.weight")) and array.ndim == 4:
+            network[name] = np.asarray(array)[..., 0, 0]
     for number, (name, fields) in enumerate(of["conditioner"]["towers"].items()):
         own = naming.flattened(layouts.clip_text(fields), params["conditioner"][name], name)
         if name == "text_encoder":
