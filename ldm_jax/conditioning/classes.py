@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
-from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.choices import composed, did_you_mean
 from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.primitives.flags import of_condition
 
@@ -112,12 +112,17 @@ def keep_names(folder: Path, of: str, names: Sequence[str] | None) -> None:
     said, names = _said(folder), None if names is None else list(names)
     if of not in said:
         write_json(folder / "classes.json", {**said, of: names})
-    elif said[of] != names:
+    elif not _alike(said[of], names):
         known, new = (", ".join(each) if each else "none" for each in (said[of], names))
         raise ValueError(
             f"the names of the classes have changed: {folder} was begun with {known}; the data have {new}. Give them back "
             "their names, or train in another --workdir"
         )
+
+
+def _alike(known: list[str] | None, names: list[str] | None) -> bool:
+    """Whether they are the same, however their accents are stored."""
+    return known == names or [*map(composed, known or ())] == [*map(composed, names or ())]
 
 
 def read_names(folder: Path | None, *of: str) -> list[str] | None:
@@ -136,9 +141,9 @@ def _said(folder: Path) -> dict[str, Any]:
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
     """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is."""
-    text = str(value).strip()
-    if text in names:
-        return names.index(text)
+    text, forms = composed(str(value).strip()), list(map(composed, names))
+    if text in forms:
+        return forms.index(text)
     if isinstance(value, str) and text.isdigit() and all(map(str.isdigit, names)):  # "1" is "001", not the second name
         if found := [number for number, name in enumerate(names) if int(name) == int(text)]:
             return found[0]

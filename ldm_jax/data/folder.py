@@ -21,7 +21,6 @@ Everything but the pixels is read and checked here, so that mistakes show before
 
 import os
 import posixpath
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from ldm_jax.data.metadata import add_captions, is_blank, read_table, table_in
 from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, parse_split, select
 from ldm_jax.data.text_files import is_whole, read_names
 from ldm_jax.data.walk import IMAGES, READ, FileKind, Found, find_files
+from ldm_jax.primitives.choices import composed
 
 NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_name",
          "conditioning": "conditioning_file_name", "boxes": "boxes"}  # fmt: skip
@@ -229,7 +229,7 @@ def _read_rows(root: Path, found: Found, kind: FileKind, label: str) -> list[Row
         return rows
     rows: list[Row] = []
     for folder, names in found.files.items():
-        classes = {"label": folder.split("/")[0]} if folder else {}
+        classes = {"label": composed(folder.split("/")[0])} if folder else {}
         rows += [{"file_name": f"{folder}/{name}" if folder else name, "_folder": root, **classes} for name in names]
     if rows and 0 < sum("label" in row for row in rows) < len(rows):
         bare = next(row["file_name"] for row in rows if "label" not in row)
@@ -310,10 +310,10 @@ def _near(path: Path, present: set[str]) -> str:
         return ". Folders are parted by / there"
 
     def plain(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold().strip()
+        return composed(name).casefold().strip()
 
     found = next((name for name in sorted(present) if plain(name) == plain(path.name)), None)
-    same = found and unicodedata.normalize("NFC", found) == unicodedata.normalize("NFC", path.name)
+    same = found and composed(found) == composed(path.name)
     return "" if not found else f". There is {found!r}" + (", whose accents are stored in another Unicode form" if same else "")
 
 
@@ -326,7 +326,7 @@ def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> 
     if isinstance(class_names, str | Path):
         class_names = read_names(Path(class_names).expanduser())
     if isinstance(labels[0], str):
-        order = list(class_names) if class_names is not None else sorted(set(labels))
+        order = list(map(composed, class_names)) if class_names is not None else sorted(set(labels))
         index = {name: name for name in order}
     else:
         said = {row[theirs]: row["label_name"] for row in rows if row.get(theirs) is not None and row.get("label_name")}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.data.text_files import parse_json, read_text
+from ldm_jax.primitives.choices import composed
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTIONS, LABELS = ("caption", "text"), ("label", "class")  # what columns are called, the usual name first
@@ -42,14 +43,14 @@ def read_table(path: Path, label: str = LABELS[0]) -> list[Row]:
             raise ValueError(f"{path}, line {number}: a row needs a file_name")
         if not isinstance(row.get("split") or "", str) or isinstance(row.get("split"), int | float):
             raise ValueError(f"{path}, line {number}: split is {row['split']!r}, not a name such as 'train'")
-    names = label, "split"
+    names = label, "label_name", "split"
     return [{**row, **{n: _tidy(row[n]) for n in names if n in row}, "_folder": path.parent} for _, row in rows]
 
 
 def _tidy(value: Any) -> Any:
-    """A name without the blanks around it; 3.0 as 3."""
+    """A name without the blanks around it, its accents in one form; 3.0 as 3."""
     if isinstance(value, str):
-        return value.strip()
+        return composed(value.strip())
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

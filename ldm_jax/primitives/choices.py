@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,11 @@ def did_you_mean(name: Any, known: Iterable[str], most: int = 3, cutoff: float =
     """ " Did you mean 'ddim' or 'ddpm'?", with a space before it; "" where nothing is near."""
     near = difflib.get_close_matches(str(name), [str(each) for each in known], most, cutoff)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which an accent is the same however a keyboard or a file system spells it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def choose(table: Mapping[str, Any], name: str, what: str) -> Any:

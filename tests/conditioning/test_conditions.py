@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax import build
 from ldm_jax.conditioning import class_number, space_to_depth
+from ldm_jax.conditioning.classes import keep_names
 from ldm_jax.data import layout
 from tests import tiny
 
@@ -208,6 +209,8 @@ def test_layouts_that_are_refused(value, message):
 def test_classes_by_name_and_by_number():
     assert class_number("rose", ("daisy", "rose")) == class_number(" 1", ("daisy", "rose")) == class_number(1, ("a", "b")) == 1
     numbered = "001", "003", "010"
+    spellings = "rosé", "rose\u0301"
+    assert all(class_number(asked, ("daisy", known)) == 1 for asked in spellings for known in spellings)
     assert [class_number(text, numbered) for text in ("1", "003", "10")] == [0, 1, 2] and class_number(2, numbered) == 2
     for value, names, message in (
         ("2", numbered, "unknown class '2'.*001, 003, 010"),
@@ -260,3 +263,13 @@ def test_only_named_inputs_are_encoded():
     tokens = np.zeros((1, 8), np.int32)
     assert make("layout", **LAYOUT).encoded(tokens, lambda x: calls.append(x.shape)) is tokens
     assert len(calls) == 1
+
+
+def test_names_of_classes_are_kept_and_compared_without_regard_to_how_accents_are_stored(tmp_path):
+    keep_names(tmp_path, "names", ("daisy", "rose\u0301"))
+    before = (tmp_path / "classes.json").read_bytes()
+    keep_names(tmp_path, "names", ("daisy", "rosé"))
+    assert (tmp_path / "classes.json").read_bytes() == before
+    for others in (("daisy", "rose"), ("rosé", "daisy"), None):
+        with pytest.raises(ValueError, match="the names of the classes have changed"):
+            keep_names(tmp_path, "names", others)

@@ -1,6 +1,7 @@
 """Folders of images: the layouts that are understood, and every mistake said before anything starts."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -40,6 +41,20 @@ def test_class_folders_agree_between_splits(tmp_path):
     assert train.info.class_names == val.info.class_names == ("cat", "dog")
     assert [train[i]["label"] for i in range(3)] == [0, 1, 1] and [val[i]["label"] for i in range(1)] == [1]
     assert len(folder(tmp_path, "val")) == 1
+
+
+def test_a_class_is_the_same_however_its_accents_are_stored(tmp_path):
+    """macOS hands names out decomposed; a keyboard composes them."""
+    whole, apart = (unicodedata.normalize(form, "rosé") for form in ("NFC", "NFD"))
+    assert whole != apart
+    for name in (f"train/{apart}/1.png", f"val/{whole}/2.png", "train/zinnia/3.png"):
+        picture(tmp_path / "folders" / name)
+    metadata(tmp_path / "table", [{"file_name": f"{i}.png", "label": name} for i, name in enumerate((apart, whole, "zinnia"))])
+    train, val, table = folder(tmp_path / "folders"), folder(tmp_path / "folders", "val"), folder(tmp_path / "table")
+    assert train.info.class_names == val.info.class_names == table.info.class_names == (whole, "zinnia")
+    assert [train[i]["label"] for i in range(2)] == [0, 1] and val[0]["label"] == 0
+    assert [table[i]["label"] for i in range(3)] == [0, 0, 1]
+    assert folder(tmp_path / "table", class_names=["zinnia", apart]).info.class_names == ("zinnia", whole)
 
 
 def test_metadata_with_split_column(tmp_path):
