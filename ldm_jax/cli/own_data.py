@@ -22,7 +22,9 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     was started, from which --minutes count. ValueError or FileNotFoundError for what can't work."""
     if flag["config"].present:
         raise ValueError(f"--data decides the config: leave --config out, or say --config.data.path={flag.data}")
-    if flag.num_processes is not None or flag.coordinator:
+    from ldm_jax.training import distributed  # here, as below: it brings jax
+
+    if flag.num_processes is not None or flag.coordinator or distributed.is_one_of_several():
         raise ValueError("--data measures one machine: write the config with one process, and train with --config on several")
     if not 0 < flag.minutes < 10**6:
         raise ValueError(f"--minutes={flag.minutes:g}: how long all may take, above 0")
