@@ -77,12 +77,12 @@ def measure_likelihood(
     def over(source: Any, count: int, function: Any, *args: Any) -> list[np.ndarray]:
         """`function` of every batch's pictures, rows beyond the last left out."""
         found = []
-        share = {**sharding.share(mesh), "on_error": on_error}
         transform = build.make_transform(spec.config, spec.condition)
         size = full_batch(batch_size, mesh)
-        for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, **share)):
+        rows = sharding.local_rows(mesh, size)
+        for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, rows=rows, on_error=on_error)):
             inputs = None if spec.condition.kind == "none" else spec.condition.from_batch(batch)
-            numbers = (i * size + sharding.local_rows(mesh, size)).astype(np.int32)
+            numbers = (i * size + rows).astype(np.int32)
             placed = sharding.to_device(mesh, {"image": batch["image"], "inputs": inputs, "number": numbers})
             with jax.set_mesh(mesh):
                 out = jax.device_get(function(params, placed, key, *args))
