@@ -66,6 +66,14 @@ class Medium:
         """config.data with what `learn` wrote named by its path: for models that are loaded, whose working directory isn't."""
         return dict(self.section)
 
+    def judged(self) -> dict[str, Any]:
+        """config.data of the arrays [H, W, channels] that small networks which judge look at: its own, unless they couldn't."""
+        return dict(self.section)
+
+    def seen(self, arrays: np.ndarray) -> np.ndarray:
+        """[N, *space, channels] as `judged` has them."""
+        return arrays
+
     # What people give and get
 
     def read(self, path: str | Path) -> np.ndarray:

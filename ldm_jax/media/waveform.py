@@ -25,11 +25,26 @@ class Waveform(Sound):
 
     def transform(self, **columns: Any) -> WaveformTransform:
         """Resampled, mixed, cropped or padded as config.data and config.data.sound say."""
+        return self._transform(WaveformTransform, self._frames, columns)
+
+    @property
+    def _frames(self) -> int:
+        """Of the spectrogram that shows it, and its length in hops."""
         size = self.section["image_size"]
         length = size if isinstance(size, int) else size[0]
         if length % self.setting.hop:
             raise ValueError(f"config.data.image_size={size}: a multiple of config.data.sound.hop={self.setting.hop}")
-        return self._transform(WaveformTransform, length // self.setting.hop, columns)
+        return length // self.setting.hop
+
+    def judged(self) -> dict[str, Any]:
+        """Their spectrograms."""
+        return {**self.section, "medium": Sound.name, "image_size": [self.shown_mels, self._frames]}
+
+    def seen(self, arrays: np.ndarray) -> np.ndarray:
+        """Their spectrograms, up to the last whole frame: [N, mels, frames, channels]."""
+        length = arrays.shape[1] // self.mel.hop * self.mel.hop
+        samples = np.clip(np.moveaxis(np.asarray(arrays, np.float32)[:, :length], -1, 1), -1, 1)
+        return np.moveaxis(self.mel.scaled(self.mel.power(samples)), 1, -1)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The samples of a sound file of any length."""
@@ -40,10 +55,8 @@ class Waveform(Sound):
         raise ValueError("--mask is a picture, which says nothing of the samples of a waveform")
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:
-        """Their spectrograms, up to the last whole frame."""
-        length = arrays.shape[1] // self.mel.hop * self.mel.hop
-        samples = np.clip(np.moveaxis(np.asarray(arrays, np.float32)[:, :length], -1, 1), -1, 1)
-        return super().shown(np.moveaxis(self.mel.scaled(self.mel.power(samples)), 1, -1))
+        """Their spectrograms."""
+        return super().shown(self.seen(arrays))
 
     def samples(self, array: np.ndarray) -> np.ndarray:
         """Itself, in [-1, 1]."""

@@ -9,6 +9,7 @@ from ldm_jax.build.check import check
 from ldm_jax.cli import sample_command
 from ldm_jax.data.sound import read_sound, wav_bytes
 from ldm_jax.drawing.modes import draw
+from ldm_jax.scoring.features import check as check_features
 from tests.test_habits import config_of
 from tests.tiny import CONFIG, random_model
 
@@ -131,6 +132,29 @@ def test_waveforms_are_heard_as_they_are(tmp_path):
     assert abs(medium.mel.middles[64 - row] - 1000) < 60  # low frequencies below
     with pytest.raises(ValueError, match="--mask is a picture"):
         medium.laid(np.zeros((64, 24)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_networks_that_judge_look_at_the_spectrogram_of_a_waveform(tmp_path, channels):
+    samples = np.random.default_rng(0).uniform(-0.9, 0.9, (1536, channels)).astype(np.float32)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(samples, 8000))
+    data = WAVEFORM | {"sound": WAVEFORM["sound"] | {"channels": channels}}
+    medium, row = media.make_medium(data), {"sound": str(tmp_path / "a.wav"), "name": "a.wav"}
+    seen = medium.seen(medium.transform()(row)["image"][None])
+    looked_at = build.make_probe_transform({"data": data}, "validation")
+    assert seen.shape == (1, *looked_at.array_shape) == (1, 64, 24, channels)
+    np.testing.assert_allclose(seen[0], looked_at(row)["image"], atol=1e-6)
+    assert seen.std() > 0.05
+
+
+@pytest.mark.parametrize("name, axes", [("spoken_waveforms", 1), ("moving_shapes", 3), ("vessels", 3)])
+def test_data_without_two_axes_are_not_measured_by_distances(name, axes):
+    for features in ("auto", "contrastive", "classifier:somewhere"):
+        with pytest.raises(ValueError, match=rf"networks look at two axes.* has {axes}, and is not measured by distances"):
+            check_features(features, config_of(name))
+    if axes == 3:
+        with pytest.raises(ValueError, match="networks that judge look at two axes.* has 3"):
+            build.make_probe_transform(config_of(name), "train")
 
 
 @pytest.mark.parametrize(
