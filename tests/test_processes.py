@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import distributed
+from ldm_jax.training import distributed, sharding
 from ldm_jax.training.checkpoint import load_averaged
 from tests.test_train import ROOT, TINY, command, environment, losses, trained  # noqa: F401  (fixtures among them)
 
@@ -124,6 +125,18 @@ def test_two_processes_go_on_from_a_trained_model_as_one(trained, environment, t
     same(*(losses(tmp_path / str(count), "diffusion") for count in (1, 2)))
 
 
+@pytest.mark.slow
+def test_kernels_that_are_split_over_processes_learn_as_one(environment, tmp_path):  # noqa: F811
+    short = {"first_stage_train.steps": 3, "diffusion_train.steps": 3, "log.images_every": 0, "mesh.tensor": 4}
+    for count in (1, 2):
+        said = finish(start(tmp_path / str(count), count, environment, 4, **short))
+        assert all("Traceback" not in text for text in said)
+    for stage in ("first_stage", "diffusion"):
+        same(*(losses(tmp_path / str(count), stage) for count in (1, 2)))
+        judged = "validation/loss" if stage == "diffusion" else "validation/psnr"
+        same(*(losses(tmp_path / str(count), stage, judged) for count in (1, 2)))
+
+
 def measure(out, workdir, count, env, *flags):
     """What so many processes of two devices together measure of a model."""
     address = f"127.0.0.1:{port()}"
@@ -154,7 +167,7 @@ def test_two_processes_measure_as_one(trained, environment, tmp_path):  # noqa: 
 
 FAILING = """
 import sys
-from ldm_jax.training import distributed
+from ldm_jax.training import distributed, sharding
 distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 with distributed.ends_together(seconds=2.0):
     if sys.argv[3] == "both" or sys.argv[2] == sys.argv[3]:
@@ -212,3 +225,64 @@ def test_an_error_of_the_first_process_is_an_error():
     with pytest.raises(ValueError, match="no such folder"):
         distributed.on_first("data", fail)
 
+
+
+SHARING = """
+import sys
+import jax, numpy as np
+from ldm_jax.data.pipeline import batches, eval_batches
+from ldm_jax.data.source import Info
+from ldm_jax.training import distributed, sharding
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+
+class Source(list):
+    info = Info("numbers", ("number",))
+
+def to_example(row, rng):
+    return {"number": np.float32(row["number"])}
+
+rows = Source({"number": i} for i in range(6))
+for axes in ((-1, 1, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4)):
+    mesh = sharding.make_mesh(*axes)
+    share = sharding.share(mesh)
+    (batch,) = eval_batches(rows, to_example, 8, **share)
+    number = sharding.to_device(mesh, batch["number"])
+    assert np.asarray(sharding.replicate(mesh, number)).tolist() == [0, 1, 2, 3, 4, 5, 5, 5], axes
+    for shard in number.addressable_shards:
+        assert (np.asarray(shard.data) == np.minimum(np.arange(8)[shard.index], 5)).all(), axes
+    assert sharding.whole(mesh, batch["mask"]).tolist() == [True] * 6 + [False] * 2, axes
+    assert sharding.check_batch_size(8, mesh) == len(next(batches(rows, to_example, 8, 0, **share))["number"])
+"""
+
+
+def test_processes_that_hold_the_same_rows_load_the_same(environment):  # noqa: F811
+    """As where kernels are split over the devices of both: each row is in a batch once, and its copies are alike."""
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SHARING, address, str(index)], env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
+                         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    finish(processes, seconds=120)
+
+
+class _Mesh:
+    """Of so many processes with so many devices each."""
+
+    def __init__(self, processes, each, **shape):
+        devices = [types.SimpleNamespace(process_index=number // each) for number in range(processes * each)]
+        self.shape, self.devices = shape, np.array(devices).reshape(*shape.values())
+        self.local_devices = devices[:each]
+
+
+@pytest.mark.parametrize(
+    "processes, each, tensor, parts", [(4, 2, 1, 4), (4, 2, 2, 4), (4, 2, 4, 2), (4, 2, 8, 1), (1, 8, 4, 1)]
+)
+def test_how_many_parts_of_a_batch_are_loaded(processes, each, tensor, parts):
+    mesh = _Mesh(processes, each, data=processes * each // tensor, fsdp=1, tensor=tensor)
+    assert sharding.share(mesh) == {"process_index": 0, "process_count": parts}
+
+
+def test_rows_that_only_some_of_a_processs_devices_share_are_refused():
+    with pytest.raises(ValueError, match="tensor=3: of 3 processes with 2 devices each, some would hold a part"):
+        sharding.share(_Mesh(3, 2, data=2, fsdp=1, tensor=3))

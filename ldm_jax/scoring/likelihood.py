@@ -20,7 +20,7 @@ from ldm_jax.evaluation.bits import HALF
 from ldm_jax.first_stage import latents
 from ldm_jax.primitives.arrays import row_normal
 from ldm_jax.scoring.looking import full_batch
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import sharding
 
 PyTree = Any
 CALIBRATION = 512  # training pictures for the scale of the reconstruction's distribution
@@ -76,7 +76,7 @@ def measure_likelihood(
     def over(source: Any, count: int, function: Any, *args: Any) -> list[np.ndarray]:
         """`function` of every batch's pictures, rows beyond the last left out."""
         found = []
-        share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}
+        share = {**sharding.share(mesh), "on_error": on_error}
         transform = build.make_transform(spec.config, spec.condition)
         size = full_batch(batch_size, mesh)
         for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, **share)):
@@ -84,7 +84,7 @@ def measure_likelihood(
             placed = sharding.to_device(mesh, {"image": batch["image"], "inputs": inputs})
             with jax.set_mesh(mesh):
                 out = jax.device_get(function(params, placed, jax.random.fold_in(key, i), *args))
-            kept = distributed.gathered(batch["mask"])
+            kept = sharding.whole(mesh, batch["mask"])
             found.append(np.stack(jax.tree.leaves(out), -1)[kept])
         return found
 

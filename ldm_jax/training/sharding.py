@@ -29,7 +29,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
     if int(np.prod(list(sizes.values()))) != count:
-        raise ValueError(f"mesh {said} needs a multiple of {known} devices; there are {count}")
+        needed = f"a multiple of {known} devices" if -1 in (data, fsdp, tensor) else f"{known} devices"
+        raise ValueError(f"mesh {said} needs {needed}; there are {count}")
     # Auto: Linen's convolutions don't state output shardings, which JAX's default (Explicit) axes would demand.
     return Mesh(_ordered(devices, *sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -136,6 +137,33 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """int64 [b]: which rows of a batch this process loads, in order. Contiguous unless the mesh interleaves processes."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places]))
+
+
+def share(mesh: Mesh) -> dict[str, int]:
+    """Which part of every batch this process loads, as `data.pipeline` takes it: `process_index` of `process_count` equal ones.
+    Processes whose devices hold the same rows, as where `tensor` spans them, load the same part. ValueError where some
+    hold a part of the rows of others."""
+    held: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(shard)
+    parts = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(set().union(*parts)):
+        said = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"mesh {said}: of {len(held)} processes with {len(mesh.local_devices)} devices each, some would hold a part of the "
+            "rows of others; make tensor a divisor or a multiple of a process's devices"
+        )
+    own = tuple(sorted(held[jax.process_index()]))
+    return {"process_index": parts.index(own), "process_count": len(parts)}
+
+
+def whole(mesh: Mesh, rows: np.ndarray) -> np.ndarray:
+    """The whole batch [B, ...] of numbers of which every process has its own rows [b, ...] (`local_rows`); whole numbers of at
+    most 32 bits."""
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(replicate(mesh, to_device(mesh, rows)))
 
 
 def to_device(mesh: Mesh, batch: PyTree) -> PyTree:
