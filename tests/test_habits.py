@@ -244,6 +244,21 @@ def test_what_is_mistyped_ends_in_one_line(typed, said, capsys):
     assert "\n" not in str(ended.value) and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+        {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+    ],
+)
+def test_a_folder_is_not_measured_by_several_processes(variables, tmp_path, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="one of several processes, and --data measures one machine"):
+        train_command(["train.py", f"--data={tmp_path}"])
+    assert capsys.readouterr().out == ""
+
+
 def test_help_lists_configs_and_the_fields_of_a_group(capsys):
     train_command(["train.py", "--help"])
     said = capsys.readouterr().out

@@ -56,6 +56,12 @@ def initialize(
     return f"process {jax.process_index()} of {jax.process_count()}" + (f", {cluster}" if cluster else f", {told[0]}")
 
 
+def several(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment says that this process is one of several; nobody is asked, and no device is touched."""
+    environment = os.environ if environment is None else environment
+    return any(environment.get(name) for name in VARIABLES.values()) or _cluster(environment) is not None
+
+
 def _told(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str]
 ) -> tuple[str, int, int] | None:
