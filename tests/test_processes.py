@@ -6,13 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import distributed
 from ldm_jax.training.checkpoint import load_averaged
 from tests.test_train import ROOT, TINY, command, environment, losses, trained  # noqa: F401  (fixtures among them)
 
@@ -167,7 +166,7 @@ def test_two_processes_measure_as_one(trained, environment, tmp_path):  # noqa: 
 
 FAILING = """
 import sys
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import distributed
 distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 with distributed.ends_together(seconds=2.0):
     if sys.argv[3] == "both" or sys.argv[2] == sys.argv[3]:
@@ -226,7 +225,6 @@ def test_an_error_of_the_first_process_is_an_error():
         distributed.on_first("data", fail)
 
 
-
 SHARING = """
 import sys
 import jax, numpy as np
@@ -241,17 +239,21 @@ class Source(list):
 def to_example(row, rng):
     return {"number": np.float32(row["number"])}
 
-rows = Source({"number": i} for i in range(6))
-for axes in ((-1, 1, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4)):
-    mesh = sharding.make_mesh(*axes)
-    share = sharding.share(mesh)
-    (batch,) = eval_batches(rows, to_example, 8, **share)
+rows = Source({"number": i} for i in range(10))
+plain = sharding.make_mesh()
+interleaved = jax.sharding.Mesh(plain.devices[[0, 3, 4, 1, 2, 5]], plain.axis_names, axis_types=plain.axis_types)
+for axes in ((-1, 1, 1), (2, 3, 1), (1, 3, 2), (2, 1, 3), (1, 1, 6), "interleaved, as a TPU's"):
+    mesh = interleaved if isinstance(axes, str) else sharding.make_mesh(*axes)
+    own = sharding.local_rows(mesh, 12)
+    (batch,) = eval_batches(rows, to_example, 12, rows=own)
     number = sharding.to_device(mesh, batch["number"])
-    assert np.asarray(sharding.replicate(mesh, number)).tolist() == [0, 1, 2, 3, 4, 5, 5, 5], axes
+    assert np.asarray(sharding.replicate(mesh, number)).tolist() == [*range(10), 9, 9], axes
     for shard in number.addressable_shards:
-        assert (np.asarray(shard.data) == np.minimum(np.arange(8)[shard.index], 5)).all(), axes
-    assert sharding.whole(mesh, batch["mask"]).tolist() == [True] * 6 + [False] * 2, axes
-    assert sharding.check_batch_size(8, mesh) == len(next(batches(rows, to_example, 8, 0, **share))["number"])
+        assert (np.asarray(shard.data) == np.minimum(np.arange(12)[shard.index], 9)).all(), axes
+    assert sharding.whole(mesh, batch["mask"]).tolist() == [True] * 10 + [False] * 2, axes
+    assert sharding.check_batch_size(12, mesh) == len(own)
+    drawn = [next(batches(rows, to_example, 12, 0, rows=part))["number"] for part in (own, None)]
+    assert (drawn[0] == drawn[1][own]).all(), axes
 """
 
 
@@ -259,30 +261,8 @@ def test_processes_that_hold_the_same_rows_load_the_same(environment):  # noqa: 
     """As where kernels are split over the devices of both: each row is in a batch once, and its copies are alike."""
     address = f"127.0.0.1:{port()}"
     processes = [
-        subprocess.Popen([sys.executable, "-c", SHARING, address, str(index)], env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
+        subprocess.Popen([sys.executable, "-c", SHARING, address, str(index)], env={**environment, "JAX_NUM_CPU_DEVICES": "3"},
                          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for index in range(2)
     ]  # fmt: skip
     finish(processes, seconds=120)
-
-
-class _Mesh:
-    """Of so many processes with so many devices each."""
-
-    def __init__(self, processes, each, **shape):
-        devices = [types.SimpleNamespace(process_index=number // each) for number in range(processes * each)]
-        self.shape, self.devices = shape, np.array(devices).reshape(*shape.values())
-        self.local_devices = devices[:each]
-
-
-@pytest.mark.parametrize(
-    "processes, each, tensor, parts", [(4, 2, 1, 4), (4, 2, 2, 4), (4, 2, 4, 2), (4, 2, 8, 1), (1, 8, 4, 1)]
-)
-def test_how_many_parts_of_a_batch_are_loaded(processes, each, tensor, parts):
-    mesh = _Mesh(processes, each, data=processes * each // tensor, fsdp=1, tensor=tensor)
-    assert sharding.share(mesh) == {"process_index": 0, "process_count": parts}
-
-
-def test_rows_that_only_some_of_a_processs_devices_share_are_refused():
-    with pytest.raises(ValueError, match="tensor=3: of 3 processes with 2 devices each, some would hold a part"):
-        sharding.share(_Mesh(3, 2, data=2, fsdp=1, tensor=3))

@@ -34,10 +34,10 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
         raise ValueError(f"--data={flag.data} is a file: give the folder that holds the pictures; unpack an archive first")
     if not path.is_dir():
         raise FileNotFoundError(f"--data={flag.data}: there is no such folder")
-    from ldm_jax.training import distributed  # here: what is mistyped is said before jax is imported
+    from ldm_jax.training import distributed  # here: it brings jax, which what is mistyped need not wait for
 
-    if distributed.several():
-        raise ValueError(f"this is one of several processes, and {alone}")
+    if distributed.is_one_of_several():
+        raise ValueError(alone)
     if flag.workdir and (Path(flag.workdir) / "config.json").is_file():
         return begun(flag, overrides, Path(flag.workdir))
     if flag.workdir:

@@ -173,6 +173,6 @@ def validation_batches(experiment: Experiment, batch_size: int) -> Iterator[dict
     """config.log.validation_images of the validation set: "image" [B, H, W, 3] over all devices, and this process's "mask" of
     those that count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
-    on_error = experiment.config["data"]["on_error"]
-    for batch in eval_batches(source, experiment.transform(), batch_size, **experiment.share, on_error=on_error):
+    rows, on_error = sharding.local_rows(experiment.mesh, batch_size), experiment.config["data"]["on_error"]
+    for batch in eval_batches(source, experiment.transform(), batch_size, rows=rows, on_error=on_error):
         yield {"image": sharding.to_device(experiment.mesh, batch["image"]), "mask": batch["mask"]}

@@ -71,11 +71,15 @@ def draw(spec: api.Specification, params: PyTree, inputs: PyTree, count: int, ba
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)[sharding.local_rows(mesh, size)]
             chosen = jax.tree.map(lambda x, rows=rows: sharding.to_device(mesh, np.asarray(x)[rows]), inputs)
-            cond = None if inputs is None else spec.embed(params, chosen)
             batches, places = (sharding.to_device(mesh, x.astype(np.int32)) for x in np.divmod(rows, batch_size))
-            drawn = drawing.sample(spec, params, _row_keys(batches * batch_size, places), cond, num=size)
-            images.append(np.asarray(sharding.replicate(mesh, drawn))[: count - start])
+            drawn = _drawn(spec, params, _row_keys(batches * batch_size, places), chosen, size, mesh)
+            images.append(np.asarray(drawn)[: count - start])
     return np.concatenate(images)
+
+
+def _drawn(spec: api.Specification, params: PyTree, keys: jax.Array, inputs: PyTree, num: int, mesh: Any) -> jax.Array:
+    cond = None if inputs is None else spec.embed(params, inputs)
+    return sharding.replicate(mesh, drawing.sample(spec, params, keys, cond, num=num))
 
 
 @jax.jit

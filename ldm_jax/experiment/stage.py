@@ -41,7 +41,6 @@ class Experiment:
     def __init__(self, config: Mapping[str, Any], workdir: Path, script: str = ""):
         self.config, self.workdir, self._script = build.with_lists(config), workdir, script
         self.mesh = sharding.make_mesh(*(config["mesh"].get(axis, 1) for axis in sharding.AXES))
-        self.share = sharding.share(self.mesh)
         for stage, having in (("first_stage", {"first_stage"}), ("diffusion", {"latents", "diffusion"})):
             if having & {*config["stages"]}:  # latents are measured over the batches that are to come
                 section = config[f"{stage}_train"]
@@ -190,7 +189,7 @@ class Experiment:
             transform,
             batch_size,
             self.config["seed"],
-            **self.share,
+            rows=sharding.local_rows(self.mesh, batch_size),
             start_step=start_step,
             on_error=data["on_error"],
             workers=data["workers"],

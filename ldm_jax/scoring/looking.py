@@ -33,12 +33,12 @@ def full_batch(batch_size: int, mesh: Any) -> int:
 def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_error: str) -> Iterator[Pictures]:
     """Every row of a source, through the training's transform without randomness: centre crop, no flip."""
     batch_size = full_batch(batch_size, mesh)
-    share = sharding.share(mesh)
-    for i, batch in enumerate(eval_batches(source, transform, batch_size, **share, on_error=on_error)):
-        mask = batch["mask"]
-        first = i * batch_size + share["process_index"] * len(mask)
-        numbers = np.where(mask, np.arange(first, first + len(mask)), -1)
-        yield Pictures(np.int64(sharding.whole(mesh, numbers.astype(np.int32))), sharding.to_device(mesh, batch["image"]))
+    own = sharding.local_rows(mesh, batch_size)
+    for start, batch in zip(
+        range(0, len(source), batch_size), eval_batches(source, transform, batch_size, rows=own, on_error=on_error)
+    ):
+        rows = np.arange(start, start + batch_size)
+        yield Pictures(np.where(rows < len(source), rows, -1), sharding.to_device(mesh, batch["image"]))
 
 
 def of_array(images: np.ndarray, batch_size: int, mesh: Any) -> Iterator[Pictures]:

@@ -56,10 +56,11 @@ def initialize(
     return f"process {jax.process_index()} of {jax.process_count()}" + (f", {cluster}" if cluster else f", {told[0]}")
 
 
-def several(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the environment says that this process is one of several; nobody is asked, and no device is touched."""
+def is_one_of_several(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether `initialize` without arguments would join other processes. Asks nobody and touches no device. ValueError for
+    variables that contradict themselves."""
     environment = os.environ if environment is None else environment
-    return any(environment.get(name) for name in VARIABLES.values()) or _cluster(environment) is not None
+    return bool(_told(None, None, None, environment) or _cluster(environment))
 
 
 def _told(

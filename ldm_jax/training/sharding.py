@@ -134,28 +134,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> int:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """int64 [b]: which rows of a batch this process loads, in order. Contiguous unless the mesh interleaves processes."""
+    """int64 [b]: which rows of a batch this process loads, in order: those that its devices hold. Others may load some of them
+    too, where `tensor` spans processes; nor need they be contiguous, as a TPU's mesh may interleave processes."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places]))
-
-
-def share(mesh: Mesh) -> dict[str, int]:
-    """Which part of every batch this process loads, as `data.pipeline` takes it: `process_index` of `process_count` equal ones.
-    Processes whose devices hold the same rows, as where `tensor` spans them, load the same part. ValueError where some
-    hold a part of the rows of others."""
-    held: dict[int, set[int]] = {}
-    for shard, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
-        for device in devices:
-            held.setdefault(device.process_index, set()).add(shard)
-    parts = sorted({tuple(sorted(shards)) for shards in held.values()})
-    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) > len(set().union(*parts)):
-        said = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        raise ValueError(
-            f"mesh {said}: of {len(held)} processes with {len(mesh.local_devices)} devices each, some would hold a part of the "
-            "rows of others; make tensor a divisor or a multiple of a process's devices"
-        )
-    own = tuple(sorted(held[jax.process_index()]))
-    return {"process_index": parts.index(own), "process_count": len(parts)}
 
 
 def whole(mesh: Mesh, rows: np.ndarray) -> np.ndarray:
