@@ -114,10 +114,15 @@ def make_transform(config: Mapping[str, Any], condition: Condition | None = None
 
 def make_probe_transform(config: Mapping[str, Any], split: str) -> Any:
     """How small networks that judge look at rows that are no pictures: in training at random crops. None for pictures, of which
-    they choose the size."""
-    if make_medium(config).name == "image":
+    they choose the size. ValueError for data that have not two axes, and are not looked at as if they had."""
+    medium = make_medium(config)
+    if medium.name == "image":
         return None
-    return make_transform({**config, "data": {**config["data"], "crop": "random" if split == "train" else "center"}})
+    crop = "random" if split == "train" else "center"
+    transform = make_transform({**config, "data": {**medium.judged(), "crop": crop}})
+    if len(transform.array_shape) != 3:
+        raise ValueError(f"networks that judge look at two axes; config.data.medium={medium.name!r} has {medium.axes}")
+    return transform
 
 
 def make_latent_transform(config: Mapping[str, Any], condition: Condition) -> LatentTransform:

@@ -125,6 +125,11 @@ def load(
 def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None) -> tuple[str, str]:
     """(kind, path) of what `text` names, before anything is read or trained; arguments and errors as of `load`."""
     kind, _, path = text.partition(":")
+    if config is not None and (medium := build.make_medium(config)).axes != 2:
+        raise ValueError(
+            f"features={text!r}: networks look at two axes, as pictures and spectrograms have; config.data.medium="
+            f"{medium.name!r} has {medium.axes}, and is not measured by distances"
+        )
     if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
     if path and not Path(path).exists() or kind in FETCH and not path:
