@@ -113,7 +113,8 @@ def load(
       size: the side of a probe trained here; default config.data.image_size.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels.
+      ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels, or which
+        no network here sees (films, volumes, waveforms).
     """
     check_choice(resize, RESIZE, "resize")
     kind, path = check(text, config, folder)
@@ -127,6 +128,8 @@ def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | Non
     kind, _, path = text.partition(":")
     if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
+    if config is not None:
+        build.check_seen(config, 3 if kind in FETCH else None)
     if path and not Path(path).exists() or kind in FETCH and not path:
         fetch = f"; {FETCH[kind]}" if kind in FETCH else ""
         raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}{fetch}")

@@ -67,6 +67,15 @@ def test_sentences_are_of_text_and_distances_of_pictures(tmp_path):
     config["evaluation"]["evaluators"] = {"distance": {"every": 5}}
     with pytest.raises(ValueError, match="distance.every=5: it looks at pictures, and this model draws sentences"):
         evaluators.settings(config)
+    for name, kept in (("moving_shapes", "frames or slices in a row"), ("spoken_waveforms", "rows of numbers")):
+        other = config_of(name)
+        other["evaluation"]["evaluators"] = {"distance": {"every": 5}}
+        with pytest.raises(ValueError, match=f"config.data.medium='.*': what looks at pictures .* sees no {kept}"):
+            evaluators.settings(other)
+    sound = config_of("spoken_digits")
+    sound["evaluation"]["evaluators"] = {"distance": {"every": 5, "features": "inception:FILE"}}
+    with pytest.raises(ValueError, match="medium='sound': .* sees 3 channels, sounds have 1; choose 'classifier'"):
+        evaluators.check(sound, tmp_path)
     config["evaluation"]["evaluators"] = {"sentences": {"every": 5}}
     config["diffusion_train"]["best"] = "sentences/valid"
     evaluators.check(config, tmp_path)
