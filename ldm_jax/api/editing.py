@@ -166,8 +166,8 @@ def outpaint(
     **options: Any,
 ) -> jax.Array:
     """`image` [B, H, W, 3] on a canvas that is larger by so many pixels, painted there by `inpaint` (and its options).
-    The frames of films and slices of volumes grow so as well; a waveform [B, T, C] goes on before (`left`) and behind (`right`) what
-    is there. ValueError for sides that are not whole numbers, or that it hasn't."""
+    The frames of films and slices of volumes grow so as well; a waveform [B, T, C] goes on before (`left`) and behind (`right`)
+    what is there. ValueError for sides that are not whole numbers, or that it hasn't."""
     axes = len(spec.image_size)
     if not all(map(is_whole, (top, bottom, left, right))) or np.ndim(image) != axes + 2:
         raise ValueError(
