@@ -270,6 +270,8 @@ def _source(
 
 def _images(spec: Specification, images: jax.Array, num: int) -> jax.Array:
     """Checked, float32; values unless they are traced."""
+    if spec.of_tokens:
+        raise ValueError("this model draws sentences: it can't start from one, nor paint over its parts (docs/text.md: infill)")
     images, channels = images if isinstance(images, jax.Array) else np.asarray(images), spec.first_stage.image_channels
     floating = jnp.issubdtype(images.dtype, jnp.floating)
     if images.ndim < 3 or images.shape[-1] != channels or len(images) != num or not floating:
