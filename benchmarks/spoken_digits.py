@@ -99,7 +99,7 @@ def measure(workdir: str, judge: str, num: int, seed: int, guidance_scale: float
     def spoken(arrays: np.ndarray) -> np.ndarray:
         """The spectrograms of the sounds that are made of these."""
         transform = medium.transform()
-        return np.stack([transform.scaled(medium.samples(array)) for array in arrays])
+        return medium.seen(np.stack([transform.scaled(medium.samples(array)) for array in arrays]))
 
     def heard(arrays: np.ndarray) -> np.ndarray:
         """What the classifier takes spectrograms for, after they were made sounds."""
@@ -125,7 +125,7 @@ def measure(workdir: str, judge: str, num: int, seed: int, guidance_scale: float
     asked = heard(drawn([f"say {DIGITS[i]}" for i in wanted]))
     shuffled = np.random.default_rng(seed).permutation(labels)
     found = {
-        "recordings": float((probe(real).argmax(-1) == truth).mean()),
+        "recordings": float((probe(medium.seen(real)).argmax(-1) == truth).mean()),
         "recordings, vocoder": float((heard(real) == truth).mean()),
         "recordings, first stage and vocoder": float((heard(first) == truth).mean()),
         "drawn": float((asked == labels).mean()),

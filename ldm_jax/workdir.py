@@ -247,12 +247,19 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
     for parent in _places(model):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = free_folder(parent)
-            folder.mkdir()
-            return folder
+            return _new_folder(parent)
         except OSError as error:
             failure = error
     raise failure
+
+
+def _new_folder(parent: Path) -> Path:
+    """parent/0000, or the first number that is free, made at once: another command may be making one, too."""
+    for i in itertools.count():
+        with contextlib.suppress(FileExistsError):
+            (folder := parent / f"{i:04d}").mkdir()
+            return folder
+    raise AssertionError("there is no end of numbers")
 
 
 @contextlib.contextmanager

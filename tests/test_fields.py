@@ -353,7 +353,7 @@ def told(config, folder):
         channels = build.make_first_stage(config).channels
         return types.SimpleNamespace(count=len(list(latents)), std=[1.0] * channels, mean=[0.0] * channels, scale=1.0)
 
-    def drawn(spec, params, inputs, num, start, mesh):
+    def drawn(spec, params, keys, inputs, num, mesh):
         cond = None if inputs is None else {"context": jnp.zeros((num, 1, 1))}
         options = sampling.Options(negative=cond)
         with contextlib.suppress(ValueError):  # a guidance scale of 1 has no negative condition

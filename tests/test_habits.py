@@ -244,6 +244,23 @@ def test_what_is_mistyped_ends_in_one_line(typed, said, capsys):
     assert "\n" not in str(ended.value) and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:12", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+        {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+    ],
+    ids=["JAX's", "Slurm's"],
+)
+def test_a_folder_is_not_measured_by_several_processes(variables, monkeypatch, tmp_path, capsys):
+    """Each would choose steps of its own, and find the others only then."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="--data measures one machine: write the config with one process"):
+        train_command(["train.py", f"--data={tmp_path}"])
+    assert capsys.readouterr().out == ""
+
+
 def test_help_lists_configs_and_the_fields_of_a_group(capsys):
     train_command(["train.py", "--help"])
     said = capsys.readouterr().out
@@ -472,6 +489,11 @@ def test_a_place_for_pictures_is_made_before_anything_is_drawn(tmp_path, monkeyp
     checkpoint.write_bytes(b"")
     assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0000"
     assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0001"
+    with monkeypatch.context() as patched:  # another command makes the next one between a look and its making
+        patched.setattr(Path, "exists", lambda self, **_: self.name not in ("0000", "0001", "0002"))
+        assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0002"
+        assert make_samples_folder(checkpoint, None) == tmp_path / "samples" / "0003"
+        assert not Path("samples").is_dir()
     assert make_samples_folder(tmp_path, str(tmp_path / "out")).is_dir()
     (tmp_path / "out" / "grid.png").write_bytes(b"")
     with pytest.raises(FileExistsError, match="choose another --out"):
@@ -479,7 +501,7 @@ def test_a_place_for_pictures_is_made_before_anything_is_drawn(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("sealed").mkdir()
     Path("sealed", "samples").write_bytes(b"")  # nothing can be made there
-    assert make_samples_folder(Path("sealed").absolute(), None) == Path("samples/0002")
+    assert make_samples_folder(Path("sealed").absolute(), None) == Path("samples/0004")
 
 
 def test_printed_commands_can_be_pasted(tmp_path):

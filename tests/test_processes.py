@@ -124,6 +124,18 @@ def test_two_processes_go_on_from_a_trained_model_as_one(trained, environment, t
     same(*(losses(tmp_path / str(count), "diffusion") for count in (1, 2)))
 
 
+@pytest.mark.slow
+def test_kernels_that_are_split_over_processes_learn_as_one(environment, tmp_path):  # noqa: F811
+    short = {"first_stage_train.steps": 3, "diffusion_train.steps": 3, "log.images_every": 0, "mesh.tensor": 4}
+    for count in (1, 2):
+        said = finish(start(tmp_path / str(count), count, environment, 4, **short))
+        assert all("Traceback" not in text for text in said)
+    for stage in ("first_stage", "diffusion"):
+        same(*(losses(tmp_path / str(count), stage) for count in (1, 2)))
+        judged = "validation/loss" if stage == "diffusion" else "validation/psnr"
+        same(*(losses(tmp_path / str(count), stage, judged) for count in (1, 2)))
+
+
 def measure(out, workdir, count, env, *flags):
     """What so many processes of two devices together measure of a model."""
     address = f"127.0.0.1:{port()}"
@@ -212,3 +224,45 @@ def test_an_error_of_the_first_process_is_an_error():
     with pytest.raises(ValueError, match="no such folder"):
         distributed.on_first("data", fail)
 
+
+SHARING = """
+import sys
+import jax, numpy as np
+from ldm_jax.data.pipeline import batches, eval_batches
+from ldm_jax.data.source import Info
+from ldm_jax.training import distributed, sharding
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+
+class Source(list):
+    info = Info("numbers", ("number",))
+
+def to_example(row, rng):
+    return {"number": np.float32(row["number"])}
+
+rows = Source({"number": i} for i in range(10))
+plain = sharding.make_mesh()
+interleaved = jax.sharding.Mesh(plain.devices[[0, 3, 4, 1, 2, 5]], plain.axis_names, axis_types=plain.axis_types)
+for axes in ((-1, 1, 1), (2, 3, 1), (1, 3, 2), (2, 1, 3), (1, 1, 6), "interleaved, as a TPU's"):
+    mesh = interleaved if isinstance(axes, str) else sharding.make_mesh(*axes)
+    own = sharding.local_rows(mesh, 12)
+    (batch,) = eval_batches(rows, to_example, 12, rows=own)
+    number = sharding.to_device(mesh, batch["number"])
+    assert np.asarray(sharding.replicate(mesh, number)).tolist() == [*range(10), 9, 9], axes
+    for shard in number.addressable_shards:
+        assert (np.asarray(shard.data) == np.minimum(np.arange(12)[shard.index], 9)).all(), axes
+    assert sharding.whole(mesh, batch["mask"]).tolist() == [True] * 10 + [False] * 2, axes
+    assert sharding.check_batch_size(12, mesh) == len(own)
+    drawn = [next(batches(rows, to_example, 12, 0, rows=part))["number"] for part in (own, None)]
+    assert (drawn[0] == drawn[1][own]).all(), axes
+"""
+
+
+def test_processes_that_hold_the_same_rows_load_the_same(environment):  # noqa: F811
+    """As where kernels are split over the devices of both: each row is in a batch once, and its copies are alike."""
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SHARING, address, str(index)], env={**environment, "JAX_NUM_CPU_DEVICES": "3"},
+                         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    finish(processes, seconds=120)

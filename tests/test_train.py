@@ -86,9 +86,9 @@ def trained(environment, tmp_path_factory):
     return workdir, done.stdout
 
 
-def losses(workdir, stage):
+def losses(workdir, stage, name="train/loss"):
     lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 def test_one_command_leaves_everything_a_user_expects(trained):

@@ -17,7 +17,6 @@ from ldm_jax.build.autoencoder import first_stage_dtype, make_first_stage, make_
 from ldm_jax.build.check import check, further_fields, make_program, parameter_counts
 from ldm_jax.build.condition import is_told, make_condition
 from ldm_jax.build.data import (
-    check_seen,
     make_latent_transform,
     make_medium,
     make_mix,
@@ -43,10 +42,10 @@ from ldm_jax.build.diffusion import (
 from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
-    "PRIOR", "SCHEDULE_OPTIONS", "TEACHER", "adapts", "check", "check_seen", "compute_dtype", "control_fields",
-    "example_inputs", "few_steps_kind", "field_of", "first_stage_dtype", "further_fields", "image_size", "is_told",
-    "make_adaptation", "make_condition", "make_control", "make_diffusion_init", "make_diffusion_program",
-    "make_first_stage", "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix",
-    "make_network", "make_objective", "make_perceptual", "make_probe_transform", "make_program", "make_recipe", "make_schedule",
+    "PRIOR", "SCHEDULE_OPTIONS", "TEACHER", "adapts", "check", "compute_dtype", "control_fields", "example_inputs",
+    "few_steps_kind", "field_of", "first_stage_dtype", "further_fields", "image_size", "is_told", "make_adaptation",
+    "make_condition", "make_control", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
+    "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network",
+    "make_objective", "make_perceptual", "make_probe_transform", "make_program", "make_recipe", "make_schedule",
     "make_source", "make_transform", "make_word", "parameter_counts", "teacher_shapes", "with_lists", "without_word",
 ]  # fmt: skip

@@ -112,26 +112,17 @@ def make_transform(config: Mapping[str, Any], condition: Condition | None = None
     )
 
 
-def check_seen(config: Mapping[str, Any], channels: int | None = None) -> None:
-    """ValueError for data that networks which look at pictures can't see: arrays of one axis or three, or not of so many
-    channels."""
-    medium = make_medium(config)
-    what = f"config.data.medium={medium.name!r}: what looks at pictures for distances and labels sees"
-    if medium.axes != 2:
-        some = "no frames or slices in a row" if medium.axes == 3 else "no rows of numbers"
-        raise ValueError(f"{what} {some}; write them as pictures, and measure folders of these: --samples, --reference")
-    if channels is not None and medium.channels != channels:
-        there = f"{channels} channels, {medium.many} have {medium.channels}"
-        raise ValueError(f"{what} {there}; choose 'classifier' or 'contrastive'")
-
-
 def make_probe_transform(config: Mapping[str, Any], split: str) -> Any:
     """How small networks that judge look at rows that are no pictures: in training at random crops. None for pictures, of which
-    they choose the size. ValueError for what they can't see."""
-    check_seen(config)
-    if make_medium(config).name == "image":
+    they choose the size. ValueError for data that have not two axes, and are not looked at as if they had."""
+    medium = make_medium(config)
+    if medium.name == "image":
         return None
-    return make_transform({**config, "data": {**config["data"], "crop": "random" if split == "train" else "center"}})
+    crop = "random" if split == "train" else "center"
+    transform = make_transform({**config, "data": {**medium.judged(), "crop": crop}})
+    if len(transform.array_shape) != 3:
+        raise ValueError(f"networks that judge look at two axes; config.data.medium={medium.name!r} has {medium.axes}")
+    return transform
 
 
 def make_latent_transform(config: Mapping[str, Any], condition: Condition) -> LatentTransform:

@@ -203,6 +203,13 @@ def check_few_steps(config: Mapping[str, Any], condition: Condition) -> None:
             f"{field_of(part)}: objective={name!r} has the network learn how to be told a step's length or a guidance scale, "
             "which a network that stays as it is can't; train all of it, or by another objective"
         )
+    batch_size, known = config["diffusion_train"]["batch_size"], inspect.signature(kind.make).parameters
+    share = section.get("options", {}).get("share", known["share"].default if "share" in known else 0)
+    if 0 < share <= 1 and not round(share * batch_size):
+        raise ValueError(
+            f"config.diffusion.options.share={share} of config.diffusion_train.batch_size={batch_size} is not one row, and "
+            f"objective={name!r} would learn no step: raise either, or set share to 0"
+        )
     guided = section.get("options", {}).get("guidance_scale", 1.0) != 1
     if guided and (condition.kind == "none" or not config["conditioner"].get("null_probability", 0.0)):
         raise ValueError(

@@ -22,8 +22,9 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
     was started, from which --minutes count. ValueError or FileNotFoundError for what can't work."""
     if flag["config"].present:
         raise ValueError(f"--data decides the config: leave --config out, or say --config.data.path={flag.data}")
-    if flag.num_processes is not None or flag.coordinator:
-        raise ValueError("--data measures one machine: write the config with one process, and train with --config on several")
+    alone = "--data measures one machine: write the config with one process, and train with --config on several"
+    if flag.num_processes is not None or flag.process_id is not None or flag.coordinator:
+        raise ValueError(alone)
     if not 0 < flag.minutes < 10**6:
         raise ValueError(f"--minutes={flag.minutes:g}: how long all may take, above 0")
     if flag.size < 0 or flag.size % 8:
@@ -33,6 +34,10 @@ def config_for(flag: flags.FlagValues, overrides: Sequence[str], began: float) -
         raise ValueError(f"--data={flag.data} is a file: give the folder that holds the pictures; unpack an archive first")
     if not path.is_dir():
         raise FileNotFoundError(f"--data={flag.data}: there is no such folder")
+    from ldm_jax.training import distributed  # here: it brings jax, which what is mistyped need not wait for
+
+    if distributed.is_one_of_several():
+        raise ValueError(alone)
     if flag.workdir and (Path(flag.workdir) / "config.json").is_file():
         return begun(flag, overrides, Path(flag.workdir))
     if flag.workdir:

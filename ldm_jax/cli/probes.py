@@ -40,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
         # Imported here, so that --help and what is mistyped answer at once.
         from ldm_jax import build, probes
 
-        build.check_seen(config)
         if chosen.folder:
             splits = {"train_split": "train", "validation_split": "validation"}
             config = {**config, "data": {**config["data"], "source": "folder", "path": str(chosen.folder), **splits}}

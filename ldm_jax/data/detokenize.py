@@ -24,7 +24,7 @@ def join(words: Sequence[str]) -> str:
     for i, word in enumerate(words):
         before, after = (words[i - 1] if i else ""), (words[i + 1] if i + 1 < len(words) else "")
         free, glue = _mark(word, before, after, quoted)
-        text += word if glued or free or _both_ideographs(before, word) else f" {word}"
+        text += word if glued or free or _without_blanks(before, word) else f" {word}"
         glued = glue
     return text
 
@@ -48,9 +48,16 @@ def _is_word(word: str) -> bool:
     return word[:1].isalnum()
 
 
-def _both_ideographs(before: str, word: str) -> bool:
-    return bool(before and word) and _is_ideograph(before[-1]) and _is_ideograph(word[0])
+def _without_blanks(before: str, word: str) -> bool:
+    """Whether two words follow each other as Chinese and Japanese do: one is an ideograph, the other such or kana."""
+    if not (before and word):
+        return False
+    beside = _script(before[-1]), _script(word[0])
+    return "ideograph" in beside and None not in beside
 
 
-def _is_ideograph(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith("CJK UNIFIED")
+def _script(letter: str) -> str | None:
+    name = unicodedata.name(letter, "")
+    if name.startswith("CJK UNIFIED"):
+        return "ideograph"
+    return "kana" if name.startswith(("HIRAGANA", "KATAKANA", "IDEOGRAPHIC ITERATION")) else None

@@ -3,12 +3,12 @@
     source -> shuffle -> repeat -> transform -> batch -> this process's rows of every batch
 
 Batch number `step` is the same whenever and wherever it is made: after a resume (`start_step`), in threads or in worker
-processes. Of P processes, number p makes rows p B/P to (p + 1) B/P - 1 of every global batch of B rows, and loads no others.
-The processes' shares, one after the other, are exactly the batch of one process. So the step number is all the state there is.
+processes. Each of several processes loads the rows of every global batch that its devices hold (`rows`), and no others;
+together they are exactly the batch of one process. So the step number is all the state there is.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,24 +49,24 @@ def batches(
     batch_size: int,
     seed: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     start_step: int = 0,
     on_error: str = "raise",
     workers: int = 0,
     threads: int = 1,
     prefetch: int = 4,
 ) -> Batches:
-    """Training batches from number `start_step` on, without end: dicts of numpy arrays with a leading axis of
-    batch_size / process_count, this process's contiguous rows of the global batch.
+    """Training batches from number `start_step` on, without end: dicts of numpy arrays whose leading axis are the `rows` of the
+    global batch.
 
-    batch_size  of the global batch, a multiple of `process_count`
+    batch_size  of the global batch
+    rows        numbers of those rows that are loaded, in their order (`training.sharding.local_rows`); None: all
     on_error    "raise", or "skip": an unreadable image is replaced by the next readable one of the source, and counted
     workers     processes that decode, for when `threads` are not enough; 0 for none
     prefetch    batches held ready
-    Raises ValueError for an empty source, a batch that the processes can't share equally, and unreadable images.
+    Raises ValueError for an empty source, rows that a batch hasn't got, and unreadable images.
     """
-    share = _share(batch_size, process_index, process_count)
+    rows = _rows_of(batch_size, rows)
     if start_step < 0:
         raise ValueError(f"start_step={start_step}: a step is at least 0")
     count = len(_not_empty(source))
@@ -75,8 +75,11 @@ def batches(
     # An endless repeat() has sys.maxsize elements, which overflows in batches of one.
     examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat(2**50 // count + 1)
     examples = examples.random_map(_Load(source, transform, on_error))
-    # Batches of `share` rows: numbers step * process_count + process_index are this process's.
-    stream = examples.batch(share)[process_index::process_count][start_step:]
+    if len(rows) < batch_size:
+        from ldm_jax.data.rows import Rows
+
+        examples = Rows(examples, rows, batch_size)
+    stream = examples.batch(len(rows))[start_step:]
     options = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=prefetch)
     stream = stream.to_iter_dataset(options)
     if workers:
@@ -91,21 +94,20 @@ def eval_batches(
     transform: ToExample,
     batch_size: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     on_error: str = "raise",
 ) -> Iterator[Batch]:
-    """Every row once, in order and without randomness: this process's contiguous rows of every global batch. The last batch is
-    filled up with copies of the last row; `mask` bool [B] is False there. `row` int64 [B] are the rows' numbers: where
+    """Every row once, in order and without randomness: the `rows` of every global batch, as of `batches`. The last batch is
+    filled up with copies of the last row; `mask` bool [b] is False there. `row` int64 [b] are the rows' numbers: where
     `on_error` is "skip", the next readable one's in place of an unreadable one's. Every process gets equally many batches."""
-    share = _share(batch_size, process_index, process_count)
+    rows = _rows_of(batch_size, rows)
     count = len(_not_empty(source))
-    for start in range(process_index * share, process_index * share + count, batch_size):
-        numbers = np.arange(start, start + share)
+    for start in range(0, count, batch_size):
+        numbers = start + rows
         examples = [example(source, transform, min(i, count - 1), on_error) for i in numbers.tolist()]
         batch = {name: np.stack([each[name] for each in examples]) for name in examples[0]}
-        rows = (np.minimum(numbers, count - 1) + batch.pop("skipped")) % count
-        yield batch | {"mask": numbers < count, "row": rows}
+        taken = (np.minimum(numbers, count - 1) + batch.pop("skipped")) % count
+        yield batch | {"mask": numbers < count, "row": taken}
 
 
 def example(source: Source, transform: ToExample, number: int, on_error: str = "raise") -> Batch:
@@ -173,12 +175,13 @@ class _Load:
         raise ValueError(f"{self._source.info.name}: {skipped + 1} unreadable images in a row from number {number} on")
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> int:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} of process_count={process_count}")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size}: must be a positive multiple of the {process_count} processes")
-    return batch_size // process_count
+def _rows_of(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or not 0 <= rows.min() <= rows.max() < batch_size:
+        raise ValueError(f"rows={rows.tolist()}: must be some of the {batch_size} rows of a batch, numbered from 0")
+    return rows
 
 
 def _not_empty(source: Source) -> Source:

@@ -1,7 +1,8 @@
 """Films and volumes from files: many pictures in one array.
 
     film      .npy, .npz        uint8 [T, H, W, 3] or [T, H, W] (grey); an .npz holds one such array
-              .gif, .apng       the frames of an animated picture, by Pillow; each counts once, however long it stands
+              .gif, .apng       the frames of an animated picture, by Pillow; each counts once, however long it stands, and a
+                                still picture for programs that play none doesn't
               .mp4, ...         by imageio, where it is installed (pip install "ldm_jax[video]")
               a folder          its pictures in the order of their names, numbers as numbers: 2.png before 10.png
     volume    .npy, .npz        numbers [D, H, W]
@@ -11,7 +12,6 @@ Arrays are read without pickle, so that no file can run code. Every failure is a
 """
 
 import importlib.util
-import io
 import re
 import struct
 import zipfile
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import GifImagePlugin, Image, ImageSequence
 
 from ldm_jax.data.decode import decode_grey, decode_rgb, suffixes
 from ldm_jax.data.walk import FileKind
@@ -68,7 +68,9 @@ def read_array(path: Path, name: str) -> np.ndarray:
         with data:
             if len(data.files) != 1:
                 raise ValueError(f"it holds {len(data.files)} arrays ({', '.join(data.files[:4])}); one is expected")
-            return data[data.files[0]]
+            if not isinstance(array := data[data.files[0]], np.ndarray):
+                raise ValueError(f"{data.files[0]} in it is no array")
+            return array
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -101,7 +103,7 @@ def _slices_of_folder(path: Path, name: str) -> np.ndarray:
 
 def _pictures_of_folder(path: Path, name: str) -> list[Path]:
     def number(file: Path) -> list:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", file.name))]
 
     files = [file for file in path.iterdir() if file.suffix.lower() in suffixes() and not file.name.startswith(".")]
     if not files:
@@ -112,7 +114,9 @@ def _pictures_of_folder(path: Path, name: str) -> list[Path]:
 def _animation(path: Path, name: str) -> Iterator[np.ndarray]:
     try:
         with Image.open(path) as image:
-            for frame in ImageSequence.Iterator(image):
+            for i, frame in enumerate(ImageSequence.Iterator(image)):
+                if i == 0 and getattr(image, "default_image", False):  # shown by programs that play no films, and no frame
+                    continue
                 rgba = frame.convert("RGBA")
                 yield np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB"))
     except FileNotFoundError:
@@ -161,10 +165,10 @@ VOLUMES = FileKind(
 
 
 def gif(frames: np.ndarray, milliseconds: int = 120) -> bytes:
-    """An animated GIF of uint8 [T, H, W, 3], without end."""
-    pictures = [Image.fromarray(frame) for frame in frames]
-    file = io.BytesIO()
-    pictures[0].save(
-        file, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, disposal=2, optimize=False
-    )
-    return file.getvalue()
+    """An animated GIF of uint8 [T, H, W, 3], without end, of T frames: Pillow's own writer makes one of equal neighbours."""
+    head = struct.pack("<6sHHBBB", b"GIF89a", frames.shape[2], frames.shape[1], 0x70, 0, 0)  # each frame has its own colours
+    parts = [head, b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"]  # again and again
+    for frame in frames:
+        picture = Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE)
+        parts += GifImagePlugin.getdata(picture, duration=milliseconds, disposal=2, include_color_table=True)
+    return b"".join([*parts, b";"])

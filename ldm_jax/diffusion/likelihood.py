@@ -15,6 +15,7 @@ import numpy as np
 from ldm_jax.diffusion.denoiser import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level
+from ldm_jax.primitives.arrays import typed_key
 
 
 def log_likelihood(
@@ -22,6 +23,8 @@ def log_likelihood(
 ) -> tuple[jax.Array, jax.Array]:
     """Log density in nats, per sample [B], of x [B, ..., C] at the grid's last level, and x at its first, where the prior is
     N(0, alpha^2 + sigma^2): data of unit variance. Heun's method, 2 NFE per step of the grid, any that `sample` takes.
+
+    `key`: one for all, or one a picture, [B]: then a picture's estimate depends on its own alone, not on its neighbours.
 
     At exactly clean, where a grid made by name ends, eps is 0 (it is -sigma times a finite score) and the network isn't called.
 
@@ -32,7 +35,11 @@ def log_likelihood(
     check_denoiser(denoise, x, grid[0])
     levels = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[::-1], jnp.float32), grid)
     axes, dims = tuple(range(1, x.ndim)), np.prod(x.shape[1:])
-    vs = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
+    key = typed_key(key)
+    if key.ndim:
+        vs = jax.vmap(lambda key: jax.random.rademacher(key, (probes, *x.shape[1:]), x.dtype), out_axes=1)(key)
+    else:
+        vs = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
 
     def velocity(w: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
         def flow(w: jax.Array) -> jax.Array:

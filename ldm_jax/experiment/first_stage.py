@@ -21,7 +21,7 @@ from ldm_jax.experiment.stage import BEST, Experiment
 from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr, sequences
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import write_json
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import sharding
 from ldm_jax.training.loop import Hook, Report
 from ldm_jax.training.metrics import image_grid
 from ldm_jax.training.state import TrainState
@@ -122,7 +122,7 @@ def make_validation(experiment: Experiment, program: FirstStageProgram, constant
         for batch in validation_batches(experiment, batch_size):
             with jax.set_mesh(experiment.mesh):
                 z, pairs, measures, found = jax.device_get(look(params, batch["image"]))
-            mask = distributed.gathered(batch["mask"])
+            mask = sharding.whole(experiment.mesh, batch["mask"])
             whole = {"z": z, "pairs": pairs, **measures, **found}
             seen.append({name: value[mask] for name, value in whole.items()})
         all_ = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
@@ -173,8 +173,6 @@ def validation_batches(experiment: Experiment, batch_size: int) -> Iterator[dict
     """config.log.validation_images of the validation set: "image" [B, H, W, 3] over all devices, and this process's "mask" of
     those that count."""
     source = Spread(experiment.sources["validation"], experiment.config["log"]["validation_images"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for batch in eval_batches(
-        source, experiment.transform(), batch_size, **share, on_error=experiment.config["data"]["on_error"]
-    ):
+    rows, on_error = sharding.local_rows(experiment.mesh, batch_size), experiment.config["data"]["on_error"]
+    for batch in eval_batches(source, experiment.transform(), batch_size, rows=rows, on_error=on_error):
         yield {"image": sharding.to_device(experiment.mesh, batch["image"]), "mask": batch["mask"]}

@@ -11,6 +11,7 @@ from ldm_jax.api import drawing
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.scoring.looking import full_batch
 from ldm_jax.training import sharding
 
 PyTree = Any
@@ -64,22 +65,25 @@ def side_by_side(images: np.ndarray, shown: HeldOut) -> tuple[np.ndarray, int]:
 
 def draw(spec: api.Specification, params: PyTree, inputs: PyTree, count: int, batch_size: int, mesh: Any) -> np.ndarray:
     """`count` pictures, always as many at once, so that there is one compilation: `batch_size`, or the next multiple of the
-    devices that batches are split over. Every process has all of them."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = -(-batch_size // shards) * shards
-    images = []
+    devices that batches are split over. What is drawn does not depend on the devices. Every process has all of them."""
+    size, images = full_batch(batch_size, mesh), []
     with jax.set_mesh(mesh):
-        for start in range(0, count, batch_size):
-            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-            chosen = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
-            own = sharding.local_rows(mesh, batch_size)
-            chosen = jax.tree.map(lambda x, own=own: sharding.to_device(mesh, x[own]), chosen)
-            drawn = _drawn(spec, params, chosen, batch_size, start, mesh)
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)[sharding.local_rows(mesh, size)]
+            chosen = jax.tree.map(lambda x, rows=rows: sharding.to_device(mesh, np.asarray(x)[rows]), inputs)
+            batches, places = (sharding.to_device(mesh, x.astype(np.int32)) for x in np.divmod(rows, batch_size))
+            drawn = _drawn(spec, params, _row_keys(batches * batch_size, places), chosen, size, mesh)
             images.append(np.asarray(drawn)[: count - start])
     return np.concatenate(images)
 
 
-def _drawn(spec: api.Specification, params: PyTree, inputs: PyTree, num: int, start: int, mesh: Any) -> jax.Array:
+def _drawn(spec: api.Specification, params: PyTree, keys: jax.Array, inputs: PyTree, num: int, mesh: Any) -> jax.Array:
     cond = None if inputs is None else spec.embed(params, inputs)
-    drawn = drawing.sample(spec, params, jax.random.fold_in(jax.random.key(0), start), cond, num=num)
-    return sharding.replicate(mesh, drawn)
+    return sharding.replicate(mesh, drawing.sample(spec, params, keys, cond, num=num))
+
+
+@jax.jit
+def _row_keys(starts: jax.Array, places: jax.Array) -> jax.Array:
+    """Of each picture, by the first one's number in its batch of config.evaluation.batch_size, and its place there."""
+    key = jax.random.key(0)
+    return jax.vmap(lambda start, place: jax.random.fold_in(jax.random.fold_in(key, start), place))(starts, places)

@@ -17,7 +17,7 @@ from ldm_jax import build
 from ldm_jax.data.tokenizer import END
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.first_stage import latents, sequences
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import sharding
 from ldm_jax.training.loop import Report
 from ldm_jax.training.metrics import image_grid
 from ldm_jax.training.state import TrainState
@@ -45,7 +45,7 @@ def make_validation(experiment: Experiment, batches: Callable, save: Callable) -
         for batch in batches():
             with jax.set_mesh(experiment.mesh):
                 found = jax.device_get(look(state.averaged["autoencoder"], batch["image"]))
-            mask = distributed.gathered(batch["mask"])
+            mask = sharding.whole(experiment.mesh, batch["mask"])
             seen.append({name: value[mask] for name, value in found.items()})
         all_ = {name: np.concatenate([part[name] for part in seen]) for name in seen[0]}
         scalars = {f"validation/{name}": float(all_[name].mean()) for name in ("token_accuracy", "exact")}

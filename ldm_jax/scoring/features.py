@@ -113,8 +113,7 @@ def load(
       size: the side of a probe trained here; default config.data.image_size.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels, or which
-        no network here sees (films, volumes, waveforms).
+      ValueError, FileNotFoundError: an unknown name; a file that isn't there, with what to fetch; data without labels.
     """
     check_choice(resize, RESIZE, "resize")
     kind, path = check(text, config, folder)
@@ -126,10 +125,18 @@ def load(
 def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | None = None) -> tuple[str, str]:
     """(kind, path) of what `text` names, before anything is read or trained; arguments and errors as of `load`."""
     kind, _, path = text.partition(":")
+    if config is not None and (medium := build.make_medium(config)).axes != 2:
+        raise ValueError(
+            f"features={text!r}: networks look at two axes, as pictures and spectrograms have; config.data.medium="
+            f"{medium.name!r} has {medium.axes}, and is not measured by distances"
+        )
     if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
-    if config is not None:
-        build.check_seen(config, 3 if kind in FETCH else None)
+    if config is not None and kind in FETCH and (medium := build.make_medium(config)).channels != 3:
+        raise ValueError(
+            f"features={text!r}: it looks at 3 channels, and {medium.many} have {medium.channels}; choose 'classifier' or "
+            "'contrastive'"
+        )
     if path and not Path(path).exists() or kind in FETCH and not path:
         fetch = f"; {FETCH[kind]}" if kind in FETCH else ""
         raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}{fetch}")

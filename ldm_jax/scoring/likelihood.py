@@ -18,9 +18,9 @@ from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.evaluation.bits import HALF
 from ldm_jax.first_stage import latents
-from ldm_jax.primitives.arrays import row_normal
+from ldm_jax.primitives.arrays import row_keys, row_normal
 from ldm_jax.scoring.looking import full_batch
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import sharding
 
 PyTree = Any
 CALIBRATION = 512  # training pictures for the scale of the reconstruction's distribution
@@ -52,7 +52,8 @@ def measure_likelihood(
     steps: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Means over `num` held-out pictures, each with its own condition and without guidance:
+    """Means over `num` held-out pictures, each with its own condition and without guidance. A picture's noise depends on the
+    seed and its number alone, not on batches or devices.
 
     bits_per_dimension         of the pictures' numbers, at most; its parts `reconstruction`, `prior` and `posterior`
     standard_error             of it, over pictures
@@ -76,15 +77,16 @@ def measure_likelihood(
     def over(source: Any, count: int, function: Any, *args: Any) -> list[np.ndarray]:
         """`function` of every batch's pictures, rows beyond the last left out."""
         found = []
-        share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}
         transform = build.make_transform(spec.config, spec.condition)
         size = full_batch(batch_size, mesh)
-        for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, **share)):
+        rows = sharding.local_rows(mesh, size)
+        for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, rows=rows, on_error=on_error)):
             inputs = None if spec.condition.kind == "none" else spec.condition.from_batch(batch)
-            placed = sharding.to_device(mesh, {"image": batch["image"], "inputs": inputs})
+            numbers = (i * size + rows).astype(np.int32)
+            placed = sharding.to_device(mesh, {"image": batch["image"], "inputs": inputs, "number": numbers})
             with jax.set_mesh(mesh):
-                out = jax.device_get(function(params, placed, jax.random.fold_in(key, i), *args))
-            kept = distributed.gathered(batch["mask"])
+                out = jax.device_get(function(params, placed, key, *args))
+            kept = sharding.whole(mesh, batch["mask"])
             found.append(np.stack(jax.tree.leaves(out), -1)[kept])
         return found
 
@@ -107,14 +109,15 @@ def measure_likelihood(
     }
 
 
-def _draw(spec: api.Specification, params: PyTree, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _draw(spec: api.Specification, params: PyTree, batch: PyTree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw latents drawn from the posterior, and -log q(z|x) [B]."""
+    images, numbers = batch["image"], batch["number"]
     encoded = spec.first_stage.encode(params["first_stage"], images)
     if "latents" in encoded:  # pixels
-        noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), images.shape[1:], minval=-HALF, maxval=HALF))
-        return images + noise(jnp.arange(len(images))), jnp.zeros(len(images))
+        noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], minval=-HALF, maxval=HALF))
+        return images + noise(row_keys(key, numbers)), jnp.zeros(len(images))
     mean, log_variance = latents.split_moments(encoded["moments"])
-    noise = row_normal(key, jnp.arange(len(mean)), mean.shape[1:])
+    noise = row_normal(key, numbers, mean.shape[1:])
     entropy = 0.5 * (noise**2 + log_variance + jnp.log(2 * jnp.pi))
     return mean + jnp.exp(0.5 * log_variance) * noise, entropy.sum(tuple(range(1, entropy.ndim)))
 
@@ -126,18 +129,18 @@ def _reconstruction(spec: api.Specification, params: PyTree, z: jax.Array) -> ja
 def _error(spec: api.Specification, params: PyTree, batch: PyTree, key: jax.Array) -> jax.Array:
     """The mean absolute error of every picture [B]."""
     images = batch["image"]
-    again = _reconstruction(spec, params, _draw(spec, params, images, key)[0])
+    again = _reconstruction(spec, params, _draw(spec, params, batch, key)[0])
     return jnp.mean(jnp.abs(images - again), axis=tuple(range(1, images.ndim)))
 
 
 def _terms(spec: api.Specification, params: PyTree, batch: PyTree, key: jax.Array, scale: jax.Array, steps: int) -> Terms:
     images, axes = batch["image"], tuple(range(1, batch["image"].ndim))
     drawn, probes = jax.random.split(key)
-    z, posterior = _draw(spec, params, images, drawn)
+    z, posterior = _draw(spec, params, batch, drawn)
     x = latents.scale_latents(z, spec.scale, spec.shift)
     cond = None if batch["inputs"] is None else spec.embed(params, batch["inputs"])
     grid = spec.recipe(None, "trailing").grid(steps)
-    prior, _ = diffusion.log_likelihood(spec.denoiser(params, cond), x, grid, probes)
+    prior, _ = diffusion.log_likelihood(spec.denoiser(params, cond), x, grid, row_keys(probes, batch["number"]))
     prior += np.prod(x.shape[1:-1]) * jnp.sum(jnp.log(jnp.abs(jnp.broadcast_to(spec.scale, x.shape[-1:]))))
     if spec.first_stage.module is None:
         return Terms(jnp.zeros(len(images)), prior, posterior)

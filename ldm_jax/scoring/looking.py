@@ -14,7 +14,7 @@ from ldm_jax import evaluation
 from ldm_jax.data.folder import folder
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.transform import Transform
-from ldm_jax.training import distributed, sharding
+from ldm_jax.training import sharding
 
 
 class Pictures(NamedTuple):
@@ -33,11 +33,12 @@ def full_batch(batch_size: int, mesh: Any) -> int:
 def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_error: str) -> Iterator[Pictures]:
     """Every row of a source, through the training's transform without randomness: centre crop, no flip."""
     batch_size = full_batch(batch_size, mesh)
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": on_error}
-    for i, batch in enumerate(eval_batches(source, transform, batch_size, **share)):
-        mask = distributed.gathered(batch["mask"])
-        rows = np.where(mask, np.arange(i * batch_size, (i + 1) * batch_size), -1)
-        yield Pictures(rows, sharding.to_device(mesh, batch["image"]))
+    own = sharding.local_rows(mesh, batch_size)
+    for start, batch in zip(
+        range(0, len(source), batch_size), eval_batches(source, transform, batch_size, rows=own, on_error=on_error)
+    ):
+        rows = np.arange(start, start + batch_size)
+        yield Pictures(np.where(rows < len(source), rows, -1), sharding.to_device(mesh, batch["image"]))
 
 
 def of_array(images: np.ndarray, batch_size: int, mesh: Any) -> Iterator[Pictures]:

@@ -56,6 +56,13 @@ def initialize(
     return f"process {jax.process_index()} of {jax.process_count()}" + (f", {cluster}" if cluster else f", {told[0]}")
 
 
+def is_one_of_several(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether `initialize` without arguments would join other processes. Asks nobody and touches no device. ValueError for
+    variables that contradict themselves."""
+    environment = os.environ if environment is None else environment
+    return bool(_told(None, None, None, environment) or _cluster(environment))
+
+
 def _told(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str]
 ) -> tuple[str, int, int] | None:

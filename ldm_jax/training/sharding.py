@@ -29,7 +29,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
     if int(np.prod(list(sizes.values()))) != count:
-        raise ValueError(f"mesh {said} needs a multiple of {known} devices; there are {count}")
+        needed = f"a multiple of {known} devices" if -1 in (data, fsdp, tensor) else f"{known} devices"
+        raise ValueError(f"mesh {said} needs {needed}; there are {count}")
     # Auto: Linen's convolutions don't state output shardings, which JAX's default (Explicit) axes would demand.
     return Mesh(_ordered(devices, *sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -133,9 +134,18 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> int:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """int64 [b]: which rows of a batch this process loads, in order. Contiguous unless the mesh interleaves processes."""
+    """int64 [b]: which rows of a batch this process loads, in order: those that its devices hold. Others may load some of them
+    too, where `tensor` spans processes; nor need they be contiguous, as a TPU's mesh may interleave processes."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places]))
+
+
+def whole(mesh: Mesh, rows: np.ndarray) -> np.ndarray:
+    """The whole batch [B, ...] of numbers of which every process has its own rows [b, ...] (`local_rows`); whole numbers of at
+    most 32 bits."""
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(replicate(mesh, to_device(mesh, rows)))
 
 
 def to_device(mesh: Mesh, batch: PyTree) -> PyTree:

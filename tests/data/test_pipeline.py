@@ -70,6 +70,11 @@ def test_resume_by_step_alone(reference):
         assert same(reference[step:], take(12 - step, Numbers(23), noisy, 4, seed=5, start_step=step))
 
 
+def share(batch_size, index, count):
+    """Contiguous rows of a batch."""
+    return np.split(np.arange(batch_size), count)[index]
+
+
 def joined(shares):
     """The processes' shares of every batch, one after the other."""
     return [{k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shares, strict=True)]
@@ -79,7 +84,7 @@ def joined(shares):
 @pytest.mark.parametrize("start", [0, 5])
 def test_processes_hold_contiguous_rows_of_the_global_batch(reference, count, start):
     shares = [
-        take(12 - start, Numbers(23), noisy, 4, seed=5, process_index=i, process_count=count, start_step=start, threads=i + 1)
+        take(12 - start, Numbers(23), noisy, 4, seed=5, rows=share(4, i, count), start_step=start, threads=i + 1)
         for i in range(count)
     ]
     assert all(len(batch["label"]) == 4 // count for share in shares for batch in share)
@@ -88,9 +93,19 @@ def test_processes_hold_contiguous_rows_of_the_global_batch(reference, count, st
 
 def test_processes_with_workers_hold_the_same_rows(reference):
     shares = [
-        take(4, Numbers(23), noisy, 4, seed=5, process_index=i, process_count=2, start_step=3, workers=1 + i) for i in range(2)
+        take(4, Numbers(23), noisy, 4, seed=5, rows=share(4, i, 2), start_step=3, workers=1 + i) for i in range(2)
     ]
     assert same(joined(shares), reference[3:7])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_need_not_be_contiguous(reference, workers):
+    """As on a TPU's mesh, whose hosts lie in rows and columns."""
+    found = take(4, Numbers(23), noisy, 4, seed=5, rows=[0, 3], start_step=3, workers=workers)
+    assert same(found, [{name: part[np.array([0, 3])] for name, part in batch.items()} for batch in reference[3:7]])
+    whole = list(eval_batches(Numbers(9), noisy, 4))
+    for batch, part in zip(whole, eval_batches(Numbers(9), noisy, 4, rows=[1, 2]), strict=True):
+        assert same([part], [{name: each[1:3] for name, each in batch.items()}])
 
 
 def test_a_process_loads_only_its_own_rows():
@@ -100,12 +115,12 @@ def test_a_process_loads_only_its_own_rows():
         seen.append(row["label"])
         return noisy(row, rng)
 
-    list(eval_batches(Numbers(16), note, 8, process_index=1, process_count=4))
+    list(eval_batches(Numbers(16), note, 8, rows=share(8, 1, 4)))
     assert seen == [2, 3, 10, 11]
     seen.clear()
-    mine = take(2, Numbers(64), note, 8, seed=0, process_index=3, process_count=4, prefetch=1)
+    mine = take(2, Numbers(64), note, 8, seed=0, rows=share(8, 3, 4), prefetch=1)
     loaded = set(seen)
-    others = [b["label"] for i in range(3) for b in take(2, Numbers(64), noisy, 8, seed=0, process_index=i, process_count=4)]
+    others = [b["label"] for i in range(3) for b in take(2, Numbers(64), noisy, 8, seed=0, rows=share(8, i, 4))]
     assert {int(v) for b in mine for v in b["label"]} <= loaded and not loaded & set(np.concatenate(others).tolist())
 
 
@@ -166,7 +181,7 @@ def test_eval_batches_give_every_row_once(rows):
     whole = list(eval_batches(Numbers(rows), noisy, 4))
     assert np.concatenate([b["label"][b["mask"]] for b in whole]).tolist() == list(range(rows))
     for count in (2, 4):
-        shares = [list(eval_batches(Numbers(rows), noisy, 4, process_index=i, process_count=count)) for i in range(count)]
+        shares = [list(eval_batches(Numbers(rows), noisy, 4, rows=share(4, i, count))) for i in range(count)]
         assert all(len(b["label"]) == 4 // count for share in shares for b in share)
         assert same(joined(shares), whole)
 
@@ -180,8 +195,8 @@ def test_the_last_batch_is_filled_up():
     ("change", "words"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"process_count": 3}, "batch_size=4: must be a positive multiple of the 3 processes"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"rows": [2, 4]}, r"rows=\[2, 4\]: must be some of the 4 rows"),
+        ({"rows": []}, r"rows=\[\]: must be some of the 4 rows"),
         ({"start_step": -1}, "start_step=-1"),
         ({"on_error": "ignore"}, "on_error='ignore'"),
         ({"source": Numbers(0)}, "numbers: the source is empty"),

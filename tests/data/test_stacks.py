@@ -1,7 +1,9 @@
 """Films and volumes from files, and the block of them that is learnt."""
 
 import importlib.util
+import io
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -41,6 +43,31 @@ def test_a_folder_of_frames_is_read_in_the_order_of_its_numbers(tmp_path):
     np.testing.assert_array_equal(read_film(frames_in(tmp_path / "a", twelve), "a"), twelve)  # 2.png before 10.png
 
 
+def test_raised_numbers_in_names_are_letters(tmp_path):
+    """"²" is a digit to Python, and no number."""
+    frames = frames_in(tmp_path / "a", FILM[:3], "{}²1.png")
+    np.testing.assert_array_equal(read_film(frames, "a"), FILM[:3])
+
+
+def test_a_film_is_written_with_all_its_frames():
+    """Also where one is like the one before; one colour a frame, so that no palette loses any."""
+    film = np.stack([np.full((18, 20, 3), 60 * i, np.uint8) for i in (0, 0, 1, 2, 2, 2)])
+    for frames in (film, film[:2]):
+        with Image.open(io.BytesIO(gif(frames, 70))) as image:
+            assert image.n_frames == len(frames) and image.info["loop"] == 0
+            for i, frame in enumerate(frames):
+                image.seek(i)
+                assert image.info["duration"] == 70
+                np.testing.assert_array_equal(image.convert("RGB"), frame)
+
+
+def test_the_still_of_an_apng_is_no_frame(tmp_path):
+    still, *frames = (Image.fromarray(frame) for frame in FILM)
+    for name, default in (("a.apng", True), ("b.apng", False)):
+        still.save(tmp_path / name, format="PNG", save_all=True, append_images=frames, default_image=default)
+        np.testing.assert_array_equal(read_film(tmp_path / name, name), FILM[default:])
+
+
 def test_folders_hold_films_as_files_and_as_folders(tmp_path):
     for kind, name in (("cat", "a"), ("cat", "b"), ("dog", "c")):
         frames_in(tmp_path / kind / name)
@@ -62,7 +89,14 @@ def test_frames_beside_films_are_counted_not_lost_in_silence(tmp_path):
 def test_a_captions_file_stands_beside_a_folder_of_frames(tmp_path):
     frames_in(tmp_path / "a")
     (tmp_path / "a.txt").write_text("a cat runs")
-    assert folder(tmp_path, columns=("film", "caption"), kind=FILMS)[0]["caption"] == "a cat runs"
+    frames_in(tmp_path / "v1.5")  # of a folder the whole name counts
+    (tmp_path / "v1.5.txt").write_text("a dog runs")
+    source = folder(tmp_path, columns=("film", "caption"), kind=FILMS)
+    assert [row["caption"] for row in source] == ["a cat runs", "a dog runs"] and not source.info.left_out
+    (tmp_path / "cat.txt").write_text("of no film")
+    assert dict(folder(tmp_path, kind=FILMS).info.left_out) == {
+        "tables and texts of other names than are read (cat.txt)": 1
+    }
 
 
 def test_a_changed_frame_changes_the_fingerprint(tmp_path):
@@ -81,6 +115,8 @@ def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
     np.save(tmp_path / "flat.npy", FILM[0, :, :, 0])
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], object), allow_pickle=True)
     np.savez(tmp_path / "two.npz", a=FILM, b=FILM)
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("a.txt", "no array")
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     (tmp_path / "cut.gif").write_bytes(gif(FILM)[:40])
     (tmp_path / "empty").mkdir()
@@ -91,6 +127,7 @@ def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
         ("flat.npy", r"flat.npy holds uint8\[12, 10\]: a film is uint8"),
         ("objects.npy", "objects.npy can't be read as an array"),
         ("two.npz", "two.npz can't be read as an array: it holds 2 arrays"),
+        ("text.npz", "text.npz can't be read as an array: a.txt in it is no array"),
         ("cut.npy", "cut.npy can't be read"),
         ("cut.gif", "cut.gif can't be read"),
         ("empty", "empty is a folder without pictures"),

@@ -206,15 +206,16 @@ def test_guidance_inside_training():
         np.testing.assert_allclose(metrics["loss_per_sample"], wanted, rtol=1e-3)
 
 
+@pytest.mark.parametrize("count", [4, 16, 32])  # 2 leading rows a part; one in half of the parts; one in a quarter
 @pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
-def test_the_parts_of_a_batch_have_its_loss(name):
+def test_the_parts_of_a_batch_have_its_loss(name, count):
     x0 = jax.random.normal(KEY, (32, 4, 3))
     options = {"power": 0.0} if name == "mean_flow" else {}
     objective = few_steps.OBJECTIVES[name].make(schedules.Cosine(), "v", times="low_discrepancy", share=0.25, **options)
     network = lambda params, x, t, s: params * jnp.sin(x + expand(t - s, x) / 1000)  # noqa: E731
     problem = Problem(network, jnp.float32(0.7), ema=jnp.float32(0.7))
     whole = objective(problem, x0, KEY, jnp.arange(32), 32)[0]
-    rows = [jnp.arange(i, 32, 4) for i in range(4)]
+    rows = [jnp.arange(i, 32, count) for i in range(count)]
     parts = [objective(problem, x0[r], KEY, r, 32)[0] for r in rows]
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-4)
 

@@ -344,6 +344,17 @@ def test_likelihood_takes_every_grid_made_by_name(name, schedule):
     np.testing.assert_allclose(found, prior + 4 * np.log(spread / std), atol=0.15)
 
 
+def test_a_likelihood_with_keys_of_its_own_depends_on_no_neighbour():
+    """Of a flow with another slope at every pixel, which one probe only estimates."""
+    mix = jax.random.normal(KEY, (3, 3)) / 3
+    denoise = lambda x, level: Prediction(jnp.tanh(x @ mix), x)  # noqa: E731
+    grid, keys = schedules.Cosine().from_log_snr(np.linspace(-4, 4, 5)), jax.random.split(KEY, 5)
+    x = jax.random.normal(KEY, (5, 4, 4, 3))
+    whole, part = (log_likelihood(denoise, x[rows], grid, keys[rows])[0] for rows in (np.arange(5), np.array([3, 1])))
+    np.testing.assert_allclose(part, whole[np.array([3, 1])], rtol=1e-5)
+    assert not np.allclose(whole, log_likelihood(denoise, x, grid, keys[::-1])[0], rtol=1e-4)
+
+
 def test_likelihood_of_an_eps_network_refuses_pure_noise():
     denoise = make_denoiser(lambda x, t: x, "eps")
     with pytest.raises(ValueError, match="singular"):

@@ -10,6 +10,7 @@ from ldm_jax.build.check import check
 from ldm_jax.cli import sample_command
 from ldm_jax.data.sound import read_sound, wav_bytes
 from ldm_jax.drawing.modes import draw
+from ldm_jax.scoring.features import check as check_features
 from tests.test_habits import config_of
 from tests.tiny import CONFIG, random_model
 
@@ -63,6 +64,10 @@ def test_low_frequencies_are_shown_below_and_the_right_channel_under_the_left_on
     assert picture.shape == (32, 24, 3)
     np.testing.assert_allclose(picture[[15, 31], 5], [dark, light], atol=1e-6)
     np.testing.assert_array_equal(sound().laid(np.eye(3)[:2])[0], [0, 1, 0])
+    marked = np.zeros((32, 24))  # as stereo is shown: the left channel's top, the right one's lowest band
+    marked[0, 3] = marked[31, 5] = 1
+    laid = sound(channels=2).laid(marked)
+    assert laid.shape == (16, 24) and laid[15, 3] == laid[0, 5] == 1 and laid.sum() == 2
 
 
 def test_what_is_read_is_heard_again(tmp_path):
@@ -115,6 +120,23 @@ def test_sounds_are_drawn_written_and_started_from(model, tmp_path, monkeypatch,
     assert np.abs(painted[0, 12:] - original[12:]).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"size": "32x24"}, "size 32 x 24: a sound has 16 bands, and any number of frames, such as 16x48"),
+        ({"size": "8x24", "variations": 0.5}, "size 8 x 24: a sound has 16 bands"),
+        ({"size": "32x48", "panorama": True}, "size 32 x 48: a sound has 16 bands"),
+        ({"image": ["a.wav"], "outpaint": ["4", "0", "0", "8"]}, "size 20 x 21: a sound has 16 bands"),
+    ],
+)
+def test_sounds_of_other_bands_are_refused_before_they_are_drawn(model, tmp_path, monkeypatch, flags, message):
+    """No vocoder could write them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.1), 8000))
+    with pytest.raises(ValueError, match=message):
+        draw(model, {"num": 1, **flags})
+
+
 WAVEFORM = DATA | {"medium": "waveform", "image_size": (1536,)}
 
 
@@ -130,6 +152,7 @@ def test_waveforms_are_heard_as_they_are(tmp_path):
     assert shown.shape == (2, 64, 24, 3)
     row = shown[0, :, 12].sum(-1).argmax()
     assert abs(medium.mel.middles[64 - row] - 1000) < 60  # low frequencies below
+    assert medium.shown(example[None, :40]).shape == (1, 64, 1, 3)  # less than a frame
     with pytest.raises(ValueError, match="--mask is a picture"):
         medium.laid(np.zeros((64, 24)))
 
@@ -158,6 +181,29 @@ def test_waveforms_go_on_before_and_behind(tmp_path):
         ldm.outpaint(ldm.params, jax.random.key(0), known, right=4)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_networks_that_judge_look_at_the_spectrogram_of_a_waveform(tmp_path, channels):
+    samples = np.random.default_rng(0).uniform(-0.9, 0.9, (1536, channels)).astype(np.float32)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(samples, 8000))
+    data = WAVEFORM | {"sound": WAVEFORM["sound"] | {"channels": channels}}
+    medium, row = media.make_medium(data), {"sound": str(tmp_path / "a.wav"), "name": "a.wav"}
+    seen = medium.seen(medium.transform()(row)["image"][None])
+    looked_at = build.make_probe_transform({"data": data}, "validation")
+    assert seen.shape == (1, *looked_at.array_shape) == (1, 64, 24, channels)
+    np.testing.assert_allclose(seen[0], looked_at(row)["image"], atol=1e-6)
+    assert seen.std() > 0.05
+
+
+@pytest.mark.parametrize("name, axes", [("spoken_waveforms", 1), ("moving_shapes", 3), ("vessels", 3)])
+def test_data_without_two_axes_are_not_measured_by_distances(name, axes):
+    for features in ("auto", "contrastive", "classifier:somewhere"):
+        with pytest.raises(ValueError, match=rf"networks look at two axes.* has {axes}, and is not measured by distances"):
+            check_features(features, config_of(name))
+    if axes == 3:
+        with pytest.raises(ValueError, match="networks that judge look at two axes.* has 3"):
+            build.make_probe_transform(config_of(name), "train")
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -166,6 +212,7 @@ def test_waveforms_go_on_before_and_behind(tmp_path):
         ({"first_stage": {"dims": 2}}, "config.first_stage.dims=2: must be 1"),
         ({"first_stage_loss": {"stft_windows": [4]}}, "stft_windows: 4 must be a multiple of 4, from 8"),
         ({"first_stage_loss": {"stft_windows": [16384]}}, "stft_windows: 16384"),
+        ({"first_stage_loss": {"stft_windows": []}}, r"stft_windows=\(\): spectra of no window, with stft_weight=0.1"),
         ({"first_stage_loss": {"stft_weight": -1.0}}, "config.first_stage_loss.stft_weight=-1.0: must be at least 0"),
         ({"first_stage_loss": {"perceptual_weight": 1.0, "perceptual_path": "random"}}, "LPIPS sees pictures"),
     ],

@@ -69,10 +69,10 @@ def gaussian(monkeypatch):
 def test_terms_are_those_of_a_gaussian(gaussian):
     spec, mean, std = gaussian
     images = jnp.round(jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=0, maxval=255)) / 127.5 - 1
-    batch = {"image": images, "inputs": None}
+    batch = {"image": images, "inputs": None, "number": jnp.arange(4)}
     params = {"first_stage": {}}
     found = jax.jit(lambda batch: likelihood._terms(spec, params, batch, jax.random.key(1), 0.3, 60))(batch)
-    z, entropy = likelihood._draw(spec, params, images, jax.random.split(jax.random.key(1))[0])
+    z, entropy = likelihood._draw(spec, params, batch, jax.random.split(jax.random.key(1))[0])
     raw_mean, raw_std = mean / spec.scale + spec.shift, std / spec.scale
     expected = stats.norm(raw_mean, raw_std).logpdf(np.asarray(z)).sum((1, 2, 3))
     np.testing.assert_allclose(found.prior, expected, rtol=5e-3)
@@ -107,9 +107,24 @@ def test_pixels_that_are_all_alike_likely_take_eight_bits(gaussian, monkeypatch,
     assert found["bits_per_dimension"] == found["prior"] == pytest.approx(8, abs=1e-5)
     assert found["reconstruction"] == found["posterior"] == 0
     # noise is spread over the values' own intervals, evenly
-    flat = jnp.zeros((1, 64, 64, 3))
+    flat = {"image": jnp.zeros((1, 64, 64, 3)), "number": jnp.zeros(1, int)}
     noise = np.asarray(likelihood._draw(spec, {"first_stage": {}}, flat, jax.random.key(0))[0]).ravel()
     assert stats.kstest(noise, stats.uniform(-1 / 255, 2 / 255).cdf).pvalue > 1e-3
+
+
+def test_it_depends_on_neither_batches_nor_devices(gaussian, monkeypatch):
+    spec, _, _ = gaussian
+    spec.first_stage.image_channels, spec.config, spec.condition = 3, {}, types.SimpleNamespace(kind="none")
+    monkeypatch.setattr(build, "make_transform", lambda *_: lambda row, rng: row)
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3))
+    rows = Rows({"image": np.float32(picture / 127.5 - 1)} for picture in pictures)
+
+    def measured(devices, batch_size):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        arguments = spec, {"first_stage": {}}, (rows, rows), 7, mesh
+        return likelihood.measure_likelihood(*arguments, batch_size=batch_size, steps=5)
+
+    assert measured(8, 3) == pytest.approx(measured(1, 3), rel=1e-4)
 
 
 def test_a_vq_model_has_none():

@@ -110,6 +110,8 @@ def test_networks_are_told_the_conditions_of_their_own_parameters():
         ("progressive", {"diffusion_train__start_from": ""}, "learns from a trained model"),
         ("mean_flow", {"diffusion__options__share": 2.0}, "share=2.0: must lie from 0 to 1"),
         ("shortcut", {"diffusion__options__finest": 3}, "finest=3: must be a power of two"),
+        ("shortcut", {"diffusion_train__batch_size": 2}, "share=0.25 of config.diffusion_train.batch_size=2 is not one row"),
+        ("mean_flow", {"diffusion__options__share": float("nan")}, "share=nan: must be a finite number"),
         ("scm", {"diffusion__time_sampling": "uniform"}, "times_options.mean: times='uniform' takes no options"),
         ("scm", {"diffusion__options__times_options__std": float("inf")}, "times_options.std=inf: must be a finite number"),
         ("mean_flow", {"diffusion__options__power": float("nan")}, "power=nan"),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from tensorboardX.proto import event_pb2
 
 from ldm_jax.experiment.stage import take_snapshot
@@ -172,6 +173,16 @@ def test_the_best_is_said_as_it_was_measured(tmp_path, value, higher, best):
     again = Judge("loss", 2)
     again.recall(tmp_path / "checkpoints", 3)
     assert judge.in_words(3) == again.in_words(3) == f"stopped at step 3: 2 looks without a better loss than {best}"
+
+
+def test_one_process_goes_on_judging_where_several_left(monkeypatch):
+    """A share that is met again is no better one: what process 0 tells the others it tells to the last bit."""
+    judge, found = Judge("accuracy"), ({"accuracy": 0.7}, frozenset({"accuracy"}))
+    with monkeypatch.context() as several:
+        several.setattr(jax, "process_count", lambda: 2)
+        several.setattr(multihost_utils, "broadcast_one_to_all", lambda x: np.asarray(jnp.asarray(x)))  # JAX's types
+        assert judge.look(*found) == (-0.7, True)
+    assert judge.look(*found) == (-0.7, False) and judge.since == 1
 
 
 def test_a_run_that_goes_on_keeps_its_patience(tmp_path):

@@ -44,10 +44,13 @@ def noised(x0: jax.Array, key: jax.Array, rows: jax.Array, level: Level) -> tupl
     return diffuse(x0, eps, level), x0, eps
 
 
-def leading_rows(share: float, count: int) -> int:
-    """How many of a batch's rows do the dearer work: the first of them, so that the rest costs nothing. Of a batch that is cut
-    into parts every part's first rows, which are the same ones where `share` of a part is whole."""
-    return round(share * count)
+def leading_rows(share: float, rows: jax.Array, batch_size: int) -> tuple[int, jax.Array]:
+    """The rows that do the dearer work, the first round(share * batch_size) of the whole batch: how many of `rows`, the first
+    ones, are to do it, so that the rest costs nothing, and which of these are among them, bool [count]. Where the batch is cut
+    into parts as `training.state.accumulated` cuts it, every part does as many, and those that are too many don't count."""
+    leading, parts = round(share * batch_size), max(1, batch_size // len(rows))
+    count = -(-leading // parts)
+    return count, rows[:count] < leading
 
 
 def check_share(name: str, value: float) -> None:

@@ -71,8 +71,8 @@ def mean_flow(
         tau, other = (
             clock.of(drawing.level_of_rows(draw, key, rows, batch_size, schedule)) for key in (of_first, of_second)
         )
-        count = drawing.leading_rows(share, len(x0))
-        steps = jnp.arange(len(x0)) < count
+        count, leading = drawing.leading_rows(share, rows, batch_size)
+        steps = jnp.zeros(len(x0), bool).at[:count].set(leading)
         tau, end = jnp.where(steps, jnp.maximum(tau, other), tau), jnp.where(steps, jnp.minimum(tau, other), tau)
         level, to = clock.at(tau), clock.at(end)
         x, x0, eps = drawing.noised(x0, of_noise, rows, level)

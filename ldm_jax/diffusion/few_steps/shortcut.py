@@ -56,20 +56,21 @@ def shortcut(
 
     def objective(problem: Problem, x0: jax.Array, key: jax.Array, rows: jax.Array, batch_size: int):
         of_times, of_size, of_place, of_noise = jax.random.split(key, 4)
-        count = drawing.leading_rows(share, len(x0))
+        count, leading = drawing.leading_rows(share, rows, batch_size)
         tau = clock.of(drawing.level_of_rows(draw, of_times, rows, batch_size, schedule))
         k = jax.vmap(lambda key: jax.random.randint(key, (), 0, sizes))(row_keys(of_size, rows[:count]))
         place = jax.vmap(jax.random.uniform)(row_keys(of_place, rows[:count]))
         double = clock.end * 0.5**k
-        tau = tau.at[:count].set(clock.end - double * jnp.floor(place * 2.0**k))
+        begin = clock.end - double * jnp.floor(place * 2.0**k)
+        tau = tau.at[:count].set(jnp.where(leading, begin, tau[:count]))
         level = clock.at(tau)
         x, x0, eps = drawing.noised(x0, of_noise, rows, level)
         wanted, s = target(clock.prediction, Prediction(x0, eps), level), jnp.zeros_like(tau)
         if count:
             smallest = k == sizes - 1
-            halves = _two_steps(problem, clock, x[:count], tau[:count], double / 2, smallest, guidance_scale)
-            wanted = wanted.at[:count].set(halves)
-            s = s.at[:count].set(level.t[:count] - clock.at(tau[:count] - double).t)
+            halves = _two_steps(problem, clock, x[:count], begin, double / 2, smallest, guidance_scale)
+            wanted = wanted.at[:count].set(drawing.where_rows(leading, halves, wanted[:count]))
+            s = s.at[:count].set(jnp.where(leading, level.t[:count] - clock.at(begin - double).t, 0.0))
         output = problem.network(problem.params, x, level.t, s)
         error = drawing.row_mean(jnp.square(output - jax.lax.stop_gradient(wanted)))
         return drawing.report(error, error, level)

@@ -33,15 +33,13 @@ MEASURES = {"frechet": False, "kernel": False, "precision": True, "recall": True
 
 
 def check(section: Mapping[str, Any], config: Mapping[str, Any], place: str) -> None:
-    """ValueError for numbers that can't be meant, and for models of what no network of pictures sees."""
+    """ValueError for numbers that can't be meant, and for models of text."""
     if section["every"] and config["data"].get("medium") == "text":
         raise ValueError(f"{place}.every={section['every']}: it looks at pictures, and this model draws sentences; set it to 0")
     for name in ("num", "reference_num"):
         if section[name] < 16:
             raise ValueError(f"{place}.{name}={section[name]}: must be at least 16")
     networks.check_kind(_features(section, config), f"{place}.features")
-    if section["every"]:
-        build.check_seen(config)
 
 
 def gives(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> list[str]:

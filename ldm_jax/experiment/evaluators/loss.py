@@ -29,7 +29,7 @@ def make_loss(model: Model) -> Callable[[TrainState], Report]:
     program: Program = build.make_diffusion_program(config, condition, cached=False)
     transform = experiment.transform(condition)
     source = Spread(experiment.sources["validation"], config["log"]["validation_images"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count(), "on_error": config["data"]["on_error"]}
+    share = {"rows": sharding.local_rows(mesh, batch_size), "on_error": config["data"]["on_error"]}
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def loss_of(params: PyTree, batch: PyTree, mask: jax.Array, key: jax.Array) -> jax.Array:
