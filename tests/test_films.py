@@ -88,6 +88,7 @@ def config_of(name="moving_shapes", **changes):
         ("moving_shapes", {"first_stage.path": "", "first_stage_loss.alignment_weight": 1.0},
          "alignment_weight: features are of pictures"),
         ("vessels", {"data.image_size": 16, "data.window": (5, 5)}, "config.data.window=.5, 5.: two numbers"),
+        ("vessels", {"data.image_size": 16, "data.window": (0, float("inf"))}, "config.data.window=.0, inf.: two numbers"),
         ("vessels", {"data.image_size": (16, 16, 17)}, "all sides must be multiples of 2"),
         ("shapes", {"data.image_size": (4, 16, 16)}, "medium='image' has 2 sides"),
     ],

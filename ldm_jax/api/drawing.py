@@ -118,16 +118,16 @@ def panorama(
     key: jax.Array,
     cond: PyTree = None,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     num: int | None = None,
-    tile: int | None = None,
+    tile: int | tuple[int, ...] | None = None,
     wrap: bool = True,
     **options: Any,
 ) -> jax.Array:
     """Pictures of `size` (height, width) larger than the training size, denoised on overlapping windows of that size (or `tile`
     pixels) which agree where they overlap (MultiDiffusion, Bar-Tal et al. 2023); with `wrap`, the right end continues at the
     left."""
-    tile = tile or max(spec.image_size)
+    tile = tile or spec.image_size
     return sample(spec, params, key, cond, num=num, size=size, tile=tile, wrap=wrap, **options)
 
 
@@ -156,9 +156,8 @@ def upscale(
     height, width = low.shape[1:3]
     padded = np.pad(low, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
     cond = spec.embed(params, list(padded) if level is None else [(image, level) for image in padded])
-    side = max(spec.image_size)
-    if tile is None and max(canvas(spec, cond)) > side:
-        tile = side
+    if tile is None and any(side > learnt for side, learnt in zip(canvas(spec, cond), spec.image_size)):
+        tile = spec.image_size
     return sample(spec, params, key, cond, tile=tile, **options)[:, : height * scale, : width * scale]
 
 

@@ -9,7 +9,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,8 +86,8 @@ class Options:
     image_guidance_scale  a number or [B], traced: how much the picture counts, for models that are told one and a prompt
                     (InstructPix2Pix)
     negative        the cond to steer away from; default the empty one
-    tile, overlap   the canvas is denoised on windows of `tile` pixels that overlap by `overlap` (default half a tile) and agree
-                    there, and decoded in tiles: memory grows with the window
+    tile, overlap   the canvas is denoised on windows of `tile` pixels (a number, or one for each axis) that overlap by
+                    `overlap` (default half a tile) and agree there, and decoded in tiles: memory grows with the window
     wrap            the canvas is closed along its last axis: a panorama
     """
 
@@ -97,7 +97,7 @@ class Options:
     guidance_scale: float | jax.Array | None = None
     image_guidance_scale: float | jax.Array | None = None
     negative: PyTree = None
-    tile: int | None = None
+    tile: int | tuple[int, ...] | None = None
     overlap: int | None = None
     wrap: bool = False
 
@@ -134,7 +134,8 @@ def check_options(options: Options) -> None:
         check_arrays(options.negative, "negative")
     for name in ("tile", "overlap"):
         value = getattr(options, name)
-        if value is not None and not is_whole(value):
+        each = value if name == "tile" and isinstance(value, (tuple, list)) else (value,)
+        if value is not None and not all(map(is_whole, each)):
             raise ValueError(f"{name}={value!r}: must be a whole number of pixels")
     if not isinstance(options.wrap, (bool, np.bool_)):
         raise ValueError(f"wrap={options.wrap!r}: must be True or False")
@@ -217,16 +218,25 @@ def prepare(
     return plan, Guidance(cond, negative, *(None if s is None else jnp.asarray(s, jnp.float32) for s in (scale, second)))
 
 
-def _windows(factors: tuple[int, ...], tile: int | None, overlap: int | None, wrap: bool) -> Windows | None:
+def _windows(
+    factors: tuple[int, ...], tile: int | Sequence[int] | None, overlap: int | None, wrap: bool
+) -> Windows | None:
     if tile is None:
         if overlap is not None or wrap:
             raise ValueError(f"overlap={overlap}, wrap={wrap}: these are of windows; give their side, tile=...")
         return None
-    factor = max(factors)  # powers of two: a multiple of the largest is one of all
-    overlap = tile // factor // 2 * factor if overlap is None else overlap
-    if tile < factor or tile % factor or overlap % factor or not 0 <= overlap < tile:
-        raise ValueError(f"tile={tile}, overlap={overlap}: multiples of {factor} pixels, the overlap less than the tile")
-    return Windows(tuple(tile // f for f in factors), tuple((tile - overlap) // f for f in factors), wrap)
+    if isinstance(tile, (tuple, list)):
+        sides, multiples = tuple(tile), factors
+    else:  # powers of two: a multiple of the largest is one of all
+        sides, multiples = (tile,) * len(factors), (max(factors),) * len(factors)
+    if len(sides) != len(factors):
+        raise ValueError(f"tile={tile}: one number, or {len(factors)}, for each axis")
+    overlaps = [s // m // 2 * m if overlap is None else overlap for s, m in zip(sides, multiples)]
+    if any(s < m or s % m or o % m or not 0 <= o < s for s, o, m in zip(sides, overlaps, multiples)):
+        some = " x ".join(map(str, dict.fromkeys(multiples)))
+        raise ValueError(f"tile={tile}, overlap={overlap}: multiples of {some} pixels, the overlap less than the tile")
+    whole = list(zip(sides, overlaps, factors))
+    return Windows(tuple(s // f for s, _, f in whole), tuple((s - o) // f for s, o, f in whole), wrap)
 
 
 def denoiser(spec: Specification, plan: Plan, params: PyTree, guidance: Guidance) -> diffusion.Denoiser:

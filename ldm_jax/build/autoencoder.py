@@ -122,6 +122,8 @@ def make_first_stage_program(config: Mapping[str, Any]) -> FirstStageProgram:
         raise ValueError("config.first_stage_loss.perceptual_weight: LPIPS sees pictures, or frames; set it to 0 with dims=1")
     if weights.stft and dims != 1:
         raise ValueError(f"config.first_stage_loss.stft_weight: spectra are of waveforms; set it to 0 with dims={dims}")
+    if weights.stft and not weights.windows:
+        raise ValueError(f"config.first_stage_loss.stft_windows=(): spectra of no window, with stft_weight={weights.stft}")
     if weights.stft and (wrong := [n for n in weights.windows if n < 8 or n % 4 or n > 2 * image_size(config)[0]]):
         raise ValueError(
             f"config.first_stage_loss.stft_windows: {wrong[0]} must be a multiple of 4, from 8 to twice the length of a sound"

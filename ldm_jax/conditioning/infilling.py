@@ -60,11 +60,14 @@ class Infilling(Condition):
 
     @property
     def _tokenizer(self) -> Any:
-        tokenizer, room = self.setting.tokenizer, self.section["vocab_size"]
-        if tokenizer is None:
+        if self.setting.tokenizer is None:
             raise ValueError(f"the vocabulary of this model is not known: its working directory has no {TEXT_TOKENIZER}")
-        if tokenizer.vocab_size > room:
-            raise ValueError(f"config.conditioner.vocab_size={room}: the vocabulary has {tokenizer.vocab_size} tokens")
+        return self._fitting(self.setting.tokenizer)
+
+    def _fitting(self, tokenizer: Any) -> Any:
+        """The tokenizer, if the hole is none of its tokens."""
+        if tokenizer.vocab_size > self.hole:
+            raise ValueError(f"config.conditioner.vocab_size={self.hole}: the vocabulary has {tokenizer.vocab_size} tokens")
         return tokenizer
 
     def parse(self, values):
@@ -102,7 +105,8 @@ class Infilling(Condition):
         super().check()
 
     def learn(self, source, folder: Path) -> None:
-        """Nothing: the vocabulary is the data's, which the medium learns."""
+        """Nothing: the vocabulary is the data's, which the medium has learnt. ValueError where it has more tokens than fit."""
+        self._fitting(load_tokenizer(folder / TEXT_TOKENIZER))
 
     @classmethod
     def recall(cls, section: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

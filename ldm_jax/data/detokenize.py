@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 _NONE_BEFORE = frozenset(".,;:!?)]}%…‰”’»›、。，．：；！？）］｝」』】〉》")
 _NONE_AFTER = frozenset("([{#$€£¥§“‘«‹„‚（［｛「『【〈《¿¡@")
+_WIDE = frozenset("、。，．：；！？）］｝」』】〉》（［｛「『【〈《・")  # beside ideographs and kana
 _JOINING = frozenset("-/_\\=+*&‐‑~^|<>")  # "well-known", "and/or"
 _APOSTROPHES = frozenset("'’")
 _BEFORE_APOSTROPHE = frozenset(("l", "d", "j", "n", "m", "t", "s", "c", "qu", "o"))
@@ -24,7 +25,7 @@ def join(words: Sequence[str]) -> str:
     for i, word in enumerate(words):
         before, after = (words[i - 1] if i else ""), (words[i + 1] if i + 1 < len(words) else "")
         free, glue = _mark(word, before, after, quoted)
-        text += word if glued or free or _both_ideographs(before, word) else f" {word}"
+        text += word if glued or free or _without_blanks(before, word) else f" {word}"
         glued = glue
     return text
 
@@ -48,9 +49,18 @@ def _is_word(word: str) -> bool:
     return word[:1].isalnum()
 
 
-def _both_ideographs(before: str, word: str) -> bool:
-    return bool(before and word) and _is_ideograph(before[-1]) and _is_ideograph(word[0])
+def _without_blanks(before: str, word: str) -> bool:
+    """Whether two words follow each other as in Chinese and Japanese; of two runs of kana a blank tells where one ends."""
+    if not (before and word):
+        return False
+    beside = _script(before[-1]), _script(word[0])
+    return None not in beside and beside != ("kana", "kana")
 
 
-def _is_ideograph(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith("CJK UNIFIED")
+def _script(letter: str) -> str | None:
+    if letter in _WIDE:
+        return "mark"
+    name = unicodedata.name(letter, "")
+    if name.startswith("CJK UNIFIED"):
+        return "ideograph"
+    return "kana" if name.startswith(("HIRAGANA", "KATAKANA", "IDEOGRAPHIC ITERATION")) else None

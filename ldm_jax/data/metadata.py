@@ -97,8 +97,9 @@ def is_blank(value: Any) -> bool:
 
 
 def add_captions(rows: Sequence[Row], theirs: str, every: Sequence[Row]) -> None:
-    """Rows get the caption of the text file beside the image, if there is one, under the name `theirs`: those of folders whose
-    rows, `every` one, have no captions of any name, unless all of those files hold numbers only, such as boxes."""
+    """Rows get the caption of the text file beside the image (or the folder of frames), if there is one, under the name
+    `theirs`: those of folders whose rows, `every` one, have no captions of any name, unless all of those files hold numbers
+    only, such as boxes."""
     told = {row["_folder"] for row in every if not all(is_blank(row.get(name)) for name in (theirs, *CAPTIONS))}
     there: dict[Path, set[str]] = {}
 
@@ -106,7 +107,9 @@ def add_captions(rows: Sequence[Row], theirs: str, every: Sequence[Row]) -> None
         path = row["_folder"] / row["file_name"]
         if path.parent not in there:
             there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        text = path.with_name(f"{path.stem}.txt")
+        text = path.with_name(f"{path.name}.txt")  # of a folder of frames, which may be called "clip.1"
+        if text.name not in there[path.parent] or not os.path.isdir(path):
+            text = path.with_name(f"{path.stem}.txt")
         return " ".join(read_text(text).split()) if text.name in there[path.parent] and text.is_file() else ""
 
     bare = [row for row in rows if row["_folder"] not in told]

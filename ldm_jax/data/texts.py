@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.data.source import SPLIT_NAMES, Info, Source, canonical_split, choose_columns, select
-from ldm_jax.data.text_files import parse_json, read_text
+from ldm_jax.data.text_files import is_whole, parse_json, read_text
 from ldm_jax.data.walk import entries_of, is_hidden
 from ldm_jax.primitives.files import is_workdir
 
@@ -148,6 +148,8 @@ def _read(path: Path, place: str | None, names: Mapping[str, str]) -> list[Row]:
             for column in ("text", "caption"):
                 if column in row and not (isinstance(row[column], str) and row[column].strip()):
                     raise ValueError(f"{name}: {names[column]} is text, not {row[column]!r}")
+                if not is_whole(row.get(column, "")):
+                    raise ValueError(f"{name}: {row[column]!r} has half of a character; write it anew, as UTF-8")
             if "text" not in row:
                 raise ValueError(f"{name}: it has no {names['text']!r} but {', '.join(map(repr, said)) or 'nothing'}")
             row = {column: " ".join(v.split()) if column == "text" else v for column, v in row.items()}

@@ -157,6 +157,10 @@ class Tokenizer:
         there, here = (tokenizer._inner.get_vocab() for tokenizer in (other, self))
         return np.asarray([there.get(token, -1) for token in sorted(here, key=here.__getitem__)], np.int32)
 
+    def numbers_alike(self, other: "Tokenizer") -> bool:
+        """Whether both have the same tokens, and the same number for each."""
+        return self._inner.get_vocab() == other._inner.get_vocab()
+
     def count(self, text: str) -> int:
         """How many tokens a text has, without begin and end."""
         return len(self._inner.encode(text, add_special_tokens=False).ids)

@@ -96,7 +96,7 @@ def is_hidden(name: str) -> bool:
 def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
     """All files of a kind below `root`. ValueError for a folder that may not be read."""
     found: dict[str, list[str]] = {}
-    folders, left_out, unread, untold = [], Counter(), set(), []
+    folders, left_out, unread, untold, captions = [], Counter(), set(), [], set()
     above = {_identity(folder) for folder in Path(os.path.realpath(root)).parents}
     seen, queue, links = {_identity(root)} | above, [""], []
     while queue or links:
@@ -130,7 +130,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             elif _suffix(entry.name) in TELLING and not entry.name.lower().startswith(("readme", "license")):
                 telling.append(entry.name)
         beside = {f"{os.path.splitext(name)[0]}.txt" for name in files} | READ
-        untold += [name for name in telling if name not in beside]
+        untold += [(folder, name) for name in telling if name not in beside]
         if files:
             found[folder] = sorted({*files, *found.get(folder, ())})
         if pictures and (files or subfolders or not folder):
@@ -138,11 +138,12 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
         elif pictures:
             above_it, _, name = folder.rpartition("/")
             found[above_it] = sorted([*found.get(above_it, ()), name])
+            captions.add((above_it, f"{name}.txt"))
             folders.remove(folder)
         queue += _new(subfolders, root, seen, left_out)
     if count := left_out.pop("of unread formats", 0):
         left_out[f"{kind.one} files that are not read ({', '.join(sorted(unread))})"] = count
-    if untold:
+    if untold := [name for folder, name in untold if (folder, name) not in captions]:
         shown = ", ".join(untold[:3]) + (", ..." if len(untold) > 3 else "")
         left_out[f"tables and texts of other names than are read ({shown})"] = len(untold)
     return Found({folder: found[folder] for folder in sorted(found)}, tuple(sorted(folders)), +left_out)

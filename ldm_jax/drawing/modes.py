@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ldm_jax import build
 from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
@@ -179,11 +180,12 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
     if flags["image_guidance_scale"] is not None:
         options["image_guidance_scale"] = flags["image_guidance_scale"]
     if flags["tiled"]:
-        options["tile"] = max(ldm.specification.image_size)
+        options["tile"] = ldm.specification.image_size
     if flags["strength"] is not None:
         options["strength"] = flags["strength"]
     if flags["size"]:
         options["size"] = size_of(flags["size"], len(ldm.specification.image_size))
+        build.make_medium(ldm.config).check_size(options["size"])
     p, num = ldm.params, flags["num"]
     first = key = key_of(flags["seed"])
     if index is not None and name != "interpolate":

@@ -1,7 +1,7 @@
 """What flags name: pictures and masks, from files or held in memory, and sizes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,23 @@ def prepared(
     medium = build.make_medium(ldm.config)
     image, mask = picture(ldm, flags["image"][0], held), None
     if name == "inpaint":
-        mask = medium.laid(read_mask(flags["mask"], image.shape[:2], held))
+        mask = read_mask(flags["mask"], image.shape[:2], held, medium.laid)
     if name == "outpaint":
         top, bottom, left, right = _sides(flags["outpaint"])
         mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
         image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
+        medium.check_size(image.shape[:-1])
     size = image.shape[:-1]
     padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
     return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
 
 
-def read_mask(path: str | Path, size: tuple[int, int], held: Held = NOTHING) -> np.ndarray:
-    """float32 [H, W], 1 where the mask is drawn (see `decode_mask`). ValueError if it isn't as large as the picture, or paints
-    nothing."""
-    mask = held[path] if path in held else decode_mask(path, str(path))
+def read_mask(
+    path: str | Path, size: tuple[int, int], held: Held = NOTHING, laid: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> np.ndarray:
+    """float32 [H, W], 1 where the mask is drawn (see `decode_mask`). `laid`: how it lies on the array, `Medium.laid`.
+    ValueError if it isn't as large as the picture, or paints nothing."""
+    mask = laid(held[path] if path in held else decode_mask(path, str(path)))
     if mask.shape != size:
         there, wanted = (f"{w} x {h}" for h, w in (mask.shape, size))
         raise ValueError(f"{path} is {there} pixels and the picture {wanted}: they must be of one size")

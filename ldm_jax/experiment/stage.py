@@ -68,8 +68,19 @@ class Experiment:
 
     def _write(self, condition: Condition) -> None:
         open_workdir(self.config, self.workdir, self._script)
-        self.medium.learn(self.sources["train"], self.workdir)
+        self.medium.learn(self.sources["train"], self.workdir, self._taught())
         condition.learn(self.sources["train"], self.workdir)
+
+    def _taught(self) -> Path | None:
+        """The working directory of the text whose first stage is used, or gone on from where none has begun here."""
+        section, train = self.config["first_stage"], self.config["first_stage_train"]
+        if section["kind"] != "text":
+            return None
+        if path := section["path"]:
+            return api.resolve(path, self.workdir, "config.first_stage.path")
+        begins = "first_stage" in self.config["stages"] and not stage_folder(self.workdir, "first_stage").exists()
+        path = train["start_from"] if begins else ""
+        return api.resolve(path, self.workdir, "config.first_stage_train.start_from") if path else None
 
     def _look(self) -> None:
         for source in self.sources.values():

@@ -76,7 +76,10 @@ def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | Non
         return found
     if np.delete(found.shape, axis).tolist() != np.delete(params.shape, axis).tolist():
         return found
-    known = np.concatenate([numbers, np.full(params.shape[axis] - len(numbers), -1)])
+    known = np.full(params.shape[axis], -1)
+    if found.shape == params.shape:  # behind the words stands what is none, such as a hole in a sentence
+        known = np.arange(len(known))
+    known[: len(numbers)] = numbers
     rows = np.take(np.asarray(found), np.maximum(known, 0), axis)
     rows = sharding.place(rows, params.sharding)  # of all devices, as `params` are
     return jnp.where(np.expand_dims(known >= 0, [i for i in range(rows.ndim) if i != axis % rows.ndim]), rows, params)

@@ -54,8 +54,9 @@ class Medium:
         `whole_boxes`). It must pickle, for worker processes."""
         raise NotImplementedError
 
-    def learn(self, source: Any, folder: Path) -> None:
-        """Writes into the working directory what is learnt of the training set before any model, such as a vocabulary."""
+    def learn(self, source: Any, folder: Path, first: Path | None = None) -> None:
+        """Writes into the working directory what is learnt of the training set before any model, such as a vocabulary. `first`:
+        the working directory whose first stage is used, or gone on from, and what it learnt so with it."""
 
     def look(self, source: Any) -> str:
         """What is to be said of a split's rows before anything is trained on them, after `learn`; "" for nothing. ValueError
@@ -71,6 +72,9 @@ class Medium:
     def read(self, path: str | Path) -> np.ndarray:
         """A user's file as a datum of any size. ValueError or FileNotFoundError that names the file and what is wrong."""
         raise NotImplementedError
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """ValueError for the sides of a datum that can't be drawn, whatever the model could."""
 
     def laid(self, mask: np.ndarray) -> np.ndarray:
         """A mask [H, W] that a user drew for a datum as `shown`, as it lies on the array."""

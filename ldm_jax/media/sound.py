@@ -1,7 +1,7 @@
 """Sounds as log-mel spectrograms: [mels, frames, channels], heard again through Griffin and Lim's vocoder."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,18 @@ class Sound(Medium):
         samples = transform.brought(*read_sound(path, str(path)), str(path))
         return transform.scaled(np.pad(samples, ((0, -len(samples) % self.mel.hop), (0, 0))))
 
+    def check_size(self, size: Sequence[int]) -> None:
+        """ValueError for another number of bands: no vocoder could say what they are."""
+        if size[0] != self._size[0]:
+            raise ValueError(
+                f"size {' x '.join(map(str, size))}: a sound has {self._size[0]} bands, and any number of frames, "
+                f"such as {self._size[0]}x{2 * self._size[1]}"
+            )
+
     def laid(self, mask: np.ndarray) -> np.ndarray:
-        """A mask for a spectrogram as `shown`, low frequencies below."""
+        """A mask for a spectrogram as `shown`, low frequencies below: of stereo what is marked on either channel."""
+        if self.channels == 2 and len(mask) == 2 * self._size[0]:
+            mask = np.maximum(*np.split(mask, 2))
         return mask[::-1]
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Text: a sentence is a row of N tokens, float32 [N, 1], whole numbers of a vocabulary (nothing of them lies in [-1, 1]).
 
 [BOS] word word ... [EOS] [PAD] ...; N is config.data.image_size. The vocabulary is learnt of the training set, in
-WORKDIR/text_tokenizer.json, or is the tokenizer.json that config.data.tokenizer names.
+WORKDIR/text_tokenizer.json, or is the tokenizer.json that config.data.tokenizer names, or that of the first stage which another
+training has taught (config.first_stage.path, config.first_stage_train.start_from).
 """
 
 import dataclasses
@@ -117,9 +118,9 @@ class Text(Medium):
         else:
             check_choice(section["tokenizer"], ("words", "wordpiece"), "config.data.tokenizer")
 
-    def _fitting(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer, if a model of text can have it."""
-        where, room = f"config.data.tokenizer={self.section['tokenizer']!r}", self.section["vocab_size"]
+    def _fitting(self, tokenizer: Tokenizer, where: str = "") -> Tokenizer:
+        """The tokenizer, if a model of text can have it. `where` it comes from, if not from config.data."""
+        where, room = where or f"config.data.tokenizer={self.section['tokenizer']!r}", self.section["vocab_size"]
         if tokenizer.vocab_size > room:
             raise ValueError(f"config.data.vocab_size={room}: {where} has {tokenizer.vocab_size} tokens")
         if tokenizer.end != END:
@@ -140,13 +141,23 @@ class Text(Medium):
         """Tokens of this vocabulary."""
         return TextTransform(self.tokenizer, self.length, self.section["too_long"], **columns)
 
-    def learn(self, source: Any, folder: Path) -> None:
-        """The vocabulary, unless it is there: learnt, or copied from the file that is named."""
+    def learn(self, source: Any, folder: Path, first: Path | None = None) -> None:
+        """The vocabulary, unless it is there: that of `first`, whose first stage knows words by its numbers; or else learnt, or
+        copied from the file that is named. ValueError where the file, or what is there, has other numbers than `first`."""
         kind, path = self.section["tokenizer"], folder / TEXT_TOKENIZER
-        if path.is_file():
-            return
-        known = load_tokenizer(kind) if _is_file(kind) else train_tokenizer(all_texts(source), kind, self.section["vocab_size"])
-        self._fitting(known).save(path)
+        taken = None if first is None else load_tokenizer(first / TEXT_TOKENIZER)
+        if there := path.is_file() or _is_file(kind):
+            known = load_tokenizer(path if path.is_file() else kind)
+        else:
+            known = taken or train_tokenizer(all_texts(source), kind, self.section["vocab_size"])
+        if taken is not None and not known.numbers_alike(taken):
+            where = str(path) if path.is_file() else f"config.data.tokenizer={kind!r}"
+            raise ValueError(
+                f"{where} numbers words otherwise than {first / TEXT_TOKENIZER}, by which the first stage knows them: "
+                "leave config.data.tokenizer at 'words' and train in a new working directory, or train a first stage of its own"
+            )
+        if not path.is_file():
+            self._fitting(known, "" if there or taken is None else str(first / TEXT_TOKENIZER)).save(path)
 
     def settled(self) -> dict[str, Any]:
         """With the vocabulary's file as its tokenizer."""

@@ -1,6 +1,7 @@
 """Volumes: [D, H, W, 1], such as scans."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Volume(Medium):
     def check(self) -> None:
         """A window that goes from one number to a larger one, and no fields of pictures."""
         check_fields(self.section, self.name)
-        if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
+        if self.window is not None and not (len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf):
             raise ValueError(f"config.data.window={self.window}: two numbers, black and then a larger one, white; or ()")
 
     def transform(self, **columns: Any) -> VolumeTransform:

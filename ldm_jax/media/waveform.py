@@ -1,5 +1,6 @@
 """Sounds as their samples: [T, channels], for first stages of one axis (dims=1)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,18 @@ class Waveform(Sound):
         """The samples of a sound file of any length."""
         return self.transform().brought(*read_sound(path, str(path)), str(path))
 
+    def check_size(self, size: Sequence[int]) -> None:
+        """Nothing: sounds are of any length."""
+
     def laid(self, mask: np.ndarray) -> np.ndarray:
         """ValueError: a picture can't say which samples are meant."""
         raise ValueError("--mask is a picture, which says nothing of the samples of a waveform")
 
     def shown(self, arrays: np.ndarray) -> np.ndarray:
-        """Their spectrograms, up to the last whole frame."""
-        length = arrays.shape[1] // self.mel.hop * self.mel.hop
+        """Their spectrograms, up to the last whole frame, and of one at least."""
+        length = max(arrays.shape[1] // self.mel.hop, 1) * self.mel.hop
         samples = np.clip(np.moveaxis(np.asarray(arrays, np.float32)[:, :length], -1, 1), -1, 1)
+        samples = np.pad(samples, ((0, 0), (0, 0), (0, length - samples.shape[-1])))
         return super().shown(np.moveaxis(self.mel.scaled(self.mel.power(samples)), 1, -1))
 
     def samples(self, array: np.ndarray) -> np.ndarray:

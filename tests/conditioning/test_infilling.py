@@ -5,7 +5,7 @@ import pytest
 
 from ldm_jax.conditioning import Setting, make_condition
 from ldm_jax.conditioning.infilling import with_holes
-from ldm_jax.data.tokenizer import train_tokenizer
+from ldm_jax.data.tokenizer import TEXT_TOKENIZER, train_tokenizer
 
 TOKENIZER = train_tokenizer(["the small dog sleeps near a cat ."])
 SECTION = {"kind": "infill", "vocab_size": 20, "n_embed": 8, "n_layer": 1, "heads": 2, "dim_head": 4}
@@ -60,6 +60,14 @@ def test_without_a_vocabulary_it_is_said():
     small = make_condition(SECTION | {"vocab_size": 5}, Setting((8,), 4, 4, tokenizer=TOKENIZER))
     with pytest.raises(ValueError, match="config.conditioner.vocab_size=5: the vocabulary has"):
         small.parse(["a ___"])
+
+
+def test_a_hole_that_would_be_a_word_is_refused_before_training(condition, tmp_path):
+    TOKENIZER.save(tmp_path / TEXT_TOKENIZER)
+    condition.learn(None, tmp_path)
+    small = make_condition(SECTION | {"vocab_size": 5}, Setting((8,), 4, 4))
+    with pytest.raises(ValueError, match="config.conditioner.vocab_size=5: the vocabulary has 12 tokens"):
+        small.learn(None, tmp_path)
 
 
 def test_training_hides_words_and_tails_and_changes_nothing_else():

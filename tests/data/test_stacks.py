@@ -89,7 +89,14 @@ def test_frames_beside_films_are_counted_not_lost_in_silence(tmp_path):
 def test_a_captions_file_stands_beside_a_folder_of_frames(tmp_path):
     frames_in(tmp_path / "a")
     (tmp_path / "a.txt").write_text("a cat runs")
-    assert folder(tmp_path, columns=("film", "caption"), kind=FILMS)[0]["caption"] == "a cat runs"
+    frames_in(tmp_path / "v1.5")  # of a folder the whole name counts
+    (tmp_path / "v1.5.txt").write_text("a dog runs")
+    source = folder(tmp_path, columns=("film", "caption"), kind=FILMS)
+    assert [row["caption"] for row in source] == ["a cat runs", "a dog runs"] and not source.info.left_out
+    (tmp_path / "cat.txt").write_text("of no film")
+    assert dict(folder(tmp_path, kind=FILMS).info.left_out) == {
+        "tables and texts of other names than are read (cat.txt)": 1
+    }
 
 
 def test_a_changed_frame_changes_the_fingerprint(tmp_path):

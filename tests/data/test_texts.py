@@ -72,6 +72,8 @@ def test_equal_sentences_stay_in_one_part(tmp_path):
         ({"train.jsonl": '"x"\n'}, ValueError, "line 1: a line is an object"),
         ({"train.jsonl": '{"txt": "x"}\n'}, ValueError, "line 1: it has no 'text' but 'txt'"),
         ({"train.jsonl": '{"text": 3}\n'}, ValueError, "line 1: text is text, not 3"),
+        ({"train.jsonl": lines({"text": "a\ud800b"})}, ValueError, "line 1: .* has half of a character"),
+        ({"train.jsonl": lines({"text": "a", "caption": "\udc00"})}, ValueError, "line 1: .* has half of a character"),
         ({"train.jsonl": lines({"text": "a", "label": "x"}, {"text": "b"})}, ValueError, "line 2 has no label"),
         ({"train.jsonl": lines({"text": "a", "label": "x"}, {"text": "b", "label": 1})}, ValueError, "all be whole numbers"),
         ({"train.jsonl": lines({"text": "a", "label": 1.5})}, ValueError, "whole number, not 1.5"),
@@ -110,6 +112,7 @@ TEXTS = (
     "in 2020, 30 people came... and/or none",
     "l'été est là",
     "我是人。",
+    "日本語のテスト、私は人々です。",
     "prices: $5 and 10% off",
     "wait... what?!",
 )

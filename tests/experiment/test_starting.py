@@ -54,6 +54,8 @@ def test_words_keep_what_was_learnt_of_them(monkeypatch):
     table, fresh = (jax.tree.leaves(params["transformer"]["token_emb"] if "transformer" in params else params["token_emb"])[0]
                     for params in (found, new))  # fmt: skip
     np.testing.assert_array_equal(table[goes], fresh[goes])
+    np.testing.assert_array_equal(table[15], jax.tree.leaves(old["transformer"]["token_emb"] if "transformer" in old
+                                                            else old["token_emb"])[0][15])  # no word, such as a hole
 
 
 def test_a_smaller_table_of_words_does_too(monkeypatch):

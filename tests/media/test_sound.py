@@ -62,6 +62,10 @@ def test_low_frequencies_are_shown_below_and_the_right_channel_under_the_left_on
     assert picture.shape == (32, 24, 3)
     np.testing.assert_allclose(picture[[15, 31], 5], [dark, light], atol=1e-6)
     np.testing.assert_array_equal(sound().laid(np.eye(3)[:2])[0], [0, 1, 0])
+    marked = np.zeros((32, 24))  # as stereo is shown: the left channel's top, the right one's lowest band
+    marked[0, 3] = marked[31, 5] = 1
+    laid = sound(channels=2).laid(marked)
+    assert laid.shape == (16, 24) and laid[15, 3] == laid[0, 5] == 1 and laid.sum() == 2
 
 
 def test_what_is_read_is_heard_again(tmp_path):
@@ -114,6 +118,23 @@ def test_sounds_are_drawn_written_and_started_from(model, tmp_path, monkeypatch,
     assert np.abs(painted[0, 12:] - original[12:]).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"size": "32x24"}, "size 32 x 24: a sound has 16 bands, and any number of frames, such as 16x48"),
+        ({"size": "8x24", "variations": 0.5}, "size 8 x 24: a sound has 16 bands"),
+        ({"size": "32x48", "panorama": True}, "size 32 x 48: a sound has 16 bands"),
+        ({"image": ["a.wav"], "outpaint": ["4", "0", "0", "8"]}, "size 20 x 21: a sound has 16 bands"),
+    ],
+)
+def test_sounds_of_other_bands_are_refused_before_they_are_drawn(model, tmp_path, monkeypatch, flags, message):
+    """No vocoder could write them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.1), 8000))
+    with pytest.raises(ValueError, match=message):
+        draw(model, {"num": 1, **flags})
+
+
 WAVEFORM = DATA | {"medium": "waveform", "image_size": (1536,)}
 
 
@@ -129,6 +150,7 @@ def test_waveforms_are_heard_as_they_are(tmp_path):
     assert shown.shape == (2, 64, 24, 3)
     row = shown[0, :, 12].sum(-1).argmax()
     assert abs(medium.mel.middles[64 - row] - 1000) < 60  # low frequencies below
+    assert medium.shown(example[None, :40]).shape == (1, 64, 1, 3)  # less than a frame
     with pytest.raises(ValueError, match="--mask is a picture"):
         medium.laid(np.zeros((64, 24)))
 
@@ -141,6 +163,7 @@ def test_waveforms_are_heard_as_they_are(tmp_path):
         ({"first_stage": {"dims": 2}}, "config.first_stage.dims=2: must be 1"),
         ({"first_stage_loss": {"stft_windows": [4]}}, "stft_windows: 4 must be a multiple of 4, from 8"),
         ({"first_stage_loss": {"stft_windows": [16384]}}, "stft_windows: 16384"),
+        ({"first_stage_loss": {"stft_windows": []}}, r"stft_windows=\(\): spectra of no window, with stft_weight=0.1"),
         ({"first_stage_loss": {"stft_weight": -1.0}}, "config.first_stage_loss.stft_weight=-1.0: must be at least 0"),
         ({"first_stage_loss": {"perceptual_weight": 1.0, "perceptual_path": "random"}}, "LPIPS sees pictures"),
     ],

@@ -64,6 +64,29 @@ def test_a_tokenizer_of_ones_own_is_kept_in_the_working_directory(section, tmp_p
     assert media.make_medium(own, tmp_path / "work").transform().encode(LINES[0], "x").shape == (8, 1)
 
 
+def test_the_vocabulary_is_that_of_the_first_stage(section, medium, tmp_path):
+    """Whatever the texts: another number would be another word to it."""
+    (tmp_path / "train.txt").write_text("the the the cat sleeps")  # which alone would be numbered otherwise
+    fresh, first = media.make_medium(section, tmp_path / "new"), tmp_path / "work"
+    fresh.learn(texts(section["path"]), tmp_path / "new", first)
+    assert (tmp_path / "new" / TEXT_TOKENIZER).read_bytes() == (first / TEXT_TOKENIZER).read_bytes()
+    fresh.learn(texts(section["path"]), tmp_path / "new", first)
+    assert fresh.words(medium.transform().encode(LINES[2], "x")[None]) == [LINES[2]]
+
+    other = media.make_medium(section, tmp_path / "other")
+    other.learn(texts(section["path"]), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other/text_tokenizer.json numbers words otherwise than .*work/text_tokenizer.json"):
+        other.learn(texts(section["path"]), tmp_path / "other", first)
+    named = media.make_medium(section | {"tokenizer": str(tmp_path / "other" / TEXT_TOKENIZER)}, tmp_path / "named")
+    with pytest.raises(ValueError, match="config.data.tokenizer='.*json' numbers words otherwise than"):
+        named.learn(texts(section["path"]), tmp_path / "named", first)
+    small = media.make_medium(section | {"vocab_size": 8}, tmp_path / "small")
+    with pytest.raises(ValueError, match=r"config.data.vocab_size=8: .*work/text_tokenizer.json has \d+ tokens"):
+        small.learn(texts(section["path"]), tmp_path / "small", first)
+    with pytest.raises(FileNotFoundError, match="nowhere/text_tokenizer.json"):
+        fresh.learn(texts(section["path"]), tmp_path / "empty", tmp_path / "nowhere")
+
+
 def test_what_is_too_long_is_refused_by_name_or_cut_and_said(section, medium):
     long = section | {"image_size": 6}
     source = texts(section["path"])
