@@ -106,7 +106,18 @@ def test_sigterm_stops_all_at_one_step_and_another_number_goes_on(environment, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{}, {"diffusion_train.lora.rank": 2}], ids=["all weights", "low rank"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"diffusion_train.lora.rank": 2, "diffusion_train.accumulate": 2},
+        {
+            "diffusion_train.dreambooth.prior_weight": 1.0, "diffusion_train.dreambooth.class_prompt": "a red circle",
+            "diffusion_train.dreambooth.class_pictures": 10,
+        },
+    ],
+    ids=["all weights", "low rank", "with pictures of the class"],
+)  # fmt: skip
 def test_two_processes_go_on_from_a_trained_model_as_one(trained, environment, tmp_path, change):  # noqa: F811
     """Words that the model has not met, weights that are split, pictures on the way."""
     model = trained[0]
@@ -114,7 +125,8 @@ def test_two_processes_go_on_from_a_trained_model_as_one(trained, environment, t
         "stages": "('latents','diffusion')", "first_stage.path": model, "diffusion_train.start_from": model, "mesh.fsdp": 2,
         "data.examples": "(32,16)", "log.images_every": 3, **change,
     }  # fmt: skip
-    if change:  # a network that is only adapted knows no other words, and its change has one average
+    if "diffusion_train.lora.rank" in change:
+        # a network that is only adapted knows no other words, and its change has one average
         onward |= {"diffusion_train.post_hoc": "()", "checkpoint.snapshots": 0}
         onward["conditioner.tokenizer"] = model / "tokenizer.json"
     for count in (1, 2):

@@ -2,6 +2,8 @@
 what it knew."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,18 +24,22 @@ def prior_source(experiment: Experiment) -> Any:
     """Rows of config.diffusion_train.dreambooth's pictures of the class, in WORKDIR/prior, with its prompt as their caption.
     Those that are not there yet are drawn now, by the model of `start_from`; picture i is always the same one."""
     section, place = experiment.config["diffusion_train"]["dreambooth"], experiment.workdir / FOLDER
-    distributed.on_first("pictures of the class", lambda: _draw(experiment, place))
+    # all load it, the first draws: Orbax numbers what a process reads and saves, and saves together under these numbers
+    if distributed.agreed(bool(_missing(section, place))):
+        ldm = api.load_whole(experiment.config["diffusion_train"]["start_from"])
+        distributed.on_first("pictures of the class", lambda: _draw(experiment, place, ldm))
     return Captioned(folder(place, "train", ("image",)), [section["class_prompt"]])
 
 
-def _draw(experiment: Experiment, place: Any) -> None:
+def _missing(section: Mapping[str, Any], place: Path) -> list[int]:
+    return [i for i in range(section["class_pictures"]) if not (place / f"{i:05d}.png").is_file()]
+
+
+def _draw(experiment: Experiment, place: Path, ldm: api.LatentDiffusion) -> None:
     config = experiment.config
     section, batch_size = config["diffusion_train"]["dreambooth"], config["evaluation"]["batch_size"]
     place.mkdir(exist_ok=True)
-    missing = [i for i in range(section["class_pictures"]) if not (place / f"{i:05d}.png").is_file()]
-    if not missing:
-        return
-    ldm = api.load_whole(config["diffusion_train"]["start_from"])
+    missing = _missing(section, place)
     cond = ldm.embed(ldm.params, [section["class_prompt"]] * batch_size)
     key = jax.random.fold_in(key_of(config["seed"]), 2)
     for start in range(0, len(missing), batch_size):

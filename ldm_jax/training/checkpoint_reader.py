@@ -2,8 +2,9 @@
 
     folder/STEP/{params, ema, opt_state, counters, post_hoc}
 
-`load_averaged` and `load_part` may run beside a training, on a read-only disk, and in one process of several: they take part
-in no synchronisation.
+`load_averaged` and `load_part` may run beside a training and on a read-only disk. Of several processes each reads for itself,
+without waiting for the others; but Orbax numbers what a process reads and saves, and saves together under these numbers. So
+before processes save again, all must have read as often: what one reads, all read, or their save never ends.
 """
 
 import contextlib
