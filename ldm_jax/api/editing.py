@@ -165,17 +165,24 @@ def outpaint(
     right: int = 0,
     **options: Any,
 ) -> jax.Array:
-    """`image` on a canvas that is larger by so many pixels, painted there by `inpaint` (whose options it takes)."""
-    if not all(map(is_whole, (top, bottom, left, right))) or np.ndim(image) < 3:
+    """`image` [B, H, W, 3] on a canvas that is larger by so many pixels, painted there by `inpaint` (and its options).
+    The frames of films and slices of volumes grow so as well; a waveform [B, T, C] goes on before (`left`) and behind (`right`)
+    what is there. ValueError for sides that are not whole numbers, or that it hasn't."""
+    axes = len(spec.image_size)
+    if not all(map(is_whole, (top, bottom, left, right))) or np.ndim(image) != axes + 2:
         raise ValueError(
-            f"top={top!r}, bottom={bottom!r}, left={left!r}, right={right!r}: whole numbers of pixels around [B, H, W, 3]"
+            f"top={top!r}, bottom={bottom!r}, left={left!r}, right={right!r} around images of shape {np.shape(image)}: whole "
+            f"numbers of pixels around [B, {', '.join(('D', 'H', 'W')[-axes:])}, C]"
         )
     top, bottom, left, right = map(int, (top, bottom, left, right))
     if min(top, bottom, left, right) < 0 or not top + bottom + left + right:
         raise ValueError(f"top={top}, bottom={bottom}, left={left}, right={right}: pixels to add, 0 or more, not all 0")
-    sides = ((0, 0), (top, bottom), (left, right))
-    known = jnp.pad(jnp.asarray(image), (*sides, (0, 0)), mode="edge")
-    mask = jnp.pad(jnp.zeros(jnp.shape(image)[:3]), sides, constant_values=1.0)
+    if axes == 1 and top + bottom:
+        raise ValueError(f"top={top}, bottom={bottom}: a waveform has only left and right, before and behind it")
+    sides = [(0, 0), (0, 0), (top, bottom), (left, right)][-axes:]
+    image = jnp.asarray(image)
+    known = jnp.pad(image, ((0, 0), *sides, (0, 0)), mode="edge")
+    mask = jnp.pad(jnp.zeros(image.shape[:-1]), ((0, 0), *sides), constant_values=1.0)
     return inpaint(spec, params, key, known, mask, cond, **options)
 
 
@@ -263,6 +270,8 @@ def _source(
 
 def _images(spec: Specification, images: jax.Array, num: int) -> jax.Array:
     """Checked, float32; values unless they are traced."""
+    if spec.of_tokens:
+        raise ValueError("this model draws sentences: it can't start from one, nor paint over its parts (docs/text.md: infill)")
     images, channels = images if isinstance(images, jax.Array) else np.asarray(images), spec.first_stage.image_channels
     floating = jnp.issubdtype(images.dtype, jnp.floating)
     if images.ndim < 3 or images.shape[-1] != channels or len(images) != num or not floating:

@@ -188,6 +188,8 @@ def prepare(
     if cond is not None and "hint" in cond and (cond["hint"].shape[1:-1] != tuple(size) or options.tile is not None):
         there = " x ".join(map(str, cond["hint"].shape[1:-1]))
         raise ValueError(f"the ControlNet's picture has {there} pixels, and must be as large as what is drawn, without tiles")
+    if spec.of_tokens and options.tile is not None:
+        raise ValueError(f"tile={options.tile}: sentences are drawn whole; leave it out")
     negative, second = options.negative, options.image_guidance_scale
     if second is not None and spec.condition.image_guidance_scale is None:
         raise ValueError(

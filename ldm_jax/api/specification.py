@@ -76,6 +76,11 @@ class Specification:
             return models.Steered(self.network, self.control).apply({"params": both}, x, t, cond, **second)
         return self.network.apply({"params": params["network"]}, x, t, cond, **second)
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether what is drawn are the numbers of tokens, a sentence, in place of numbers in [-1, 1]."""
+        return hasattr(self.first_stage.module, "drawn")
+
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images -> scaled latents: the posterior's mean, or a draw from it if there is a key."""
         self.check_params(params, "first_stage")
@@ -84,7 +89,9 @@ class Specification:
         if images.ndim != axes or not len(images) or not jnp.issubdtype(images.dtype, jnp.floating):
             kind = f"images of shape {images.shape}, {images.dtype.name}"
             raise ValueError(f"{kind}: they must be float [B, *space, C] in [-1, 1]")
-        if not hasattr(self.first_stage.module, "drawn"):  # numbers of tokens have another range
+        if self.of_tokens:
+            check_tokens(images, self.first_stage.module.vocab_size)
+        else:
             check_range(images, "images")
         key = None if key is None else typed_key(key)
         if key is not None and key.ndim:
@@ -173,3 +180,11 @@ class Specification:
             return diffusion.guidance.composed(predictions, [guidance_scale, image_guidance_scale - guidance_scale])
         predictions = diffusion.together(network, recipe.prediction, [cond, negative], recipe.input_scale)
         return diffusion.classifier_free(predictions, guidance_scale)
+
+
+def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
+    """ValueError unless the numbers of tokens are whole ones of the vocabulary. Traced ones pass unseen."""
+    if not isinstance(tokens, jax.core.Tracer):
+        tokens = np.asarray(tokens)
+        if wrong := tokens[~((tokens >= 0) & (tokens < vocab_size) & (tokens == np.rint(tokens)))].ravel().tolist():
+            raise ValueError(f"tokens: {wrong[0]:g} is none, they are whole numbers from 0 to {vocab_size - 1}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 _NONE_BEFORE = frozenset(".,;:!?)]}%…‰”’»›、。，．：；！？）］｝」』】〉》")
 _NONE_AFTER = frozenset("([{#$€£¥§“‘«‹„‚（［｛「『【〈《¿¡@")
+_WIDE = frozenset("、。，．：；！？）］｝」』】〉》（［｛「『【〈《・")  # beside ideographs and kana
 _JOINING = frozenset("-/_\\=+*&‐‑~^|<>")  # "well-known", "and/or"
 _APOSTROPHES = frozenset("'’")
 _BEFORE_APOSTROPHE = frozenset(("l", "d", "j", "n", "m", "t", "s", "c", "qu", "o"))
@@ -49,14 +50,16 @@ def _is_word(word: str) -> bool:
 
 
 def _without_blanks(before: str, word: str) -> bool:
-    """Whether two words follow each other as Chinese and Japanese do: one is an ideograph, the other such or kana."""
+    """Whether two words follow each other as in Chinese and Japanese; of two runs of kana a blank tells where one ends."""
     if not (before and word):
         return False
     beside = _script(before[-1]), _script(word[0])
-    return "ideograph" in beside and None not in beside
+    return None not in beside and beside != ("kana", "kana")
 
 
 def _script(letter: str) -> str | None:
+    if letter in _WIDE:
+        return "mark"
     name = unicodedata.name(letter, "")
     if name.startswith("CJK UNIFIED"):
         return "ideograph"

@@ -102,15 +102,15 @@ def add_captions(rows: Sequence[Row], theirs: str, every: Sequence[Row]) -> None
     `theirs`: those of folders whose rows, `every` one, have no captions of any name, unless all of those files hold numbers
     only, such as boxes."""
     told = {row["_folder"] for row in every if not all(is_blank(row.get(name)) for name in (theirs, *CAPTIONS))}
-    there: dict[Path, dict[str, bool]] = {}  # of each folder what is in it, and whether that is a folder
+    there: dict[Path, set[str]] = {}
 
     def beside(row: Row) -> str:
         path = row["_folder"] / row["file_name"]
         if path.parent not in there:
-            entries = os.scandir(path.parent) if path.parent.is_dir() else ()
-            there[path.parent] = {entry.name: entry.is_dir() for entry in entries}
-        stem = path.name if there[path.parent].get(path.name) else path.stem  # frames lie in a folder, "clip.1" if so called
-        text = path.with_name(f"{stem}.txt")
+            there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        text = path.with_name(f"{path.name}.txt")  # of a folder of frames, which may be called "clip.1"
+        if text.name not in there[path.parent] or not os.path.isdir(path):
+            text = path.with_name(f"{path.stem}.txt")
         return " ".join(read_text(text).split()) if text.name in there[path.parent] and text.is_file() else ""
 
     bare = [row for row in rows if row["_folder"] not in told]

@@ -32,9 +32,9 @@ def prepared(
     if name == "inpaint":
         mask = read_mask(flags["mask"], image.shape[:2], held, medium.laid)
     if name == "outpaint":
-        top, bottom, left, right = _sides(flags["outpaint"])
-        mask = np.pad(np.zeros(image.shape[:2], np.float32), ((top, bottom), (left, right)), constant_values=1)
-        image = np.pad(image, ((top, bottom), (left, right), (0, 0)), "edge")
+        sides = _sides(flags["outpaint"], image.ndim - 1)
+        mask = np.pad(np.zeros(image.shape[:-1], np.float32), sides, constant_values=1)
+        image = np.pad(image, (*sides, (0, 0)), "edge")
         medium.check_size(image.shape[:-1])
     size = image.shape[:-1]
     padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
@@ -63,9 +63,12 @@ def size_of(text: str, axes: int = 2) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def _sides(values: Sequence[str]) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right); one number is all four."""
-    values = list(values) * (4 if len(values) == 1 else 1)
-    if len(values) != 4 or not all(value.isdigit() for value in values) or not any(map(int, values)):
-        raise ValueError(f"--outpaint {','.join(values)}: pixels to add, TOP,BOTTOM,LEFT,RIGHT, or one number for all four")
-    return tuple(int(value) for value in values)
+def _sides(values: Sequence[str], axes: int = 2) -> tuple[tuple[int, int], ...]:
+    """((top, bottom), (left, right)), of a waveform ((before, behind),); one number is all of them."""
+    number = 2 * axes
+    values = list(values) * (number if len(values) == 1 else 1)
+    if len(values) != number or not all(value.isdigit() for value in values) or not any(map(int, values)):
+        told = {1: "samples to add, BEFORE,BEHIND", 2: "pixels to add, TOP,BOTTOM,LEFT,RIGHT"}[axes]
+        raise ValueError(f"--outpaint {','.join(values)}: {told}, or one number for all {number}")
+    sides = tuple(map(int, values))
+    return tuple(zip(sides[::2], sides[1::2]))

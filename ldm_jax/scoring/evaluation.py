@@ -57,6 +57,7 @@ def evaluate(
         return evaluate_texts(ldm, request, out, model=model, mesh=mesh, say=say)
     if request.likelihood:
         check_density(ldm.specification)
+    feature_networks.check(request.features, config, folder)
     settings = settings_of(ldm.config, request.samplers, request.steps, request.guidance_scales)
     for setting in settings:
         ldm.specification.recipe(setting.sampler).grid(setting.steps)  # a wrong name is said before anything is made

@@ -132,6 +132,11 @@ def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | Non
         )
     if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
+    if config is not None and kind in FETCH and (medium := build.make_medium(config)).channels != 3:
+        raise ValueError(
+            f"features={text!r}: it looks at 3 channels, and {medium.many} have {medium.channels}; choose 'classifier' or "
+            "'contrastive'"
+        )
     if path and not Path(path).exists() or kind in FETCH and not path:
         fetch = f"; {FETCH[kind]}" if kind in FETCH else ""
         raise FileNotFoundError(f"features={text!r}: {'there is no such file' if path else 'a file is needed'}{fetch}")

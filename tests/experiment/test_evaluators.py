@@ -68,6 +68,10 @@ def test_sentences_are_of_text_and_distances_of_pictures(tmp_path):
     config["evaluation"]["evaluators"] = {"distance": {"every": 5}}
     with pytest.raises(ValueError, match="distance.every=5: it looks at pictures, and this model draws sentences"):
         evaluators.settings(config)
+    sound = config_of("spoken_digits")
+    sound["evaluation"]["evaluators"] = {"distance": {"every": 5, "features": "inception:FILE"}}
+    with pytest.raises(ValueError, match="features='inception:FILE': it looks at 3 channels, and sounds have 1; choose"):
+        evaluators.check(sound, tmp_path)
     config["evaluation"]["evaluators"] = {"sentences": {"every": 5}}
     config["diffusion_train"]["best"] = "sentences/valid"
     evaluators.check(config, tmp_path)

@@ -1,5 +1,6 @@
 """Sounds as a medium: what config.data.sound may say, what is shown and written, and commands that are given sounds."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -154,6 +155,30 @@ def test_waveforms_are_heard_as_they_are(tmp_path):
     assert medium.shown(example[None, :40]).shape == (1, 64, 1, 3)  # less than a frame
     with pytest.raises(ValueError, match="--mask is a picture"):
         medium.laid(np.zeros((64, 24)))
+
+
+def test_waveforms_go_on_before_and_behind(tmp_path):
+    parts = {"dims": 1, "kernel_size": 3, "in_channels": 1, "out_ch": 1}
+    network = CONFIG["network"] | {"dims": 1, "attention_resolutions": []}
+    network |= {"use_spatial_transformer": False, "context_dim": None}
+    data = WAVEFORM | {"image_size": (256,)}
+    changes = {"data": data, "first_stage": CONFIG["first_stage"] | parts, "network": network, "conditioner": {"kind": "none"}}
+    ldm = random_model(CONFIG | changes)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.05), 8000))
+    known = build.make_medium(ldm.config).read(tmp_path / "a.wav")
+    given = {"image": [str(tmp_path / "a.wav")], "num": 1, "steps": 2}
+    drawn = draw(ldm, given | {"outpaint": ["16", "33"]}).images
+    assert drawn.shape == (1, 16 + 400 + 33, 1) and np.abs(drawn[0, -33:] - known[-1]).max() > 0.01
+    np.testing.assert_array_equal(drawn[0, 16:416], known)
+    beyond = ldm.outpaint(ldm.params, jax.random.key(0), known[None], left=16, right=34, steps=2)
+    assert beyond.shape == (1, 450, 1)
+    np.testing.assert_array_equal(beyond[0, 16:416], known)
+    with pytest.raises(ValueError, match="--outpaint 1,2,3,4: samples to add, BEFORE,BEHIND, or one number for all 2"):
+        draw(ldm, given | {"outpaint": ["1", "2", "3", "4"]})
+    with pytest.raises(ValueError, match="top=4, bottom=0: a waveform has only left and right"):
+        ldm.outpaint(ldm.params, jax.random.key(0), known[None], top=4)
+    with pytest.raises(ValueError, match=r"images of shape \(400, 1\): whole numbers of pixels around \[B, W, C\]"):
+        ldm.outpaint(ldm.params, jax.random.key(0), known, right=4)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -1,5 +1,6 @@
 """Text as a medium: tokens of a vocabulary that is learnt of the data, lines of text as what is shown and written."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from ldm_jax.data.pipeline import batches
 from ldm_jax.data.texts import texts
 from ldm_jax.data.tokenizer import TEXT_TOKENIZER, train_tokenizer
 from tests.test_habits import config_of
+from tests.tiny import random_model
 
 LINES = ("a dog sleeps.", "the cat, too!", "does a cat sleep?", "a dog and the cat.")
 
@@ -52,6 +54,30 @@ def test_the_vocabulary_is_learnt_once_and_named_for_who_loads(section, medium, 
     assert elsewhere.words(medium.transform().encode(LINES[1], "x")[None]) == [LINES[1]]
     with pytest.raises(ValueError, match="vocabulary of this model is not known"):
         media.make_medium(section).transform()
+
+
+def test_what_is_of_pictures_is_refused_for_sentences():
+    """In words, before anything compiles: tiles gave scores for tokens, numbers of no token NaN."""
+    config = config_of("sentences")
+    config["first_stage"] |= {"width": 16, "heads": 2, "embed_dim": 4}
+    config["network"] |= {"in_channels": 4, "depth": 1, "hidden_size": 16, "num_heads": 2}
+    ldm, key = random_model(config), jax.random.key(0)
+    p, cond, tokens = ldm.params, ldm.embed(ldm.params, [0, 1]), np.full((2, 16, 1), 7, np.float32)
+    with pytest.raises(ValueError, match="tile=8: sentences are drawn whole"):
+        ldm.sample(p, key, cond, tile=8)
+    for wrong in (160, -1, 0.5, np.nan):
+        with pytest.raises(ValueError, match=f"tokens: {wrong:g} is none, they are whole numbers from 0 to 159"):
+            ldm.encode(p, np.where(np.arange(16)[:, None] == 3, np.float32(wrong), tokens))
+    for of_pictures in (
+        lambda: ldm.image_to_image(p, key, tokens, cond),
+        lambda: ldm.image_to_image(p, key, tokens / 160, cond),
+        lambda: ldm.inpaint(p, key, tokens, np.ones((2, 16), np.float32), cond),
+        lambda: ldm.outpaint(p, key, tokens, cond, right=8),
+        lambda: ldm.edit(p, key, tokens, cond),
+        lambda: ldm.invert(p, tokens, cond),
+    ):
+        with pytest.raises(ValueError, match="this model draws sentences: it can't start from one"):
+            of_pictures()
 
 
 def test_a_tokenizer_of_ones_own_is_kept_in_the_working_directory(section, tmp_path):
