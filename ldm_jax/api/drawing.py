@@ -223,7 +223,7 @@ def interpolate(
             f"frames={frames} between {'no' if cond is None else count(cond)} conditions and {len(noise)} noises: give two or "
             "more frames and waypoints, as many of one as of the other, or one that stays"
         )
-    if any(not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
+    if any(len(a) > 1 and not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
     full = space_of(spec, noise)
     cond = _between(cond, frames)  # the empty one repeats what each frame is told

@@ -62,6 +62,9 @@ def read_volume(source: Any, name: str) -> np.ndarray:
 def read_array(path: Path, name: str) -> np.ndarray:
     """The array of an .npy, or the only one of an .npz; without pickle."""
     try:
+        with open(path, "rb") as file:
+            if (begin := file.read(6)) and not begin.startswith((b"\x93NUMPY", b"PK")):  # numpy would speak of pickle
+                raise ValueError("it is no .npy or .npz file")
         data = np.load(path, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
             return data

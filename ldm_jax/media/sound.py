@@ -41,6 +41,7 @@ class Sound(Medium):
 
     name = "sound"
     files = SOUNDS
+    unit = "bands and frames"
     one, many = "sound", "sounds"
 
     def __init__(self, section: Mapping[str, Any], workdir: Path | None = None):

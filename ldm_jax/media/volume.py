@@ -23,7 +23,7 @@ class Volume(Medium):
     name = "volume"
     files = VOLUMES
     sources = ("vessels", "folder")
-    axes = 3
+    axes, unit = 3, "voxels"
     one, many = "volume", "volumes"
     abilities = IN_SPACE
     channels = 1

@@ -16,7 +16,7 @@ class Waveform(Sound):
     shows it."""
 
     name = "waveform"
-    axes = 1
+    axes, unit = 1, "samples"
     shown_mels = 64
 
     @property

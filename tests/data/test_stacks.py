@@ -117,6 +117,7 @@ def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
     np.savez(tmp_path / "two.npz", a=FILM, b=FILM)
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("a.txt", "no array")
+    (tmp_path / "other.npy").write_bytes(gif(FILM))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     (tmp_path / "cut.gif").write_bytes(gif(FILM)[:40])
     (tmp_path / "empty").mkdir()
@@ -128,6 +129,7 @@ def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
         ("objects.npy", "objects.npy can't be read as an array"),
         ("two.npz", "two.npz can't be read as an array: it holds 2 arrays"),
         ("text.npz", "text.npz can't be read as an array: a.txt in it is no array"),
+        ("other.npy", "other.npy can't be read as an array: it is no .npy or .npz file"),
         ("cut.npy", "cut.npy can't be read"),
         ("cut.gif", "cut.gif can't be read"),
         ("empty", "empty is a folder without pictures"),

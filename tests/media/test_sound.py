@@ -165,6 +165,7 @@ def test_waveforms_go_on_before_and_behind(tmp_path):
     changes = {"data": data, "first_stage": CONFIG["first_stage"] | parts, "network": network, "conditioner": {"kind": "none"}}
     ldm = random_model(CONFIG | changes)
     (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.05), 8000))
+    assert ldm.describe().startswith("tiny: 256 samples, takes nothing")
     known = build.make_medium(ldm.config).read(tmp_path / "a.wav")
     given = {"image": [str(tmp_path / "a.wav")], "num": 1, "steps": 2}
     drawn = draw(ldm, given | {"outpaint": ["16", "33"]}).images

@@ -56,12 +56,18 @@ def test_the_vocabulary_is_learnt_once_and_named_for_who_loads(section, medium, 
         media.make_medium(section).transform()
 
 
-def test_what_is_of_pictures_is_refused_for_sentences():
-    """In words, before anything compiles: tiles gave scores for tokens, numbers of no token NaN."""
+@pytest.fixture(scope="module")
+def sentences():
+    """A model of random weights, told a class by its number."""
     config = config_of("sentences")
     config["first_stage"] |= {"width": 16, "heads": 2, "embed_dim": 4}
     config["network"] |= {"in_channels": 4, "depth": 1, "hidden_size": 16, "num_heads": 2}
-    ldm, key = random_model(config), jax.random.key(0)
+    return random_model(config)
+
+
+def test_what_is_of_pictures_is_refused_for_sentences(sentences):
+    """In words, before anything compiles: tiles gave scores for tokens, numbers of no token NaN."""
+    ldm, key = sentences, jax.random.key(0)
     p, cond, tokens = ldm.params, ldm.embed(ldm.params, [0, 1]), np.full((2, 16, 1), 7, np.float32)
     with pytest.raises(ValueError, match="tile=8: sentences are drawn whole"):
         ldm.sample(p, key, cond, tile=8)
@@ -78,6 +84,18 @@ def test_what_is_of_pictures_is_refused_for_sentences():
     ):
         with pytest.raises(ValueError, match="this model draws sentences: it can't start from one"):
             of_pictures()
+
+
+def test_sentences_between_two_noises_keep_their_class(sentences):
+    """Nothing lies between numbers of classes, and nothing has to where there is one."""
+    p, key, noise = sentences.params, jax.random.key(0), sentences.noise(jax.random.key(1), 2)
+    cond = sentences.embed(p, [0])
+    between = sentences.interpolate(p, key, cond, 3, noise=noise, steps=2)
+    for i in (0, 1):
+        drawn = sentences.sample(p, key, cond, noise=noise[i : i + 1], steps=2)
+        np.testing.assert_array_equal(between[2 * i], drawn[0])
+    with pytest.raises(ValueError, match="classes are numbers to its network, with nothing between them"):
+        sentences.interpolate(p, key, sentences.embed(p, [0, 1]), 3, noise=noise)
 
 
 def test_a_tokenizer_of_ones_own_is_kept_in_the_working_directory(section, tmp_path):
