@@ -146,6 +146,9 @@ def test_a_model_of_films_draws_films_of_any_length():
     assert jax.eval_shape(lambda p: ldm.sample(p, key, num=1, size=(6, 8, 16)), ldm.params).shape == (1, 6, 8, 16, 3)
     moved = ldm.image_to_image(ldm.params, key, film, strength=0.5)
     assert moved.shape == film.shape
+    wider = ldm.outpaint(ldm.params, key, film, top=2, right=4)
+    assert wider.shape == (1, 4, 18, 20, 3)
+    np.testing.assert_array_equal(wider[:, :, 2:, :16], film)
     with pytest.raises(ValueError, match="give 3 whole numbers"):
         ldm.sample(ldm.params, key, num=1, size=(16, 16))
     with pytest.raises(ValueError, match="multiples of 1 x 2 x 2"):
