@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
 
     of_films(config.network)
     config.network.factorised_attention = True
+    config.network.context_waves = 3  # words that say where and when are learnt by them
     # A frame among seven others alike can be seen through more noise than alone: of the cosine, three times the noise.
     config.diffusion.scale = 0.35
     config.diffusion_train.start_from = "runs/shapes"  # of pictures, which the frames are at first; "": from nothing

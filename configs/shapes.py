@@ -151,6 +151,7 @@ def get_config() -> ConfigDict:
     config.network.use_scale_shift_norm = True
     config.network.resblock_updown = False
     config.network.norm_num_groups = 8
+    config.network.context_waves = 0  # cosines along each axis that the words steer at once; 3 in moving_shapes.py
     config.network.dropout = 0.0
     config.network.guidance_dim = 0  # sinusoids of the guidance scale, for objective "latent_consistency"; 0: it is not told
     config.network.second_time = False  # whether it is told how far it steps, for diffusion.objective of few steps

@@ -194,7 +194,7 @@ def _check_of_pictures(config: Mapping, format: str) -> None:
     """ValueError for networks of other than two axes, with other windows or with shortcuts: the formats have no word for
     them."""
     usual = {"dims": (2,), "kernel_size": (3, (3, 3)), "strides": ((), (2, 2)), "factorised_attention": (False,)}
-    usual |= {"shortcuts": (False,)}
+    usual |= {"shortcuts": (False,), "context_waves": (0,)}
     blocks = config.get("first_stage", {}).get("num_res_blocks", 1)
     if isinstance(blocks, (list, tuple)):
         raise ValueError(f"config.first_stage.num_res_blocks={tuple(blocks)}: files of {format} know one number for all levels")

@@ -22,7 +22,7 @@ def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None)
     """Network and conditioner to go on from, of anything that `load` reads.
 
     What it doesn't have stays what it is in `params`: embeddings of further inputs (`models.ADDED_INPUTS`), blocks over time,
-    where films go on from pictures (`models.inflated`), and words. Words that both have keep what was learnt of them, whatever
+    where films go on from pictures (`models.inflated`), what `context_waves` adds, and words. Words that both have keep what was learnt of them, whatever
     their numbers.
 
     Args:
@@ -53,7 +53,7 @@ def _with_fresh(found: PyTree, params: PyTree) -> PyTree:
     if not isinstance(params, Mapping) or not isinstance(found, Mapping):
         return found
     both = {name: _with_fresh(part, params[name]) if name in params else part for name, part in found.items()}
-    fresh = {name for name in params if name in models.ADDED_INPUTS or name.endswith(models.OVER_TIME)}
+    fresh = {name for name in params if name in models.ADDED_INPUTS or name.endswith((models.OVER_TIME, models.BY_PLACE))}
     return {name: part for name, part in params.items() if name in fresh} | both
 
 

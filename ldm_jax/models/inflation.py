@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 
 PyTree = Any
-OVER_TIME = "_time"  # ends the names of blocks that a network of films has besides, and that change nothing at first
+# How names end of blocks that change nothing at first: those that a network of films has besides, and of `context_waves`.
+OVER_TIME, BY_PLACE = "_time", "_placed"
 
 
 def inflated(params: PyTree, shapes: PyTree) -> PyTree:

@@ -155,6 +155,34 @@ class SpatialTransformer(nn.Module):
         return x + h.reshape(x.shape)
 
 
+class PlacedContext(nn.Module):
+    """x [B, *space, C] plus a field over its places that is linear in the mean of `context` [B, S, D]: the sum of products of
+    the `waves` lowest cosines along each axis, each times features of the mean. Zero at first.
+
+    Cross-attention gives a word's value to all places alike, and what a word says of a place or of a time ("left", "goes up")
+    shows only in products of word, frame and place; here these are there from the first step.
+    """
+
+    waves: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        *space, C = x.shape[1:]
+        count = self.waves ** len(space)
+        field = Dense(count * C, False, ZEROS, dtype=self.dtype, name="proj")(jnp.mean(context, axis=1))
+        field = field.reshape(-1, *[self.waves] * len(space), C)
+        for side in space:  # the first axis of waves becomes the last one, of places
+            field = jnp.tensordot(field, cosines(side, self.waves).astype(field.dtype), ((1,), (1,)))
+        return x + jnp.moveaxis(field, 1, -1)
+
+
+def cosines(side: int, waves: int) -> jax.Array:
+    """float32 [side, waves], the lowest functions of the discrete cosine transform (DCT-II), each of mean square 1."""
+    angles = jnp.pi * (jnp.arange(side) + 0.5) / side
+    return jnp.cos(angles[:, None] * jnp.arange(waves)) * jnp.where(jnp.arange(waves) > 0, math.sqrt(2), 1.0)
+
+
 def within_frames(block: Callable[..., jax.Array], x: jax.Array, context: jax.Array | None = None) -> jax.Array:
     """`block` of every frame by itself: x [B, T, H, W, C] is [B T, H, W, C] to it, and the context [B, S, D] that of all
     frames."""

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.convolution import average_pool, check_rank, factors_of, nearest, per_axis, window_of
-from ldm_jax.models.inflation import OVER_TIME
+from ldm_jax.models.inflation import BY_PLACE, OVER_TIME
 from ldm_jax.models.init import ZEROS, Rule
 from ldm_jax.models.layers import (
     AUGMENT_EMBEDDING,
@@ -42,7 +42,7 @@ from ldm_jax.models.layers import (
     step_length,
 )
 from ldm_jax.models.partition import constrain
-from ldm_jax.models.transformer import AttentionBlock, SpatialTransformer, over_time, within_frames
+from ldm_jax.models.transformer import AttentionBlock, PlacedContext, SpatialTransformer, over_time, within_frames
 
 COND_KEYS = ("concat", "context", "vector", "label", "guidance", "residuals", "hint", "augment")
 OPTIONAL = ("concat", "residuals", "augment")  # whatever the fields are
@@ -122,6 +122,9 @@ class UNet(nn.Module):
     `factorised_attention`, of three axes, pixels attend within their frame, and then each place over time, through blocks
     called "..._time" that change nothing at first; else they attend to all of space and time.
 
+    `context_waves` is how many cosines along each axis the mean of the context steers at every attention block, through blocks
+    called "..._placed" that change nothing at first (`transformer.PlacedContext`); 0: none.
+
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); with `scan_blocks` equal transformer blocks in a row are one loop, compiled once
     (`layers.scan_equal`); `attention` is explained in `ldm_jax.models.attention`. Dropout acts if the call has `train=True`,
@@ -162,6 +165,7 @@ class UNet(nn.Module):
     strides: Sequence[int] | Sequence[Sequence[int]] = ()
     kernel_size: int | Sequence[int] = 3
     factorised_attention: bool = False
+    context_waves: int = 0
     middle_attention_groups: int | None = None  # of its norm, without a transformer; None: norm_num_groups, 0: no norm
     dtype: Any = jnp.float32
     remat: str | bool = "none"
@@ -199,6 +203,8 @@ class UNet(nn.Module):
             return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
+            if self.context_waves:
+                h = PlacedContext(self.context_waves, self.dtype, name=name + BY_PLACE)(h, context)
             h = self._over_space(name, h, level, middle, context)
             if not self.factorised_attention:
                 return constrain(h)
@@ -368,6 +374,8 @@ class UNet(nn.Module):
         for key in ("context", "vector"):
             if key in cond and cond[key].shape[-1] != needs[key]:
                 raise ValueError(f"cond[{key!r}] is {cond[key].shape[-1]} wide, but the U-Net takes {needs[key]}")
+        if self.context_waves and self.context_dim is None:
+            raise ValueError(f"context_waves={self.context_waves}: of a context, which context_dim=None is without; set it to 0")
         check_rank(x, self.dims)
         if self.factorised_attention and self.dims != 3:
             raise ValueError(f"factorised_attention is of frames and of time, three axes; this U-Net is of dims={self.dims}")
