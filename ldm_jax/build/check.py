@@ -252,7 +252,8 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
     "network": _SIZES
     | _AXES
     | {"dropout": _BELOW_1, "num_heads": _HEADS, "num_head_channels": _HEADS, "transformer_depth": _WHOLE,
-       "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE},
+       "mlp_ratio": _POSITIVE, "guidance_dim": _WHOLE,
+       "context_waves": ("a whole number from 0 to 16", lambda v: 0 <= v <= 16 and v == int(v))},
     "conditioner": _SIZES
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
        "multiplier": _POSITIVE, "mask_area": _SHARE, "token_std": _POSITIVE},

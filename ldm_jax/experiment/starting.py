@@ -22,8 +22,8 @@ def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None)
     """Network and conditioner to go on from, of anything that `load` reads.
 
     What it doesn't have stays what it is in `params`: embeddings of further inputs (`models.ADDED_INPUTS`), blocks over time,
-    where films go on from pictures (`models.inflated`), what `context_waves` adds, and words. Words that both have keep what was learnt of them, whatever
-    their numbers.
+    where films go on from pictures (`models.inflated`), fields of words (`context_waves`), and words. Words that both have keep
+    what was learnt of them, whatever their numbers.
 
     Args:
       tokenizer: that of this training's captions, if any.

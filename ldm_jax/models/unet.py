@@ -123,7 +123,7 @@ class UNet(nn.Module):
     called "..._time" that change nothing at first; else they attend to all of space and time.
 
     `context_waves` is how many cosines along each axis the mean of the context steers at every attention block, through blocks
-    called "..._placed" that change nothing at first (`transformer.PlacedContext`); 0: none.
+    called "..._placed" that change nothing at first (`transformer.PlacedContext`); 0, or no context: none.
 
     `dtype` is what it computes in (norms and softmax reduce in float32), whatever the parameters' dtype; `remat` is what the
     backward pass recomputes (`layers.remat`); with `scan_blocks` equal transformer blocks in a row are one loop, compiled once
@@ -203,7 +203,7 @@ class UNet(nn.Module):
             return constrain(block(h, emb) if size is None else block(h, emb, size))
 
         def attend(name: str, h: jax.Array, level: int, middle: bool = False) -> jax.Array:
-            if self.context_waves:
+            if self.context_waves and context is not None:
                 h = PlacedContext(self.context_waves, self.dtype, name=name + BY_PLACE)(h, context)
             h = self._over_space(name, h, level, middle, context)
             if not self.factorised_attention:
@@ -374,8 +374,6 @@ class UNet(nn.Module):
         for key in ("context", "vector"):
             if key in cond and cond[key].shape[-1] != needs[key]:
                 raise ValueError(f"cond[{key!r}] is {cond[key].shape[-1]} wide, but the U-Net takes {needs[key]}")
-        if self.context_waves and self.context_dim is None:
-            raise ValueError(f"context_waves={self.context_waves}: of a context, which context_dim=None is without; set it to 0")
         check_rank(x, self.dims)
         if self.factorised_attention and self.dims != 3:
             raise ValueError(f"factorised_attention is of frames and of time, three axes; this U-Net is of dims={self.dims}")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import model
+import ldm_jax
+from tests.tiny import model, random_model
 
 KEY = jax.random.key(0)
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
@@ -189,3 +190,17 @@ def test_traced_arguments_have_the_shapes_of_the_others():
     assert seeds.shape == several.shape == (3, 2, 8, 8, 3)
     with pytest.raises(ValueError, match="network reads context"):  # conditions without their batch
         jax.eval_shape(jax.vmap(lambda c: ldm.sample(ldm.params, KEY, c)), cond)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "compvis"])
+@pytest.mark.parametrize(
+    "part, field, value",
+    [("network", "context_waves", 2), ("first_stage", "shortcuts", True), ("first_stage", "num_res_blocks", [1, 1])],
+)
+def test_what_files_of_others_have_no_word_for_is_not_written(part, field, value, format, tmp_path):
+    plain = model()
+    config = {**plain.config, part: {**plain.config[part], field: value}}
+    odd = random_model(config, plain.condition.setting.tokenizer)
+    with pytest.raises(ValueError, match=rf"config.{part}.{field}=.*files of {format}"):
+        ldm_jax.save(odd, tmp_path / ("saved.ckpt" if format == "compvis" else "saved"), format=format)
+    assert list(tmp_path.iterdir()) == []

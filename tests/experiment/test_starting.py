@@ -70,20 +70,24 @@ def test_a_smaller_table_of_words_does_too(monkeypatch):
 
 
 @pytest.mark.slow
-def test_films_go_on_from_pictures(monkeypatch):
-    """At first a film that stands still is to the new network what its frames are to the old one."""
-    flat = UNet(**FIELDS, dims=2)
-    deep = UNet(**FIELDS, dims=3, strides=(1, 2, 2), kernel_size=(1, 3, 3), factorised_attention=True)
+@pytest.mark.parametrize("words", [False, True])
+def test_films_go_on_from_pictures(words, monkeypatch):
+    """At first a film that stands still is to the new network what its frames are to the old one; also if words are to say
+    where and when in the new one."""
+    fields = FIELDS | ({"use_spatial_transformer": True, "context_dim": 5} if words else {})
+    flat, more = UNet(**fields, dims=2), {"context_waves": 2} if words else {}
+    deep = UNet(**fields, dims=3, strides=(1, 2, 2), kernel_size=(1, 3, 3), factorised_attention=True, **more)
+    cond = {"context": jax.random.normal(jax.random.key(3), (2, 4, 5))} if words else {}
     film = jnp.repeat(jax.random.normal(jax.random.key(0), (2, 1, 8, 8, 2)), 3, axis=1)
     t = jnp.asarray([0.3, 0.6])
-    old = flat.init(jax.random.key(1), film[:, 0], t, {})["params"]
+    old = flat.init(jax.random.key(1), film[:, 0], t, cond)["params"]
     old = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), old)
-    new = deep.init(jax.random.key(2), film, t, {})["params"]
+    new = deep.init(jax.random.key(2), film, t, cond)["params"]
     monkeypatch.setattr(api, "load_whole", lambda path: model({"network": old}))
     found = starting.pretrained(CONFIG, {"network": new})["network"]
-    drawn = deep.apply({"params": found}, film, t, {})
+    drawn = deep.apply({"params": found}, film, t, cond)
     for frame in range(3):
-        np.testing.assert_allclose(drawn[:, frame], flat.apply({"params": old}, film[:, frame], t, {}), atol=2e-5)
+        np.testing.assert_allclose(drawn[:, frame], flat.apply({"params": old}, film[:, frame], t, cond), atol=2e-5)
 
 
 def test_frozen_models_with_other_words_are_refused(monkeypatch):
