@@ -292,7 +292,8 @@ folder, damage = Path(sys.argv[3]), sys.argv[4]
 split = jax.sharding.NamedSharding(sharding.make_mesh(1, 2), jax.sharding.PartitionSpec("fsdp"))
 
 def state(step):
-    params = {"net": {"kernel": jax.make_array_from_callback((64, 8), split, lambda at: np.full((64, 8), step, np.float32)[at])}}
+    kernel = np.full((64, 8), step, np.float32)
+    params = {"net": {"kernel": jax.make_array_from_callback((64, 8), split, lambda at: kernel[at])}}
     whole = jax.sharding.NamedSharding(split.mesh, jax.sharding.PartitionSpec())
     number, none = (jax.make_array_from_callback((), whole, lambda at, n=n: np.int32(n)) for n in (step, 0))
     return TrainState(number, params, {}, params, none)
