@@ -340,3 +340,34 @@ def test_a_checkpoint_that_one_process_alone_finds_damaged_is_used_by_none(envir
     for text in finish(processes, seconds=100):
         assert "restored: 1 512.0 1" in text and "verified: None" in text, text[-3000:]
     assert (tmp_path / "damaged" / "2").is_dir()
+
+
+MANY_ARRAYS = """
+import sys
+import jax, numpy as np
+from ldm_jax.training import distributed, sharding
+from ldm_jax.training.checkpoint import checksums
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+mesh = sharding.make_mesh(4, 1, 2)
+axes = [jax.sharding.PartitionSpec(*axis) for axis in (("tensor",), (None, "tensor"), ())]
+tree, expected = {}, {}
+for i in range(200):
+    x = np.full((8, 2 + 2 * (i % 40)), i, np.float32)
+    at = jax.sharding.NamedSharding(mesh, axes[i % 3])
+    tree[f"{i:03}"] = jax.make_array_from_callback(x.shape, at, lambda part, x=x: x[part])
+    factor = np.arange(x.size, dtype=np.uint32) * np.uint32(2654435761) | np.uint32(1)
+    expected[f"{i:03}"] = int(np.sum(x.reshape(-1).view(np.uint32) * factor, dtype=np.uint32))
+assert checksums(tree) == expected
+"""
+
+
+def test_checksums_of_many_split_arrays_end(environment):  # noqa: F811
+    """Processes of several virtual devices each, whose programs wait for one another."""
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MANY_ARRAYS, address, str(index)],
+                         env={**environment, "JAX_NUM_CPU_DEVICES": "4"}, cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    finish(processes, seconds=120)

@@ -65,8 +65,12 @@ def _checksum_here(x: jax.Array) -> int:
 def checksums(tree: PyTree) -> dict[str, int]:
     """A 32-bit checksum per array, by path; independent of sharding."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    here = jax.default_backend() == "cpu" and jax.process_count() == 1
-    values = [_checksum_here(x) for x in leaves] if here else jax.device_get([_checksum(x) for x in leaves])
+    if jax.default_backend() != "cpu":
+        values = jax.device_get([_checksum(x) for x in leaves])
+    elif jax.process_count() == 1:
+        values = [_checksum_here(x) for x in leaves]
+    else:  # one after the other: virtual devices share threads, and many programs that wait for one another may have them all
+        values = [jax.device_get(_checksum(x)) for x in leaves]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(v) for path, v in zip(paths, values)}
 
 
