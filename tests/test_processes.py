@@ -319,7 +319,8 @@ with Checkpoints(view) as checkpoints, warnings.catch_warnings(record=True) as s
     wrong = checkpoints.verify()
     found = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(2)))
 print("verified:", wrong)
-print("restored:", int(found.step), float(found.params["net"]["kernel"].sum()), len(said))
+warned = sum("DAMAGED" in str(each.message) for each in said)
+print("restored:", int(found.step), float(found.params["net"]["kernel"].sum()), warned)
 if jax.process_index():  # which may read what the others don't
     load_part(folder / "shared", "params", 1)
 with Checkpoints(folder / "shared") as checkpoints:
