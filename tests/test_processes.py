@@ -278,3 +278,97 @@ def test_processes_that_hold_the_same_rows_load_the_same(environment):  # noqa: 
         for index in range(2)
     ]  # fmt: skip
     finish(processes, seconds=120)
+
+
+OWN_VIEW = """
+import sys, warnings
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from ldm_jax.training import distributed, sharding
+from ldm_jax.training.checkpoint import Checkpoints, load_part
+from ldm_jax.training.state import TrainState
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+folder, damage = Path(sys.argv[3]), sys.argv[4]
+split = jax.sharding.NamedSharding(sharding.make_mesh(1, 2), jax.sharding.PartitionSpec("fsdp"))
+
+def state(step):
+    kernel = np.full((64, 8), step, np.float32)
+    params = {"net": {"kernel": jax.make_array_from_callback((64, 8), split, lambda at: kernel[at])}}
+    whole = jax.sharding.NamedSharding(split.mesh, jax.sharding.PartitionSpec())
+    number, none = (jax.make_array_from_callback((), whole, lambda at, n=n: np.int32(n)) for n in (step, 0))
+    return TrainState(number, params, {}, params, none)
+
+with Checkpoints(folder / "shared") as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state(step), wait=True)
+if jax.process_index() == 0:
+    import shutil
+    shutil.copytree(folder / "shared", folder / "other")
+    bad = folder / "other" / "2"
+    if damage == "gone":
+        shutil.rmtree(bad)
+    elif damage == "description":
+        (bad / "_CHECKPOINT_METADATA").write_text("{")
+    else:
+        for file in bad.glob("params/**/d/*"):
+            file.write_bytes(bytes(file.stat().st_size))
+distributed.barrier("damaged")
+view = folder / ("other" if jax.process_index() else "shared")
+with Checkpoints(view) as checkpoints, warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    wrong = checkpoints.verify()
+    found = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(2)))
+print("verified:", wrong)
+warned = sum("DAMAGED" in str(each.message) for each in said)
+print("restored:", int(found.step), float(found.params["net"]["kernel"].sum()), warned)
+if jax.process_index():  # which may read what the others don't
+    load_part(folder / "shared", "params", 1)
+with Checkpoints(folder / "shared") as checkpoints:
+    checkpoints.save(3, state(3), wait=True)
+    print("verified:", checkpoints.verify(3))
+"""
+
+
+@pytest.mark.parametrize("damage", ["description", "array", "gone"])
+def test_a_checkpoint_that_one_process_alone_finds_damaged_is_used_by_none(environment, tmp_path, damage):  # noqa: F811
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", OWN_VIEW, address, str(index), str(tmp_path), damage],
+                         env={**environment, "JAX_NUM_CPU_DEVICES": "1"}, cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    for text in finish(processes, seconds=100):
+        assert "restored: 1 512.0 1" in text and "verified: None" in text, text[-3000:]
+    assert (tmp_path / "damaged" / "2").is_dir()
+
+
+MANY_ARRAYS = """
+import sys
+import jax, numpy as np
+from ldm_jax.training import distributed, sharding
+from ldm_jax.training.checkpoint import checksums
+distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+mesh = sharding.make_mesh(4, 1, 2)
+axes = [jax.sharding.PartitionSpec(*axis) for axis in (("tensor",), (None, "tensor"), ())]
+tree, expected = {}, {}
+for i in range(200):
+    x = np.full((8, 2 + 2 * (i % 40)), i, np.float32)
+    at = jax.sharding.NamedSharding(mesh, axes[i % 3])
+    tree[f"{i:03}"] = jax.make_array_from_callback(x.shape, at, lambda part, x=x: x[part])
+    factor = np.arange(x.size, dtype=np.uint32) * np.uint32(2654435761) | np.uint32(1)
+    expected[f"{i:03}"] = int(np.sum(x.reshape(-1).view(np.uint32) * factor, dtype=np.uint32))
+assert checksums(tree) == expected
+"""
+
+
+def test_checksums_of_many_split_arrays_end(environment):  # noqa: F811
+    """Processes of several virtual devices each, whose programs wait for one another."""
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MANY_ARRAYS, address, str(index)],
+                         env={**environment, "JAX_NUM_CPU_DEVICES": "4"}, cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    finish(processes, seconds=120)

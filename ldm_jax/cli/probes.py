@@ -47,16 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
         if not size:
             raise ValueError(f"{chosen.data} is a folder of images: say at which --size to look at them")
         sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
+        on_error = config["data"].get("on_error", "raise")
         probe = probes.train(
             chosen.kind,
             sources[0],
             size,
             chosen.out,
             transform=build.make_probe_transform(config, "train"),
+            on_error=on_error,
             **{name: getattr(chosen, name) for name in ("flip", "steps", "batch_size", "learning_rate", "seed")},
             **({"n_classes": chosen.classes} if chosen.classes else {}),
         )
-        measured = probes.measure(probe, sources[1], build.make_probe_transform(config, "validation"))
+        measured = probes.measure(probe, sources[1], build.make_probe_transform(config, "validation"), on_error)
         probe = dataclasses.replace(probe, measured=measured)
         probes.write(probe, chosen.out)
     except (ValueError, OSError) as error:

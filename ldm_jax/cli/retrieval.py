@@ -30,8 +30,9 @@ def _build_command(chosen: argparse.Namespace) -> None:
         other = data_of(path)
         asking += [build.make_source(other, split, ()) for split in ("train", "validation")[: 1 + chosen.validation]]
     database = retrieval.build(
-        members, embedder, chosen.out, queries=asking, root=root, k=chosen.k, index=chosen.index, made_by=chosen.embedder
-    )
+        members, embedder, chosen.out, queries=asking, root=root, k=chosen.k, index=chosen.index, made_by=chosen.embedder,
+        on_error=config["data"].get("on_error", "raise"),
+    )  # fmt: skip
     print(
         f"{chosen.out}: {database.members} pictures, vectors of {database.vectors.shape[1]} numbers, {chosen.k} neighbours each"
     )

@@ -115,6 +115,11 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
         def tokenize(self):
             return next((part.tokenize for part in self.parts.values() if part.tokenize is not None), None)
 
+        @property
+        def length(self):
+            """Tokens of a prompt, where a part reads one."""
+            return next((part.length for part in self.parts.values() if part.tokenize is not None), None)
+
         def task(self):
             tasks = [task for part in self.parts.values() if (task := part.task()) is not None]
             return functools.partial(_all_of, tasks) if tasks else None

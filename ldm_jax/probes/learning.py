@@ -39,10 +39,12 @@ def train(
     batch_size: int = 32,
     learning_rate: float = 4e-3,
     seed: int = 0,
+    on_error: str = "raise",
     **options: Any,
 ) -> Probe:
     """Trains a probe on a source, writes it to the folder `out`, and returns it. `transform`: of rows that are no
-    pictures (see `data.transform`), in place of random crops of `size`. `options` are fields of its network.
+    pictures (see `data.transform`), in place of random crops of `size`. `on_error`: "raise", or "skip", which leaves out what
+    can't be read. `options` are fields of its network.
 
     Raises:
       ValueError: an unknown kind, a source without the column that it needs, a folder that holds another probe.
@@ -55,7 +57,7 @@ def train(
         raise ValueError(f"a {kind} learns from {needs}, but {source.info.name} has {', '.join(source.info.columns)}")
     out = Path(out)
     transform = Transform(size, "random", flip) if transform is None else transform
-    source = in_memory(source, transform.fit)
+    source = in_memory(source, transform.fit, on_error)
     tokenizer = None
     if kind == "classifier":
         options = {"n_classes": _classes(source), **options}
@@ -165,12 +167,13 @@ def recoloured(images: jax.Array, key: jax.Array, strength: float = 0.15) -> jax
     return jnp.clip(mean + (1 + contrast) * (images - mean) + brightness, -1, 1)
 
 
-def measure(probe: Probe, source: Source, transform: Any = None) -> dict[str, float]:
+def measure(probe: Probe, source: Source, transform: Any = None, on_error: str = "raise") -> dict[str, float]:
     """What the probe gets right on a source: accuracy; mean IoU and pixel accuracy; or how often, of the source's pictures
     (at most 256), a picture's own caption is nearest to it (`recall_at_1`; equal captions count as its own). `transform`: of
-    rows that are no pictures."""
+    rows that are no pictures; `on_error` as for `train`."""
     transform = Transform(probe.size) if transform is None else transform
-    examples = [transform(source[i]) | {"caption": source[i].get("caption")} for i in range(len(source))]
+    seen = in_memory(source, lambda row: {"caption": row.get("caption"), **transform(row)}, on_error)
+    examples = [seen[i] for i in range(len(seen))]
     images = np.stack([example["image"] for example in examples])
     if probe.kind == "classifier":
         labels = np.array([example["label"] for example in examples])

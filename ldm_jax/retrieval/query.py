@@ -16,13 +16,17 @@ from ldm_jax.retrieval.database import Database, load_database, neighbours_of_ro
 from ldm_jax.retrieval.embedders import Embedder, load_embedder
 
 
-def embed(source: Source, embedder: Embedder, root: str = "") -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Names (without the folder `root`), unit vectors [N, D] and class numbers (if there are any) of a source's pictures."""
-    names = [relative(source[i]["name"], root) for i in range(len(source))]
-    vectors, labels = [], []
-    for batch in eval_batches(source, Transform(embedder.size), probes.AT_ONCE):
-        vectors.append(embedder(batch["image"])[batch["mask"]])
-        labels.append(batch["label"][batch["mask"]] if "label" in batch else None)
+def embed(
+    source: Source, embedder: Embedder, root: str = "", on_error: str = "raise"
+) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Names (without the folder `root`), unit vectors [N, D] and class numbers (if there are any) of a source's pictures.
+    `on_error`: "raise", or "skip", which leaves out what can't be read."""
+    names, vectors, labels = [], [], []
+    for i, batch in enumerate(eval_batches(source, Transform(embedder.size), probes.AT_ONCE, on_error=on_error)):
+        kept = batch["row"] == i * probes.AT_ONCE + np.arange(len(batch["row"]))  # not copies that stand for others
+        names += [relative(source[row]["name"], root) for row in batch["row"][kept].tolist()]
+        vectors.append(embedder(batch["image"])[kept])
+        labels.append(batch["label"][kept] if "label" in batch else None)
     return names, np.concatenate(vectors), None if labels[0] is None else np.concatenate(labels)
 
 
@@ -36,11 +40,13 @@ def build(
     k: int = 20,
     index: str = "exact",
     made_by: str = "",
+    on_error: str = "raise",
 ) -> Database:
     """Writes the data base of the pictures `members`, with the k nearest of each and of the pictures `queries`, which are not
-    retrieved themselves; `root`: a folder that names begin with, left out. A picture that several rows name is embedded once.
+    retrieved themselves; `root`: a folder that names begin with, left out; `on_error` as for `embed`. A picture that several
+    rows name is embedded once.
     ValueError for a picture of two classes, and for two pictures of one name."""
-    embedded = [embed(source, embedder, root) for source in _each_once((members, *queries), root)]
+    embedded = [embed(source, embedder, root, on_error) for source in _each_once((members, *queries), root)]
     names = tuple(name for names, _, _ in embedded for name in names)
     labels = None
     if embedded[0][2] is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ldm_jax import api, build
 from ldm_jax.api import drawing
+from ldm_jax.data.pipeline import example
 from ldm_jax.data.source import spread_rows
 from ldm_jax.data.transform import other_columns
 from ldm_jax.primitives.arrays import key_of, row_keys
@@ -22,13 +23,15 @@ PyTree = Any
 
 class Conditions:
     """What pictures 0 to num - 1 are drawn for: the conditions of a source's rows, spread over it (`spread_rows`), after all of
-    them time and again where there are fewer. So classes have the source's own balance."""
+    them time and again where there are fewer. So classes have the source's own balance. `on_error`: "raise", or "skip": the
+    next row whose picture can be read stands for one that can't, where a condition is made of pictures."""
 
-    def __init__(self, config: Mapping[str, Any], condition: Any, source: Any, num: int):
-        self.condition, self.source, self.num = condition, source, num
+    def __init__(self, config: Mapping[str, Any], condition: Any, source: Any, num: int, on_error: str = "raise"):
+        self.condition, self.source, self.num, self.on_error = condition, source, num, on_error
         self.transform = build.make_transform(config, condition)
         # labels and captions need no pixels
         self.plain = self.transform.task is None and set(condition.columns) <= {"label", "caption"}
+        self._taken: dict[int, int] = {}
         self._rest = spread_rows(len(source), num % len(source))
 
     def row(self, number: int) -> int:
@@ -36,15 +39,25 @@ class Conditions:
         turn, place = divmod(number, len(self.source))
         return int(self._rest[place]) if turn == self.num // len(self.source) else place
 
+    def taken(self, number: int) -> int:
+        """`row`, or the one that stands for it."""
+        row = self.row(number)
+        if self.plain or self.on_error == "raise":
+            return row
+        if row not in self._taken:
+            skipped = example(self.source, self.transform, row, self.on_error)["skipped"]
+            self._taken[row] = int(row + skipped) % len(self.source)
+        return self._taken[row]
+
     def inputs(self, numbers: np.ndarray) -> PyTree:
         """The conditioner's inputs for these pictures; None for a model without a condition."""
         if self.condition.kind == "none":
             return None
-        rows = [self.source[self.row(int(i))] for i in numbers]
+        rows = [self.row(int(i)) for i in numbers]
         if self.plain:
-            examples = [other_columns(row, self.transform.tokenize, 0, None) for row in rows]
+            examples = [other_columns(self.source[row], self.transform.tokenize, 0, None) for row in rows]
         else:
-            examples = [self.transform(row) for row in rows]
+            examples = [example(self.source, self.transform, row, self.on_error) for row in rows]
         return self.condition.from_batch({name: np.stack([e[name] for e in examples]) for name in examples[0]})
 
     def labels(self) -> np.ndarray | None:
@@ -52,7 +65,7 @@ class Conditions:
         if "label" not in self.condition.columns:
             return None
         of_rows = np.int64([self.source[i]["label"] for i in range(len(self.source))])
-        return of_rows[[self.row(i) for i in range(self.num)]]
+        return of_rows[[self.taken(i) for i in range(self.num)]]
 
     def texts(self) -> list[str] | None:
         """What all pictures are drawn for in a user's words; None where the condition is no text."""
@@ -62,7 +75,7 @@ class Conditions:
 
     def words(self, numbers: np.ndarray) -> list[str]:
         """The conditions of these pictures in words."""
-        return [self.condition.in_words(self.source[self.row(int(i))], self.source.info) for i in numbers]
+        return [self.condition.in_words(self.source[self.taken(int(i))], self.source.info) for i in numbers]
 
 
 class Drawer:

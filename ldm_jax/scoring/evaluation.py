@@ -79,7 +79,8 @@ def evaluate(
     else:
         reference = references.read(request.reference, network, size)
     params = sharding.replicate(mesh, ldm.params)
-    conditions = Conditions(ldm.config, ldm.condition, source, request.num)
+    on_error = config["data"].get("on_error", "raise")
+    conditions = Conditions(ldm.config, ldm.condition, source, request.num, on_error)
     drawer = Drawer(ldm.specification, params, conditions, mesh, request.seed)
     identity = {**model, "weights": feature_networks.digest(ldm.params), "seed": request.seed,
                 "drawing": way_of_drawing(ldm.config),
@@ -99,7 +100,6 @@ def evaluate(
     results = sweep(drawer, network, reference, settings, request.num, out=out, about=about, batch_size=request.batch_size,
                     resamples=request.resamples, keep=keep, pictures=request.pictures, more=more, prefix="memorisation/",
                     say=say)  # fmt: skip
-    on_error = config["data"]["on_error"]
     if request.reconstructions:
         held_out = references.labelled_source(config, "validation")
         values, pairs = measure_reconstructions(ldm.specification, params, held_out, network, mesh, request.batch_size,

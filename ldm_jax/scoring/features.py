@@ -259,9 +259,9 @@ def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, s
         sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
         steps = config.get("evaluation", {}).get("probe_steps", PROBE_STEPS)
         seen = {split: build.make_probe_transform(config, split) for split in ("train", "validation")}
-        flip = section.get("flip", False)
-        made = probes.train(kind, sources[0], size, place, flip=flip, transform=seen["train"], steps=steps)
-        measured = probes.measure(made, sources[1], seen["validation"]) or {"steps": float(steps)}
+        flip, on_error = section.get("flip", False), section.get("on_error", "raise")
+        made = probes.train(kind, sources[0], size, place, flip=flip, transform=seen["train"], steps=steps, on_error=on_error)
+        measured = probes.measure(made, sources[1], seen["validation"], on_error) or {"steps": float(steps)}
         probes.write(dataclasses.replace(made, measured=measured), place)
 
     distributed.on_first(f"training a {kind}", train)

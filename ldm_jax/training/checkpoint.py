@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ldm_jax.training.checkpoint_reader import (
     ITEMS,
     Damaged,
     best_in,
+    check,
     checksums,
     compare,
     describe,
@@ -189,6 +190,7 @@ class Checkpoints:
             "judged": dict(judged or {}),
         }
         self._saved += 1
+        _number_alike()
         from orbax.checkpoint import v1 as ocp  # here, because importing it takes half a second
 
         try:
@@ -268,19 +270,21 @@ class Checkpoints:
     def verify(self, step: int | None = None) -> str | None:
         """What is wrong with the checkpoint of `step` (the newest, without one), every array of it read; None if it is intact.
         All processes are told the same: it is intact if all of them can read it. FileNotFoundError if there is none."""
-        newest = self.steps[-1:]
-        return _of_all(verify(self.folder, newest[0] if step is None and newest else step) or "") or None
+        there = self.steps
+        step = there[-1] if step is None and there else step
+        unseen = step in there and step not in steps_in(self.folder)
+        return _of_all("this process doesn't see it" if unseen else verify(self.folder, step) or "") or None
 
     def _load(self, step: int, parts: Mapping[str, PyTree]) -> dict[str, PyTree] | None:
-        """The items of one step, or None (and a warning) if they are damaged."""
-        loaded, reason = None, ""
-        try:
-            recorded, arrays = recorded_in(self.folder / str(step))
-            compare(arrays, describe(parts), f"checkpoint {self.folder / str(step)}")
-            loaded = read(self.folder / str(step), dict(parts), recorded)
-        except Damaged as damage:
-            reason = str(damage)
-        reason = _of_all(reason)
+        """The items of one step, or None (and a warning) if they are damaged. What one process finds wrong, all hear of before
+        they do anything together."""
+        path, loaded = self.folder / str(step), None
+        recorded, reason = _of_each(lambda: recorded_in(path))
+        if not reason:
+            compare(recorded[1], describe(parts), f"checkpoint {path}")
+            loaded, reason = _of_each(lambda: read(path, dict(parts)))
+        if not reason:
+            _, reason = _of_each(lambda: check(loaded, recorded[0]))
         return self._set_aside(step, reason) if reason else loaded
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -316,6 +320,30 @@ def _of_all(reason: str) -> str:
     if jax.process_count() == 1 or bool(multihost_utils.process_allgather(np.array(not reason)).all()):
         return reason
     return reason or "another process can't read it"
+
+
+def _of_each(look: Callable[[], Any]) -> tuple[Any, str]:
+    """What `look()` found, and "" in all processes; or None, and what is wrong, where one of them raised Damaged."""
+    found, reason = None, ""
+    try:
+        found = look()
+    except Damaged as damage:
+        reason = str(damage)
+    reason = _of_all(reason)
+    return (None if reason else found), reason
+
+
+def _number_alike() -> None:
+    """Orbax numbers what a process reads and saves, and processes save together under these numbers; those that have read less
+    than others, as each may, pass over as many."""
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # which Orbax exports nowhere
+
+    mine = int(OperationIdGenerator.get_current_operation_id())
+    most = int(multihost_utils.process_allgather(np.int32(mine)).max())
+    for _ in range(most - mine):
+        OperationIdGenerator.next_operation_id()
 
 
 def _finite(score: float | None) -> float | None:

@@ -3,8 +3,7 @@
     folder/STEP/{params, ema, opt_state, counters, post_hoc}
 
 `load_averaged` and `load_part` may run beside a training and on a read-only disk. Of several processes each reads for itself,
-without waiting for the others; but Orbax numbers what a process reads and saves, and saves together under these numbers. So
-before processes save again, all must have read as often: what one reads, all read, or their save never ends.
+without waiting for the others.
 """
 
 import contextlib
@@ -66,8 +65,12 @@ def _checksum_here(x: jax.Array) -> int:
 def checksums(tree: PyTree) -> dict[str, int]:
     """A 32-bit checksum per array, by path; independent of sharding."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    here = jax.default_backend() == "cpu" and jax.process_count() == 1
-    values = [_checksum_here(x) for x in leaves] if here else jax.device_get([_checksum(x) for x in leaves])
+    if jax.default_backend() != "cpu":
+        values = jax.device_get([_checksum(x) for x in leaves])
+    elif jax.process_count() == 1:
+        values = [_checksum_here(x) for x in leaves]
+    else:  # one after the other: virtual devices share threads, and many programs that wait for one another may have them all
+        values = [jax.device_get(_checksum(x)) for x in leaves]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(v) for path, v in zip(paths, values)}
 
 
@@ -258,20 +261,35 @@ def _load_items(path: Path, mesh: Mesh | None, only: str = "") -> dict[str, PyTr
     """All items of a checkpoint, or one. Raises Damaged."""
     from orbax.checkpoint import v1 as ocp  # here, as in `read`: importing it takes half a second, and errors come before
 
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}) if jax.process_count() > 1 else None
-    with quiet(), ocp.Context(multiprocessing_options=alone) if alone else contextlib.nullcontext():
+    with quiet():
         recorded, arrays = recorded_in(path)
         items = {only} if only else {name.split("/")[0] for name in recorded}
         if items <= NESTED:
             with contextlib.suppress(Damaged):  # or it has empty parts, which only Orbax's own description names
-                return read(path, _placed({item: _nested(arrays, item) for item in items}, mesh), recorded)
+                return _checked(read(path, _placed({item: _nested(arrays, item) for item in items}, mesh)), recorded)
         try:  # which takes Orbax seconds
-            described = ocp.checkpointables_metadata(path).metadata
+            with _alone():
+                described = ocp.checkpointables_metadata(path).metadata
             shapes = {item: described[item] for item in items}
         except Exception as error:
             raise Damaged(f"its description can't be read ({first_line(error)})") from None
-        return read(path, _placed(shapes, mesh), recorded)
+        return _checked(read(path, _placed(shapes, mesh)), recorded)
+
+
+def _checked(loaded: dict[str, PyTree], recorded: Mapping[str, int]) -> dict[str, PyTree]:
+    check(loaded, recorded)
+    return loaded
+
+
+def _alone() -> contextlib.AbstractContextManager:
+    """While it is entered, Orbax reads for this process without waiting for the others."""
+    from orbax.checkpoint import v1 as ocp
+
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.Context(multiprocessing_options=options)
 
 
 def _placed(shapes: PyTree, mesh: Mesh | None) -> PyTree:
@@ -332,18 +350,23 @@ def recorded_in(path: Path) -> tuple[dict[str, int], dict[str, str]]:
         raise Damaged(f"its description can't be read ({first_line(error)})") from None
 
 
-def read(path: Path, target: dict[str, PyTree], recorded: Mapping[str, int]) -> dict[str, PyTree]:
-    """The items of `target` (ShapeDtypeStructs with shardings), checked against the recorded checksums. Raises Damaged."""
+def read(path: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:
+    """The items of `target` (ShapeDtypeStructs with shardings), of which this process reads what its devices hold, whether the
+    others can or not. Raises Damaged."""
     from orbax.checkpoint import v1 as ocp
 
     try:
-        loaded = ocp.load_checkpointables(path, target)
+        with _alone():
+            return ocp.load_checkpointables(path, target)
     except Exception as error:
         raise Damaged(f"it can't be read ({first_line(error)})") from None
+
+
+def check(loaded: dict[str, PyTree], recorded: Mapping[str, int]) -> None:
+    """Raises Damaged unless the arrays of `read` have the recorded checksums; all processes call it where they share arrays."""
     wrong = [name for name, value in checksums(loaded).items() if value != recorded.get(name)]
     if wrong:
         raise Damaged(f"the contents of {len(wrong)} arrays changed on disk ({', '.join(wrong[:3])})")
-    return loaded
 
 
 def first_line(error: BaseException) -> str:

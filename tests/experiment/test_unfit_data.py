@@ -90,6 +90,26 @@ def test_classes_and_boxes_have_names_of_their_own(tmp_path):
         found.parts["room"].parse(["dog"])
 
 
+def test_a_prompt_beside_a_picture_says_what_of_captions_is_lost(tmp_path, capsys):
+    """A combination of two conditions, of which one reads prompts of four tokens, first and last among them."""
+    rows = []
+    for i in range(8):
+        picture(tmp_path / "data" / f"{i}.png", 20 * i)
+        split = "train" if i < 4 else "val"
+        rows.append({"file_name": f"{i}.png", "caption": f"a photo of number {i}", "split": split})
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = {"kind": "text", "n_embed": 8, "n_layer": 1, "max_seq_len": 4, "vocab_size": 64, "tokenizer": "words"}
+    small = {"kind": "superres", "scale": 4, "degradation": "bicubic", "noise_levels": 0}
+    parts = {"prompt": text, "small": small}
+    network = {"network.in_channels": 7, "network.use_spatial_transformer": True, "network.context_dim": 8}
+    whole = config(tmp_path / "data", **network, conditioner={"kind": "combined", "null_probability": 0.1, "parts": parts})
+    with Experiment(whole, tmp_path / "run") as experiment:
+        assert experiment.condition.length == 4
+        shown = held_out(experiment, 4)
+        assert shown.inputs["prompt"].shape == (4, 4)
+    assert "4 of 4 captions" in capsys.readouterr().out
+
+
 def test_latents_of_another_first_stage_are_measured_again_unless_they_were_learnt(tmp_path, monkeypatch):
     of_classes(tmp_path / "data", "cat", "dog")
     fields = {"latents.cache": False, "latents.scale_batches": 1, "diffusion_train.batch_size": 8}

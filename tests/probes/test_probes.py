@@ -47,6 +47,22 @@ def test_judges_learn_what_is_there_to_see(trained, kind, name, least):
     assert probes.measure(trained[kind][0], rows(30, 1))[name] > least
 
 
+def test_pictures_that_cannot_be_read_are_left_out_where_that_is_asked_for(trained, tmp_path):
+    probe, whole = trained["classifier"][0], rows(9, 1)
+    broken = [dict(whole[i]) for i in range(9)]
+    broken[4:4] = [{**whole[4], "image": b"no picture"}]
+    source = InMemory(whole.info, broken, 0)
+    assert probes.measure(probe, source, on_error="skip") == probes.measure(probe, whole)
+    few = {**SMALL, "steps": 2}
+    one, other = (
+        probes.train("classifier", each, SIZE, tmp_path / str(i), on_error="skip", **few)
+        for i, each in enumerate((whole, source))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        probes.train("classifier", source, SIZE, tmp_path / "raises", **few)
+
+
 @pytest.mark.parametrize("kind", probes.KINDS)
 def test_a_judge_comes_back_as_it_was(trained, kind):
     probe, folder = trained[kind]

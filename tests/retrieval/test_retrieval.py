@@ -55,6 +55,23 @@ def database(pictures, tmp_path_factory):
     return out
 
 
+def test_pictures_that_cannot_be_read_are_left_out_where_that_is_asked_for(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    broken = tmp_path / "pictures" / "train" / "green" / "2.png"
+    broken.write_bytes(b"no picture")
+    found = []
+    for place in (pictures, tmp_path / "pictures"):
+        out = tmp_path / f"of {place.name} in {place.parent.name}"
+        found.append(retrieval.build(folder(place, "train"), MeanColour(), out, root=str(place), k=4, on_error="skip"))
+    whole, rest = found
+    kept = [i for i, name in enumerate(whole.names) if name != "train/green/2.png"]
+    assert len(kept) == 17 and rest.names == tuple(whole.names[i] for i in kept)
+    np.testing.assert_array_equal(rest.vectors, whole.vectors[kept])
+    np.testing.assert_array_equal(rest.labels, whole.labels[kept])
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        retrieval.build(folder(tmp_path / "pictures", "train"), MeanColour(), tmp_path / "raises", k=4)
+
+
 def test_neighbours_of_training_and_validation_pictures(pictures, database):
     made = load_database(database)
     assert made.members == 18 and len(made.names) == 24 and made.class_names == ("blue", "green", "red")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax import LatentDiffusion, evaluation, scoring
+from ldm_jax import LatentDiffusion, build, evaluation, scoring
 from ldm_jax.api import Specification
 from ldm_jax.cli.evaluation import main
 from ldm_jax.data.transform import Transform
@@ -135,6 +136,27 @@ def test_conditions_have_the_balance_of_their_source(data, model):
     conditions = Conditions(data[1], model.condition, source, 6)
     assert conditions.words(np.array([0, 5])) == [NAMES[0], NAMES[2]]
     np.testing.assert_array_equal(conditions.inputs(np.arange(6)), conditions.labels())
+
+
+def test_a_condition_that_cannot_be_read_is_passed_over_where_that_is_asked_for(data, tmp_path):
+    """A picture to enlarge: the next one that can be read stands for one that can't, in the inputs as in their words."""
+    root, config = data
+    shutil.copytree(root, tmp_path / "photos")
+    (tmp_path / "photos" / "val" / NAMES[1] / "0.png").write_bytes(b"no picture")
+    told = {"kind": "superres", "scale": 4, "degradation": "bicubic", "noise_levels": 0, "null_probability": 0.0}
+    condition, found = build.make_condition({**config, "conditioner": told}), []
+    for place in (root, tmp_path / "photos"):
+        here = {**config, "data": {**config["data"], "path": str(place)}}
+        conditions = Conditions(here, condition, references.labelled_source(here, "validation"), 12, "skip")
+        inputs = conditions.inputs(np.arange(12))
+        found.append((jax.tree.leaves(inputs), [word.replace(str(place), "") for word in conditions.words(np.arange(12))]))
+    (whole, words), (rest, passed) = found
+    stands = [*range(4), 5, *range(5, 12)]
+    for one, other in zip(whole, rest):
+        np.testing.assert_array_equal(one[stands], other)
+    assert passed == [words[i] for i in stands] and len(set(words)) == 12
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        Conditions(here, condition, references.labelled_source(here, "validation"), 12).inputs(np.arange(12))
 
 
 def test_references_go_the_way_of_training_and_are_kept(data, tmp_path):

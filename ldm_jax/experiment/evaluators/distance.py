@@ -60,7 +60,7 @@ def make(model: Model, section: Mapping[str, Any]) -> Callable[[TrainState], Rep
     reference = scoring.of_data(config, "train", network, mesh, folder=place, count=section["reference_num"],
                                 batch_size=batch_size)  # fmt: skip
     source = build.make_source(config, "validation", experiment.condition.columns)
-    conditions = Conditions(config, experiment.condition, source, section["num"])
+    conditions = Conditions(config, experiment.condition, source, section["num"], config["data"]["on_error"])
     options = {"steps": section["steps"]} if section["steps"] else {}
     texts = conditions.texts() if network.words else None
     higher = frozenset(network.name(name) for name, more in MEASURES.items() if more)
