@@ -18,6 +18,7 @@ from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import Tokenizer, Tokenizers
 from ldm_jax.primitives.choices import choose
+from ldm_jax.weights import towers
 
 PyTree = Any
 PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
@@ -162,13 +163,15 @@ def _own_tokenizer(folder: Path, tower: str) -> Path:
 
 def find_tokenizers(folder: Path, conditioner: dict[str, Any]) -> Tokenizers | None:
     """One for each tower, T5's or CLIP's: where the description says, or in `tokenizer`, `tokenizer_2`, ..., or the one that
-    there is."""
+    there is, whose rows the second tower has filled up otherwise."""
     names, found = conditioner.pop("tokenizer", None), []
     for i, (tower, fields) in enumerate(conditioner["towers"].items()):
         own = [Path(names[i])] if names else []
         for place in (*own, folder / _named(tower), folder / "tokenizer", folder):
             if not checkpoint_tokenizers.found_in(place):
                 continue
+            if tower == towers.TOWERS[1] and str(place.absolute()) in (other for other, _ in found):
+                fields.setdefault("pad_token_id", towers.OPENCLIP_PAD)
             tokenizer = checkpoint_tokenizers.load(place, fields.get("pad_token_id"))
             if tokenizer.is_t5 if "d_model" in fields else tokenizer.is_clip:
                 found.append((str(place.absolute()), tokenizer))
@@ -183,10 +186,9 @@ def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[st
     """Copies the tokenizer's files of a section into `folder`, or those of each of its towers; returns where they are."""
     if "towers" not in section:
         return str(checkpoint_tokenizers.copy(section["tokenizer"], folder / "tokenizer", section.get("pad_token_id")))
-    towers = section["towers"].items()
     return [
         str(checkpoint_tokenizers.copy(path, folder / _named(name), fields.get("pad_token_id")))
-        for path, (name, fields) in zip(section["tokenizer"], towers)
+        for path, (name, fields) in zip(section["tokenizer"], section["towers"].items())
     ]
 
 

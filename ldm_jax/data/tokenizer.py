@@ -13,6 +13,7 @@ of fixed length. The empty string, `[BOS] [EOS] [PAD] ...`, is the null prompt o
 
 import difflib
 import functools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,17 @@ class Tokenizer:
         made._words = {**self._words, word: " ".join(tokens)}
         return made
 
+    def _with_tokens(self, text: str) -> str:
+        """The text with words that were added as their tokens, the longest of those that begin at one place; in any case where
+        case doesn't count."""
+        if not self._words:
+            return text
+        words = sorted(self._words, key=len, reverse=True)
+        lowers = self._inner.normalizer is not None and self._inner.normalizer.normalize_str("A") == "a"
+        known = ({word.lower(): self._words[word] for word in reversed(words)} if lowers else {}) | self._words
+        pattern = re.compile("|".join(map(re.escape, words)), re.IGNORECASE if lowers else 0)
+        return pattern.sub(lambda found: known.get(found[0], known.get(found[0].lower(), found[0])), text)
+
     @property
     def vocab_size(self) -> int:
         """How many tokens there are."""
@@ -132,8 +144,7 @@ class Tokenizer:
         room = self._room(length)
         if room < 0:
             raise ValueError(f"length={length}: begin and end alone take {length - room} tokens")
-        for word, tokens in self._words.items():
-            text = text.replace(word, tokens)
+        text = self._with_tokens(text)
         words = self._inner.encode(text, add_special_tokens=False)
         ids = words.ids
         if strict and self.unknown in ids:

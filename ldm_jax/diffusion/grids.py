@@ -75,7 +75,7 @@ def exponential(
     """noise_ratio geometric from `high` to `low` (default: the schedule's ends, kept within a log-SNR of
     15 where those are clean or pure noise): uniform in log-SNR."""
     low, high = _ratios(schedule, steps, low, high)
-    return from_log_snrs(schedule, -2 * np.linspace(np.log(high), np.log(low), steps), end)
+    return from_log_snrs(schedule, -2 * np.log(exponentially_spaced(low, high, steps)), end)
 
 
 def karras(
@@ -83,8 +83,7 @@ def karras(
 ) -> Level:
     """noise_ratio^(1/rho) linear from `high` to `low` (default: the schedule's ends)."""
     low, high = _ratios(schedule, steps, low, high)
-    ratios = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
-    return from_log_snrs(schedule, -2 * np.log(ratios), end)
+    return from_log_snrs(schedule, -2 * np.log(karras_spaced(low, high, steps, rho)), end)
 
 
 def beta(
@@ -97,11 +96,25 @@ def beta(
     end: Level = CLEAN,
 ) -> Level:
     """noise_ratio at the quantiles of a Beta(a, b) distribution between `low` and `high`: dense at both ends."""
+    low, high = _ratios(schedule, steps, low, high)
+    return from_log_snrs(schedule, -2 * np.log(beta_spaced(low, high, steps, a, b)), end)
+
+
+def exponentially_spaced(low: float, high: float, steps: int) -> np.ndarray:
+    """Geometric from `high` to `low`, float64 [steps]."""
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
+
+
+def karras_spaced(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    """From `high` to `low`, their roots of degree `rho` linear, float64 [steps]."""
+    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+
+
+def beta_spaced(low: float, high: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """From `high` to `low` at the quantiles of a Beta(a, b) distribution, float64 [steps]."""
     from scipy import special  # here, because importing it takes a third of a second
 
-    low, high = _ratios(schedule, steps, low, high)
-    ratios = low + (high - low) * special.betaincinv(a, b, 1 - np.linspace(0, 1, steps))
-    return from_log_snrs(schedule, -2 * np.log(ratios), end)
+    return low + (high - low) * special.betaincinv(a, b, 1 - np.linspace(0, 1, steps))
 
 
 def check_grid(grid: Level) -> None:

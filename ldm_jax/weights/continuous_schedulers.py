@@ -6,8 +6,16 @@ import numpy as np
 
 from ldm_jax.diffusion import samplers as s
 from ldm_jax.diffusion.denoiser import clip, dynamic_threshold, edm_input_scale, map_x0
-from ldm_jax.diffusion.grids import exponential, from_times, karras
-from ldm_jax.diffusion.level import Denoiser, Level
+from ldm_jax.diffusion.grids import (
+    beta_spaced,
+    ending_at,
+    exponential,
+    exponentially_spaced,
+    from_times,
+    karras,
+    karras_spaced,
+)
+from ldm_jax.diffusion.level import CLEAN, Denoiser, Level
 from ldm_jax.diffusion.parameterization import Pair, edm
 from ldm_jax.diffusion.recipe import Recipe
 from ldm_jax.diffusion.schedules import RectifiedFlow, VarianceExploding
@@ -54,16 +62,26 @@ def _negated(pair: Pair) -> Pair:
 
 
 def edm_multistep(o: Settings) -> Callable[[int], s.Sampler]:
-    """DPM-Solver++ on EDM's levels."""
-    order, exact = o.take("solver_order", 2), solver_type(o)
-    lower, euler = o.take("lower_order_final", True), o.take("euler_at_final", False)
+    """DPM-Solver++ on EDM's levels. The last step, to exactly clean, is of order 1 with `euler_at_final` or without."""
+    order, exact, lower = o.take("solver_order", 2), solver_type(o), o.take("lower_order_final", True)
+    o.pop("euler_at_final", None)
+    if order == 3 and exact:
+        raise ValueError("solver_order 3 has no counterpart with solver_type 'heun'.")
     algorithms = {"dpmsolver++": 0.0, "sde-dpmsolver++": 1.0}
     eta = choose(algorithms, o.take("algorithm_type", "dpmsolver++"), "diffusers algorithm_type")
-    return lambda n: s.dpm_multistep(order, "x0", exact, eta, euler or (lower and n < 15))
+    return lambda n: s.dpm_multistep(order, "x0", exact, eta, lower and n < 15)
+
+
+_SPACINGS = {
+    "use_karras_sigmas": karras_spaced,
+    "use_exponential_sigmas": exponentially_spaced,
+    "use_beta_sigmas": beta_spaced,
+}
 
 
 def flow_recipe(o: Settings, sampler: s.Sampler) -> Recipe:
-    """Flow matching. The times are spaced down to the shifted 1/N, and shifted again: so does the reference."""
+    """Flow matching. The times are spaced down to the shifted 1/N, and shifted again: so does the reference. Karras's spacing
+    and its like are then of sigma itself, between the two ends of that."""
     size, shift = o.take("num_train_timesteps", 1000), o.take("shift", 1.0)
     if o.take("stochastic_sampling", False):
         sampler = s.consistency()
@@ -71,8 +89,14 @@ def flow_recipe(o: Settings, sampler: s.Sampler) -> Recipe:
         o.pop(key, None)  # these only count with use_dynamic_shifting, which `finish` refuses: use mu_shift
     schedule = RectifiedFlow(shift, size)
     low = float(schedule(1 / size).sigma)
+    chosen = {key: o.take(key, False) for key in _SPACINGS}
+    spaced = next((_SPACINGS[key] for key, on in chosen.items() if on), None)
 
     def grid(n: int) -> Level:
-        return from_times(schedule, np.linspace(1, low, n))
+        levels = from_times(schedule, np.linspace(1, low, n))
+        if spaced is None:
+            return levels
+        sigmas = spaced(levels.sigma[n - 1], levels.sigma[0], n)
+        return ending_at(Level(sigmas * size, 1 - sigmas, sigmas), CLEAN)
 
     return Recipe(schedule, "flow", grid, lambda n: sampler, start_scale=lambda level: 1.0)

@@ -21,6 +21,7 @@ OWN_CONDITIONER = "conditioner"  # a folder for conditioners that diffusers lack
 _READ_ELSEWHERE = ("tokenizer", "scheduler")
 # The parts that sampling needs. Others (safety_checker, feature_extractor, image_encoder, ...) are left out with a note.
 _NEEDED = ("unet", "transformer", "vae", "vqvae", "text_encoder", "bert")
+_LATENT = ("StableDiffusion", "LDM", "DiT")  # how the names of pipelines begin that draw latents
 # Parts without which a pipeline of these names is another model than the one that would be read.
 _TOWERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "prior", "controlnet", "low_res_scheduler", "transformer_2")
 
@@ -63,6 +64,8 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     if several:
         description["conditioner"], params["conditioner"] = _towers(folder, index, parts, description["network"], notes)
     params.setdefault("conditioner", {})
+    if "first_stage" not in description and pipeline.startswith(_LATENT):
+        raise ValueError(f"{folder}: a {pipeline} without its first stage (vae or vqvae), whose latents it draws; copy it")
     if "first_stage" not in description:
         description |= {"first_stage": {"kind": "none", "path": ""}, "latents": {"scale": 1.0, "shift": 0.0}}
     if "SuperResolution" in pipeline:  # it ignores the autoencoder's scaling_factor

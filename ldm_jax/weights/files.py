@@ -43,11 +43,11 @@ def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
 def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], bool]:
     """The tensors of a diffusers model folder, and whether they are flax's (names and axis order)."""
     candidates: list[Path] = []
-    for suffix in (".safetensors", ".bin"):
-        for stem in _STEMS:
-            candidates += [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
-        for stem in _STEMS:  # variants such as .fp16 and .non_ema, if there is nothing else
-            candidates += sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
+    plain = [(stem, suffix) for suffix in (".safetensors", ".bin") for stem in _STEMS]
+    for stem, suffix in plain:
+        candidates += [folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"]
+    for stem, suffix in plain:  # variants such as .fp16 and .non_ema, if there is nothing else
+        candidates += sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
     candidates += [folder / name for name in _FLAX]
     there = [path for path in candidates if path.is_file() and "-of-" not in path.name]
     found = next(filter(_is_complete, there), there[0] if there else None)

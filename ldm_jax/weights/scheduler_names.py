@@ -71,7 +71,8 @@ def by_name(name: str, of: Mapping[str, Any]) -> Recipe | None:
     if own.startswith("FlowMatch") or of.get("use_flow_sigmas"):
         shift = {"shift": of.get("shift", of.get("flow_shift", 1.0))}
         if plain in _OF_FLOWS and name == plain:
-            return scheduler(_OF_FLOWS[plain], num_train_timesteps=of.get("num_train_timesteps", 1000), **shift)
+            kept = of if own.startswith("FlowMatch") else None
+            return scheduler(_OF_FLOWS[plain], kept, num_train_timesteps=of.get("num_train_timesteps", 1000), **shift)
         if cls.startswith("FlowMatch"):
             return scheduler(cls, of)
         if "use_flow_sigmas" not in PARAMETERS[cls] or name != plain and not name.endswith(_KARRAS):

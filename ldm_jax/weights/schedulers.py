@@ -32,6 +32,7 @@ from ldm_jax.weights.continuous_schedulers import clipping, edm_multistep, edm_r
 from ldm_jax.weights.scheduler_settings import PARAMETERS, Settings
 
 _LEAST = 2.0**-24  # the last alpha_bar of a zero-terminal-SNR table in classes that divide by alpha
+_WHOLE = 1e-4  # so near to a whole time rounding may have taken it
 _LATER_BETAS = (0.00085, 0.012)  # the defaults of the classes that came with Stable Diffusion
 
 
@@ -151,16 +152,21 @@ def at_ratio(t: Any, ratio: Any) -> Level:
     return Level(np.asarray(t, np.float64), alpha, ratio * alpha)
 
 
-def _respaced(o: Settings, table: Discrete, low: Callable, high: Callable, rounded: bool) -> Callable[[int], Level] | None:
-    """The grids that replace the times: Karras, exponential, Lu (the same), beta; between noise_ratios low(n) and high(n)."""
-    chosen = {key: o.take(key, False) for key in _RESPACINGS}
-    maker = next((_RESPACINGS[key] for key, on in chosen.items() if on), None)
-    if maker is None:
+def _cut(t: np.ndarray) -> np.ndarray:
+    """Times as diffusers makes integers of them, where rounding has not taken a whole one below itself."""
+    return np.floor(t + _WHOLE)
+
+
+def _respaced(o: Settings, table: Discrete, low: Callable, high: Callable, whole: Callable) -> Callable[[int], Level] | None:
+    """The grids that replace the times: Karras, exponential, Lu (the same), beta; between noise_ratios low(n) and high(n).
+    `whole`: the name of one -> what makes its times whole, or leaves them."""
+    key = next((key for key, on in {key: o.take(key, False) for key in _RESPACINGS}.items() if on), None)
+    if key is None:
         return None
 
     def levels(n: int) -> Level:
-        grid = maker(table, n, low=low(n), high=high(n))[:-1]
-        return replace(grid, t=np.round(grid.t)) if rounded else grid
+        grid = _RESPACINGS[key](table, n, low=low(n), high=high(n))[:-1]
+        return replace(grid, t=whole(key)(grid.t))
 
     return levels
 
@@ -179,6 +185,11 @@ def _stopping(levels: Callable[[int], Level], end: Level) -> Callable[[int], Lev
     def grid(n: int) -> Level:
         visited = levels(n)
         keep = n - int(np.isclose(visited.noise_ratio[-1], end.noise_ratio, rtol=1e-6))
+        if not keep:
+            raise ValueError(
+                f"A grid of {n} step visits t = {visited.t[0]:g} alone, where it also ends (set_alpha_to_one=False): it draws "
+                "nothing. Take more steps, or timestep_spacing='trailing'."
+            )
         return ending_at(visited[:keep], end)
 
     return grid
@@ -219,8 +230,9 @@ def _sigma_space(
     plain = _starting_at(most, interpolated)
     low, high = o.take("sigma_min", None), o.take("sigma_max", None)
     levels = _respaced(
-        o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0], rounded=rounded
-    )
+        o, table, lambda n: low or plain(n).noise_ratio[-1], lambda n: high or plain(n).noise_ratio[0],
+        lambda key: np.round if rounded and key == "use_karras_sigmas" else lambda t: t,
+    )  # fmt: skip
     wrap = clipping(o, False, False) if clips else Recipe.wrap
     grid = _stopping(levels or plain, _end(o, table))
     start = Recipe.start_scale if leading else lambda level: level.sigma
@@ -228,16 +240,23 @@ def _sigma_space(
 
 
 def _dpm_levels(o: Settings) -> tuple[Schedule, Callable[[int], Level]]:
-    """DPM-Solver, UniPC, DEIS: integer times, one fewer than are spaced."""
+    """DPM-Solver, UniPC, DEIS: integer times, one fewer than are spaced. Those of Karras's and Lu's levels are rounded, the
+    others cut, and with one class and table all."""
+    cuts = o.name == "DPMSolverMultistepScheduler" and o.get("beta_schedule") == "squaredcos_cap_v2"
+    rounded = () if cuts else ("use_karras_sigmas", "use_lu_lambdas")
     shift, flow = o.take("flow_shift", 1.0), o.take("use_flow_sigmas", False)
     table, most = _over_alpha(_table(o))
     size = table.size
     if flow:
         schedule = RectifiedFlow(shift, size)
+        o.pop("timestep_spacing", None), o.pop("steps_offset", None)  # which these levels don't have
 
         def shifted(n: int) -> Level:
-            levels = schedule(1 - np.linspace(1, 1 / size, n + 1)[::-1][:-1])
-            return replace(levels, t=np.floor(levels.t))
+            if o.name != "UniPCMultistepScheduler":
+                levels = schedule(1 - np.linspace(1, 1 / size, n + 1)[::-1][:-1])
+                return replace(levels, t=np.floor(levels.t))
+            sigma = np.minimum(schedule(np.linspace(1, 1 / size, n + 1)[:-1]).sigma, 1 - 1e-6)  # it starts next to pure noise
+            return Level(np.floor(sigma * size), 1 - sigma, sigma)
 
         return schedule, shifted
     spacing, offset = o.take("timestep_spacing", "linspace"), o.take("steps_offset", 0)
@@ -249,7 +268,7 @@ def _dpm_levels(o: Settings) -> tuple[Schedule, Callable[[int], Level]]:
     times = choose(spacings, spacing, "diffusers timestep_spacing")
     plain = _starting_at(most, lambda n: table(times(n)))
     low, high = o.take("sigma_min", float(table(0.0).noise_ratio)), o.take("sigma_max", most)
-    levels = _respaced(o, table, lambda n: low, lambda n: high, rounded=True)
+    levels = _respaced(o, table, lambda n: low, lambda n: high, lambda key: np.round if key in rounded else _cut)
     return table, levels or plain
 
 

@@ -68,6 +68,18 @@ def test_files_without_a_name_have_the_files(ldm, tmp_path):
     assert both.condition.parse(["sketch <ink>"])[0, :6].tolist() == [27, 29, 30, 31, 28, 28]
 
 
+def test_a_word_in_any_case(ldm):
+    """CLIP's text is of small letters: so are words of files, as in diffusers with transformers 5."""
+    told = ldm.condition.setting.tokenizer.with_word("<Cat>", 2).with_word("sha", 2).with_word("<sha>")
+    ids = told.encode(["a <Cat> b", "a <cat> b", "A <CAT> B"], 9)
+    assert ids[0].tolist() == [27, 14, 29, 30, 15, 28, 28, 28, 28]
+    np.testing.assert_array_equal(ids[1:], ids[[0, 0]])
+    # a word within another one, whose tokens are two
+    assert told.encode_one("<sha> SHA", 9)[:5].tolist() == [27, 33, 31, 32, 28]
+    both = told.with_word("<cat>")  # two that differ by case alone are two
+    assert both.encode_one("<cat> <Cat>", 9)[:5].tolist() == [27, 34, 29, 30, 28]
+
+
 def test_what_does_not_fit_is_refused(ldm, tmp_path):
     safetensors_files.write(tmp_path / "wide.safetensors", {"<cat>": np.ones((1, 12), np.float32)})
     with pytest.raises(ValueError, match="vectors of 12 numbers for a table of 8"):

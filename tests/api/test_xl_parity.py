@@ -3,6 +3,8 @@
 Needs the extra `parity` (torch, diffusers, transformers).
 """
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,19 @@ def theirs(pipe, noise, **options):
 def assert_close(ours, other):
     print(float(np.abs(np.asarray(ours) - other).max()))
     np.testing.assert_allclose(ours, other, atol=LIMIT)
+
+
+def test_a_tokenizer_for_both(base, tmp_path):
+    """The second text encoder's rows are filled up with "!", also by the first one's tokenizer."""
+    folder = tmp_path / "model"
+    base[0].save_pretrained(folder)
+    shutil.rmtree(folder / "tokenizer_2")
+    shared = ldm_jax.load(folder)
+    for one, other in zip(*(jax.tree.leaves(ldm.embed(ldm.params, PROMPTS)) for ldm in (shared, base[1]))):
+        np.testing.assert_array_equal(one, other)
+    ldm_jax.save(shared, tmp_path / "saved")
+    again = diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "saved")
+    assert (again.tokenizer.pad_token, again.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
 
 
 SCHEDULERS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ldm_jax.weights import files, msgpack_files, safetensors_files
+from ldm_jax.weights import files, msgpack_files, safetensors_files, torch_files
 from ldm_jax.weights.stored import ALIGNMENT, owned
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,13 @@ def test_a_plain_file_comes_before_variants(tmp_path):
     assert "b" in files.folder_tensors(tmp_path, [])[0]
     safetensors_files.write(tmp_path / "model.safetensors", {"a.weight": ARRAYS["a.weight"]})
     assert "a.weight" in files.folder_tensors(tmp_path, [])[0]
+
+
+def test_a_plain_pickle_comes_before_variants(tmp_path):
+    """As in diffusers; the variant may be of other numbers, as non_ema is."""
+    safetensors_files.write(tmp_path / "diffusion_pytorch_model.non_ema.safetensors", {"b": ARRAYS["b"]})
+    torch_files.write(tmp_path / "diffusion_pytorch_model.bin", {"a.weight": ARRAYS["a.weight"]})
+    same(files.folder_tensors(tmp_path, [])[0], {"a.weight": ARRAYS["a.weight"]})
 
 
 def test_msgpack_of_flax(tmp_path, monkeypatch):

@@ -578,6 +578,13 @@ def test_pipelines_of_two_towers_are_refused_for_what_they_are(tmp_path):
         weights.read(folder)
 
 
+def test_pipelines_of_latents_need_their_first_stage(tmp_path):
+    """Without one they would be read as drawing pictures of as many channels as their latents have."""
+    folder = pipeline(tmp_path / "a", vqvae=[None, None], vae=[None, None])
+    with pytest.raises(ValueError, match="LDMSuperResolutionPipeline without its first stage"):
+        weights.read(folder)
+
+
 def test_super_resolution_has_no_scale_of_latents(tmp_path):
     """Its pipeline ignores the autoencoder's scaling_factor, which a re-saved VQModel has at 0.18215."""
     folder = pipeline(tmp_path / "a")

@@ -86,6 +86,20 @@ ARRIVED = [  # from diffusers 0.42.1, in double precision, without the noise of 
     ("TCDScheduler", 4, {"clip_sample": True, "thresholding": True}, [-7.43344, -1.90154, 0.5254, 10.24607]),
     ("DDIMScheduler", 4, {"clip_sample": True, "thresholding": True}, [-0.97899, -0.59213, 0.48027, 0.71486]),
 ]
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 2e-2, "prediction_type": "v_prediction"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+SAVED = {"timestep_spacing": "linspace", "steps_offset": 0, "final_sigmas_type": "zero"}  # defaults, which diffusers saves too
+ARRIVED += [
+    ("DPMSolverMultistepScheduler", 5, LINEAR | {"use_beta_sigmas": True}, [0.61089, 0.37802, -0.50677, -0.34908]),
+    ("DPMSolverSinglestepScheduler", 5, LINEAR | {"use_exponential_sigmas": True}, [-0.20672, -0.0713, -0.03775, 0.37755]),
+    ("UniPCMultistepScheduler", 5, LINEAR | {"use_exponential_sigmas": True}, [-0.80786, -0.30484, 0.23457, 0.83867]),
+    ("DEISMultistepScheduler", 5, LINEAR | {"use_beta_sigmas": True}, [0.76701, 0.31856, -0.49541, -0.3767]),
+    ("DPMSolverMultistepScheduler", 5, FLOW | SAVED, [-1.10848, -0.35396, 0.20169, 1.4311]),
+    ("UniPCMultistepScheduler", 5, FLOW | SAVED, [-1.10853, -0.35341, 0.20154, 1.42755]),
+    ("FlowMatchEulerDiscreteScheduler", 5, {"use_karras_sigmas": True, "shift": 3.0}, [-1.10694, -0.36271, 0.22621, 1.45359]),
+    ("FlowMatchEulerDiscreteScheduler", 5, {"shift": 3.0, "use_exponential_sigmas": 1}, [-1.10494, -0.36697, 0.22429, 1.47083]),
+    ("FlowMatchEulerDiscreteScheduler", 5, {"use_beta_sigmas": True, "shift": 3.0}, [-1.10915, -0.35569, 0.21803, 1.43106]),
+]
 
 
 @pytest.mark.parametrize("name, steps, settings, wanted", ARRIVED, ids=lambda value: value if isinstance(value, str) else "")
@@ -102,4 +116,43 @@ def test_where_settings_lead(name, steps, settings, wanted):
 
     denoise = recipe.wrap(make_denoiser(network, recipe.prediction))
     x = sample(denoise, recipe.sampler(steps), x, grid, jnp.zeros((len(grid) - 1, *x.shape)))
-    np.testing.assert_allclose(x.reshape(-1), wanted, atol=1e-3)
+    np.testing.assert_allclose(x.reshape(-1), wanted, rtol=5e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+def test_times_of_levels_that_are_spaced_otherwise(name):
+    """Those of Karras are whole there, the others not."""
+    times = {k: schedulers.read({"_class_name": name, f"use_{k}_sigmas": True}).grid(6).t[1:-1] for k in ("karras", "beta")}
+    assert (times["karras"] == np.round(times["karras"])).all() and (times["beta"] != np.round(times["beta"])).any()
+
+
+def test_a_cosine_has_its_times_cut():
+    """In one class, where all others round those of Karras."""
+    settings = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
+    t = schedulers.read({"_class_name": "DPMSolverMultistepScheduler", **settings}).grid(20).t
+    rounded = schedulers.read({"_class_name": "UniPCMultistepScheduler", **settings}).grid(20).t
+    exact = schedulers.read({"_class_name": "HeunDiscreteScheduler", **settings}).grid(20).t
+    np.testing.assert_array_equal(t, np.floor(exact + 1e-4))
+    np.testing.assert_array_equal(rounded, np.round(exact))
+
+
+def test_the_third_order_of_edm():
+    """To exactly clean every last step is of order 1, so `euler_at_final` changes nothing; the step before stays of order 3."""
+    settings = {"solver_order": 3, "lower_order_final": False}
+    one, other = (
+        schedulers.scheduler("EDMDPMSolverMultistepScheduler", **settings, euler_at_final=euler) for euler in (False, True)
+    )
+    x, grid = 80.0 * jnp.linspace(-2, 2, 4).reshape(1, 2, 2, 1), one.grid(6)
+    denoise = one.denoiser(lambda x, t: jnp.sin(1.7 * x))
+    found = [np.asarray(sample(denoise, r.sampler(6), x, grid, jnp.zeros((6, *x.shape)))) for r in (one, other)]
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(ValueError, match="solver_order 3 has no counterpart with solver_type 'heun'"):
+        schedulers.scheduler("EDMDPMSolverMultistepScheduler", solver_order=3, solver_type="heun")
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler"])
+def test_one_step_that_goes_nowhere(name):
+    recipe = schedulers.scheduler(name, timestep_spacing="leading", set_alpha_to_one=False)
+    with pytest.raises(ValueError, match="visits t = 0 alone, where it also ends.*Take more steps"):
+        recipe.grid(1)
+    assert len(recipe.grid(2)) == 2  # the other one is a step

@@ -3,6 +3,7 @@ where they arrive, from unit noise. The network is a formula, and random steps a
 
 import importlib
 import inspect
+import json
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,54 @@ def test_a_last_step_of_no_length(name, order, steps):
     denoise = recipe.wrap(make_denoiser(lambda x, t: network(x, t.reshape(-1, 1, 1, 1), jnp), recipe.prediction))
     final = sample(denoise, recipe.sampler(steps), jnp.asarray(noise), grid, jnp.zeros((steps, *noise.shape)))
     np.testing.assert_allclose(final, wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+SPACED = [{f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")]
+
+
+def arrive(config, noise, steps, levels=slice(None)):
+    recipe = schedulers.read(config)
+    grid = recipe.grid(steps)[levels]
+    x = start(jnp.asarray(np.moveaxis(noise, 1, -1)), (1, 4, 2, 4), grid, recipe.start_scale)
+    draws = jnp.zeros((len(grid) - 1, *x.shape))
+    return np.moveaxis(sample(recipe.denoiser(of_channels_last), recipe.sampler(steps), x, grid, draws), -1, 1)
+
+
+def of_channels_last(x, t):
+    return network(x, t.reshape(-1, 1, 1, 1), jnp)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+@pytest.mark.parametrize(
+    "name, settings",
+    [("FlowMatchEulerDiscreteScheduler", {"shift": 3.0} | spaced) for spaced in ({}, *SPACED)]
+    + [(f"{kind}stepScheduler", FLOW) for kind in ("DPMSolverMulti", "DPMSolverSingle", "UniPCMulti")]
+    + [("EDMDPMSolverMultistepScheduler", {"solver_order": 3, "euler_at_final": euler}) for euler in (True, False)],
+)
+def test_what_diffusers_saves_of_a_scheduler(name, settings, steps):
+    """All of its settings with the defaults, as they stand in a saved folder, draw what they draw there."""
+    scheduler = getattr(diffusers, name)(**settings)
+    noise = np.random.default_rng(0).standard_normal((1, 4, 4, 2)).astype(np.float32)
+    if not hasattr(scheduler, "init_noise_sigma"):
+        scheduler.init_noise_sigma = 1.0
+        scheduler.scale_model_input = lambda x, t: x
+    wanted, _ = theirs(scheduler, noise, steps)
+    found = arrive(json.loads(scheduler.to_json_string()), noise, steps)
+    np.testing.assert_allclose(found, wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_deis_of_a_flow_stops_early_in_the_reference():
+    """It stops at the last level that it visits, which of a flow is far from clean: the rest of the noise stays in the picture.
+    Here the last step goes to clean; without it the two are the same."""
+    config = FLOW | {"lower_order_final": False}
+    scheduler = diffusers.DEISMultistepScheduler(**config)
+    noise = np.random.default_rng(0).standard_normal((1, 4, 4, 2)).astype(np.float32)
+    wanted, _ = theirs(scheduler, noise, 6)
+    assert scheduler.sigmas[-1] > 0.3
+    saved = json.loads(scheduler.to_json_string())
+    np.testing.assert_allclose(arrive(saved, noise, 6, slice(None, -1)), wanted, atol=2e-4 * np.abs(wanted).max())
+    assert schedulers.read(saved).grid(6).sigma[-1] == 0
 
 
 def test_no_class_of_ours_has_parameters_that_diffusers_lacks():
