@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.data.spread = 1.0
     config.first_stage_train.steps = 6000
     config.network.model_channels = 128
+    config.network.context_waves = 3  # its captions say where things are: docs/training.md
     config.conditioner.n_embed = 128
     config.conditioner.n_layer = 2
     config.network.context_dim = 128
