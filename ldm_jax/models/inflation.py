@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 
 PyTree = Any
-# How names end of blocks that change nothing at first: those that a network of films has besides, and of `context_waves`.
-OVER_TIME, BY_PLACE = "_time", "_placed"
+# How names end of blocks that change nothing at first.
+OVER_TIME = "_time"  # those that a network of films has besides
+BY_PLACE = "_placed"  # those of `context_waves`
 
 
 def inflated(params: PyTree, shapes: PyTree) -> PyTree:
