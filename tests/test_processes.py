@@ -372,3 +372,79 @@ def test_checksums_of_many_split_arrays_end(environment):  # noqa: F811
         for index in range(2)
     ]  # fmt: skip
     finish(processes, seconds=120)
+
+
+STOPPING = """
+import sys, time
+from ldm_jax.primitives.console import ends_in_one_line
+from ldm_jax.training import distributed
+index = int(sys.argv[2])
+done = 0
+with ends_in_one_line():
+    distributed.initialize(sys.argv[1], 2, index)
+    with distributed.ends_together():
+        with distributed.held("training"):
+            distributed.stop_point()
+        distributed.on_first("work of the first alone", distributed.stop_point)
+        try:
+            print("ready", flush=True)
+            while True:
+                time.sleep(0.1)
+                distributed.barrier("a batch")
+                distributed.stop_point()
+                done += 1
+        finally:
+            print("stored", done, flush=True)
+"""
+
+
+@pytest.mark.parametrize("who, number", [((1,), signal.SIGTERM), ((0,), signal.SIGINT), ((0, 1), signal.SIGTERM)])
+def test_a_signal_to_one_of_several_stops_all(environment, who, number):  # noqa: F811
+    """Between the same two batches, in order: a SIGTERM was swallowed outside of training."""
+    address = f"127.0.0.1:{port()}"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under `nohup ... &`, and by children then
+    processes = [
+        subprocess.Popen([sys.executable, "-c", STOPPING, address, str(index)], env=environment, cwd=ROOT,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        assert "ready\n" in iter(process.stdout.readline, "")
+    time.sleep(0.5)
+    for index in who:
+        processes[index].send_signal(number)
+    try:
+        said = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, error) in zip(processes, said):
+        assert process.returncode == 130 and error.splitlines()[-1] == "stopped" and "Traceback" not in error, said
+    counts = {out.splitlines()[-1] for out, _ in said}
+    assert len(counts) == 1 and counts.pop().startswith("stored "), said
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_stopped_goes_on(trained, environment, tmp_path):  # noqa: F811
+    """With what was drawn, and by another number of processes, to the numbers of one that was left alone."""
+    out, flags = tmp_path / "stopped", ["--num=400", "--batch_size=2", "--features=contrastive", "--resamples=20"]
+    whole = measure(tmp_path / "whole", trained[0], 1, environment, *flags)
+    address = f"127.0.0.1:{port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "ldm_jax.evaluation", "--workdir", str(trained[0]), "--out", str(out), *flags,
+                          f"--coordinator={address}", "--num_processes=2", f"--process_id={index}"],
+                         env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]  # fmt: skip
+    while not list(out.glob("parts/*/identity.json")):
+        assert all(process.poll() is None for process in processes), [process.communicate()[1][-2000:] for process in processes]
+        time.sleep(0.1)
+    time.sleep(1.0)
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes, status=130, seconds=60)
+    assert all("Traceback" not in text for text in said)
+    parts = [np.load(path)["rows"] for path in out.glob("parts/*/*[0-9].npz")]
+    assert 0 < sum(map(len, parts)) < 400
+    resumed = measure(out, trained[0], 1, environment, *flags)
+    for name, value in whole["results"][0]["values"].items():
+        np.testing.assert_allclose(resumed["results"][0]["values"][name], value, rtol=1e-6, err_msg=name)

@@ -82,6 +82,7 @@ def encoder(experiment: Experiment, encode: Callable, params: PyTree) -> Callabl
     params = sharding.replicate(mesh, params)
 
     def run(images: np.ndarray) -> np.ndarray:
+        distributed.stop_point()  # all processes encode as many batches
         rows = len(images)
         full = np.concatenate([images, np.repeat(images[-1:], -rows % mesh.size, 0)])
         return np.asarray(compiled(params, jax.device_put(full, sharding.batch_sharding(mesh))))[:rows]
@@ -103,6 +104,7 @@ def draws(experiment: Experiment, stage: FirstStage, params: PyTree):
     compiled = jax.jit(encode, out_shardings=sharding.replicated(experiment.mesh))
     params = sharding.replicate(experiment.mesh, params)
     for i, batch in enumerate(itertools.islice(batches, config["latents"]["scale_batches"])):
+        distributed.stop_point()
         found = {"image": batch["image"], "row": numbers.astype(np.int32), "number": np.full(len(numbers), i, np.int32)}
         yield np.asarray(compiled(params, sharding.to_device(experiment.mesh, found)))
 

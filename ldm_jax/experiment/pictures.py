@@ -12,7 +12,7 @@ from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.scoring.looking import full_batch
-from ldm_jax.training import sharding
+from ldm_jax.training import distributed, sharding
 
 PyTree = Any
 
@@ -69,6 +69,7 @@ def draw(spec: api.Specification, params: PyTree, inputs: PyTree, count: int, ba
     size, images = full_batch(batch_size, mesh), []
     with jax.set_mesh(mesh):
         for start in range(0, count, size):
+            distributed.stop_point()
             rows = np.minimum(np.arange(start, start + size), count - 1)[sharding.local_rows(mesh, size)]
             chosen = jax.tree.map(lambda x, rows=rows: sharding.to_device(mesh, np.asarray(x)[rows]), inputs)
             batches, places = (sharding.to_device(mesh, x.astype(np.int32)) for x in np.divmod(rows, batch_size))

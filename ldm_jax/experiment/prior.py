@@ -43,6 +43,7 @@ def _draw(experiment: Experiment, place: Path, ldm: api.LatentDiffusion) -> None
     cond = ldm.embed(ldm.params, [section["class_prompt"]] * batch_size)
     key = jax.random.fold_in(key_of(config["seed"]), 2)
     for start in range(0, len(missing), batch_size):
+        distributed.stop_point()
         numbers = [*missing[start : start + batch_size]]
         padded = np.asarray(numbers + numbers[-1:] * (batch_size - len(numbers)))  # one compilation
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(padded)

@@ -16,7 +16,7 @@ from ldm_jax.data.source import spread_rows
 from ldm_jax.data.transform import other_columns
 from ldm_jax.primitives.arrays import key_of, row_keys
 from ldm_jax.scoring.looking import Pictures, full_batch
-from ldm_jax.training import sharding
+from ldm_jax.training import distributed, sharding
 
 PyTree = Any
 
@@ -103,6 +103,7 @@ class Drawer:
         """All pictures of these numbers, a batch at a time."""
         batch_size = full_batch(batch_size, self.mesh)
         for start in range(0, len(numbers), batch_size):
+            distributed.stop_point()
             part = numbers[start : start + batch_size]
             rows = np.concatenate([part, np.full(batch_size - len(part), -1)])
             yield Pictures(rows, self(rows, options))

@@ -20,7 +20,7 @@ from ldm_jax.evaluation.bits import HALF
 from ldm_jax.first_stage import latents
 from ldm_jax.primitives.arrays import row_keys, row_normal
 from ldm_jax.scoring.looking import full_batch
-from ldm_jax.training import sharding
+from ldm_jax.training import distributed, sharding
 
 PyTree = Any
 CALIBRATION = 512  # training pictures for the scale of the reconstruction's distribution
@@ -81,6 +81,7 @@ def measure_likelihood(
         size = full_batch(batch_size, mesh)
         rows = sharding.local_rows(mesh, size)
         for i, batch in enumerate(eval_batches(Spread(source, count), transform, size, rows=rows, on_error=on_error)):
+            distributed.stop_point()
             inputs = None if spec.condition.kind == "none" else spec.condition.from_batch(batch)
             numbers = (i * size + rows).astype(np.int32)
             placed = sharding.to_device(mesh, {"image": batch["image"], "inputs": inputs, "number": numbers})

@@ -14,7 +14,7 @@ from ldm_jax import evaluation
 from ldm_jax.data.folder import folder
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.transform import Transform
-from ldm_jax.training import sharding
+from ldm_jax.training import distributed, sharding
 
 
 class Pictures(NamedTuple):
@@ -37,6 +37,7 @@ def of_source(source: Any, transform: Transform, batch_size: int, mesh: Any, on_
     for start, batch in zip(
         range(0, len(source), batch_size), eval_batches(source, transform, batch_size, rows=own, on_error=on_error)
     ):
+        distributed.stop_point()
         rows = np.arange(start, start + batch_size)
         yield Pictures(np.where(rows < len(source), rows, -1), sharding.to_device(mesh, batch["image"]))
 
@@ -46,6 +47,7 @@ def of_array(images: np.ndarray, batch_size: int, mesh: Any) -> Iterator[Picture
     batch_size = full_batch(batch_size, mesh)
     own = sharding.local_rows(mesh, batch_size)
     for start in range(0, len(images), batch_size):
+        distributed.stop_point()
         rows = np.arange(start, start + batch_size)
         part = images[np.minimum(rows, len(images) - 1)[own]]
         yield Pictures(np.where(rows < len(images), rows, -1), sharding.to_device(mesh, part))

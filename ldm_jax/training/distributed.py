@@ -6,7 +6,9 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import contextlib
+import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -111,9 +113,13 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
 def ends_together(orderly: tuple[type[Exception], ...] = (), seconds: float = 10.0) -> Iterator[None]:
     """A program of several processes: what all of them raise, they raise. Where one fails alone, the others would wait for it
     in their next collective, and it for them as it ends: it says so and is gone after `seconds`, and the others find out.
-    `orderly`: what never is raised by one alone, and may take some of them longer."""
+    `orderly`: what never is raised by one alone, and may take some of them longer.
+
+    Ctrl-C and SIGTERM to one of several stop all of them together, where they next come to `stop_point` or a training asks; a
+    second Ctrl-C stops that one at once."""
     try:
-        yield
+        with _ctrl_c_as_sigterm():
+            yield
     except orderly:
         raise
     except BaseException as error:
@@ -135,6 +141,55 @@ def _all_end(seconds: float) -> bool:
     except Exception:  # of jax's own, which it doesn't export: too late, or a process is gone
         return False
     return True
+
+
+@contextlib.contextmanager
+def _ctrl_c_as_sigterm() -> Iterator[None]:
+    """While the block runs, the first Ctrl-C to one of several processes is SIGTERM, which JAX tells to the others."""
+    number = signal.SIGINT
+    previous = signal.getsignal(number)
+
+    def pass_on(number: int, frame: Any) -> None:
+        signal.signal(number, previous)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def several(function: Any) -> None:
+        if jax.process_count() > 1 and previous not in (signal.SIG_IGN, None):
+            with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
+                signal.signal(number, function)
+
+    several(pass_on)
+    try:
+        yield
+    finally:
+        several(previous)
+
+
+_asked = itertools.count(1)  # how often `asked_to_stop` was called: as often in all processes
+_held: list[str] = []  # why `stop_point` is none
+
+
+def asked_to_stop() -> bool:
+    """Whether one of several processes got SIGTERM: true in all of them at the same call, once. All must call it equally often;
+    but within `on_first` it is False, as the first is alone there."""
+    return "alone" not in _held and multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
+def stop_point() -> None:
+    """Where several processes may stop together, between two batches of theirs: KeyboardInterrupt in all of them when one of
+    them was asked to. Nothing in a single process, which is interrupted anywhere, nor while stops are `held`."""
+    if jax.process_count() > 1 and not _held and asked_to_stop():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def held(reason: str) -> Iterator[None]:
+    """While the block runs, `stop_point` is none: as in a training, which asks by itself and saves first."""
+    _held.append(reason)
+    try:
+        yield
+    finally:
+        _held.remove(reason)
 
 
 _shared: list[Any] = []  # of `shares`
@@ -171,7 +226,8 @@ def on_first(name: str, prepare: Callable[[], Any]) -> None:
     error = None
     if jax.process_index() == 0:
         try:
-            prepare()
+            with held("alone"):
+                prepare()
             for copy in _shared if jax.process_count() > 1 else ():
                 copy.push()
         except (ValueError, OSError) as found:

@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from ldm_jax.training import distributed
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.judge import Judge
 from ldm_jax.training.metrics import Log
@@ -55,8 +55,8 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields a function of the step that says whether to stop: after Ctrl-C or SIGTERM.
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether to stop, to be called once a step: after Ctrl-C or SIGTERM.
 
     In one process, a second signal acts at once. Of several, one signalled process is enough, and all are told to stop at the
     same step: SIGTERM is left to JAX's preemption notifier, which agrees with the others, and Ctrl-C is passed on to it.
@@ -69,14 +69,15 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def asked(step: int) -> bool:
-        return multihost_utils.reached_preemption_sync_point(step) if several else bool(received)
+    def asked() -> bool:
+        return distributed.asked_to_stop() if several else bool(received)
 
     for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
             previous[number] = signal.signal(number, handle)
     try:
-        yield asked
+        with distributed.held("training"):
+            yield asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -214,7 +215,7 @@ class _Run:
             drain(IN_FLIGHT)
 
             last = step == self.steps
-            stop = self.asked_to_stop(step)
+            stop = self.asked_to_stop()
             due, judged = self._due(step), {}
             if stop and due:  # whoever asked may not wait for them: they look when the run goes on
                 due, judged = [], {"looked": False}
@@ -234,8 +235,8 @@ class _Run:
                 self.window.resume()
         if self.judge.tired:
             self.log.say(f"{self.log.stage}: {self.judge.in_words(step)}")
-        # A signal that came after the last look at it. Several processes see it at the next stage's first step, together.
-        if jax.process_count() == 1 and self.asked_to_stop(step):
+        # A signal that came after the last look at it. Several processes see it where they are asked next, together.
+        if jax.process_count() == 1 and self.asked_to_stop():
             raise Interrupted(step)
         return state
 
