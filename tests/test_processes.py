@@ -408,12 +408,12 @@ def test_a_signal_to_one_of_several_stops_all(environment, who, number):  # noqa
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for index in range(2)
     ]  # fmt: skip
-    for process in processes:
-        assert "ready\n" in iter(process.stdout.readline, "")
-    time.sleep(0.5)
-    for index in who:
-        processes[index].send_signal(number)
     try:
+        for process in processes:
+            assert "ready\n" in iter(process.stdout.readline, "")
+        time.sleep(0.5)
+        for index in who:
+            processes[index].send_signal(number)
         said = [process.communicate(timeout=60) for process in processes]
     finally:
         for process in processes:
