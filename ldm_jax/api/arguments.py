@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.api.specification import Specification
+from ldm_jax.primitives.arrays import extremes
 
 PyTree = Any
 
@@ -78,7 +79,8 @@ def check_noise(noise: Any, shape: tuple[int, ...]) -> jax.Array:
     noise = noise if isinstance(noise, jax.Array) else np.asarray(noise)
     if noise.shape != shape or not jnp.issubdtype(noise.dtype, jnp.number):
         raise ValueError(f"noise of shape {noise.shape}, {noise.dtype.name}: for these pictures it is float {shape}")
-    if not isinstance(noise, jax.core.Tracer) and not jnp.isfinite(noise).all():
+    found = extremes(noise)
+    if found is not None and not np.isfinite(found).all():
         raise ValueError("noise has numbers that are not finite")
     return noise
 
@@ -86,13 +88,14 @@ def check_noise(noise: Any, shape: tuple[int, ...]) -> jax.Array:
 def check_amount(amount: Any, num: int) -> jax.Array:
     """How far a variation goes, float32 [] or [num]. ValueError for other shapes and, where it isn't traced, outside [0, 1]."""
     try:
-        numbers = jnp.asarray(amount, jnp.float32)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(amount))
+        numbers = jnp.asarray(amount, jnp.float32) if traced else np.asarray(amount, np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"amount={amount!r}: must be a number from 0 to 1, or one a picture") from None
-    inside = isinstance(numbers, jax.core.Tracer) or bool(((numbers >= 0) & (numbers <= 1)).all())
+    inside = traced or bool(((numbers >= 0) & (numbers <= 1)).all())
     if numbers.shape not in ((), (num,)) or not inside:
         raise ValueError(f"amount={amount!r}: must be a number from 0 to 1, or one a picture")
-    return numbers
+    return jnp.asarray(numbers)
 
 
 def space_of(spec: Specification, noise: Any) -> tuple[int, ...]:

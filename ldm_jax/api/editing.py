@@ -104,11 +104,10 @@ def inpaint(
         raise ValueError(f"resample={resample}: steps are taken again by method 'imposed' alone, this is {method!r}")
     image = _images(spec, image, len(image) if part is not None or cond is None else count(cond))
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-    mask = mask[..., None] if mask.ndim == image.ndim - 1 else mask
-    if mask.shape != (*image.shape[:-1], 1):
-        raise ValueError(f"mask of shape {mask.shape[:-1]} for images of shape {image.shape[:-1]}: one value a pixel")
+    if mask.shape not in (image.shape[:-1], (*image.shape[:-1], 1)):
+        raise ValueError(f"mask of shape {mask.shape} for images of shape {image.shape[:-1]}: one value a pixel")
     check_mask(mask)
-    mask = jnp.asarray(mask, jnp.float32)
+    mask = jnp.asarray(mask, jnp.float32).reshape(*image.shape[:-1], 1)
     if part is not None:
         cond = spec.embed(params, _with_holes(spec, part, image, mask, cond))
         if isinstance(against := options.get("negative"), (list, tuple)):
@@ -180,7 +179,7 @@ def outpaint(
     if axes == 1 and top + bottom:
         raise ValueError(f"top={top}, bottom={bottom}: a waveform has only left and right, before and behind it")
     sides = [(0, 0), (0, 0), (top, bottom), (left, right)][-axes:]
-    image = jnp.asarray(image)
+    image = _images(spec, image, len(image))
     known = jnp.pad(image, ((0, 0), *sides, (0, 0)), mode="edge")
     mask = jnp.pad(jnp.zeros(image.shape[:-1]), ((0, 0), *sides), constant_values=1.0)
     return inpaint(spec, params, key, known, mask, cond, **options)
@@ -274,7 +273,7 @@ def _images(spec: Specification, images: jax.Array, num: int) -> jax.Array:
         raise ValueError("this model draws sentences: it can't start from one, nor paint over its parts (docs/text.md: infill)")
     images, channels = images if isinstance(images, jax.Array) else np.asarray(images), spec.first_stage.image_channels
     floating = jnp.issubdtype(images.dtype, jnp.floating)
-    if images.ndim < 3 or images.shape[-1] != channels or len(images) != num or not floating:
+    if images.ndim < 3 or images.shape[-1] != channels or len(images) != num or not images.size or not floating:
         raise ValueError(
             f"images of shape {tuple(images.shape)}, {images.dtype.name}, for {num} conditions: they must be float "
             f"[{num}, H, W, {channels}] in [-1, 1]"

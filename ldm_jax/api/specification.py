@@ -86,7 +86,7 @@ class Specification:
         self.check_params(params, "first_stage")
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         axes = len(self.image_size) + 2
-        if images.ndim != axes or not len(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+        if images.ndim != axes or not images.size or not jnp.issubdtype(images.dtype, jnp.floating):
             kind = f"images of shape {images.shape}, {images.dtype.name}"
             raise ValueError(f"{kind}: they must be float [B, *space, C] in [-1, 1]")
         if self.of_tokens:
@@ -104,7 +104,7 @@ class Specification:
         """Scaled latents -> images (not clipped)."""
         self.check_params(params, "first_stage")
         z = z if isinstance(z, jax.Array) else np.asarray(z, np.float32)
-        if z.ndim != len(self.image_size) + 2 or not len(z):
+        if z.ndim != len(self.image_size) + 2 or not z.size:
             raise ValueError(f"latents of shape {z.shape}: they must be float [B, *space, {self.first_stage.channels}]")
         return self.first_stage.decode(params["first_stage"], latents.unscale_latents(z, self.scale, self.shift))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import models
+from ldm_jax.primitives.arrays import extremes
 from ldm_jax.primitives.choices import construct
 
 PyTree = Any
@@ -260,8 +261,9 @@ def check_numbers(numbers: Any, axes: int, most: int, what: str) -> None:
     if np.ndim(numbers) != axes or not jnp.issubdtype(numbers.dtype, np.integer):
         shape = "[B, L]" if axes == 2 else "[B]"
         raise ValueError(f"{what} are int32 {shape}, these are {numbers.dtype.name} {list(np.shape(numbers))}")
-    if not isinstance(numbers, jax.core.Tracer) and not (np.min(numbers) >= 0 and np.max(numbers) < most):
-        raise ValueError(f"{what} from {np.min(numbers)} to {np.max(numbers)}: they are numbered 0 to {most - 1}")
+    found = extremes(numbers)
+    if found is not None and not (found[0] >= 0 and found[1] < most):
+        raise ValueError(f"{what} from {found[0]} to {found[1]}: they are numbered 0 to {most - 1}")
 
 
 def alike(arrays: Sequence[np.ndarray]) -> np.ndarray:

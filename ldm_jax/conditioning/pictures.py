@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
+
+from ldm_jax.primitives.arrays import extremes
 
 
 def check_range(image: Any, what: str = "an image") -> None:
     """ValueError unless the numbers lie in [-1, 1]. Traced ones pass unseen."""
-    if isinstance(image, jax.core.Tracer):
+    if (found := extremes(image)) is None:
         return
-    low, high = np.min(image), np.max(image)
+    low, high = found
     if not (low >= -1.001 and high <= 1.001):  # false for NaN too
         raise ValueError(f"{what} from {low:g} to {high:g}: bring it to [-1, 1]; 0..255 by x / 127.5 - 1")
 
@@ -38,9 +39,9 @@ def written(flag: str, image: np.ndarray, path: Path) -> str:
 
 def check_mask(mask: Any) -> None:
     """ValueError unless the numbers lie in [0, 1]. Traced ones pass unseen."""
-    if isinstance(mask, jax.core.Tracer):
+    if (found := extremes(mask)) is None:
         return
-    low, high = np.min(mask), np.max(mask)
+    low, high = found
     if not (low >= 0 and high <= 1):
         raise ValueError(f"mask from {low:g} to {high:g}: it must be 0 where to keep, 1 where to paint; 0..255 by mask / 255")
 

@@ -1,11 +1,22 @@
 """Unit vectors, means of blocks, and numbers drawn a row at a time; for any number of spatial axes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.primitives.flags import check_seed
+
+
+def extremes(x: Any) -> tuple[float, float] | None:
+    """The least and the greatest number of an array, at once, also of one that a function which `jax.jit` traces finds outside;
+    None for one that is traced itself."""
+    if isinstance(x, jax.core.Tracer):
+        return None
+    with jax.ensure_compile_time_eval():
+        return np.min(x).item(), np.max(x).item()
 
 
 def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:

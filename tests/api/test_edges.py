@@ -192,6 +192,41 @@ def test_traced_arguments_have_the_shapes_of_the_others():
         jax.eval_shape(jax.vmap(lambda c: ldm.sample(ldm.params, KEY, c)), cond)
 
 
+OUTSIDE = {  # a call, an array that it takes, and a number that it refuses there with these words
+    "picture": (lambda m, c, k, a: m.image_to_image(m.params, k, a, c), PICTURES, 2.0, r"bring it to \[-1, 1\]"),
+    "encoded": (lambda m, c, k, a: m.encode(m.params, a, k), PICTURES, 2.0, r"bring it to \[-1, 1\]"),
+    "mask": (lambda m, c, k, a: m.inpaint(m.params, k, PICTURES, a, c), HOLE, 2.0, "0 where to keep"),
+    "canvas": (lambda m, c, k, a: m.outpaint(m.params, k, a, c, left=2), PICTURES, 2.0, r"bring it to \[-1, 1\]"),
+    "noise": (lambda m, c, k, a: m.sample(m.params, k, c, noise=a), np.zeros((2, 4, 4, 4)), np.nan, "not finite"),
+    "amount": (lambda m, c, k, a: m.variation(m.params, k, c, amount=a), np.ones(2), 2.0, "from 0 to 1"),
+    "tokens": (lambda m, c, k, a: m.embed(m.params, a), np.zeros((2, 6), np.int32), 16, "numbered 0 to 15"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("trace", ["jit", "map", "shard_map"])
+def test_arrays_outside_of_a_traced_function_are_looked_at_as_ever(name, trace):
+    """`jax.jit` traces what is done with arrays that it found outside, too, and then they have no numbers to look at."""
+    ldm = model("text")
+    cond, (call, array, wrong, message) = two(ldm), OUTSIDE[name]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    keys, each = jax.random.split(KEY, 8), jax.P("data")
+
+    def traced(given):
+        def several(keys):
+            return jax.lax.map(lambda key: call(ldm, cond, key, given), keys)
+
+        if trace == "shard_map":
+            return jax.eval_shape(jax.shard_map(several, mesh=mesh, in_specs=each, out_specs=each), keys)
+        return jax.eval_shape(several, keys) if trace == "map" else jax.eval_shape(lambda k: call(ldm, cond, k, given), KEY)
+
+    array = jnp.asarray(array)
+    assert jax.tree.leaves(traced(array))
+    for given in (array.at[0].set(wrong), np.asarray(array.at[-1].set(wrong))):
+        with pytest.raises(ValueError, match=message):
+            traced(given)
+
+
 @pytest.mark.parametrize("format", ["diffusers", "compvis"])
 @pytest.mark.parametrize(
     "part, field, value",
