@@ -394,6 +394,7 @@ with ends_in_one_line():
                 distributed.stop_point()
                 done += 1
         finally:
+            time.sleep(0 if index else 12)  # longer than the others wait for one that fails
             print("stored", done, flush=True)
 """
 

@@ -109,6 +109,10 @@ def _cluster(environment: Mapping[str, str]) -> str | None:
     return None
 
 
+class StoppedTogether(KeyboardInterrupt):
+    """All processes raise it, between the same two batches; the first may store for longer than the others."""
+
+
 @contextlib.contextmanager
 def ends_together(orderly: tuple[type[Exception], ...] = (), seconds: float = 10.0) -> Iterator[None]:
     """A program of several processes: what all of them raise, they raise. Where one fails alone, the others would wait for it
@@ -120,7 +124,7 @@ def ends_together(orderly: tuple[type[Exception], ...] = (), seconds: float = 10
     try:
         with _ctrl_c_as_sigterm():
             yield
-    except orderly:
+    except (StoppedTogether, *orderly):
         raise
     except BaseException as error:
         if jax.process_count() > 1 and not _all_end(seconds):
@@ -176,10 +180,10 @@ def asked_to_stop() -> bool:
 
 
 def stop_point() -> None:
-    """Where several processes may stop together, between two batches of theirs: KeyboardInterrupt in all of them when one of
+    """Where several processes may stop together, between two batches of theirs: StoppedTogether in all of them when one of
     them was asked to. Nothing in a single process, which is interrupted anywhere, nor while stops are `held`."""
     if jax.process_count() > 1 and not _held and asked_to_stop():
-        raise KeyboardInterrupt
+        raise StoppedTogether
 
 
 @contextlib.contextmanager
