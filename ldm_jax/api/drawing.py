@@ -109,7 +109,7 @@ def unit_noise(spec: Specification, key: jax.Array, num: int, size: tuple[int, .
     num, size = count(None, num), spec.image_size if size is None else size
     check_size(spec, size)
     shape = spec.first_stage.latent_shape(*map(int, size))
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_of(key, num)[0])
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys_of(key, num)[0])
 
 
 def panorama(
@@ -189,7 +189,7 @@ def variation(
 def _variation(spec, plan, params, key, guidance, noise, amount):
     starts, steps = keys_of(key, plan.shape[0])
     # not the noise of sample's other pictures; the first one's steps for all
-    fresh = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), plan.shape[1:]))(starts)
+    fresh = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), plan.shape[1:], jnp.float32))(starts)
     noise = editing.slerp(jnp.broadcast_to(noise, plan.shape), fresh, amount)
     return run(spec, plan, params, guidance, start(plan, noise), jnp.repeat(steps[:1], plan.shape[0]))
 

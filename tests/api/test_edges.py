@@ -192,6 +192,14 @@ def test_traced_arguments_have_the_shapes_of_the_others():
         jax.eval_shape(jax.vmap(lambda c: ldm.sample(ldm.params, KEY, c)), cond)
 
 
+def test_the_noise_of_a_key_is_the_same_where_numbers_are_of_64_bits():
+    ldm = model("text")
+    plain = ldm.noise(KEY, 2)
+    with jax.enable_x64(True):
+        wide = ldm.noise(KEY, 2)
+    np.testing.assert_array_equal(wide, plain)
+
+
 OUTSIDE = {  # a call, an array that it takes, and a number that it refuses there with these words
     "picture": (lambda m, c, k, a: m.image_to_image(m.params, k, a, c), PICTURES, 2.0, r"bring it to \[-1, 1\]"),
     "encoded": (lambda m, c, k, a: m.encode(m.params, a, k), PICTURES, 2.0, r"bring it to \[-1, 1\]"),
