@@ -44,7 +44,7 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
 
 def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Unit noise [B, *shape], float32, each row from its own key (`row_keys`)."""
-    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(row_keys(key, rows))
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape), jnp.float32))(row_keys(key, rows))
 
 
 def key_of(seed: int) -> jax.Array:
