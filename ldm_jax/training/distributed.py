@@ -158,7 +158,8 @@ def _ctrl_c_as_sigterm() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def several(function: Any) -> None:
-        if jax.process_count() > 1 and previous not in (signal.SIG_IGN, None):
+        joined = jax.distributed.is_initialized() and jax.process_count() > 1  # alone, nothing touches a device before it must
+        if joined and previous not in (signal.SIG_IGN, None):
             with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
                 signal.signal(number, function)
 
