@@ -88,7 +88,8 @@ def blended(
 
     def empty(part: jax.ShapeDtypeStruct) -> jax.Array:
         shape = (part.shape[0], *(int(side * n) for side, n in zip(grown, out)), part.shape[-1])
-        return jnp.zeros(shape, jnp.promote_types(part.dtype, jnp.float32))
+        some = jax.tree.leaves(canvas)[0].ravel()[0]  # zeros that differ over a `shard_map`'s axes where the canvas does
+        return jnp.full(shape, jnp.where(False, some, 0), jnp.promote_types(part.dtype, jnp.float32))
 
     shapes = jax.eval_shape(piece, jax.ShapeDtypeStruct((len(sides),), jnp.int32))
     sums, _ = jax.lax.scan(add, jax.tree.map(empty, shapes), jnp.asarray(corners, jnp.int32))

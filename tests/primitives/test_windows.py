@@ -120,3 +120,15 @@ def test_a_ring_narrower_than_a_tile_is_closed_too():
     calls = []
     jax.eval_shape(lambda z: decode_tiled(lambda z: calls.append(z.shape) or z, z, factor=1, tile=64, wrap=-1), z)
     assert set(calls) == {(1, 6, 10, 2)}
+
+
+def test_tiles_of_each_device_under_shard_map():
+    """Sums that begin as plain zeros don't differ over the axis that the canvas is split over, and were refused."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    z, each = jax.random.normal(jax.random.key(0), (2, 12, 12, 3)), jax.P("data")
+
+    def tiled(z):
+        return decode_tiled(lambda x: 2 * x + x.mean((1, 2), keepdims=True), z, factor=1, tile=8, overlap=4)
+
+    apart = jax.jit(jax.shard_map(tiled, mesh=mesh, in_specs=each, out_specs=each))(z)
+    np.testing.assert_allclose(apart, tiled(z), atol=1e-6)
