@@ -6,7 +6,6 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import contextlib
-import itertools
 import os
 import signal
 import sys
@@ -170,14 +169,24 @@ def _ctrl_c_as_sigterm() -> Iterator[None]:
         several(previous)
 
 
-_asked = itertools.count(1)  # how often `asked_to_stop` was called: as often in all processes
+_asked = [0]  # how often `asked_to_stop` was called: as often in all processes
 _held: list[str] = []  # why `stop_point` is none
 
 
 def asked_to_stop() -> bool:
     """Whether one of several processes got SIGTERM: true in all of them at the same call, once. All must call it equally often;
     but within `on_first` it is False, as the first is alone there."""
-    return "alone" not in _held and multihost_utils.reached_preemption_sync_point(next(_asked))
+    if "alone" in _held:
+        return False
+    _asked[0] += 1
+    return multihost_utils.reached_preemption_sync_point(_asked[0])
+
+
+def ask_alike() -> None:
+    """All processes have called `asked_to_stop` equally often from now on, whatever they did before: as the one that did most.
+    So a training stops at one step of all."""
+    if jax.process_count() > 1 and "alone" not in _held:
+        _asked[0] = int(multihost_utils.process_allgather(np.int32(_asked[0])).max())
 
 
 def stop_point() -> None:

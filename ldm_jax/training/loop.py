@@ -76,6 +76,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
             previous[number] = signal.signal(number, handle)
     try:
+        distributed.ask_alike()
         with distributed.held("training"):
             yield asked
     finally:
