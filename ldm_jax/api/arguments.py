@@ -33,8 +33,14 @@ def check_arrays(cond: PyTree, name: str) -> None:
     """ValueError unless it is a dict of arrays with a first axis, as `embed` gives."""
     leaves = jax.tree.leaves(cond)
     if not (isinstance(cond, dict) and leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves)):
-        what = "an empty dict" if cond == {} else f"a {type(cond).__name__}"
+        what = "an empty dict" if isinstance(cond, dict) and not cond else f"a {type(cond).__name__}"
         raise ValueError(f"{name} is {what}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+
+
+def check_here(array: Any, name: str, function: str) -> None:
+    """ValueError for an array that is traced, where its numbers are needed before anything is."""
+    if isinstance(array, jax.core.Tracer):
+        raise ValueError(f"{name} is traced: {function} looks at its numbers; call it outside jax.jit, it compiles itself")
 
 
 def check_size(spec: Specification, size: Any) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
-from ldm_jax.api.arguments import check_amount, check_cond, check_noise, check_size, count, is_whole, space_of
+from ldm_jax.api.arguments import check_amount, check_cond, check_here, check_noise, check_size, count, is_whole, space_of
 from ldm_jax.api.sampling import (
     canvas,
     decode,
@@ -150,6 +150,7 @@ def upscale(
     condition = spec.condition
     if condition.kind != "superres":
         raise ValueError(f"upscale is for models of super-resolution; this one takes {condition.takes}")
+    check_here(low, "low", "upscale")
     low = np.asarray(low)
     scale = condition.scale
     multiple = max(spec.first_stage.factor // scale, 1)
@@ -174,15 +175,16 @@ def variation(
     **options: Any,
 ) -> jax.Array:
     """Pictures like the first one that `sample` draws with this key (or the one of `noise` [1, h, w, C], such as `invert`
-    gives): its noise is turned towards fresh ones by `amount` (a number or [B]), 0 for itself, 1 for another picture."""
+    gives): its noise is turned towards fresh ones by `amount` (a number or [B]), 0 for itself, 1 for another picture.
+    `key`: one for all, or one a picture, as of `sample`."""
     check_cond(spec, cond)
-    num = count(cond, num)
+    num, key = count(cond, num), typed_key(key)
     if noise is None:
-        noise = unit_noise(spec, key, 1, canvas(spec, cond) if size is None else size)
+        noise = unit_noise(spec, key[:1] if key.ndim else key, 1, canvas(spec, cond) if size is None else size)
     full = space_of(spec, noise)
     plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
     noise = check_noise(noise, (num if len(noise) == num else 1, *plan.shape[1:]))
-    return _variation(spec, plan, params, typed_key(key), guidance, noise, check_amount(amount, num))
+    return _variation(spec, plan, params, key, guidance, noise, check_amount(amount, num))
 
 
 @program

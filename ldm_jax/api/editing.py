@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
-from ldm_jax.api.arguments import check_count, check_noise, count, is_whole
+from ldm_jax.api.arguments import check_count, check_here, check_noise, count, is_whole
 from ldm_jax.api.sampling import (
     Guidance,
     Plan,
@@ -121,6 +121,8 @@ def _with_holes(
 ) -> list[Any]:
     """What `embed` takes of a model that is told the image and the mask, and perhaps another condition: `others`, one a
     picture, which a user gave as `name`."""
+    for name_of, given in (("image", image), ("mask", mask)):
+        check_here(given, name_of, "inpaint, with a model that is told the picture,")
     pairs = list(zip(np.asarray(image), np.asarray(mask > 0, np.float32)))
     if not part:
         if others is not None:

@@ -19,6 +19,7 @@ from ldm_jax.api.sampling import canvas
 from ldm_jax.api.specification import Specification
 from ldm_jax.conditioning import Condition
 from ldm_jax.first_stage import FirstStage
+from ldm_jax.primitives.explicit import automatic
 
 PyTree = Any
 
@@ -32,7 +33,15 @@ def _method(function: Callable) -> Callable:
 
     own, *others = inspect.signature(function).parameters.values()
     method.__signature__ = inspect.Signature([own.replace(name="self", annotation=own.empty), *others])
-    return method
+    return automatic(method)
+
+
+_null = automatic(Specification.null)
+
+
+@automatic
+def _denoise(spec, params, cond, guidance_scale, negative, x, level):
+    return spec.denoiser(params, cond, guidance_scale, negative)(x, level)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +112,7 @@ class LatentDiffusion:
             + "\n"
         )
 
+    @automatic
     def embed(self, params: PyTree, values: Sequence[Any] | PyTree) -> PyTree:
         """What a user gave, a list with one entry a picture -> cond for `apply` and `sample`, a dict of arrays [B, ...].
 
@@ -115,25 +125,29 @@ class LatentDiffusion:
         """
         return self.specification.embed(params, values)
 
+    @automatic
     def null(self, params: PyTree, batch: int, size: tuple[int, ...] | None = None) -> PyTree:
         """The empty condition, `batch` times; where conditions are pictures, for ones of `size` pixels, by default the training
         size."""
         return self.specification.null(params, batch, size)
 
+    @automatic
     def encode(self, params: PyTree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images float [B, H, W, 3] in [-1, 1] -> scaled latents float32 [B, h, w, C]: the posterior's mean, or a draw from it
         if there is a key. ValueError unless sides are multiples of `first_stage.factor`."""
         return self.specification.encode(params, images, key)
 
+    @automatic
     def decode(self, params: PyTree, z: jax.Array) -> jax.Array:
         """Scaled latents [B, h, w, C] -> images [B, H, W, 3], in [-1, 1] up to what the decoder overshoots: not clipped."""
         return self.specification.decode(params, z)
 
+    @automatic
     def apply(
         self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
     ) -> jax.Array:
         """The raw network: x [B, h, w, C] at times t [B] -> what config.diffusion.prediction says, [B, h, w, C].
-        `s` [B]: how far it is to step, in units of t, for networks that take that."""
+        `s` [B]: how far it is to step, in units of t, for networks that take that. One time or step is that of all."""
         return self.specification.apply(params, x, t, cond, s)
 
     def denoiser(
@@ -148,9 +162,10 @@ class LatentDiffusion:
         if guidance_scale is not None and negative is None and not self.specification.told_guidance:
             leaves = jax.tree.leaves(cond)
             size = canvas(self.specification, cond)
-            negative = self.specification.null(params, leaves[0].shape[0] if leaves else 1, size, cond)
-        return self.specification.denoiser(params, cond, guidance_scale, negative)
+            negative = _null(self.specification, params, leaves[0].shape[0] if leaves else 1, size, cond)
+        return functools.partial(_denoise, self.specification, params, cond, guidance_scale, negative)
 
+    @automatic
     def noise(self, key: jax.Array, num: int, size: tuple[int, ...] | None = None) -> jax.Array:
         """The unit noise [num, h, w, C] that `sample` starts from with this key, for pictures of `size` pixels, by default the
         training size."""

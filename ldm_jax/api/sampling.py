@@ -170,7 +170,7 @@ def prepare(
     own = len(options.grid.alpha) - 1 if isinstance(options.grid, diffusion.Level) else defaults["steps"]
     steps = own if options.steps is None else options.steps
     try:
-        strength = float(strength if not isinstance(strength, str) else "")
+        strength = float(strength if not isinstance(strength, (str, bool, np.bool_)) else "")
     except (TypeError, ValueError):  # of what is traced, too: the number of steps is compiled in
         raise ValueError(f"strength={strength!r}: must be a number in (0, 1]") from None
     spec.check_params(params, "network", "first_stage")

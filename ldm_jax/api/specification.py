@@ -69,7 +69,8 @@ class Specification:
         self, params: PyTree, x: jax.Array, t: jax.Array, cond: PyTree = None, s: jax.Array | None = None
     ) -> jax.Array:
         """The raw network: x [B, *space, C] at times t [B] -> what config.diffusion.prediction says, [B, *space, C].
-        `s` [B]: how far it is to step, in units of t, for networks that take that."""
+        `s` [B]: how far it is to step, in units of t, for networks that take that. One time or step is that of all."""
+        t, s = (None if n is None else jnp.broadcast_to(jnp.asarray(n), x.shape[:1]) for n in (t, s))
         second = {} if s is None else {"s": s}
         if cond is not None and "hint" in cond:
             both = {name: params[name] for name in ("network", "control")}

@@ -58,6 +58,8 @@ def load(path: Path, argument: str = "") -> Any:
     if spec is None:
         raise ValueError(f"--config={path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)  # its own modules, as of a script; at the end, where they hide nobody else's
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={path}: it has no get_config()")

@@ -62,6 +62,20 @@ def is_workdir(folder: str | Path) -> bool:
     return of_training and (folder / "config.json").is_file()
 
 
+def models_near(folder: Path) -> str:
+    """A sentence on the working directory or pipeline that a folder is part of, or on those in it; empty where there are none.
+    The folders of the Hugging Face hub's cache hold theirs in `snapshots`."""
+
+    def is_model(place: Path) -> bool:
+        return is_workdir(place) or (place / "model_index.json").is_file()
+
+    for above in list(folder.absolute().parents)[:3]:
+        if is_model(above):
+            return f"It is part of {above}: give that."
+    inside = [place for pattern in ("*", "snapshots/*") for place in sorted(folder.glob(pattern)) if is_model(place)]
+    return f"Models are in {', '.join(map(str, inside[:5]))}: give one of them." if inside else ""
+
+
 def place(path: str | Path, what: str) -> Path:
     """The path of a folder or file that is to be made, or of a folder to be written into; nothing is made yet. ValueError as of
     `of_this_machine`.

@@ -177,8 +177,8 @@ def load_part(folder: Any, part: str, which: str | int = "last", *, mesh: Mesh |
     """One item of a checkpoint, without a model at hand and without the rest: "params", "ema", "opt_state", "post_hoc", or
     "averaged" (ema, or params where no average is kept).
 
-    `which`: "last", "best" (the lowest score) or a step. Arrays are read onto the default device, or, with a mesh, split as
-    `placement.spec` says. Nothing on disk is changed, and a training may go on beside it.
+    `which`: "last", "best" (the lowest score) or a step. Arrays are read onto the default device, but may be used beside ones
+    on others, or, with a mesh, split as `placement.spec` says. Nothing on disk is changed, and a training may go on beside it.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -188,7 +188,8 @@ def load_part(folder: Any, part: str, which: str | int = "last", *, mesh: Mesh |
     for attempt in range(5):
         step = _choose(folder, which)
         try:
-            return _load_part(folder / str(step), part, mesh)
+            found = _load_part(folder / str(step), part, mesh)
+            return found if mesh is not None else jax.tree.map(_movable, found)
         except Damaged as damage:
             if attempt < 4 and not (folder / str(step)).is_dir() and not isinstance(which, int):
                 continue  # a training went on beside us and no longer keeps it
@@ -300,6 +301,11 @@ def _placed(shapes: PyTree, mesh: Mesh | None) -> PyTree:
     else:
         shardings = sharding.state_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _movable(array: jax.Array) -> jax.Array:
+    """Not committed to the device that it was read onto: computed with beside arrays on others, or on a mesh."""
+    return jax.device_put(np.asarray(array)) if isinstance(array, jax.Array) else array
 
 
 def _nested(arrays: Mapping[str, str], item: str) -> PyTree:

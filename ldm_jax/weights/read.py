@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ldm_jax.primitives.files import of_this_machine
+from ldm_jax.primitives.files import models_near, of_this_machine
 from ldm_jax.weights import compvis_files, diffusers_files, files, naming, safetensors_files
 
 _FOLDERS = ("model_index.json", "config.json")  # of diffusers
@@ -68,9 +68,10 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None, prediction
         weights = [file for file in sorted(path.iterdir()) if file.suffix in suffixes and file.is_file()]
         if len(weights) != 1:
             names = ", ".join(file.name for file in weights) or "none"
+            near = models_near(path)
             raise ValueError(
                 f"{path}: no model_index.json and no config.json, so not a diffusers folder; as a CompVis folder it "
-                f"should hold one checkpoint (found {names})"
+                f"should hold one checkpoint (found {names}){near and '. '}{near}"
             )
         path = weights[0]
     if path.suffix == ".safetensors" and config is None:

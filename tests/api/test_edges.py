@@ -122,6 +122,9 @@ def test_parameters_that_are_none(params):
     [
         (lambda m, c: m.image_to_image(m.params, KEY, PICTURES, c, strength=[0.5]), "strength="),
         (lambda m, c: m.image_to_image(m.params, KEY, PICTURES, c, strength=None), "strength=None"),
+        (lambda m, c: m.image_to_image(m.params, KEY, PICTURES, c, strength=True), "strength=True"),
+        (lambda m, c: m.image_to_image(m.params, KEY, c, PICTURES), "cond is a ndarray: give what ldm.embed"),
+        (lambda m, c: m.image_to_image(m.params, KEY, c, jnp.asarray(PICTURES)), "cond is a ArrayImpl: give what ldm.embed"),
         (lambda m, c: m.inpaint(m.params, KEY, PICTURES, HOLE, c, resample="2"), "resample='2'"),
         (lambda m, c: m.inpaint(m.params, KEY, PICTURES, HOLE, c, resample=2, method="certain"), "'imposed' alone"),
         (lambda m, c: m.outpaint(m.params, KEY, PICTURES, c, top="2"), "whole numbers of pixels"),
@@ -233,6 +236,25 @@ def test_arrays_outside_of_a_traced_function_are_looked_at_as_ever(name, trace):
     for given in (array.at[0].set(wrong), np.asarray(array.at[-1].set(wrong))):
         with pytest.raises(ValueError, match=message):
             traced(given)
+
+
+@pytest.mark.parametrize("kind", ["superres", "inpaint"])
+def test_traced_pictures_that_must_be_looked_at_are_refused(kind):
+    ldm = model(kind)
+    calls = {
+        "superres": lambda x: ldm.upscale(ldm.params, KEY, x[:, :2, :2]),
+        "inpaint": lambda x: ldm.inpaint(ldm.params, KEY, x, HOLE),
+    }
+    assert calls[kind](PICTURES).shape == PICTURES.shape
+    with pytest.raises(ValueError, match="is traced: .* call it outside jax.jit"):
+        jax.jit(calls[kind])(PICTURES)
+
+
+def test_variations_with_a_key_each():
+    ldm = model("text")
+    cond, keys = two(ldm), jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(2))
+    ours = ldm.variation(ldm.params, keys, cond, amount=0.5)
+    np.testing.assert_allclose(ours, ldm.variation(ldm.params, KEY, cond, amount=0.5), atol=1e-5)
 
 
 @pytest.mark.parametrize("format", ["diffusers", "compvis"])

@@ -162,6 +162,8 @@ def test_encode_decode_and_apply():
     assert ldm.decode(ldm.params, z).shape == x.shape
     cond = ldm.embed(ldm.params, ["a red circle", ""])
     assert ldm.apply(ldm.params, z, np.zeros(2, np.float32), cond).shape == z.shape
+    one = ldm.apply(ldm.params, z, 0.5, cond)
+    np.testing.assert_array_equal(one, ldm.apply(ldm.params, z, np.full(2, 0.5, np.float32), cond))
     np.testing.assert_allclose(cond["context"][1], ldm.null(ldm.params, 1)["context"][0], atol=1e-5)
     assert 0.5 < float(ldm.schedule(0.5).alpha) < 0.9
     with pytest.raises(ValueError, match="multiples of 2"):

@@ -1,5 +1,7 @@
 """Fields of the config as flags."""
 
+import sys
+
 import pytest
 
 from ldm_jax import build
@@ -104,3 +106,13 @@ def test_a_file_where_a_folder_is_meant(tmp_path):
     (tmp_path / "pictures.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="pictures.zip is a file: give the folder"):
         train.run(["train.py", f"--data={tmp_path / 'pictures.zip'}"])
+
+
+def test_a_config_imports_a_module_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "my_sizes_of_a_test.py").write_text("STEPS = 7\n")
+    source = "from configs import shapes\nimport my_sizes_of_a_test\n\ndef get_config():\n"
+    source += "    config = shapes.get_config()\n"
+    source += "    config.diffusion_train.steps = my_sizes_of_a_test.STEPS\n    return config\n"
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert configs.load(tmp_path / "mine.py").diffusion_train.steps == 7

@@ -89,6 +89,13 @@ def test_restores_every_bit_on_any_number_of_devices(folder):
     assert equal(load_averaged(folder, 2), state_at(2).ema)
 
 
+def test_what_is_read_is_computed_with_beside_arrays_on_other_devices(folder):
+    elsewhere = jax.device_put(state_at(4).ema, jax.devices()[3])
+    total = jax.tree.map(jnp.add, load_averaged(folder), elsewhere)
+    assert equal(total, jax.tree.map(lambda x: x + x, state_at(4).ema))
+    assert {x.device for x in jax.tree.leaves(total)} == {jax.devices()[3]}
+
+
 def test_an_empty_folder_is_a_fresh_start(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.restore(target_on(ONE)) is None

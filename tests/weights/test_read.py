@@ -626,3 +626,21 @@ def test_files_under_another_suffix(tmp_path, suffix, data, message):
     (tmp_path / f"model{suffix}").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         weights.read(tmp_path / f"model{suffix}")
+
+
+def test_a_folder_above_or_below_a_model_names_it(tmp_path):
+    run, pipeline = tmp_path / "runs" / "one", tmp_path / "cache" / "snapshots" / "abc"
+    for folder in (run / "diffusion" / "checkpoints", pipeline / "unet"):
+        folder.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (pipeline / "model_index.json").write_text("{}")
+    for given, message in (
+        (run / "diffusion", f"It is part of {run}: give that"),
+        (run / "diffusion" / "checkpoints", f"It is part of {run}: give that"),
+        (pipeline / "unet", f"It is part of {pipeline}: give that"),
+        (run.parent, f"Models are in {run}: give one of them"),
+        (tmp_path / "cache", f"Models are in {pipeline}: give one of them"),
+        (tmp_path, r"found none\)$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            weights.read(given)
