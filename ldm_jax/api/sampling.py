@@ -20,7 +20,7 @@ from ldm_jax import diffusion
 from ldm_jax.api.arguments import check_alike, check_arrays, check_cond, check_count, check_size, is_whole
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
-from ldm_jax.primitives.arrays import typed_key
+from ldm_jax.primitives.arrays import row_keys, threefry, typed_key
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.windows import decode_tiled, encode_tiled
 
@@ -275,7 +275,7 @@ def keys_of(key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     key = typed_key(key)
     if key.ndim and len(key) != num:
         raise ValueError(f"{len(key)} keys for {num} pictures: give one for all, or one a picture")
-    own = key if key.ndim else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
+    own = threefry(key) if key.ndim else row_keys(key, jnp.arange(num))
     keys = jax.vmap(jax.random.split)(own)
     return keys[:, 0], keys[:, 1]
 

@@ -13,7 +13,7 @@ from ldm_jax.diffusion.denoiser import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level, namespace
 from ldm_jax.diffusion.samplers import make_sampler
-from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian
+from ldm_jax.diffusion.samplers.protocol import Sampler, State, gaussian, split
 
 
 def sample(
@@ -90,4 +90,4 @@ def step_keys(key: jax.Array | None, steps: int) -> jax.Array | None:
         if key.shape[:1] != (steps,):
             raise ValueError(f"key holds noise of shape {key.shape} for {steps} steps. (A raw uint32 key? Use jax.random.key.)")
         return key
-    return jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, steps))(key), 0, 1) if key.ndim else jax.random.split(key, steps)
+    return split(key, steps)

@@ -15,7 +15,7 @@ import numpy as np
 from ldm_jax.diffusion.denoiser import check_denoiser
 from ldm_jax.diffusion.grids import check_grid
 from ldm_jax.diffusion.level import Denoiser, Level
-from ldm_jax.primitives.arrays import typed_key
+from ldm_jax.primitives.arrays import threefry, typed_key
 
 
 def log_likelihood(
@@ -37,7 +37,7 @@ def log_likelihood(
     axes, dims = tuple(range(1, x.ndim)), np.prod(x.shape[1:])
     key = typed_key(key)
     if key.ndim:
-        vs = jax.vmap(lambda key: jax.random.rademacher(key, (probes, *x.shape[1:]), x.dtype), out_axes=1)(key)
+        vs = jax.vmap(lambda key: jax.random.rademacher(key, (probes, *x.shape[1:]), x.dtype), out_axes=1)(threefry(key))
     else:
         vs = jax.random.rademacher(key, (probes, *x.shape), x.dtype)
 

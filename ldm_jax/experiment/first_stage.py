@@ -82,7 +82,7 @@ def load_perceptual(section: Mapping[str, Any]) -> PyTree:
     """LPIPS's parameters from the files named; "random": an untrained network, always the same."""
     if section["perceptual_path"] == "random":
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        return models.initialize(build.make_perceptual(section), jax.random.key(0), image, image)
+        return models.initialize(build.make_perceptual(section), key_of(0), image, image)
     found = weights.read_lpips(section["perceptual_path"], section["perceptual_linear_path"] or None)
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), found)
 

@@ -11,6 +11,7 @@ from ldm_jax.api import drawing
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.primitives.arrays import key_of
 from ldm_jax.scoring.looking import full_batch
 from ldm_jax.training import distributed, sharding
 
@@ -86,5 +87,5 @@ def _drawn(spec: api.Specification, params: PyTree, keys: jax.Array, inputs: PyT
 @jax.jit
 def _row_keys(starts: jax.Array, places: jax.Array) -> jax.Array:
     """Of each picture, by the first one's number in its batch of config.evaluation.batch_size, and its place there."""
-    key = jax.random.key(0)
+    key = key_of(0)
     return jax.vmap(lambda start, place: jax.random.fold_in(jax.random.fold_in(key, start), place))(starts, places)

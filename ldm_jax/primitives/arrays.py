@@ -1,6 +1,7 @@
 """Unit vectors, means of blocks, and numbers drawn a row at a time; for any number of spatial axes."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.primitives.flags import check_seed
+
+KIND = "threefry2x32"  # of every key that is made here, whatever jax_default_prng_impl says
 
 
 def extremes(x: Any) -> tuple[float, float] | None:
@@ -39,7 +42,12 @@ def block_mean(x: jax.Array, n: int | Sequence[int] = 2) -> jax.Array:
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
     """A key for each row number of int32 [B]: what a row draws does not depend on which rows are drawn beside it, so a batch
     can be cut into pieces."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    each = jax.lax.map if jax.random.key_impl(key) == "unsafe_rbg" else _at_once  # which folds otherwise beside others
+    return threefry(each(lambda row: jax.random.fold_in(key, row), rows))
+
+
+def _at_once(function: Callable, rows: jax.Array) -> jax.Array:
+    return jax.vmap(function)(rows)
 
 
 def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -50,15 +58,28 @@ def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Arr
 def key_of(seed: int) -> jax.Array:
     """The key of a seed from 0 to 2**64 - 1; other seeds, other keys. ValueError for others."""
     check_seed(seed)
-    key = jax.random.key(seed % 2**32)
+    key = jax.random.key(seed % 2**32, impl=KIND)
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 
 
 def typed_key(key: jax.Array) -> jax.Array:
-    """A typed key, [] or [B]; legacy ones (uint32 [..., 2], of `jax.random.PRNGKey`) are wrapped. ValueError for anything
-    else."""
+    """A typed key, [] or [B]; legacy ones of `jax.random.PRNGKey` (uint32 [..., 2], or [..., 4] where rbg is JAX's default) are
+    wrapped. ValueError for anything else."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
-    if hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim and key.shape[-1] == 2:
-        return jax.random.wrap_key_data(jnp.asarray(key))
+    if hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim and key.shape[-1] in (2, 4):
+        return jax.random.wrap_key_data(jnp.asarray(key), impl=KIND if key.shape[-1] == 2 else "rbg")
     raise ValueError(f"key={key!r}: give a random key, jax.random.key(0)")
+
+
+def threefry(key: jax.Array) -> jax.Array:
+    """Typed keys whose numbers under `jax.vmap` are those of each alone. With other kinds (rbg, unsafe_rbg) they depend on the
+    keys beside it, so such a key gives one of threefry, made of all its words."""
+    if jax.random.key_impl(key) == KIND:
+        return key
+    words = jax.random.key_data(key)
+    made = jax.random.wrap_key_data(words[..., :2], impl=KIND)
+    fold = functools.reduce(lambda f, _: jax.vmap(f), key.shape, jax.random.fold_in)
+    for i in range(2, words.shape[-1]):
+        made = fold(made, words[..., i])
+    return made

@@ -14,6 +14,7 @@ from ldm_jax.data.pipeline import batches, in_memory
 from ldm_jax.data.source import Source
 from ldm_jax.data.tokenizer import Tokenizer, caption_texts, train_tokenizer
 from ldm_jax.data.transform import Transform
+from ldm_jax.primitives.arrays import key_of
 from ldm_jax.probes.probe import KINDS, Probe, write
 from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import Checkpoints
@@ -94,7 +95,7 @@ def train(
                 sharding.compile_step(mesh, step, shapes),
                 batches(source, transform, batch_size, seed, start_step=int(state.step)),
                 steps=steps,
-                key=jax.random.key(seed),
+                key=key_of(seed),
                 batch_size=batch_size,
                 log=log,
                 checkpoints=checkpoints,

@@ -18,7 +18,7 @@ from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.evaluation.bits import HALF
 from ldm_jax.first_stage import latents
-from ldm_jax.primitives.arrays import row_keys, row_normal
+from ldm_jax.primitives.arrays import key_of, row_keys, row_normal
 from ldm_jax.scoring.looking import full_batch
 from ldm_jax.training import distributed, sharding
 
@@ -72,7 +72,7 @@ def measure_likelihood(
     terms = jax.jit(lambda params, batch, key, scale: _terms(spec, params, batch, key, scale, steps),
                     out_shardings=sharding.replicated(mesh))  # fmt: skip
     error = jax.jit(lambda params, batch, key: _error(spec, params, batch, key), out_shardings=sharding.replicated(mesh))
-    key = jax.random.key(seed)
+    key = key_of(seed)
 
     def over(source: Any, count: int, function: Any, *args: Any) -> list[np.ndarray]:
         """`function` of every batch's pictures, rows beyond the last left out."""

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ldm_jax.primitives.arrays import typed_key
 from ldm_jax.training import distributed
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.judge import Judge
@@ -128,8 +129,7 @@ def train(
     for name, value in {"log_every": log_every, "checkpoint_every": checkpoint_every, "prefetch": prefetch}.items():
         if value < 0:
             raise ValueError(f"{name}={value}: must not be negative; 0 is off")
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+    key = typed_key(key)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)
     judge = judge or Judge()
     run = _Run(log, checkpoints, hooks, judge, steps, log_every, checkpoint_every, batch_size, flops_per_step, peak_flops)

@@ -13,6 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ldm_jax.primitives.arrays import KIND
 from ldm_jax.primitives.placement import AXES, ROWS, spec
 
 PyTree = Any
@@ -167,7 +168,7 @@ def to_device(mesh: Mesh, batch: PyTree) -> PyTree:
 
 
 def seed_key(seed: int) -> jax.Array:
-    """A typed key for a seed from 0 to 2^64 - 1; below 2^32 it is `jax.random.key(seed)`, above, the upper half is folded in.
+    """`primitives.arrays.key_of` without a program for each seed: a typed key for one from 0 to 2^64 - 1.
     ValueError outside."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed}: must lie between 0 and 2^64 - 1")
@@ -175,10 +176,10 @@ def seed_key(seed: int) -> jax.Array:
 
 
 def _key(low: jax.Array, high: jax.Array) -> jax.Array:
-    key = jax.random.key(low)
+    key = jax.random.key(low, impl=KIND)
     folded = jax.random.fold_in(key, high)
     data = jax.numpy.where(high > 0, jax.random.key_data(folded), jax.random.key_data(key))
-    return jax.random.wrap_key_data(data)
+    return jax.random.wrap_key_data(data, impl=KIND)
 
 
 def init_sharded(mesh: Mesh, init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import ldm_jax
+from ldm_jax.primitives.arrays import key_of, row_normal
+from ldm_jax.training.sharding import seed_key
 from tests.tiny import model, random_model
 
 KEY = jax.random.key(0)
@@ -248,6 +250,25 @@ def test_traced_pictures_that_must_be_looked_at_are_refused(kind):
     assert calls[kind](PICTURES).shape == PICTURES.shape
     with pytest.raises(ValueError, match="is traced: .* call it outside jax.jit"):
         jax.jit(calls[kind])(PICTURES)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_kinds_draw_each_picture_by_itself(kind):
+    """What JAX draws by rbg under vmap depends on the keys beside a key."""
+    ldm, key = model("text"), jax.random.key(3, impl=kind)
+    cond = ldm.embed(ldm.params, ["a red circle", "a blue star"] * 2)
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in range(4)])
+    drawn = ldm.sample(ldm.params, key, cond, sampler="euler_ancestral")
+    last = ldm.sample(ldm.params, keys[2:], jax.tree.map(lambda x: x[2:], cond), sampler="euler_ancestral")
+    np.testing.assert_allclose(drawn[2:], last, atol=1e-5)
+    np.testing.assert_array_equal(ldm.noise(key, 4)[:3], ldm.noise(key, 3))
+    rows = jnp.arange(5, 9)
+    np.testing.assert_array_equal(row_normal(key, rows, (8,))[2:], row_normal(key, rows[2:], (8,)))
+    assert len({float(x[0, 0, 0]) for x in ldm.noise(key, 4)}) == 4
+    with jax.default_prng_impl(kind):
+        legacy = ldm.noise(jax.random.PRNGKey(3), 4)
+        assert all(jax.random.key_impl(made(5)) == "threefry2x32" for made in (key_of, seed_key))
+    assert kind != "rbg" or np.array_equal(legacy, ldm.noise(key, 4))
 
 
 def test_variations_with_a_key_each():

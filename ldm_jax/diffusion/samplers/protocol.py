@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm_jax.diffusion.level import PURE_NOISE, Level, expand
 from ldm_jax.diffusion.parameterization import PredictionType, coefficients, determinant
+from ldm_jax.primitives.arrays import threefry
 
 
 class State(NamedTuple):
@@ -93,13 +94,15 @@ def gaussian(key: jax.Array | None, x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if key.ndim:
-        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+        return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(threefry(key))
     return jax.random.normal(key, x.shape, x.dtype)
 
 
 def split(key: jax.Array, count: int = 2) -> jax.Array:
     """`count` keys [count, ...] from a typed key or from one per sample."""
-    return jax.random.split(key, count) if key.ndim == 0 else jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
+    if key.ndim == 0:
+        return jax.random.split(key, count)
+    return jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(threefry(key))
 
 
 def noise_to(x: jax.Array, level: Level, to: Level, noise: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from ldm_jax import build
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
 from ldm_jax.experiment.evaluators.model import Model
+from ldm_jax.primitives.arrays import key_of
 from ldm_jax.training import sharding
 from ldm_jax.training.loop import Report
 from ldm_jax.training.program import Program
@@ -46,7 +47,7 @@ def make_loss(model: Model) -> Callable[[TrainState], Report]:
             found = {"image": batch["image"], "inputs": condition.from_batch(batch)}
             with jax.set_mesh(mesh):
                 found, mask = sharding.to_device(mesh, (found, batch["mask"]))
-                losses.append(loss_of(params, found, mask, jax.random.key(i)))
+                losses.append(loss_of(params, found, mask, key_of(i)))
         total, count = np.float64(jax.device_get(losses)).sum(0)  # the host waits once, not for every batch
         return Report({"validation/loss": float(total / count)})
 
