@@ -35,7 +35,8 @@ def automatic(function: Callable) -> Callable:
 
         given = signature.bind(*arguments, **options).arguments
         rows = _rows(jax.tree.leaves({name: value for name, value in given.items() if name != "params"}))
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in arrays.values())
+        made = jax.numpy.zeros(())  # traced by jax.jit, whatever it is made of
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in (made, *arrays.values()))
         return _traced(on, arrays, mesh, rows) if traced else _eager(on, arrays, rows)
 
     return call
@@ -71,7 +72,8 @@ def _split(array: jax.Array, rows: Rows) -> P:
 
 
 def _traced(function: Callable, arrays: dict[int, jax.Array], mesh: AbstractMesh, rows: Rows) -> PyTree:
-    """While JAX traces."""
+    """While JAX traces. Arrays that are there, and on no such mesh, stay as they are: their numbers may be looked at."""
+    arrays = {i: x for i, x in arrays.items() if isinstance(x, jax.core.Tracer) or _on_explicit(x)}
 
     @jax.jit  # where it only differentiates or maps, too
     def run(arrays):

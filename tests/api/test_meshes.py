@@ -108,6 +108,21 @@ def test_a_sampler_of_ones_own_on_explicit_axes():
     np.testing.assert_allclose(found, draw(ldm.params, LATENTS, cond), atol=3e-5)
 
 
+def test_numbers_on_one_device_are_looked_at_within_jit():
+    ldm, mesh = model("text"), mesh_of(AxisType.Explicit)
+    rows, cond = placed(mesh, P("data")), ldm.embed(ldm.params, ["a red circle"] * 8)
+    half, scale, levels = jnp.float32(0.5), jnp.float32(2), jax.tree.map(jnp.asarray, ldm.specification.recipe().grid(2))
+
+    def draw(pictures, cond):
+        return ldm.image_to_image(ldm.params, KEY, pictures, cond, strength=half, guidance_scale=scale, grid=levels)
+
+    expected = ldm.image_to_image(ldm.params, KEY, PICTURES, cond, strength=0.5, **ASK)
+    split = rows(PICTURES), jax.tree.map(rows, cond)
+    np.testing.assert_allclose(jax.jit(draw)(*split), expected, atol=3e-5)
+    with jax.set_mesh(mesh):  # JAX asks for it where no argument lies on the mesh
+        np.testing.assert_allclose(jax.jit(lambda: draw(*split))(), expected, atol=3e-5)
+
+
 def test_the_same_refusals_on_explicit_axes():
     ldm, mesh = model("text"), mesh_of(AxisType.Explicit)
     rows = placed(mesh, P("data"))
