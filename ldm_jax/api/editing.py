@@ -149,7 +149,10 @@ def _inpaint(spec, static, params, key, guidance, image, mask, noise):
         denoise = editing.known_region(denoise, z, known)
     starts = starts if noise is None else noise
     x = start(plan, starts) if plan.whole else noised(plan, z, starts)
-    painted = decode(spec, plan, params, diffusion.sample(denoise, sampler, x, plan.grid, steps))
+    x = diffusion.sample(denoise, sampler, x, plan.grid, steps)
+    if method != "concat":  # grids may end a little above clean
+        x = known * z + (1 - known) * x
+    painted = decode(spec, plan, params, x)
     return jnp.where(mask > 0, mask * painted + (1 - mask) * image, image)
 
 

@@ -53,9 +53,10 @@ class Plan:
 
     @property
     def grid(self) -> diffusion.Level:
-        """The levels that are visited."""
+        """The levels that are visited. A scheduler's grid may lack its last steps, of no length (`schedulers._stopping`): those
+        count among the `last`, of which one that moves is run at least."""
         levels = self.recipe.grid(self.steps)
-        return levels if self.whole else levels[len(levels) - 1 - self.last :]
+        return levels if self.whole else levels[min(self.steps - self.last, len(levels) - 2) :]
 
     @property
     def sampler(self) -> diffusion.Sampler:

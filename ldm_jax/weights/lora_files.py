@@ -100,17 +100,18 @@ _PARTS = ("unet", "transformer", "text_encoder_3", "text_encoder_2", "text_encod
 
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
-    """(name, rank) -> alpha where no tensor says it: by peft's adapter_config.json, or diffusers' metadata; else the rank."""
+    """(name, rank) -> alpha where no tensor says it: by peft's adapter_config.json, or diffusers' metadata, whose
+    patterns are matched as peft does; else the rank."""
     config = path.parent / "adapter_config.json"
     said: dict[str, Any] = files.read_json(config) if config.is_file() else {}
     if "lora_adapter_metadata" in metadata:
         said = json.loads(metadata["lora_adapter_metadata"])
 
     def alpha(name: str, rank: int) -> float:
-        prefix = next((f"{part}." for part in _PARTS if name.startswith(f"{part}.")), "")
-        prefix = prefix if f"{prefix}lora_alpha" in said else ""
+        own = next((f"{part}." for part in _PARTS if name.startswith(f"{part}.")), "")
+        prefix, layer = own if f"{own}lora_alpha" in said else "", name.removeprefix("base_model.model.").removeprefix(own)
         value, patterns = said.get(f"{prefix}lora_alpha", rank), said.get(f"{prefix}alpha_pattern") or {}
-        value = next((found for pattern, found in patterns.items() if re.search(rf"(^|\.){pattern}$", name)), value)
+        value = next((found for pattern, found in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), value)
         return value * (math.sqrt(rank) if said.get(f"{prefix}use_rslora") else 1.0)
 
     return alpha

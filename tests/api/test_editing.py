@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.api.sampling import Plan
+from ldm_jax.diffusion import editing
 from ldm_jax.training.metrics import to_uint8
+from ldm_jax.weights import schedulers
 from tests.tiny import model
 
 KEY = jax.random.key(3)
@@ -98,6 +101,18 @@ def test_strength(ldm, cond):
     for strength in (0, -0.5, 1.01):
         with pytest.raises(ValueError, match=r"in \(0, 1\]"):
             ldm.image_to_image(ldm.params, KEY, IMAGE, cond, strength=strength)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "times"),
+    [(5, 0.6, [400, 200, 0]), (5, 1.0, [800, 600, 400, 200, 0]), (5, 0.2, [200, 0]), (2, 0.5, [500, 0])],
+)
+def test_strength_counts_a_step_of_no_length(steps, strength, times):
+    """The levels of a scheduler that ends at its last time are the last of diffusers' times 800, 600, 400, 200, 0, without
+    the step from 0 to 0; where that would be the only one, it is the one before."""
+    recipe = schedulers.scheduler("DDIMScheduler", set_alpha_to_one=False)
+    plan = Plan((1, 4, 4, 4), recipe, steps, editing.last_steps(strength, steps), None)
+    np.testing.assert_array_equal(plan.grid.t, times)
 
 
 @pytest.mark.parametrize("how", [{}, {"method": "certain"}, {"resample": 2, "sampler": "ddpm"}, {"strength": 0.5}])

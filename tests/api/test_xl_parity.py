@@ -216,6 +216,25 @@ def test_inpainting(base, drawing, monkeypatch):
         np.testing.assert_array_equal(np.asarray(ours)[~inside], images[~inside])
 
 
+def test_what_is_known_is_decoded_clean(tmp_path, drawing, monkeypatch):
+    """Of a scheduler that ends above clean, too: the decoder shows what lies beside a hole inside of it."""
+    torch.manual_seed(2)
+    scheduler = diffusers.DDIMScheduler(**xl.SCHEDULER, clip_sample=False, set_alpha_to_one=False)
+    pipe, ldm = xl.pipeline(tmp_path, scheduler=scheduler), ldm_jax.load(tmp_path)
+    images, noise = drawing
+    kind = diffusers.StableDiffusionXLInpaintPipeline
+    with_noise(monkeypatch, kind, noise)
+    mask = np.zeros((2, xl.SIDE, xl.SIDE), np.float32)
+    mask[:, 8:24, 4:20] = 1
+    ours = ldm.inpaint(ldm.params, KEY, images, mask, ldm.embed(ldm.params, PROMPTS), steps=4, strength=0.5, noise=noise)
+    with torch.no_grad():
+        made = kind(**pipe.components)(
+            PROMPTS, image=nchw(ldm.encode(ldm.params, images)), mask_image=torch.from_numpy(mask[:, None]), strength=0.5,
+            height=xl.SIDE, width=xl.SIDE, num_inference_steps=4, guidance_scale=5.0, output_type="np",
+        )  # fmt: skip
+    assert_close(np.asarray(ours)[mask > 0], (2 * made.images - 1)[mask > 0])
+
+
 def test_the_refiner(tmp_path, drawing, monkeypatch):
     """One tower, and a score of how good the picture is to look: 6 for it, 2.5 for what guidance steers away from."""
     torch.manual_seed(1)

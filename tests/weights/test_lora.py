@@ -127,6 +127,29 @@ def test_metadata_of_diffusers(tmp_path, pairs):
     check(tmp_path / "a.safetensors", pairs, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "changed"),
+    [
+        (r"^mid_block\..*\.to_out\.0", 1), ("to_q", 0), ("attn1.to_q|attn9.to_v", 0), ("attn9.to_v|attn2.to_out.0", 1),
+        ("^attn1.to_q", None), ("o_q", None), ("attn1", None), ("attn1|to_k", None),
+    ],
+)  # fmt: skip
+def test_alphas_by_pattern(tmp_path, pairs, pattern, changed):
+    """peft's rule: the layer's name in its model, all of it, or its end behind a dot, is the expression."""
+    own = {name: pairs[name] for name in LAYERS}
+    scales = [4.0 if index == changed else 2.0 for index in range(2)]
+    scaled = {name: (down, scale * up) for scale, (name, (down, up)) in zip(scales, own.items())}
+    tensors = {f"base_model.model.{n}.lora_{x}.weight": a for n, pair in own.items() for x, a in zip("AB", pair)}
+    said = {"r": 2, "lora_alpha": 4, "alpha_pattern": {pattern: 8}}
+    (tmp_path / "peft").mkdir()
+    safetensors_files.write(tmp_path / "peft" / "adapter_model.safetensors", tensors)
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(said))
+    check(tmp_path / "peft", scaled)
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in said.items()})}
+    safetensors_files.write(tmp_path / "a.safetensors", peft(own), metadata)
+    check(tmp_path / "a.safetensors", scaled)
+
+
 def test_what_is_written_is_read(tmp_path, pairs):
     safetensors_files.write(tmp_path / "a.safetensors", kohya(pairs))
     factors = weights.read_lora(tmp_path / "a.safetensors", OF)
