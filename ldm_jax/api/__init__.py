@@ -4,6 +4,7 @@ from ldm_jax.api.autoencoder import Autoencoder
 from ldm_jax.api.load import (
     adapted,
     fetch,
+    first_stage_of,
     load,
     load_condition,
     load_conditioner,
@@ -23,7 +24,7 @@ from ldm_jax.api.specification import Specification
 from ldm_jax.models import apply_lora
 
 __all__ = [
-    "Autoencoder", "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "load", "load_condition",
-    "load_conditioner", "load_first_stage", "load_lora", "load_scale", "load_whole", "load_workdir", "resolve", "save",
-    "save_control", "save_embedding", "scale_of",
+    "Autoencoder", "LatentDiffusion", "Specification", "adapted", "apply_lora", "fetch", "first_stage_of", "load",
+    "load_condition", "load_conditioner", "load_first_stage", "load_lora", "load_scale", "load_whole", "load_workdir",
+    "resolve", "save", "save_control", "save_embedding", "scale_of",
 ]  # fmt: skip

@@ -304,6 +304,15 @@ def scale_of(path: str | Path) -> tuple[Any, Any]:
     return latents.get("scale", 1.0), latents.get("shift", 0.0)
 
 
+def first_stage_of(path: str | Path) -> PyTree:
+    """The first stage's parameters of a model, of anything that `load` reads, without the rest; {} where it has none. Those of
+    a checkpoint of the world may still be in its files."""
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
+    if is_workdir(path):
+        return load_first_stage(read_json(path / "config.json"), path)
+    return weights.read(path).params.get("first_stage", {})
+
+
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
     the field."""

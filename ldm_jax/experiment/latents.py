@@ -40,17 +40,29 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
-        if adapts:
+        known = adapts or not section["scale"] and _starts_on_the_same(config, params)
+        if known:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}
         statistics |= {"first_stage": hash_of(params)}
         distributed.on_first("working directory", experiment.check_place)
         distributed.on_first("latents.json", lambda: write_json(path, statistics))
-        said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}" + (" (config)" if section["scale"] else "")
+        said = "one a channel" if isinstance(scale, list) else f"{scale:.5f}"
+        said += " (of the model to start from)" if known else " (config)" if section["scale"] else ""
         experiment.say(f"latents: scale {said} from {found.count} images")
     if section["cache"] and stage.module is not None:
         cache = open_cache(experiment, stage, params)
         experiment.say(f"latents: {len(cache)} in {experiment.workdir / 'latents'}")
+
+
+def _starts_on_the_same(config: Any, params: PyTree) -> bool:
+    """Whether the model that a training starts from has this first stage: then its network knows the latents by its scale."""
+    if not config["diffusion_train"]["start_from"]:
+        return False
+    theirs = api.first_stage_of(config["diffusion_train"]["start_from"])
+    if jax.tree.map(np.shape, theirs) != jax.tree.map(np.shape, params):
+        return False
+    return hash_of(jax.tree.map(lambda there, here: np.asarray(there, here.dtype), theirs, params)) == hash_of(params)
 
 
 def measured_of(experiment: Experiment, params: PyTree) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax import build, experiment, models
+from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.training.checkpoint import load_averaged
 from tests.test_train import tiny_config
 
@@ -33,7 +34,11 @@ def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path)
     assert np.isfinite(images).all()
     # another training that tells starts from it
     tuned = config | {"diffusion_train.start_from": str(run), "first_stage.path": str(run), "stages": ("latents", "diffusion")}
+    known = read_json(run / "latents.json")
+    known["scale"] = np.multiply(known["scale"], 1.5).tolist()  # as of other pictures
+    write_json(run / "latents.json", known)
     experiment.run(tiny_config(**tuned | {"diffusion_train.learning_rate": 1e-9}), tmp_path / "tuned")
+    assert read_json(tmp_path / "tuned" / "latents.json")["scale"] == known["scale"]
     there, here = ldm.params["network"], ldm_jax.load(tmp_path / "tuned").params["network"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), there, here)
 

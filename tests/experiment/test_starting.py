@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ldm_jax
 from ldm_jax import api
 from ldm_jax.data.tokenizer import train_tokenizer
-from ldm_jax.experiment import starting
+from ldm_jax.experiment import latents, starting
 from ldm_jax.models import TransformerEmbedder, UNet
+from tests import tiny
 
 CONFIG = {"diffusion_train": {"start_from": "elsewhere"}, "diffusion": {}, "dtype": "float32"}
 FIELDS = {"in_channels": 2, "out_channels": 2, "model_channels": 8, "num_res_blocks": 1, "attention_resolutions": (1,),
@@ -114,3 +116,15 @@ def test_frozen_models_of_another_process_are_refused(monkeypatch):
             use(other, {"conditioner": old}, latents, THERE)
     told = CONFIG | {"diffusion": {"linear_start": 1e-4}}  # of which the model says nothing
     assert starting.base(told, {"conditioner": old}, (1.0, 0.0), THERE)
+
+
+def test_whether_a_training_starts_on_the_same_first_stage(tmp_path):
+    ldm_jax.save(tiny.model("text"), tmp_path / "saved")  # whose convolutions take over the scales of its channels
+    ours = ldm_jax.load(tmp_path / "saved").params["first_stage"]
+
+    def same(params, start=str(tmp_path / "saved")):
+        return latents._starts_on_the_same({"diffusion_train": {"start_from": start}}, params)
+
+    assert same(ours) and same(jax.tree.map(lambda x: x.astype(jnp.bfloat16), ours))
+    assert not same(ours, "") and not same({})
+    assert not same(jax.tree.map(lambda x: x * 1.01, ours)) and not same(jax.tree.map(lambda x: x[None], ours))
