@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import api, build
+from ldm_jax import api, build, models
 from ldm_jax.data.latent_cache import LatentCache, hash_arrays, latent_cache
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.first_stage import FirstStage, latents, learnt
@@ -56,10 +56,11 @@ def measure_latents(experiment: Experiment) -> None:
 
 
 def _starts_on_the_same(config: Any, params: PyTree) -> bool:
-    """Whether the model that a training starts from has this first stage: then its network knows the latents by its scale."""
+    """Whether the model that a training starts from has this first stage, or that of pictures which this is of films: then its
+    network knows the latents by its scale."""
     if not config["diffusion_train"]["start_from"]:
         return False
-    theirs = api.first_stage_of(config["diffusion_train"]["start_from"])
+    theirs = models.inflated(api.first_stage_of(config["diffusion_train"]["start_from"]), params)
     if jax.tree.map(np.shape, theirs) != jax.tree.map(np.shape, params):
         return False
     return hash_of(jax.tree.map(lambda there, here: np.asarray(there, here.dtype), theirs, params)) == hash_of(params)

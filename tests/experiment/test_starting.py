@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax import api
+from ldm_jax import api, models
 from ldm_jax.data.tokenizer import train_tokenizer
 from ldm_jax.experiment import latents, starting
 from ldm_jax.models import TransformerEmbedder, UNet
@@ -126,5 +126,6 @@ def test_whether_a_training_starts_on_the_same_first_stage(tmp_path):
         return latents._starts_on_the_same({"diffusion_train": {"start_from": start}}, params)
 
     assert same(ours) and same(jax.tree.map(lambda x: x.astype(jnp.bfloat16), ours))
+    assert same(models.inflated(ours, jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), ours)))  # of films
     assert not same(ours, "") and not same({})
     assert not same(jax.tree.map(lambda x: x * 1.01, ours)) and not same(jax.tree.map(lambda x: x[None], ours))
