@@ -78,7 +78,8 @@ def read(path: Path, config: Any, ema: bool, notes: list[str], prediction: str |
 
 def contents(tensors: Mapping[str, Any]) -> str:
     """What a CompVis file holds, by its names: "latent diffusion", "first stage" or "unknown"."""
-    if any(name.startswith((NETWORK, EMA + _EMA_NETWORK)) for name in tensors):
+    # averages of a wrapped network have the wrapper in front: model_ema.modulediffusion_model...
+    if any(name.startswith(NETWORK) or (name.startswith(EMA) and _EMA_NETWORK in name) for name in tensors):
         return "latent diffusion"
     for prefix in ("", FIRST_STAGE):
         if all(any(name.startswith(prefix + half) for name in tensors) for half in ("encoder.", "decoder.")):
@@ -137,6 +138,7 @@ def _three(path: Path, tensors: dict[str, Stored], notes: list[str]) -> tuple[di
 def _first_stage(path: Path, stage: dict, tensors: Mapping[str, Stored], notes: list[str]) -> dict:
     if not any(name.startswith("encoder.") for name in tensors) and (inside := naming.within(tensors, FIRST_STAGE)):
         notes.append(f"names without {FIRST_STAGE}")
+        found_names.left_out([name for name in tensors if not name.startswith(FIRST_STAGE)], "a first stage", notes)
         tensors = inside
     kept = dict(tensors)
     for prefix, what in (("loss.", "of the training loss"), (EMA, "of an average")):

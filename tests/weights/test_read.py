@@ -537,6 +537,28 @@ def test_a_first_stage_alone_with_or_without_its_prefix(tmp_path, prefix):
     assert not prefix or any("names without" in note for note in read.notes)
 
 
+def test_what_stands_beside_a_first_stage_is_noted(tmp_path):
+    tensors, config = state(tmp_path)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    safetensors_files.write(tmp_path / "b.safetensors", kept)
+    read = weights.read(tmp_path / "b.safetensors", config=config)
+    assert set(read.params) == {"first_stage"}
+    assert any("left out" in note and "betas" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod"])
+def test_averages_of_a_wrapped_network_are_no_first_stage(tmp_path, wrapper):
+    """What CompVis's average makes of module.diffusion_model.*; without raw weights beside it."""
+    tensors, config = state(tmp_path)
+    kept = {}
+    for name, tensor in tensors.items():
+        of_network = name.startswith("model.diffusion_model.")
+        kept[f"model_ema.{wrapper}" + naming.ema_name(name[len("model.") :]) if of_network else name] = tensor
+    safetensors_files.write(tmp_path / "b.safetensors", kept)
+    with pytest.raises(ValueError, match=f"averaged network(?s:.*): 0 of (?s:.*)nearest: {wrapper}diffusion_model"):
+        weights.read(tmp_path / "b.safetensors", config=config)
+
+
 def test_statements_in_a_file_are_honoured_or_contradicted(tmp_path):
     tensors, config = state(tmp_path)
     empty = np.zeros(0, np.float32)
