@@ -40,7 +40,7 @@ def measure_latents(experiment: Experiment) -> None:
         scale, shift = section["scale"] or found.scale, section["shift"]
         if section.get("standardise"):
             scale, shift = [1 / deviation for deviation in found.std], list(found.mean)
-        known = adapts or not section["scale"] and _starts_on_the_same(config, params)
+        known = adapts or not section["scale"] and distributed.agreed(_starts_on_the_same(config, params))
         if known:
             scale, shift = api.scale_of(config["diffusion_train"]["start_from"])
         statistics = {"scale": scale, "shift": shift, "count": found.count, "mean": found.mean, "std": found.std}

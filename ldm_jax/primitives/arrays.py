@@ -1,7 +1,7 @@
 """Unit vectors, means of blocks, and numbers drawn a row at a time; for any number of spatial axes."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,12 +42,12 @@ def block_mean(x: jax.Array, n: int | Sequence[int] = 2) -> jax.Array:
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
     """A key for each row number of int32 [B]: what a row draws does not depend on which rows are drawn beside it, so a batch
     can be cut into pieces."""
-    each = jax.lax.map if jax.random.key_impl(key) == "unsafe_rbg" else _at_once  # which folds otherwise beside others
-    return threefry(each(lambda row: jax.random.fold_in(key, row), rows))
 
+    def own(row: jax.Array) -> jax.Array:
+        return jax.random.fold_in(key, row)
 
-def _at_once(function: Callable, rows: jax.Array) -> jax.Array:
-    return jax.vmap(function)(rows)
+    # a key of unsafe_rbg is folded otherwise beside others, too
+    return threefry(jax.lax.map(own, rows) if jax.random.key_impl(key) == "unsafe_rbg" else jax.vmap(own)(rows))
 
 
 def row_normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
