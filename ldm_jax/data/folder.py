@@ -320,9 +320,10 @@ def _near(path: Path, present: set[str]) -> str:
 def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> dict[Any, str]:
     """Label as written -> name, in class order, over all splits."""
     labels = [row[theirs] for row in rows if row.get(theirs) is not None]
-    odd = next((v for v in labels if isinstance(v, bool) or not isinstance(v, int | str)), None)
-    if odd is not None or len({type(v) for v in labels}) > 1:
-        raise ValueError(f"{root}: labels must all be whole numbers or all text; found {odd if odd is not None else 'both'}")
+    one_of_each = {type(row[theirs]): row for row in rows if row.get(theirs) is not None}
+    if len(one_of_each) > 1 or not one_of_each.keys() <= {int, str}:
+        found = " and ".join(f"{row[theirs]!r} of {row['file_name']}" for row in one_of_each.values())
+        raise ValueError(f"{root}: labels must all be whole numbers or all text, in all splits; found {found}")
     if isinstance(class_names, str | Path):
         class_names = read_names(Path(class_names).expanduser())
     if isinstance(labels[0], str):

@@ -163,8 +163,9 @@ def _classes(rows: Sequence[Row], root: Path) -> dict[Any, int]:
     odd = next((row for row in rows if not isinstance(row["label"], str | int) or isinstance(row["label"], bool)), None)
     if odd is not None:
         raise ValueError(f"{odd['name']}: a label is text or a whole number, not {odd['label']!r}")
-    if len({type(label) for label in labels}) > 1:
-        raise ValueError(f"{root}: labels must all be whole numbers or all text; found both")
+    if len(one_of_each := {type(row["label"]): row for row in rows}) > 1:
+        found = " and ".join(f"{row['label']!r} of {row['name']}" for row in one_of_each.values())
+        raise ValueError(f"{root}: labels must all be whole numbers or all text, in all splits; found {found}")
     if all(isinstance(label, str) for label in labels):
         return {label: number for number, label in enumerate(sorted(labels))}
     if min(labels) < 0 or max(labels) >= 2**20:

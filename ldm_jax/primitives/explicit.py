@@ -18,10 +18,14 @@ Rows = tuple[int, Any] | None  # how long a batch is, and the axes of the mesh t
 def automatic(function: Callable) -> Callable:
     """`function`, whose work XLA splits by itself where an argument lies on a mesh with explicit axes, or the ambient mesh has
     them. Its results lie on that mesh again: as long as a batch among the arguments, they are split as that is, else
-    replicated. The argument `params` is no batch. On other meshes, and without one, nothing is changed."""
+    replicated. The argument `params` is no batch. On other meshes, and without one, nothing is changed.
+
+    What a caller forbids its own code isn't forbidden inside: promoted ranks, and numbers of the host as arguments."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
+    @jax.numpy_rank_promotion("allow")
+    @jax.transfer_guard("allow")
     def call(*arguments, **options):
         leaves, structure = jax.tree.flatten((arguments, options))
         arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}

@@ -131,3 +131,16 @@ def test_the_same_refusals_on_explicit_axes():
     with pytest.raises(ValueError, match="for 8 pictures"):
         cond = jax.tree.map(rows, ldm.embed(ldm.params, ["a red circle"] * 8))
         ldm.sample(ldm.params, KEY, cond, guidance_scale=np.ones(3))
+
+
+@pytest.mark.parametrize("name", ["sample", "inpaint", "invert", "encode", "apply"])
+@pytest.mark.parametrize("habit", [lambda: jax.numpy_rank_promotion("raise"), lambda: jax.transfer_guard("disallow")])
+def test_what_a_caller_forbids_its_own_code_is_not_forbidden_here(name, habit):
+    ldm = model("text")
+    arrays = {"pictures": PICTURES, "hole": HOLE, "latents": LATENTS, "times": np.full(8, 500.0, np.float32)}
+    cond = ldm.embed(ldm.params, ["a red circle", "a blue star"] * 4)
+    expected = CALLS[name](ldm, ldm.params, KEY, cond, arrays)
+    with habit():
+        found = CALLS[name](ldm, ldm.params, KEY, cond, arrays)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

@@ -57,6 +57,13 @@ def test_a_class_is_the_same_however_its_accents_are_stored(tmp_path):
     assert folder(tmp_path / "table", class_names=["zinnia", apart]).info.class_names == ("zinnia", whole)
 
 
+def test_a_table_of_numbers_beside_class_folders_is_said_with_one_of_each(tmp_path):
+    picture(tmp_path / "train/cat/1.png")
+    metadata(tmp_path / "val", [{"file_name": "dog/2.png", "label": 1}])
+    with pytest.raises(ValueError, match="'cat' of .*cat/1.png and 1 of .*dog/2.png"):
+        folder(tmp_path)
+
+
 def test_metadata_with_split_column(tmp_path):
     rows = [
         {
@@ -179,7 +186,7 @@ def test_labels_out_of_range(tmp_path):
     with pytest.raises(ValueError, match="0.5"):
         folder(tmp_path)
     metadata(tmp_path, [{"file_name": "a.png", "label": 0}, {"file_name": "b.png", "label": "cat"}])
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match="found 0 of a.png and 'cat' of b.png"):
         folder(tmp_path)
 
 

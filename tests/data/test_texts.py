@@ -75,7 +75,7 @@ def test_equal_sentences_stay_in_one_part(tmp_path):
         ({"train.jsonl": lines({"text": "a\ud800b"})}, ValueError, "line 1: .* has half of a character"),
         ({"train.jsonl": lines({"text": "a", "caption": "\udc00"})}, ValueError, "line 1: .* has half of a character"),
         ({"train.jsonl": lines({"text": "a", "label": "x"}, {"text": "b"})}, ValueError, "line 2 has no label"),
-        ({"train.jsonl": lines({"text": "a", "label": "x"}, {"text": "b", "label": 1})}, ValueError, "all be whole numbers"),
+        ({"train.jsonl": lines({"text": "a", "label": "x"}, {"text": "b", "label": 1})}, ValueError, "line 1 and 1 of"),
         ({"train.jsonl": lines({"text": "a", "label": 1.5})}, ValueError, "whole number, not 1.5"),
         ({"train.jsonl": lines({"text": "a", "label": -1})}, ValueError, "numbered from 0"),
         ({"a/1.txt": "x", "2.txt": "y"}, ValueError, "beside them, such as 2.txt"),
