@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[int, dict[str, object]]] = {
     "batch_16": (1250, {"diffusion_train.batch_size": 16}),
     "muon_half": (UPDATES, {"diffusion_train.learning_rate": 2.5e-3}),
     "adamw": (UPDATES, {"diffusion_train.optimizer": "adamw", "diffusion_train.learning_rate": 1e-3}),
+    "adamw_triple": (UPDATES, {"diffusion_train.optimizer": "adamw", "diffusion_train.learning_rate": 3e-3}),
     "eps": (UPDATES, {"diffusion.prediction": "eps"}),
     "x0": (UPDATES, {"diffusion.prediction": "x0"}),
     "flow": (UPDATES, FLOW),
