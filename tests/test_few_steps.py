@@ -16,7 +16,7 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {**TINY, "diffusion_train.post_hoc": "()", "diffusion_train.steps": 6, "log.validation_every": 6, "log.images_every": 6}
-del SMALL["sampling.steps"]
+del SMALL["sampling.steps"], SMALL["checkpoint.snapshots"]
 pytestmark = pytest.mark.slow
 
 
