@@ -45,7 +45,7 @@ SINCE = {
     "network": {"second_time": False, "guidance_dim": 0, "context_waves": 0},
     "diffusion": {
         "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",
-        "options": {}, "scale": 1.0,
+        "options": {}, "scale": 1.0, "zero_terminal_snr": False,
     },
 }
 
