@@ -32,6 +32,10 @@ def test_a_new_one_changes_nothing_and_has_rank_parameters():
     assert float(jnp.abs(factors["to_q"]["kernel"]["down"]).max()) <= 0.5
     with pytest.raises(ValueError, match="no layer is called nothing; this network's layers are conv, to_q"):
         init_lora(KEY, SHAPES, 2, ("nothing",))
+    with pytest.raises(ValueError, match="no layer is called to_out.0; this"):  # as diffusers calls to_out_0
+        init_lora(KEY, SHAPES, 2, ("to_q", "to_out.0"))
+    with pytest.raises(ValueError, match="a LoRA changes layers; name some of conv, to_q"):
+        init_lora(KEY, SHAPES, 2, ())
 
 
 def test_the_change_is_the_product_and_a_convolution_through_fewer_channels():
