@@ -58,7 +58,7 @@ def test_the_change_is_the_product_and_a_convolution_through_fewer_channels():
 
 def test_kernels_keep_their_type_and_strangers_are_refused():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), SHAPES)
-    factors = filled(init_lora(KEY, SHAPES, 2))
+    factors = filled(init_lora(KEY, SHAPES, 2, ("to_q",)))
     changed = apply_lora(half, factors)
     assert {x.dtype for x in jax.tree.leaves(changed)} == {jnp.dtype(jnp.bfloat16)}
     with pytest.raises(ValueError, match="has no b: this LoRA belongs to another model"):
