@@ -223,6 +223,10 @@ def summary(workdir: Path, told: str = "") -> str:
             "curves": places["curves"],
             "weights": stage_folder(workdir, "first_stage"),
         }
+    elif not places["pictures"].is_dir():  # an evaluation that isn't among the stages
+        places["pictures"] = workdir / "diffusion" / "images"
+    if not places["pictures"].is_dir():
+        del places["pictures"]
     return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])
 
 
