@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -44,9 +45,14 @@ SINCE = {
     "network": {"second_time": False, "guidance_dim": 0, "context_waves": 0},
     "diffusion": {
         "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",
-        "options": {}, "scale": 1.0,
+        "options": {}, "scale": 1.0, "zero_terminal_snr": False,
     },
 }
+
+
+def is_path(name: str) -> bool:
+    """Whether the field of this whole name is a path: one of `PATHS`, also of a part of combined conditions."""
+    return re.sub(r"^conditioner\.parts\.[^.]+\.", "conditioner.", name) in PATHS
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,7 +79,7 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
         return
     found = read_json(path, f"Restore it, or remove {workdir} and train again.")
     then, now = flatten(with_defaults(found, config)), flatten(config)
-    free = {name for name in {*then, *now} if name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS}
+    free = {name for name in {*then, *now} if _is_free(name)}
     grid = now.get("diffusion.objective") in BY_STEPS and now.get("diffusion_train.decay") == "constant"
     for stage in ("first_stage_train", "diffusion_train"):
         steps, by_steps = f"{stage}.steps", grid and stage == "diffusion_train"
@@ -97,6 +103,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
             + "\n".join(lines)
             + hint
         )
+
+
+def _is_free(name: str) -> bool:
+    return name.split(".")[0] in FREE_SECTIONS or name in FREE_FIELDS or is_path(name)
 
 
 def with_defaults(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,12 +150,14 @@ def absolute(config: Mapping[str, Any]) -> dict[str, Any]:
             return [of(each) for each in value]
         return str(Path(value).absolute()) if isinstance(value, str) and value and Path(value).exists() else value
 
-    changed = {name: dict(section) if isinstance(section, Mapping) else section for name, section in config.items()}
-    for field in PATHS:
-        section, name = field.split(".")
-        if name in changed.get(section, {}):
-            changed[section][name] = of(changed[section][name])
-    return changed
+    def within(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            name: within(value, f"{prefix}{name}.") if isinstance(value, Mapping) else
+            of(value) if is_path(f"{prefix}{name}") else value
+            for name, value in section.items()
+        }  # fmt: skip
+
+    return within(config, "")
 
 
 def versions() -> dict[str, str]:
@@ -211,6 +223,10 @@ def summary(workdir: Path, told: str = "") -> str:
             "curves": places["curves"],
             "weights": stage_folder(workdir, "first_stage"),
         }
+    elif not places["pictures"].is_dir():  # an evaluation that isn't among the stages
+        places["pictures"] = workdir / "diffusion" / "images"
+    if not places["pictures"].is_dir():
+        del places["pictures"]
     return "\n".join(["Results:", *(f"  {name:10} {place}" for name, place in places.items())])
 
 

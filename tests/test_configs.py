@@ -5,6 +5,7 @@ import importlib
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ldm_jax import build, experiment
@@ -95,3 +96,22 @@ def test_a_schedule_without_a_scale_stands_beside_1_and_no_other(schedule):
         build.make_schedule(config.to_dict())
     config.diffusion.scale = 1.0
     assert build.make_schedule(config.to_dict()) is not None
+
+
+def test_a_config_may_end_its_table_at_pure_noise():
+    """Lin et al. 2023, algorithm 1, on betas whose square roots are linear; a model that came so is trained so."""
+    config = importlib.import_module("configs.stable_diffusion_1").get_config()
+    assert build.further_fields(config.to_dict())["diffusion.zero_terminal_snr"] is False
+    config.diffusion.zero_terminal_snr = True
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    root = np.sqrt(np.cumprod(1 - betas))
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    found = build.make_schedule(config.to_dict())(np.arange(1000.0))
+    np.testing.assert_allclose(found.alpha, wanted, atol=1e-12)
+    assert found.alpha[-1] == 0 and build.make_recipe(config.to_dict(), grid="leading").schedule(999.0).alpha == 0
+    config.diffusion.schedule, config.diffusion.prediction = "flow", "flow"
+    for name in ("linear_start", "linear_end", "timesteps"):
+        del config.diffusion[name]
+    assert "diffusion.zero_terminal_snr" not in build.further_fields(config.to_dict())
+    with pytest.raises(ValueError, match="zero_terminal_snr=True rescales a table of betas, and schedule 'flow' is continuous"):
+        build.make_schedule(config.to_dict())

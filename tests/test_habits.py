@@ -584,3 +584,12 @@ def test_a_first_stage_that_is_not_there_is_named_before_anything_is_written(tmp
 def test_a_first_stage_gives_as_many_channels_as_it_takes():
     with pytest.raises(ValueError, match="config.first_stage.out_ch=6: must be 3, config.first_stage.in_channels"):
         build.check(config_of(first_stage__out_ch=6))
+
+
+def test_a_summary_names_pictures_where_there_are_some(tmp_path):
+    """Many configs have no evaluation, and some no pictures on the way."""
+    (tmp_path / "diffusion" / "checkpoints").mkdir(parents=True)
+    assert "  pictures " not in summary(tmp_path)
+    for folder in (tmp_path / "diffusion" / "images", tmp_path / "evaluation"):
+        folder.mkdir()
+        assert f"  pictures   {folder}\n" in summary(tmp_path)

@@ -351,18 +351,28 @@ def load_first_stage(
 
 
 def load_conditioner(config: Mapping[str, Any], dtype: Any = None) -> PyTree:
-    """The parameters of a conditioner that is not trained here: CLIP's text encoder, from config.conditioner.path, a
-    checkpoint of the world. {} for the others.
+    """The parameters of a conditioner that is not trained here: CLIP's text encoder, from config.conditioner.path, or that of
+    the part that has one, a checkpoint of the world. {} for the others.
 
     Raises ValueError if they don't belong to the encoder of `config`."""
     condition = build.make_condition(build.without_word(config))
     if not condition.frozen:
         return {}
-    path = config["conditioner"]["path"]
+    expected, section = jax.eval_shape(condition.init, jax.random.key(0)), config["conditioner"]
+    if "parts" not in section:
+        return _pretrained(section["path"], expected, dtype)
+    return {name: _pretrained(section["parts"][name]["path"], tree, dtype) for name, tree in expected.items()}
+
+
+def _pretrained(path: Any, expected: PyTree, dtype: Any) -> PyTree:
+    """The one text encoder of a checkpoint, shaped as `expected`."""
     if not Path(path).exists():
         raise FileNotFoundError(f"config.conditioner.path={path!r} does not exist: name a checkpoint that holds the encoder")
-    expected = jax.eval_shape(condition.init, jax.random.key(0))
-    return _checked(weights.read(path).params.get("conditioner", {}), expected, "conditioner", path, dtype)
+    found = weights.read(path)
+    params = found.params.get("conditioner", {})
+    if found.description.get("conditioner", {}).get("kind") == "combined":  # the others are of pictures, without parameters
+        (params,) = params.values()
+    return _checked(params, expected, "conditioner", path, dtype)
 
 
 def as_dtype(params: PyTree, dtype: Any) -> PyTree:

@@ -21,7 +21,7 @@ from ldm_jax.primitives.choices import choose
 from ldm_jax.weights import towers
 
 PyTree = Any
-PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler")
+PARTS = ("network", "first_stage", "conditioner", "diffusion", "scheduler", "sampling")
 READERS = 4  # more than one, for a copy waits for memory; few, for each holds a leaf besides what is on the device
 TEXT = ("text", "clip_text", "sdxl", "sd3")
 

@@ -26,6 +26,7 @@ from ldm_jax.build.data import (
 )
 from ldm_jax.build.diffusion import (
     PRIOR,
+    RESCALED,
     SCHEDULE_OPTIONS,
     TEACHER,
     example_inputs,
@@ -42,7 +43,7 @@ from ldm_jax.build.diffusion import (
 from ldm_jax.build.options import compute_dtype, image_size, with_lists
 
 __all__ = [
-    "PRIOR", "SCHEDULE_OPTIONS", "TEACHER", "adapts", "check", "compute_dtype", "control_fields", "example_inputs",
+    "PRIOR", "RESCALED", "SCHEDULE_OPTIONS", "TEACHER", "adapts", "check", "compute_dtype", "control_fields", "example_inputs",
     "few_steps_kind", "field_of", "first_stage_dtype", "further_fields", "image_size", "is_told", "make_adaptation",
     "make_condition", "make_control", "make_diffusion_init", "make_diffusion_program", "make_first_stage",
     "make_first_stage_program", "make_latent_transform", "make_lora", "make_medium", "make_mix", "make_network",

@@ -20,6 +20,7 @@ from ldm_jax.build.data import make_medium
 from ldm_jax.build.diffusion import (
     DENOISING,
     NETWORKS,
+    RESCALED,
     SCHEDULE_OPTIONS,
     WEIGHTING_OPTIONS,
     example_inputs,
@@ -69,6 +70,8 @@ def further_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         if made := kinds.get(section.get(where)):
             taken = inspect.signature(made).parameters
             found |= {f"diffusion.{ours}": taken[its].default for ours, its in options.items() if its in taken}
+            if where == "schedule" and isinstance(made(), diffusion.schedules.Discrete):
+                found[f"diffusion.{RESCALED}"] = False
     return {
         name: value
         for name, value in found.items()

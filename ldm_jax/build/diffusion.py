@@ -28,6 +28,8 @@ SCHEDULE_OPTIONS = {
     "linear_start": "start", "linear_end": "end", "timesteps": "size", "scale": "scale", "shift": "shift",
     "time_scale": "time_scale",
 }  # fmt: skip
+# What changes a table of betas: Lin et al. 2023, its last level is pure noise.
+RESCALED = "zero_terminal_snr"
 # What an objective is told by fields of config.diffusion beside `prediction`: its own name for them.
 _OBJECTIVE_OPTIONS = {
     "loss": "loss",
@@ -48,16 +50,25 @@ WEIGHTING_OPTIONS = {"min_snr_gamma": "gamma", "sigmoid_bias": "bias"}
 
 
 def make_schedule(config: Mapping[str, Any]) -> Any:
-    """The noise schedule of config.diffusion. `scale` 1 changes no schedule, and may stand beside those that have none."""
+    """The noise schedule of config.diffusion, its table rescaled where `zero_terminal_snr` says so. `scale` 1 changes no
+    schedule, and may stand beside those that have none."""
     section = config["diffusion"]
     options = {ours: section[name] for name, ours in SCHEDULE_OPTIONS.items() if name in section}
     if options.get("scale") == 1:
         del options["scale"]
     try:
-        return diffusion.make_schedule(section["schedule"], **options)
+        made = diffusion.make_schedule(section["schedule"], **options)
     except TypeError as error:
         advice = "; set config.diffusion.scale=1, which changes nothing" if "'scale'" in str(error) else ""
         raise ValueError(f"config.diffusion: schedule {section['schedule']!r} {str(error).split('() ')[-1]}{advice}") from None
+    if not section.get(RESCALED):
+        return made
+    if not isinstance(made, diffusion.schedules.Discrete):
+        raise ValueError(
+            f"config.diffusion.{RESCALED}=True rescales a table of betas, and schedule {section['schedule']!r} is continuous: "
+            "set it to False"
+        )
+    return diffusion.schedules.zero_terminal_snr(made)
 
 
 def make_recipe(config: Mapping[str, Any], sampler: Any = None, grid: Any = None) -> diffusion.Recipe:

@@ -131,6 +131,14 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
                 kinds[part["kind"]].check_fields(part)
 
         def check(self):
+            frozen = [name for name, part in self.parts.items() if part.frozen]
+            key = jax.random.key(0)
+            learnt = [name for name, part in self.parts.items() if not part.frozen and jax.eval_shape(part.init, key)]
+            if frozen and learnt:
+                raise ValueError(
+                    f"config.conditioner.parts: {frozen[0]!r} stays as it is and {learnt[0]!r} is learnt with the network; a "
+                    "combination is learnt or stays as a whole: take parts of one sort"
+                )
             for part in self.parts.values():
                 part.check()
 

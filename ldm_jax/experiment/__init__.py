@@ -31,7 +31,7 @@ from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training import distributed
 from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.metrics import clock
-from ldm_jax.workdir import PATHS, flatten, summary
+from ldm_jax.workdir import flatten, is_path, summary
 
 MODELS = ("first_stage.path", "first_stage_train.start_from", "diffusion_train.start_from")
 STAGES = {"first_stage": train_first_stage, "latents": measure_latents, "diffusion": train_diffusion, "evaluation": evaluate}
@@ -78,7 +78,7 @@ def check_places(config: Mapping[str, Any], workdir: Path) -> None:
         # TFDS reads from buckets itself, and models are fetched
         itself = (name, config["data"]["source"]) == ("data.path", "tfds") or (name in MODELS and is_address(value))
         for path in value if isinstance(value, list | tuple) else [value]:  # of a tokenizer for each text encoder
-            if name in PATHS and path and not itself:
+            if is_path(name) and path and not itself:
                 of_this_machine(path, f"config.{name}")
     if (path := config["first_stage"]["path"]) and config["first_stage"]["kind"] != "none":
         resolve(path, workdir, "config.first_stage.path")

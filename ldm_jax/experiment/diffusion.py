@@ -80,6 +80,8 @@ def train_diffusion(experiment: Experiment) -> None:
             return params | {"word": vectors}
         if adapts == "control":
             return params | {"control": starting.control(config, params["control"])}
-        return starting.pretrained(config, params, words) if section["start_from"] and not adapts else params
+        if not section["start_from"] or adapts:
+            return params
+        return starting.pretrained(config, params, words, (scale, shift), experiment.say)
 
     experiment.train("diffusion", program, make_batches, make_hooks, constants, start)

@@ -1,7 +1,7 @@
 """Trained models that config.diffusion_train.start_from names, for the three things that a training may do with one: go on from
 it, adapt it without changing it, or learn from it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +15,17 @@ from ldm_jax.training import sharding
 
 PyTree = Any
 TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
+_PROCESS = ("schedule", "prediction", *build.SCHEDULE_OPTIONS, build.RESCALED)  # fields of config.diffusion that say it
 WORDS = {"token_emb": 0, "to_logits": -1}  # what a conditioner that learns words has by word, and along which axis
 
 
-def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None) -> PyTree:
+def pretrained(
+    config: Mapping[str, Any],
+    params: PyTree,
+    tokenizer: Any = None,
+    latents: tuple[Any, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> PyTree:
     """Network and conditioner to go on from, of anything that `load` reads.
 
     What it doesn't have stays what it is in `params`: embeddings of further inputs (`models.ADDED_INPUTS`), blocks over time,
@@ -27,6 +34,8 @@ def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None)
 
     Args:
       tokenizer: that of this training's captions, if any.
+      latents: their scale and shift here, if known.
+      say: is told where the model was trained otherwise: it has to learn anew what it is asked for.
 
     Raises:
       ValueError: unless shaped as `params`, and told times in the same units.
@@ -38,6 +47,8 @@ def pretrained(config: Mapping[str, Any], params: PyTree, tokenizer: Any = None)
         raise ValueError(
             f"config.diffusion.time_scale={ours}: the model to start from, {path}, is told times up to {theirs}; set it to that"
         )
+    if "network" in params and (said := _otherwise(config, ldm, latents)):
+        say(f"diffusion: the model to start from, {path}, was trained with {said[1]}; this training has {said[0]}")
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
         found["network"] = _with_fresh(models.inflated(found["network"], params["network"]), params["network"])
@@ -175,12 +186,25 @@ def teacher(config: Mapping[str, Any], shapes: PyTree, scale: Any, tokenizer: An
 
 def _processes(config: Mapping[str, Any], ldm: Any) -> list[dict[str, Any]]:
     """What this config and a model say of their noise, what earlier configs lack filled in."""
-    return [{"time_scale": TIME_SCALE, "scale": 1.0, **of.get("diffusion", {})} for of in (config, ldm.config)]
+    usual = {"time_scale": TIME_SCALE, "scale": 1.0, build.RESCALED: False}
+    return [usual | of.get("diffusion", {}) for of in (config, ldm.config)]
+
+
+def _otherwise(config: Mapping[str, Any], ldm: Any, latents: tuple[Any, Any] | None) -> tuple[str, str] | None:
+    """What this training and a model say of their process and their latents where that is not the same; None where it is."""
+    ours, theirs = _processes(config, ldm)
+    names = [name for name in _PROCESS if name in ours and name in theirs and ours[name] != theirs[name]]
+    said = [[f"{name}={of[name]!r}" for name in names] for of in (ours, theirs)]
+    for name, here in zip(("scale", "shift"), latents or ()):
+        if not np.allclose(there := getattr(ldm.specification, name), here, rtol=1e-3, atol=1e-6):
+            for words, value in zip(said, (here, there)):
+                words.append(f"latents' {name} {', '.join(f'{number:.5g}' for number in np.ravel(value))}")
+    return None if not said[0] else (", ".join(said[0]), ", ".join(said[1]))
 
 
 def _check_process(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
     """ValueError where the noise is another than that of `what`."""
-    for name in ("schedule", "prediction", *build.SCHEDULE_OPTIONS):
+    for name in _PROCESS:
         if (name in ours or name in theirs) and ours.get(name) != theirs.get(name):
             way_out = "" if theirs.get(name) is None else f", --config.diffusion.{name}={theirs[name]}"
             said = f"config.diffusion.{name}={ours.get(name)!r}: {what}, has {theirs.get(name)!r}"

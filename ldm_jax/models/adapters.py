@@ -55,7 +55,7 @@ def init_lora(key: jax.Array, shapes: PyTree, rank: int, targets: Sequence[str] 
     """Factors of `rank` for the kernels of all layers with a name in `targets`, of a network's parameters or their shapes:
     `down` as linear layers begin, U(+-1/sqrt(in)), `up` zeros, so that nothing changes at first.
 
-    ValueError that lists the layers where none has such a name."""
+    ValueError that lists the layers where one of the names is no layer's."""
     found: dict[str, None] = {}
     leaves = [
         (tuple(str(entry.key) for entry in path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -74,6 +74,9 @@ def init_lora(key: jax.Array, shapes: PyTree, rank: int, targets: Sequence[str] 
         key, own = jax.random.split(key)
         down = jax.random.uniform(own, (*window, into, rank), minval=-1.0, maxval=1.0) * into**-0.5
         node["kernel"] = {"down": down, "up": jnp.zeros((rank, out))}
+    if missing := [name for name in targets if name not in found]:
+        those = " or ".join(missing)
+        raise ValueError(f"no layer is called {those}; this network's layers are {', '.join(sorted(found))}")
     if not tree:
-        raise ValueError(f"no layer is called {' or '.join(targets)}; this network's layers are {', '.join(sorted(found))}")
+        raise ValueError(f"a LoRA changes layers; name some of {', '.join(sorted(found))}")
     return tree

@@ -321,6 +321,8 @@ def write(path: str | Path, description: Mapping, params: Mapping, ema: Mapping 
     if "network" in params:
         layout = layouts.unet(description["network"])
         tensors |= schedules.buffers(description["diffusion"])
+        if description["diffusion"].get("zero_terminal_snr"):
+            tensors["ztsnr"] = np.zeros(0, np.float32)
         raw = naming.flattened(layout, params["network"], "network")
         tensors |= naming.prefixed(raw, NETWORK)
         if ema is not None:

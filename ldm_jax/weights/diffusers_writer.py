@@ -41,7 +41,7 @@ def write(folder: str | Path, description: Mapping, params: Mapping) -> None:
     name, config = export.network(fields, pipelines.DIT_CLASSES)
     if description["conditioner"]["kind"] == "sdxl":
         config = export.with_added_text(config, description["conditioner"])
-    scheduler = _scheduler(description)
+    scheduler = _scheduler(description, pipeline.name)
     stage = pipeline.stage and export.first_stage(description["first_stage"], description["latents"])[1]
     index[name] = ["diffusers", config["_class_name"]]
     _component(folder / name, config, _network_tensors(fields, params["network"], config))
@@ -72,15 +72,21 @@ def _write_alone(folder: Path, description: Mapping, params: Mapping) -> None:
     raise ValueError(f"nothing to write: params has the parts {', '.join(params)}; network or first_stage is needed")
 
 
-def _scheduler(description: Mapping) -> dict:
-    """The scheduler's config that the model came with, unless it has been trained otherwise since; or DDIM's."""
+def _scheduler(description: Mapping, pipeline: str) -> dict:
+    """The scheduler's config that the model came with, unless it has been trained otherwise since; or the one that draws what
+    config.sampling draws, where there is one; or DDIM's."""
     came_with, diffusion = description.get("scheduler"), description["diffusion"]
     flow_match = description["network"]["kind"] == "mmdit"  # whose pipeline takes no other
     if came_with is not None and came_with["_class_name"].startswith("FlowMatch") == flow_match:
         known = diffusers.scheduler(came_with, "scheduler")
         if all(diffusion.get(name) == value for name, value in known.items()):
             return dict(came_with)
-    return export.flow_match(diffusion) if flow_match else export.scheduler(diffusion)
+    if flow_match:
+        return export.flow_match(diffusion)
+    sampling = description.get("sampling")
+    if sampling and pipeline.startswith("StableDiffusion") and (found := export.solver(diffusion, sampling)):
+        return found
+    return export.scheduler(diffusion, sampling)
 
 
 def _network_tensors(fields: Mapping[str, Any], tree: Mapping, config: Mapping) -> dict:

@@ -15,6 +15,7 @@ from ldm_jax.weights import files, safetensors_files
 
 _NAMELESS = ("emb_params", "string_to_param.*", "*")
 _TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+WORD = "word"  # of the metadata
 
 
 def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -25,6 +26,7 @@ def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     tensors = {name: tensor for name, tensor in files.tensors(path, []).items() if np.ndim(tensor) in (1, 2)}
+    said = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
     if set(tensors) == set(_TOWERS):
         found = {tower: tensors[name] for name, tower in _TOWERS.items()}
     elif len(tensors) == 1:
@@ -36,7 +38,7 @@ def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
     if len({len(rows) for rows in vectors.values()}) > 1:
         raise ValueError(f"{path}: the text encoders have different numbers of vectors")
     name = next(iter(tensors))
-    return path.stem if name in (*_NAMELESS, *_TOWERS) else name, vectors
+    return said.get(WORD) or path.stem if name in (*_NAMELESS, *_TOWERS) else name, vectors
 
 
 def write(path: str | Path, word: str, vectors: Mapping[str, np.ndarray]) -> None:
@@ -51,4 +53,4 @@ def write(path: str | Path, word: str, vectors: Mapping[str, np.ndarray]) -> Non
         raise ValueError(f"vectors for {', '.join(vectors)}: files are for one text encoder, or for {', '.join(names)}")
     found = {(names[tower] if len(vectors) > 1 else word): np.asarray(rows, np.float32) for tower, rows in vectors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors_files.write(path, found)
+    safetensors_files.write(path, found, {"format": "pt", WORD: word})

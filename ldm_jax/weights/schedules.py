@@ -41,9 +41,15 @@ def betas(diffusion: Mapping[str, Any]) -> np.ndarray:
 
 
 def buffers(diffusion: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All buffers that `DDPM.register_schedule` keeps, float32 [timesteps], for v_posterior 0."""
+    """All buffers that `DDPM.register_schedule` keeps, float32 [timesteps], for v_posterior 0; of `zero_terminal_snr` with
+    a little signal at the last step, as diffusers has it."""
     beta = betas(diffusion)
     bar = np.cumprod(1 - beta)
+    if diffusion.get("zero_terminal_snr"):
+        from ldm_jax.diffusion.schedules import Discrete, zero_terminal_snr
+
+        bar = zero_terminal_snr(Discrete(bar), last=2.0**-24).alpha_bar  # a number that can be divided by
+        beta = 1 - bar / np.append(1.0, bar[:-1])
     previous = np.append(1.0, bar[:-1])
     variance = beta * (1 - previous) / (1 - bar)
     values = (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import LatentDiffusion, build, save
+from ldm_jax import LatentDiffusion, build, save, weights
 from ldm_jax.api import Specification
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.weights import safetensors_files, torch_files
@@ -66,6 +66,18 @@ def test_files_without_a_name_have_the_files(ldm, tmp_path):
     safetensors_files.write(tmp_path / "ink.safetensors", {"emb_params": ROWS})
     both = ldm.with_embedding(tmp_path / "sketch.pt").with_embedding(tmp_path / "ink.safetensors", token="<ink>")
     assert both.condition.parse(["sketch <ink>"])[0, :6].tolist() == [27, 29, 30, 31, 28, 28]
+
+
+def test_a_file_of_two_towers_keeps_its_word(tmp_path):
+    """Its tensors are called by the towers, as other programs want it."""
+    rows = {"text_encoder": ROWS, "text_encoder_2": 2 * ROWS}
+    weights.write_embedding(tmp_path / "learned_embeds.safetensors", "<ink>", rows)
+    assert set(safetensors_files.read(tmp_path / "learned_embeds.safetensors")) == {"clip_l", "clip_g"}
+    word, found = weights.read_embedding(tmp_path / "learned_embeds.safetensors")
+    assert word == "<ink>"
+    jax.tree.map(np.testing.assert_array_equal, found, rows)
+    safetensors_files.write(tmp_path / "sketch.safetensors", {"clip_l": ROWS, "clip_g": ROWS})  # of another program
+    assert weights.read_embedding(tmp_path / "sketch.safetensors")[0] == "sketch"
 
 
 def test_a_word_in_any_case(ldm):

@@ -118,6 +118,32 @@ def test_frozen_models_of_another_process_are_refused(monkeypatch):
     assert starting.base(told, {"conditioner": old}, (1.0, 0.0), THERE)
 
 
+def test_tables_that_end_at_pure_noise_are_another_process(monkeypatch):
+    _, old = embedder(0)
+    monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model({"conditioner": old}, THERE))
+    other = CONFIG | {"diffusion": {"zero_terminal_snr": True}}
+    with pytest.raises(ValueError, match="zero_terminal_snr=True: the model that is adapted, elsewhere, has False"):
+        starting.base(other, {"conditioner": old}, (1.0, 0.0), THERE)
+
+
+def test_a_training_says_that_it_goes_on_otherwise(monkeypatch):
+    """All of a model may learn to predict something else, at other levels; but not unknown to who started it."""
+    net = UNet(**FIELDS)
+    params = {"network": net.init(jax.random.key(1), jnp.zeros((1, 8, 8, 2)), jnp.zeros(1))["params"]}
+    there = model(params, scale=0.18215)
+    there.config = CONFIG | {"diffusion": {"schedule": "scaled_linear", "prediction": "v", "linear_end": 0.012}}
+    monkeypatch.setattr(api, "load_whole", lambda path: there)
+    said = []
+    same = CONFIG | {"diffusion": there.config["diffusion"] | {"weighting": "min_snr"}}
+    assert starting.pretrained(same, params, None, (0.18215, 0.0), said.append) == params and not said
+    other = CONFIG | {"diffusion": {"schedule": "scaled_linear", "prediction": "eps", "linear_end": 0.012}}
+    starting.pretrained(other, params, None, (np.float32([1.0, 0.5]), 0.0), said.append)
+    assert said == [
+        "diffusion: the model to start from, elsewhere, was trained with prediction='v', latents' scale 0.18215; this training "
+        "has prediction='eps', latents' scale 1, 0.5"
+    ]
+
+
 def test_whether_a_training_starts_on_the_same_first_stage(tmp_path):
     ldm_jax.save(tiny.model("text"), tmp_path / "saved")  # whose convolutions take over the scales of its channels
     ours = ldm_jax.load(tmp_path / "saved").params["first_stage"]

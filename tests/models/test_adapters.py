@@ -32,6 +32,10 @@ def test_a_new_one_changes_nothing_and_has_rank_parameters():
     assert float(jnp.abs(factors["to_q"]["kernel"]["down"]).max()) <= 0.5
     with pytest.raises(ValueError, match="no layer is called nothing; this network's layers are conv, to_q"):
         init_lora(KEY, SHAPES, 2, ("nothing",))
+    with pytest.raises(ValueError, match="no layer is called to_out.0; this"):  # as diffusers calls to_out_0
+        init_lora(KEY, SHAPES, 2, ("to_q", "to_out.0"))
+    with pytest.raises(ValueError, match="a LoRA changes layers; name some of conv, to_q"):
+        init_lora(KEY, SHAPES, 2, ())
 
 
 def test_the_change_is_the_product_and_a_convolution_through_fewer_channels():
@@ -54,7 +58,7 @@ def test_the_change_is_the_product_and_a_convolution_through_fewer_channels():
 
 def test_kernels_keep_their_type_and_strangers_are_refused():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), SHAPES)
-    factors = filled(init_lora(KEY, SHAPES, 2))
+    factors = filled(init_lora(KEY, SHAPES, 2, ("to_q",)))
     changed = apply_lora(half, factors)
     assert {x.dtype for x in jax.tree.leaves(changed)} == {jnp.dtype(jnp.bfloat16)}
     with pytest.raises(ValueError, match="has no b: this LoRA belongs to another model"):

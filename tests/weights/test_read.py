@@ -12,7 +12,7 @@ import yaml
 
 from ldm_jax import weights
 from ldm_jax.cli.weights import main
-from ldm_jax.weights import layouts, naming, safetensors_files, schedules, torch_files
+from ldm_jax.weights import files, layouts, naming, safetensors_files, schedules, torch_files
 from ldm_jax.weights.compvis_files import conditioner_layout
 from ldm_jax.weights.pipelines import pipeline_of
 
@@ -571,6 +571,20 @@ def test_statements_in_a_file_are_honoured_or_contradicted(tmp_path):
     assert read.description["scheduler"]["rescale_betas_zero_snr"]
     assert read.description["scheduler"]["prediction_type"] == "v_prediction"
     assert sum("v_pred" in note or "ztsnr" in note for note in read.notes) == 2
+
+
+def test_a_table_that_ends_at_pure_noise_is_kept(tmp_path):
+    """In files of CompVis by a tensor, and in the buffers that its code reads."""
+    of = description("clip")
+    of["diffusion"] |= {"prediction": "v", "zero_terminal_snr": True}
+    weights.write_compvis(tmp_path / "a.ckpt", of, random_params(of))
+    read = weights.read(tmp_path / "a.ckpt")
+    assert read.description["diffusion"]["zero_terminal_snr"] and read.description["diffusion"]["prediction"] == "v"
+    assert read.description["scheduler"]["rescale_betas_zero_snr"]
+    kept = files.tensors(tmp_path / "a.ckpt", [])
+    bar = np.cumprod(1 - np.asarray(kept["betas"], np.float64))
+    np.testing.assert_allclose(bar[:-1], np.asarray(kept["alphas_cumprod"])[:-1], rtol=1e-3, atol=1e-7)
+    assert bar[-1] < 1e-6 and all(np.isfinite(np.asarray(kept[name])).all() for name in schedules.BUFFERS)
 
 
 def pipeline(folder: Path, **changes) -> Path:

@@ -288,8 +288,12 @@ def flow_match(diffusion: Mapping[str, Any]) -> dict:
     return config | {"shift": diffusion.get("shift", 1.0)}
 
 
-def scheduler(diffusion: Mapping[str, Any]) -> dict:
-    """A DDIMScheduler as the paper samples. A schedule in continuous time becomes its table of betas at whole steps."""
+SOLVERS = {"dpmpp_2m": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}  # order 2, as ours by these names
+
+
+def scheduler(diffusion: Mapping[str, Any], sampling: Mapping[str, Any] | None = None) -> dict:
+    """A DDIMScheduler as the paper samples, or, of a table, with the grid and the end of a `sampling` by DDIM. A schedule in
+    continuous time becomes its table of betas at whole steps."""
     predictions = {ours: name for name, ours in PREDICTIONS.items()}
     if diffusion["prediction"] not in predictions:
         raise _unable(f"prediction {diffusion['prediction']!r}")
@@ -313,12 +317,27 @@ def scheduler(diffusion: Mapping[str, Any]) -> dict:
         config |= {"beta_schedule": schedules[diffusion["schedule"]]}
         if diffusion["schedule"] != "squared_cosine":
             config |= {"beta_start": diffusion["linear_start"], "beta_end": diffusion["linear_end"]}
+        if sampling and sampling["sampler"] == "ddim" and sampling.get("grid") in ("leading", "trailing"):
+            to_clean = sampling.get("end", "clean") == "clean"
+            config |= {"timestep_spacing": sampling["grid"], "set_alpha_to_one": to_clean}
         if diffusion.get("zero_terminal_snr"):  # the last entry, pure noise, must be visited
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1}
         return config
     if diffusion["schedule"] == "cosine":
         return config | {"trained_betas": _cosine_betas(diffusion), PRIVATE: dict(diffusion)}
     raise _unable(f"schedule {diffusion['schedule']!r}")
+
+
+def solver(diffusion: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict | None:
+    """The settings of the multistep scheduler that draws what a `sampling` draws, in any number of steps; None where there is
+    none but DDIM's."""
+    name = SOLVERS.get(sampling["sampler"])
+    way = sampling.get("grid"), sampling.get("end", "clean")
+    table = diffusion["schedule"] in ("linear", "scaled_linear") and not diffusion.get("zero_terminal_snr")
+    if name is None or way != ("trailing", "clean") or not table:
+        return None
+    config = scheduler(diffusion) | {"_class_name": name, "timestep_spacing": "trailing", "final_sigmas_type": "zero"}
+    return {key: value for key, value in config.items() if key not in ("clip_sample", "set_alpha_to_one")}
 
 
 def _cosine_betas(diffusion: Mapping[str, Any]) -> list[float]:
