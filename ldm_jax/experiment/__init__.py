@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_jax import build
+from ldm_jax import build, scoring
 from ldm_jax.api.load import resolve
 from ldm_jax.experiment import evaluators
 from ldm_jax.experiment.diffusion import train_diffusion
@@ -27,7 +27,6 @@ from ldm_jax.experiment.first_stage import check_judge, train_first_stage
 from ldm_jax.experiment.latents import measure_latents
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.primitives.files import HUB, folder_place, is_address, of_this_machine
-from ldm_jax.scoring.features import check as check_features
 from ldm_jax.training import distributed
 from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.metrics import clock
@@ -106,7 +105,7 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
     measured = config["evaluation"]
     if "evaluation" in config["stages"] and measured.get("num", 0):
         try:
-            check_features(measured["features"], build.with_lists(config), workdir / "evaluation")
+            scoring.check(measured["features"], build.with_lists(config), workdir / "evaluation")
         except (ValueError, FileNotFoundError) as error:
             said = str(error).rstrip(".")
             raise type(error)(f"config.evaluation: {said}; config.evaluation.num=0 measures nothing") from None

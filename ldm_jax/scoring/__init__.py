@@ -10,12 +10,13 @@ from etils import epy
 
 # When first used: what is to be measured is read before jax is there.
 with epy.lazy_api_imports(globals()):
-    from ldm_jax.scoring.evaluation import compare, evaluate, in_words
+    from ldm_jax.scoring.evaluation import check, compare, evaluate, in_words
     from ldm_jax.scoring.features import Features, load
     from ldm_jax.scoring.measures import Measured, measure
     from ldm_jax.scoring.reference import Reference, of_data, read
     from ldm_jax.scoring.request import Request
 
 __all__ = [
-    "Features", "Measured", "Reference", "Request", "compare", "evaluate", "in_words", "load", "measure", "of_data", "read",
+    "Features", "Measured", "Reference", "Request", "check", "compare", "evaluate", "in_words", "load", "measure", "of_data",
+    "read",
 ]  # fmt: skip

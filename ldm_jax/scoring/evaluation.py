@@ -31,6 +31,13 @@ from ldm_jax.training import distributed, sharding
 from ldm_jax.workdir import versions
 
 
+def check(features: str, config: Mapping[str, Any], folder: Path) -> None:
+    """What `evaluate` will look at the data of `config` with, before there is a model: errors as of `features.check`. Sentences
+    are read, not looked at."""
+    if config["data"].get("medium") != "text":
+        feature_networks.check(features, config, folder)
+
+
 def evaluate(
     ldm: api.LatentDiffusion,
     request: Request,
