@@ -130,11 +130,13 @@ class Infilling(Condition):
 
     def kept_words(self, inputs: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
         """Of known tokens and holes [B, N] and drawn tokens [B, N, 1]: the share of the known words that stand where they
-        stood, and that of the sentences which keep all. Begin, end and what fills up are no words."""
+        stood, and, of the sentences that have any, the share of those which keep all. Begin, end and padding are no words."""
         tokens = np.rint(np.asarray(drawn)[..., 0]).astype(np.int64)
         words = (np.asarray(inputs) != self.hole) & (np.asarray(inputs) > END)
         right = words & (tokens == inputs)
-        return {"kept": float(right.sum() / max(words.sum(), 1)), "kept_all": float((right == words).all(-1).mean())}
+        told = words.any(-1)
+        all_kept = told & (right == words).all(-1)
+        return {"kept": float(right.sum() / max(words.sum(), 1)), "kept_all": float(all_kept.sum() / max(told.sum(), 1))}
 
     def read(self, given):
         return list(given["infill"]), list(given["infill"])

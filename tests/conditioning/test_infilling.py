@@ -86,6 +86,7 @@ def test_training_hides_words_and_tails_and_changes_nothing_else():
 
 
 def test_kept_words_by_hand(condition):
-    known = condition.parse(["the ___ dog sleeps.", "the ..."])
-    drawn = np.stack([TOKENIZER.encode_one("the small cat sleeps.", 8), TOKENIZER.encode_one("the dog.", 8)])[..., None]
+    known = condition.parse(["the ___ dog sleeps.", "the ...", "..."])  # of the third nothing is known, and nothing kept
+    drawn = np.stack([TOKENIZER.encode_one(text, 8) for text in ("the small cat sleeps.", "the dog.", "the dog.")])[..., None]
     assert condition.kept_words(known, drawn) == {"kept": 4 / 5, "kept_all": 1 / 2}
+    assert condition.kept_words(known[2:], drawn[2:]) == {"kept": 0, "kept_all": 0}
