@@ -227,7 +227,7 @@ def test_a_model_trains_on_neighbours_and_draws_by_them(pictures, database, tmp_
     config = retrieval_small.get_config()
     config.data.update(dict(source="folder", path=str(pictures), image_size=16))
     config.first_stage.update(dict(kind="none", path=""))
-    config.latents.scale = 1.0
+    config.latents.scale, config.latents.standardise = 1.0, False
     network = dict(
         in_channels=3, out_channels=3, model_channels=8, channel_mult=(1,), attention_resolutions=(1,), context_dim=3
     )
