@@ -161,5 +161,6 @@ def test_infilling_trains_and_fills(trained, texts, tmp_path):
     experiment.run(config, tmp_path / "infill")
     results = json.loads((tmp_path / "infill" / "evaluation" / "0000" / "results.json").read_text())
     assert 0 <= results["kept"] <= 1 and 0 <= results["kept_all"] <= 1
-    drawn = draw(ldm_jax.load(tmp_path / "infill"), {"infill": ["the ___ dog does not sleep.", "the ..."], "num": 2, "steps": 2})
+    given = {"infill": ["the ___ dog does not sleep.", "the ..."], "num": 2, "steps": 2}
+    drawn = draw(ldm_jax.load(tmp_path / "infill"), given)
     assert drawn.images.shape == (4, 16, 1) and drawn.words[3] == "the ..."
