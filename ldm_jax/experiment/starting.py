@@ -47,8 +47,6 @@ def pretrained(
         raise ValueError(
             f"config.diffusion.time_scale={ours}: the model to start from, {path}, is told times up to {theirs}; set it to that"
         )
-    if "network" in params and (said := _otherwise(config, ldm, latents)):
-        say(f"diffusion: the model to start from, {path}, was trained with {said[1]}; this training has {said[0]}")
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
         found["network"] = _with_fresh(models.inflated(found["network"], params["network"]), params["network"])
@@ -56,6 +54,8 @@ def pretrained(
     if numbers is not None and "conditioner" in params:
         found["conditioner"] = _by_word(found["conditioner"], params["conditioner"], numbers)
     check_shapes(path, found, params)
+    if "network" in params and (said := _otherwise(config, ldm, latents)):
+        say(f"diffusion: the model to start from, {path}, was trained with {said[1]}; this training has {said[0]}")
     return found
 
 

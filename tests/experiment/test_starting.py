@@ -144,6 +144,19 @@ def test_a_training_says_that_it_goes_on_otherwise(monkeypatch):
     ]
 
 
+def test_latents_of_other_channels_are_refused_by_their_shapes(monkeypatch):
+    """However many scales either side has."""
+    narrow, wide = (
+        UNet(**FIELDS | {"in_channels": n, "out_channels": n}).init(jax.random.key(1), jnp.zeros((1, 8, 8, n)), jnp.zeros(1))
+        for n in (2, 4)
+    )
+    there = model({"network": narrow["params"]}, scale=np.ones(2, np.float32))
+    there.config = CONFIG
+    monkeypatch.setattr(api, "load_whole", lambda path: there)
+    with pytest.raises(ValueError, match="is another model: network/input_blocks_0_0/kernel is"):
+        starting.pretrained(CONFIG, {"network": wide["params"]}, None, (np.ones(4, np.float32), 0.0), print)
+
+
 def test_whether_a_training_starts_on_the_same_first_stage(tmp_path):
     ldm_jax.save(tiny.model("text"), tmp_path / "saved")  # whose convolutions take over the scales of its channels
     ours = ldm_jax.load(tmp_path / "saved").params["first_stage"]
