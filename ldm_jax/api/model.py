@@ -84,7 +84,8 @@ class LatentDiffusion:
 
     @property
     def abilities(self) -> tuple[str, ...]:
-        """Names of the methods that make pictures with this model; the others raise ValueError."""
+        """Names of the methods that make sense with this model, which `sample.py` and the page offer. Of the others those raise
+        ValueError whose arguments can't be told from its condition."""
         among = build.make_medium(self.config).abilities
         return tuple(name for name in self.condition.abilities if among is None or name in among)
 

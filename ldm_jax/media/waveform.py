@@ -17,6 +17,7 @@ class Waveform(Sound):
 
     name = "waveform"
     axes, unit = 1, "samples"
+    abilities = ("sample", "panorama", "image_to_image", "outpaint", "edit", "variation", "interpolate")  # all but masks
     shown_mels = 64
 
     @property

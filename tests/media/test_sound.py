@@ -166,6 +166,8 @@ def test_waveforms_go_on_before_and_behind(tmp_path):
     ldm = random_model(CONFIG | changes)
     (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1000, 0.05), 8000))
     assert ldm.describe().startswith("tiny: 256 samples, takes nothing")
+    assert "outpaint" in ldm.abilities and "inpaint" not in ldm.abilities  # no flag says which samples
+    assert draw(ldm, {"panorama": True, "size": "600", "num": 1, "steps": 2}).images.shape == (1, 600, 1)
     known = build.make_medium(ldm.config).read(tmp_path / "a.wav")
     given = {"image": [str(tmp_path / "a.wav")], "num": 1, "steps": 2}
     drawn = draw(ldm, given | {"outpaint": ["16", "33"]}).images
