@@ -20,6 +20,7 @@ from absl import flags, logging
 
 from ldm_jax.cli import configs
 from ldm_jax.cli.overrides import overridden
+from ldm_jax.primitives import huge_pages
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.console import (
     as_typed_again,
@@ -58,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_anything()
     stop_on_sigterm()
     quiet()
-    arguments = with_home(sys.argv if arguments is None else arguments)
+    program, arguments = arguments is None, with_home(sys.argv if arguments is None else arguments)
     try:
         if helped := asked_for_help(arguments):
             return print(helped_with(helped, arguments))
-        run(arguments)
+        run(arguments, program)
     except KeyboardInterrupt as interruption:
         said = str(interruption) or "stopped; what was saved before is there"
         print(f"{said}. To go on: {as_typed_again()}", file=sys.stderr)
@@ -73,11 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def run(arguments: list[str]) -> None:
-    """What the flags ask for. KeyboardInterrupt when it was stopped, ValueError or OSError for what can't work."""
+def run(arguments: list[str], program: bool = False) -> None:
+    """What the flags ask for; `program`: whether the process is there for nothing else. KeyboardInterrupt when it was stopped,
+    ValueError or OSError for what can't work."""
     began = time.monotonic()
     flag, overrides = parse(arguments)
     check_filled(flag, ("config", "workdir", "data"))
+    if program:
+        huge_pages.ask()
     if flag.data:
         from ldm_jax.cli import own_data
 

@@ -20,6 +20,7 @@ process's first device. float32 always is "xla" on a GPU, as cuDNN has no such k
 attends to its own part of the batch and of the heads. "flash" and "cudnn" have no forward-mode derivative; "xla" has.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -114,16 +115,30 @@ def _cudnn_obstacle(q: jax.Array, device: Any) -> str | None:
     return None
 
 
-def _product(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    """q [N, T, D], k and v [N, S, D] -> [N, T, D]."""
+def _product(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, *, pinned: bool = False) -> jax.Array:
+    """q [N, T, D], k and v [N, S, D] -> [N, T, D]. `pinned` lays out k, v and values so that the gradient is made of products
+    which XLA's CPU backend has fast: as it would lay them out itself, two of four are five times as slow for long rows."""
     T, S, D = q.shape[1], k.shape[1], q.shape[2]
     stored = jnp.bfloat16 if q.dtype == jnp.bfloat16 else jnp.float32
-    logits = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=stored).astype(jnp.float32) * D**-0.5
+    if pinned:
+        logits = jnp.einsum("ntd,nds->nts", q, _pinned_transpose(k), preferred_element_type=stored)
+    else:
+        logits = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=stored)
+    logits = logits.astype(jnp.float32) * D**-0.5
     if causal:
         logits = jnp.where(jnp.tril(jnp.ones((T, S), bool)), logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    values = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    stored_weights = weights.astype(v.dtype)
+    if pinned:
+        values = jnp.einsum("nds,nts->ndt", _pinned_transpose(v), stored_weights, preferred_element_type=jnp.float32)
+        values = jax.lax.optimization_barrier(values).swapaxes(1, 2)
+    else:
+        values = jnp.einsum("nts,nsd->ntd", stored_weights, v, preferred_element_type=jnp.float32)
     return (values / weights.sum(-1, keepdims=True)).astype(q.dtype)
+
+
+def _pinned_transpose(a: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(a.swapaxes(1, 2))
 
 
 def _heads_first(a: jax.Array) -> jax.Array:
@@ -136,17 +151,29 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     return _heads_first(_product(*merged, causal).reshape(B, heads, T, D))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _xla_on_cpu(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    """A batch item at a time, and as many rows as make CACHE logits."""
+    """A batch item at a time, and as many rows as make CACHE logits. A gradient computes the logits again."""
+    return _in_rows(partial(_product, causal=causal), q, k, v, causal)
+
+
+@_xla_on_cpu.defjvp
+def _derivative_on_cpu(causal: bool, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple:
+    again = jax.checkpoint(partial(_product, causal=causal, pinned=True), prevent_cse=False)
+    return jax.jvp(lambda q, k, v: _in_rows(again, q, k, v, causal), primals, tangents)
+
+
+def _in_rows(product: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, whole: bool) -> jax.Array:
+    """`product` of a batch item at a time, and of some of its rows unless `whole`."""
     T, heads, D = q.shape[1:]
     chunks = 1
-    while not causal and T % (2 * chunks) == 0 and heads * T * k.shape[1] > chunks * CACHE:
+    while not whole and T % (2 * chunks) == 0 and heads * T * k.shape[1] > chunks * CACHE:
         chunks *= 2
 
     def item(qkv: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v = qkv
         rows = jnp.moveaxis(q.reshape(heads, chunks, T // chunks, D), 1, 0)
-        return jnp.moveaxis(jax.lax.map(lambda q: _product(q, k, v, causal), rows), 0, 1).reshape(heads, T, D)
+        return jnp.moveaxis(jax.lax.map(lambda q: product(q, k, v), rows), 0, 1).reshape(heads, T, D)
 
     return _heads_first(jax.lax.map(item, tuple(_heads_first(a) for a in (q, k, v))))
 

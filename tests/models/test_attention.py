@@ -1,5 +1,7 @@
 """Attention: every implementation against the formula, and the rules of choice."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,39 @@ def test_chunks_on_cpu(monkeypatch, causal):
     assert "while" in str(jax.make_jaxpr(loss)(q, k, v)) or "scan" in str(jax.make_jaxpr(loss)(q, k, v))
     chunked = jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, chunked)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_derivatives_of_chunks_on_cpu(monkeypatch, dtype, tolerance):
+    """Backward, forward, and backward over forward, as losses of few steps take them: those of the formula."""
+    q, k, v = qkv(2, 24, 20, 2, 4, dtype)
+
+    def loss(attend, q, k, v):
+        return jnp.sin(attend(q, k, v).astype(jnp.float32)).sum()
+
+    def directional(attend, q, k, v):
+        return jax.jvp(lambda *qkv: loss(attend, *qkv), (q, k, v), (q[::-1], k[::-1], v[::-1]))[1]
+
+    def plain(q, k, v):
+        logits = jnp.einsum("bthd,bshd->bhts", *(a.astype(jnp.float32) for a in (q, k))) * q.shape[-1] ** -0.5
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits), v.astype(jnp.float32)).astype(q.dtype)
+
+    monkeypatch.setattr(module, "CACHE", 200)
+    for function in (loss, directional):
+        found, right = (
+            jax.value_and_grad(partial(function, attend), argnums=(0, 1, 2))(q, k, v)
+            for attend in (partial(attention, implementation="xla"), plain)
+        )
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+            scale = max(1.0, float(jnp.abs(other).max()))
+            np.testing.assert_allclose(one.astype(jnp.float32) / scale, other.astype(jnp.float32) / scale, atol=tolerance)
+
+
+def test_a_gradient_on_a_cpu_keeps_no_weights():
+    """Of 2 x 2 x 2,048 x 2,048 weights, 67 MB, the gradient needs what a chunk of rows has."""
+    q, k, v = (jax.ShapeDtypeStruct((2, 2048, 2, 16), jnp.float32) for _ in range(3))
+    program = jax.jit(jax.grad(lambda *qkv: attention(*qkv, "xla").sum(), (0, 1, 2))).lower(q, k, v).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2 * 2 * 2048 * 2048 * 4 / 2
 
 
 def test_large_logits_do_not_overflow():
