@@ -55,7 +55,7 @@ class Dense(nn.Module):
 def linear_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] and kernel [in, out] -> [..., out].
 
-    A matrix product. On a CPU its rows are one axis: with more, XLA takes three to four times as long for the kernel's gradient.
+    A matrix product. On a CPU its rows are one axis: with more, XLA is three to four times as slow at the kernel's gradient.
     On a TPU pixels [B, H, W, in] or [B, D, H, W, in] are convolved, because XLA lays a product's operands out in another order
     than a convolution's, and could then fuse neither with its neighbours.
     """
