@@ -241,6 +241,8 @@ def test_only_the_control_net_is_trained_and_its_folder_steers_alike(base, steer
     loaded = base.with_control(tmp_path / "control")
     jax.tree.map(np.testing.assert_array_equal, loaded.params["control"], state.params["control"])
     assert loaded.specification.control == build.make_control(config)
+    with pytest.raises(ValueError, match="has a ControlNet already, and one steers at a time"):  # not one for the other
+        loaded.with_control(tmp_path / "control")
     with pytest.raises(ValueError, match="exists already"):
         weights.write_control(tmp_path / "control", fields, config["conditioner"], state.params["control"])
 

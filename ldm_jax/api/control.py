@@ -23,7 +23,11 @@ PyTree = Any
 
 def with_control(spec: Specification, params: PyTree, path: str | Path) -> tuple[Specification, PyTree]:
     """A specification with the ControlNet of a diffusers folder or a single file, and `params` with its own as the part
-    "control", of the network's type. ValueError if it is for another network."""
+    "control", of the network's type. ValueError if it is for another network, or this model has one already."""
+    if spec.control is not None:
+        raise ValueError(
+            f"{path}: this model has a ControlNet already, and one steers at a time: give it to the model that has none"
+        )
     fields, found = weights.read_control(path, spec.config["network"])
     if (halved := 2 ** (len(fields["hint_channels"]) - 1)) != spec.first_stage.factor:
         raise ValueError(f"{path}: shrinks its pictures {halved} times, this model {spec.first_stage.factor} times")

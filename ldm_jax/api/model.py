@@ -184,7 +184,7 @@ class LatentDiffusion:
 
     def with_control(self, path: Any) -> "LatentDiffusion":
         """This model with a ControlNet, of a diffusers folder or a single file, whose parameters are the part "control".
-        ValueError if it is for another network."""
+        ValueError if it is for another network, or this model has one already."""
         return LatentDiffusion(*control.with_control(self.specification, self.params, path))
 
     def with_embedding(self, path: Any, token: str | None = None) -> "LatentDiffusion":

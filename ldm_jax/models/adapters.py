@@ -26,8 +26,11 @@ def apply_lora(params: PyTree, factors: PyTree, scale: float | jax.Array = 1.0) 
       scale: 0 leaves the parameters as they are, 1 is the whole adaptation.
 
     Raises:
-      ValueError: factors of kernels that are not there, or of another shape.
+      ValueError: factors of kernels that are not there, or of another shape; a scale that is not one number. For one a picture
+        use `jax.vmap`.
     """
+    if jnp.ndim(scale):
+        raise ValueError(f"scale of shape {jnp.shape(scale)}: it must be one number; jax.vmap gives one a picture")
     return _apply(params, factors, scale, "")
 
 

@@ -102,6 +102,8 @@ def _recognised(
         return _three(path, tensors, notes)
     recognise.check_transformers(tensors, str(path))
     kind = contents(tensors)
+    if kind != "latent diffusion" and (what := recognise.part_of(tensors)):
+        raise ValueError(f"{path}: it holds {what}")
     metadata = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
     try:
         if kind == "first stage":

@@ -24,7 +24,12 @@ from ldm_jax.weights.compvis_files import conditioner_layout
 
 _FACTOR = re.compile(r"(.+?)(?:\.lora_linear_layer\.|\.lora_|\.lora\.|_lora\.)(A|B|down|up)(?:\.[^.]+)?\.weight")
 _ALPHA = re.compile(r"(.+)\.alpha")
-_OTHER = re.compile(r"hada_w|lokr_w|lora_mid|dora_scale|magnitude_vector|oft_|glora|\.diff(_b)?$")
+# what the names of other kinds of adapters have in them
+_OTHER = {
+    "a LoHa": r"\.hada_", "a LoKr": r"\.lokr_", "a LoCon of three factors": r"\.lora_mid\.",
+    "a DoRA": r"\.dora_scale|magnitude_vector", "an OFT": r"\.oft_", "a GLoRA": r"\.[ab][12]\.weight$",
+    "whole changes of layers": r"\.diff(_b)?$|\.[wb]_norm$", "an (IA)^3": r"\.on_input$",
+}  # fmt: skip
 # how a name begins -> the part of the model, and of several text encoders which
 _PREFIXES = {
     "lora_unet_": ("network", None), "unet.": ("network", None), "transformer.": ("network", None),
@@ -49,9 +54,10 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
     if path.suffix == ".safetensors":
         metadata = safetensors_files.read_with_metadata(path)[1]
     pairs: dict[str, dict[str, Any]] = {}
+    for kind, expression in _OTHER.items():
+        if name := next(filter(re.compile(expression).search, tensors), None):
+            raise ValueError(f"{path}: {name} is of {kind}; only LoRA is read: merge it where it was trained")
     for name, tensor in tensors.items():
-        if _OTHER.search(name):
-            raise ValueError(f"{path}: {name} is of a LoHa, LoKr or DoRA; only LoRA is read: merge it where it was trained")
         if found := _FACTOR.fullmatch(name):
             kind = {"A": "down", "B": "up"}.get(found[2], found[2])
             pairs.setdefault(found[1], {})[kind] = tensor

@@ -6,7 +6,7 @@ anything else becomes an `Inert` placeholder, and a name of code that could act 
 Why not `pickle.Unpickler` with an allow-list: it allocates what a file says before reading it (one LONG_BINPUT of seven bytes
 takes 32 GB), hashes keys of any depth (a tuple nested 200,000 deep, used as a key, ends the interpreter), has no limit of
 opcodes, and NEWOBJ and BUILD insist on real classes and their state. This machine counts what it does (`MOST_OPCODES`,
-`MOST_BYTES`, `MOST_COPIED`), takes only plain keys, and drops states unseen.
+`MOST_BYTES`, `MOST_COPIED`), takes only plain keys, and drops states unseen but for those of `Parameters`.
 """
 
 import dataclasses
@@ -62,6 +62,10 @@ class Global:
 
 class Inert:
     """Stands for an object that only code could build."""
+
+
+class Parameters(dict):
+    """torch's ParameterDict: a dict that is pickled as an object, whose state has what is in it."""
 
 
 def short(value: Any) -> str:
@@ -164,12 +168,23 @@ class Machine:
             raise ValueError(f"a call of {short(function)}")
         if str(function) == "torch._tensor._rebuild_from_type_v2":
             return self.call(arguments[0], arguments[2])
-        self.copied += sum(len(each) for each in arguments if isinstance(each, list | tuple | dict | set))
-        if self.copied > MOST_COPIED:
-            raise ValueError(f"its calls copy more than {MOST_COPIED:,} elements")
+        self.count(arguments)
         if str(function) in self.calls:
             return self.calls[str(function)](*arguments)
         return Inert()
+
+    def count(self, copied: tuple) -> None:
+        """ValueError where what is copied of containers is too much, with all before."""
+        self.copied += sum(len(each) for each in copied if isinstance(each, list | tuple | dict | set))
+        if self.copied > MOST_COPIED:
+            raise ValueError(f"its calls copy more than {MOST_COPIED:,} elements")
+
+    def build(self, target: Any, state: Any) -> None:
+        """Gives an object its state: of containers, attributes such as _metadata, which are dropped."""
+        found = state.get("_parameters") if isinstance(state, dict) and isinstance(target, Parameters) else None
+        if isinstance(found, dict):
+            self.count((found,))
+            target.update(pairs(found))
 
     def _run(self, file) -> Any:
         stack: list[Any] = []
@@ -275,7 +290,8 @@ class Machine:
                     function, *arguments = since_mark()
                     stack.append(self.call(function, tuple(arguments)))
                 case "BUILD":
-                    stack.pop()  # the state of an object: of a container, attributes such as _metadata
+                    state = stack.pop()
+                    self.build(stack[-1], state)
                 case "PERSID" | "BINPERSID":
                     stack.append(self.persistent(argument if opcode.name == "PERSID" else stack.pop()))
                 case "STOP":

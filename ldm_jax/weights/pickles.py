@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.weights.pickle_machine import MOST_BYTES, Global, Machine, pairs, plain_key, short
+from ldm_jax.weights.pickle_machine import MOST_BYTES, Global, Machine, Parameters, pairs, plain_key, short
 from ldm_jax.weights.stored import BFLOAT16, Stored, check_shape, looks_like, mapped
 
 MOST_DIRECTORY = 1 << 23  # bytes of a zip archive's directory: 80,000 records
@@ -252,6 +252,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     "torch.nn.parameter.Parameter": lambda tensor, *_: tensor,
+    "torch.nn.modules.container.ParameterDict": lambda *_: Parameters(),
     "torch.Size": lambda shape: tuple(shape),
     "collections.OrderedDict": pairs,
     "collections.defaultdict": lambda factory=None, *items: pairs(*items),

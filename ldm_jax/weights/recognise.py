@@ -35,6 +35,20 @@ TRANSFORMERS = {
     "y_embedder.y_proj.": "PixArt or Sana",
 }
 
+# What is no model by itself, or lacks the config.json beside it, by its names, and how it is used.
+PARTS = {
+    r"lora_(down|up|[AB])\.|\.(hada|lokr)_|_lora\.(down|up)\.": "an adapter (LoRA or its like): ldm.with_lora(path) on a model",
+    r"input_hint_block\.|controlnet_cond_embedding\.|lora_controlnet": "a ControlNet: ldm.with_control(path) on a model",
+    r"^emb_params$|^string_to_param\.": "the vectors of a word: ldm.with_embedding(path) on a model",
+    r"^(encoder\.down|decoder\.up)_blocks\.": "a first stage under diffusers' names: load its folder, with config.json",
+    r"^(down|up)_blocks\.": "a network under diffusers' names: load the pipeline's folder",
+}  # fmt: skip
+
+
+def part_of(tensors: Tensors) -> str | None:
+    """What a file holds in place of a model, and how it is used; None where its names don't say."""
+    return next((what for mark, what in PARTS.items() if any(map(re.compile(mark).search, tensors))), None)
+
 
 def check_transformers(tensors: Tensors, where: str) -> None:
     """ValueError for the transformers among the world's models whose single files are not read."""

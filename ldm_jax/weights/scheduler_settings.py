@@ -76,9 +76,10 @@ _SWITCHES = frozenset(
 _IN_ORDER = (("beta_start", "beta_end"), ("sigma_min", "sigma_max"), ("original_inference_steps", "num_train_timesteps"))
 # What a solver makes of the settings of another one that it is made from (`from_config`).
 _DPM = {"solver_type": {"logrho bh1 bh2": "midpoint"}, "algorithm_type": {"deis": "dpmsolver++"}}
+_FIXED = {"variance_type": {"fixed_small_log fixed_large fixed_large_log": "fixed_small"}}  # DDPM's, of no effect on these
 _CONVERTED = {
-    "DPMSolverMultistepScheduler": _DPM,
-    "DPMSolverSinglestepScheduler": _DPM,
+    "DPMSolverMultistepScheduler": _DPM | _FIXED,
+    "DPMSolverSinglestepScheduler": _DPM | _FIXED,
     "EDMDPMSolverMultistepScheduler": _DPM,
     "UniPCMultistepScheduler": {"solver_type": {"midpoint heun logrho": "bh2"}},
     "DEISMultistepScheduler": {

@@ -61,6 +61,24 @@ def test_a_word_is_its_vectors(ldm, tmp_path):
         save(told, tmp_path / "out")
 
 
+def test_a_model_that_is_told_a_picture_too_reads_the_word(ldm, tokenizer, tmp_path):
+    parts = {"prompt": ldm.config["conditioner"], "picture": {"kind": "inpaint", "convention": "stable_diffusion"}}
+    config = ldm.config | {"conditioner": {"kind": "combined", "parts": parts}}
+    condition = build.make_condition(config, None, tokenizer)
+    filling = LatentDiffusion(Specification(config, condition), {"conditioner": {"prompt": ldm.params["conditioner"]}})
+    safetensors_files.write(tmp_path / "a.safetensors", {"<cat>": ROWS})
+    both = [model.with_embedding(tmp_path / "a.safetensors") for model in (ldm, filling)]
+    jax.tree.map(np.testing.assert_array_equal, both[0].params["conditioner"], both[1].params["conditioner"]["prompt"])
+    parsed = both[1].condition.parts["prompt"].parse(["a <cat> cb"])
+    np.testing.assert_array_equal(parsed, both[0].condition.parse(["a <cat> cb"]))
+    assert both[1].config["conditioner"]["parts"]["prompt"]["vocab_size"] == 31
+    assert filling.config["conditioner"]["parts"]["prompt"]["vocab_size"] == 29
+    more = both[1].with_embedding(tmp_path / "a.safetensors", token="<ink>")
+    assert more.condition.parts["prompt"].parse(["<ink> <cat>"])[0, :6].tolist() == [27, 31, 32, 29, 30, 28]
+    with pytest.raises(ValueError, match="learnt words"):
+        save(more, tmp_path / "out")
+
+
 def test_files_without_a_name_have_the_files(ldm, tmp_path):
     torch_files.write(tmp_path / "sketch.pt", {"string_to_param": {"*": ROWS[:1]}, "name": "x", "step": 3})
     safetensors_files.write(tmp_path / "ink.safetensors", {"emb_params": ROWS})
@@ -102,5 +120,5 @@ def test_what_does_not_fit_is_refused(ldm, tmp_path):
     safetensors_files.write(tmp_path / "b.safetensors", {"!": ROWS})
     with pytest.raises(ValueError, match="is a token already"):
         ldm.with_embedding(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="are learnt by models that read prompts"):
+    with pytest.raises(ValueError, match="models that read prompts by text, clip_text, sdxl, .* this one is 'none'"):
         tiny.model("none").with_embedding(tmp_path / "b.safetensors")

@@ -19,6 +19,17 @@ def filled(tree):
     return jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), tree)
 
 
+def test_a_scale_is_one_number():
+    """One a picture was taken as one a column where a kernel has as many."""
+    factors = filled(init_lora(KEY, SHAPES, 2, ("to_q",)))
+    scales = jnp.linspace(0.0, 1.0, 4)
+    with pytest.raises(ValueError, match="scale of shape .4,.: .* jax.vmap gives one a picture"):
+        apply_lora(SHAPES, factors, scales)
+    each = jax.vmap(lambda scale: apply_lora(SHAPES, factors, scale))(scales)["to_q"]["kernel"]
+    product = factors["to_q"]["kernel"]["down"] @ factors["to_q"]["kernel"]["up"]
+    np.testing.assert_allclose(each, 1 + scales[:, None, None] * product, atol=1e-5)
+
+
 def test_a_new_one_changes_nothing_and_has_rank_parameters():
     factors = init_lora(KEY, SHAPES, 2, ("to_q", "conv"))
     assert jax.tree.map(jnp.shape, factors) == {

@@ -190,7 +190,12 @@ def test_a_layer_in_two_spellings_is_refused(tmp_path, pairs):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t | {"lora_unet_x.hada_w1_a": np.ones(2, np.float32)}, "LoHa, LoKr or DoRA"),
+        (lambda t: t | {"lora_unet_x.hada_w1_a": np.ones(2, np.float32)}, "is of a LoHa"),
+        (lambda t: {"lora_unet_x.alpha": np.float32(1), "lora_unet_x.hada_t1": np.ones(2, np.float32)}, "is of a LoHa"),
+        (lambda t: {"lora_unet_x.lokr_t2": np.ones(2, np.float32), "lora_unet_x.lokr_w1": np.float32(1)}, "is of a LoKr"),
+        (lambda t: t | {"unet.x.lora_magnitude_vector": np.ones(2, np.float32)}, "is of a DoRA"),
+        (lambda t: t | {"lora_unet_x.lora_mid.weight": np.ones((2, 2, 3, 3), np.float32)}, "LoCon of three factors"),
+        (lambda t: {"lora_unet_x.diff_b": np.ones(2, np.float32)}, "whole changes of layers"),
         (lambda t: t | {"unet.nowhere.lora_A.weight": np.ones((2, 3), np.float32)}, "without the rest"),
         (lambda t: t | {f"unet.nowhere.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}, "another one"),
         (lambda t: t | {"something": np.ones(2, np.float32)}, "no part of a LoRA"),

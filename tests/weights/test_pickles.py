@@ -117,6 +117,22 @@ def test_big_endian_archives(tmp_path):
     assert np.array_equal(found["a"], np.arange(6))
 
 
+def test_a_parameter_dict_has_what_its_state_has(tmp_path):
+    """As torch pickles `nn.ParameterDict`: an object without arguments, and its attributes."""
+    kind = torch_files._global("torch.nn.modules.container", "ParameterDict")
+    ordered = torch_files._global("collections", "OrderedDict") + b")R"
+    held = ordered + b"(" + op("*") + tensor("FloatStorage", "0", 6, 0, (2, 3), (3, 1)) + b"u"
+    state = b"}(" + op("training") + b"\x88" + op("_parameters") + held + op("_buffers") + ordered + b"ub"
+    body = b"}(" + op("string_to_param") + kind + b")\x81" + state + op("name") + op("x") + b"u"
+    found, dropped = pickles.read(archive(tmp_path / "a.pt", program(body), {"0": np.arange(6, dtype=np.float32).tobytes()}))
+    assert not dropped and found.keys() == {"string_to_param", "name"} and found["string_to_param"].keys() == {"*"}
+    np.testing.assert_array_equal(found["string_to_param"]["*"], np.arange(6).reshape(2, 3))
+    again = b"".join(b"}(" + op("_parameters") + b"h\x01ub" for _ in range(50))
+    body = b"}q\x01(" + b"".join(op(i) + op(i) for i in range(100_000)) + b"u" + kind + b")\x81" + again
+    with pytest.raises(ValueError, match="copy more than"):
+        pickles.read(archive(tmp_path / "b.pt", program(body), {}))
+
+
 def test_unknown_classes_become_inert_and_are_named(tmp_path):
     callback = torch_files._global("pytorch_lightning.callbacks", "ModelCheckpoint")
     state = b"}(" + op("best") + tensor("FloatStorage", "0", 1, 0, (), ()) + b"ub"

@@ -116,6 +116,26 @@ def test_single_files_of_transformers_are_called_by_their_name(tmp_path, name, w
         weights.read(tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"], "an adapter .*with_lora"),
+        (["unet.x.lora_A.weight", "unet.x.lora_B.weight"], "an adapter .*with_lora"),
+        (["x.processor.to_q_lora.down.weight", "x.processor.to_q_lora.up.weight"], "an adapter .*with_lora"),
+        (["control_model.input_hint_block.0.weight", "control_model.zero_convs.0.0.weight"], "a ControlNet: .*with_control"),
+        (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x.weight"], "a ControlNet: .*with_control"),
+        (["emb_params"], "the vectors of a word: .*with_embedding"),
+        (["encoder.down_blocks.0.x.weight", "decoder.up_blocks.0.x.weight"], "a first stage under diffusers' names"),
+        (["conv_in.weight", "down_blocks.0.x.weight", "up_blocks.0.x.weight"], "a network under diffusers' names"),
+    ],
+)
+def test_files_that_are_no_model_are_called_what_they_are(tmp_path, names, what):
+    """A first stage under diffusers' names was said to lack a field, the others to have nothing that they are known by."""
+    safetensors_files.write(tmp_path / "a.safetensors", {name: np.ones((4, 4), np.float32) for name in names})
+    with pytest.raises(ValueError, match=f"it holds {what}"):
+        weights.read(tmp_path / "a.safetensors")
+
+
 def test_stable_diffusion_2_needs_to_be_told_what_it_predicts():
     tensors = FILES["2"]()
     with pytest.raises(ValueError, match='prediction="eps" or prediction="v"'):

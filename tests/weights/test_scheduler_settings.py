@@ -98,6 +98,8 @@ ARRIVED += [
     ("UniPCMultistepScheduler", 5, FLOW | SAVED, [-1.10853, -0.35341, 0.20154, 1.42755]),
     ("FlowMatchEulerDiscreteScheduler", 5, {"use_karras_sigmas": True, "shift": 3.0}, [-1.10694, -0.36271, 0.22621, 1.45359]),
     ("FlowMatchEulerDiscreteScheduler", 5, {"shift": 3.0, "use_exponential_sigmas": 1}, [-1.10494, -0.36697, 0.22429, 1.47083]),
+    ("DPMSolverMultistepScheduler", 5, {"variance_type": "fixed_large"}, [-7.70485, -2.05, 1.90035, 8.91195]),  # DDPM's own
+    ("DPMSolverSinglestepScheduler", 5, {"variance_type": "fixed_large"}, [-8.34207, -2.30579, 1.9546, 9.69242]),
     ("FlowMatchEulerDiscreteScheduler", 5, {"use_beta_sigmas": True, "shift": 3.0}, [-1.10915, -0.35569, 0.21803, 1.43106]),
 ]
 
