@@ -18,7 +18,7 @@ import numpy as np
 
 from ldm_jax.models.convolution import Padding, convolution, nearest, per_axis, upsampled_convolution
 from ldm_jax.models.init import ONES, ZEROS, Rule, normal, parameter, torch_default
-from ldm_jax.models.partition import by_platform, gathered
+from ldm_jax.models.partition import by_platform, gathered, likely_platform
 from ldm_jax.primitives.choices import check_choice
 
 STEP_EMBEDDINGS = ("step_embed_0", "step_embed_2", "s_embedder")  # what `second_time` adds to a U-Net, to a DiT
@@ -61,11 +61,13 @@ def linear_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if x.ndim < 3:
         return jnp.dot(x, kernel)
-    platforms = {"cpu": _rows_map}
-    if x.ndim > 3:
-        window = (None,) * (x.ndim - 2)
-        platforms["tpu"] = lambda x, kernel: convolution(x, kernel[window], 1, "VALID")
-    return by_platform(x, kernel, default=jnp.dot, **platforms)
+    if x.ndim == 3:  # not by_platform, which traces every form
+        return _rows_map(x, kernel) if likely_platform() == "cpu" else jnp.dot(x, kernel)
+    return by_platform(x, kernel, cpu=_rows_map, tpu=_window_map, default=jnp.dot)
+
+
+def _window_map(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return convolution(x, kernel[(None,) * (x.ndim - 2)], 1, "VALID")
 
 
 def _rows_map(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -206,3 +206,10 @@ def by_platform(*arrays: Any, default: Callable[..., Any], **platforms: Callable
     if platform is None:
         return jax.lax.platform_dependent(*arrays, default=default, **platforms)
     return platforms.get("cuda" if platform == "gpu" else platform, default)(*arrays)
+
+
+def likely_platform() -> str:
+    """The platform that is compiled for, where it is known: the mesh's, else that of the process's first device, which it need
+    not be. For a choice that changes no number."""
+    partition = current()
+    return (partition and partition.platform) or jax.default_backend()

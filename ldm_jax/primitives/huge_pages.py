@@ -5,6 +5,7 @@ of 2 MB instead of 4 KB a training step of a small model takes about three quart
 asks the kernel for them if GLIBC_TUNABLES says so when a process starts: so `ask` starts the same program once more.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ def ask() -> None:
     """Starts this program again, as it was started, with an allocator that asks for huge pages; returns where that is so
     already, can't be, or would help nothing. To be called before anything is done."""
     environment = asking(os.environ)
-    if environment and is_program(sys.orig_argv, sys.argv):
+    if environment and sys.executable and is_program(sys.orig_argv, sys.argv):
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        with contextlib.suppress(OSError):  # a machine that starts no second program trains at the old speed
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def asking(environment: Mapping[str, str], pages: Path = PAGES, devices: Path = Path("/dev")) -> dict[str, str]:
@@ -37,8 +39,11 @@ def asking(environment: Mapping[str, str], pages: Path = PAGES, devices: Path = 
 
 
 def is_program(started: Sequence[str], arguments: Sequence[str]) -> bool:
-    """Whether the process was `started` to run the script of these `arguments`, and not a notebook or a shell that runs it."""
-    return list(started[-len(arguments) :]) == list(arguments)
+    """Whether the process was `started` as an interpreter, its options and the script of these `arguments`; not as a notebook,
+    a shell, a debugger or a profiler that runs it."""
+    options = started[1 : len(started) - len(arguments)]
+    whole = list(started[len(started) - len(arguments) :]) == list(arguments)
+    return whole and all(option.startswith("-") and option not in ("-m", "-c") for option in options)
 
 
 def _on_demand(pages: Path) -> bool:

@@ -54,7 +54,10 @@ def test_machines_that_gain_nothing(machine, monkeypatch, tmp_path):
     "started, arguments, program",
     [
         (["python", "train.py", "--config=shapes"], ["train.py", "--config=shapes"], True),
-        (["python", "-X", "dev", "/bin/ldm-train"], ["/bin/ldm-train"], True),
+        (["python", "-Xdev", "-u", "/bin/ldm-train"], ["/bin/ldm-train"], True),
+        (["python", "-m", "pdb", "train.py"], ["train.py"], False),
+        (["python", "/debugger", "--connect", "1", "train.py", "--a"], ["train.py", "--a"], False),
+        (["train.py"], ["ldm", "train.py"], False),
         (["python", "-m", "ipykernel_launcher", "-f", "a.json"], ["train.py"], False),  # %run train.py
         (["ipython"], ["train.py", "--config=shapes"], False),
         (["python", "-c", "from ldm_jax.cli.train import main; main()"], ["-c"], False),
@@ -75,7 +78,7 @@ def test_the_same_program_starts_once_more(tmp_path):
         "print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), sys.flags.dev_mode)\n"
         "huge_pages.ask()\n"
     )
-    command = [sys.executable, "-X", "dev", "program.py", "enabled", "--two words"]
+    command = [sys.executable, "-Xdev", "program.py", "enabled", "--two words"]
     environment = {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=True)
     first, second = done.stdout.splitlines()
