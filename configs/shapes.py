@@ -1,4 +1,4 @@
-"""The embedded default: coloured shapes drawn from a caption, both stages, on two CPU cores in about twenty minutes.
+"""The embedded default: coloured shapes drawn from a caption, both stages, on two CPU cores in about ten minutes.
 
     python train.py                                  # this config, into runs/shapes
     python sample.py --workdir runs/shapes --prompt "a red circle"
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "raise"  # a corrupt image: "raise" | "skip" (and count)
     config.data.examples = (20_000, 1_000)  # shapes only: how many to train and validate on
     # shapes only: how often there are one, two and three objects; how often they are plain, striped and dotted; how far
-    # single ones may be from the middle (1: anywhere). An easy mix, for about twenty minutes; configs/shapes_all.py has all.
+    # single ones may be from the middle (1: anywhere). An easy mix, for about ten minutes; configs/shapes_all.py has all.
     config.data.counts = (0.9, 0.1, 0.0)
     config.data.fills = (1.0, 0.0, 0.0)  # as the lines above say
     config.data.spread = 0.3  # as the lines above say
