@@ -354,11 +354,10 @@ def told(config, folder):
         return types.SimpleNamespace(count=len(list(latents)), std=[1.0] * channels, mean=[0.0] * channels, scale=1.0)
 
     def drawn(spec, params, keys, inputs, num, mesh):
-        cond = None if inputs is None else {"context": jnp.zeros((num, 1, 1))}
-        options = sampling.Options(negative=cond)
-        with contextlib.suppress(ValueError):  # a guidance scale of 1 has no negative condition
-            plan, guidance = sampling.prepare(spec, params, cond, num, spec.image_size, options)
-            said.append(f"plan {plain(list(jax.tree.leaves(plan.grid)))} {plan.steps} {guidance.scale}")
+        cond = None if inputs is None else {"context": jnp.zeros((num, 1, config["network"]["context_dim"]))}
+        options = sampling.Options(negative=cond if config["sampling"]["guidance_scale"] != 1 else None)
+        plan, guidance = sampling.prepare(spec, params, cond, num, spec.image_size, options)
+        said.append(f"plan {plain(list(jax.tree.leaves(plan.grid)))} {plan.steps} {guidance.scale}")
         return np.zeros((num, *spec.image_size, 3), np.float32)
 
     def measured(ldm, request, out, **options):
@@ -406,21 +405,23 @@ def told(config, folder):
         for module in (loss, pictures):
             tell(module, "Spread", of=lambda told: {**told, "source": None})
         tell(latents, "latent_cache", lambda *_, **__: sized)
-        tell(starting, "pretrained", lambda config, params, words: params, of=lambda told: [
+        tell(starting, "pretrained", lambda config, params, *_: params, of=lambda told: [
             told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
         tell(starting, "base", lambda *_: {"network": {}, "conditioner": {}}, of=lambda told: [
             told["config"]["diffusion_train"]["start_from"]])  # fmt: skip
         tell(starting, "word", lambda *_: {}, of=lambda told: build.make_word(told["config"]))
         tell(starting, "control", lambda config, fresh: fresh, of=lambda told: told["config"]["diffusion_train"]["control"])
         tell(api, "scale_of", lambda path: (1.0, 0.0))
+        tell(api, "first_stage_of", lambda path: first_stage_params(config))
         tell(diffusion, "prior_source", rows, of=lambda _: config["diffusion_train"]["dreambooth"])
         tell(build.diffusion.diffusion, "make_recipe")
         tell(pictures, "_drawn", drawn, of=lambda told: told["num"])
-        ldm = types.SimpleNamespace(params={}, specification=None)
+        ldm = types.SimpleNamespace(params={}, specification=None, config=config)
         tell(api, "load_workdir", lambda workdir, which: ldm)
         patch.setattr(evaluation, "steps_in", lambda folder: [1])
         tell(prompts.shapes, "prompts")
         patch.setattr(evaluators, "settings", settings)
+        patch.setattr(api.Specification, "check_params", lambda *_: None)  # they are none
         patch.setattr(evaluation, "save", lambda *_: None)
         patch.setattr(scoring, "evaluate", measured)
         tell(scoring.features.probes, "train", enough)
@@ -471,6 +472,12 @@ def test_every_field_has_another_legal_value():
 def test_the_same_config_tells_the_same_and_another_does_not(tmp_path):
     told_by = [told(with_fields(TINY | {"log.every": every}), tmp_path / str(i)) for i, every in enumerate((7, 7, 8))]
     assert told_by[0] == told_by[1] != told_by[2]
+
+
+def test_what_stands_in_for_an_experiments_parts_fits_them(tmp_path):
+    said = told(with_fields(TINY | TUNED | {"evaluation.num": 4}), tmp_path)
+    for part in ("pretrained", "first_stage_of", "plan", "request"):
+        assert any(text.startswith(part) for text in said), part
 
 
 @pytest.mark.slow
