@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.name = "emoji64"
     config.data.flip = False  # captions say left and right
     config.conditioner = shapes.get_config().conditioner
-    shapes.as_published(config)
+    config.conditioner.token_std = 0.02  # as the reference
     config.conditioner.tokenizer = "wordpiece"
     config.conditioner.vocab_size = 2048
     config.conditioner.max_seq_len = 32

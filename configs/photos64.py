@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         stage.num_res_blocks = (0, 1, 1, 1)  # at 64 px only the resolution changes
     stage.z_channels = stage.embed_dim = 16
     config.first_stage_train.steps = 3000
+    config.first_stage_train.learning_rate = 4e-3
 
     config.network.in_channels = config.network.out_channels = 16
     config.network.model_channels = 96

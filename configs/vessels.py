@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.first_stage.in_channels = config.first_stage.out_ch = 1
     config.first_stage.ch = 8
     config.first_stage_train.steps = 600
+    config.first_stage_train.learning_rate = 4e-3
     config.first_stage_train.batch_size = 2
     config.log.validation_images = 32
 

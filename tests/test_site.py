@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.glob("*.md"))
 # Pages that docs/site/hooks.py makes: of the repository's root, of the notebook.
 MADE = {"index.md": "README.md", "changes.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 MADE |= {"tour.md": "notebooks/tour.ipynb"}
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement of the theme
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers.python", "nbconvert")
 
 
@@ -79,7 +81,7 @@ def site(tmp_path_factory) -> Path:
         pytest.importorskip(name, reason=f'no {name}: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | QUIET)
     assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
     return folder
 

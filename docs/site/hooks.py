@@ -14,7 +14,7 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "ldm_jax"
 # What `ldm_jax` imports when it is first used, in the order in which it is met.
-FRONT = ("load", "save", "LatentDiffusion", "Autoencoder", "load_lora", "apply_lora")
+FRONT = ("load", "save", "LatentDiffusion", "Autoencoder", "load_lora", "apply_lora", "save_embedding", "save_control")
 # Files of the repository's root -> pages of the site.
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 NOTEBOOK = ("notebooks/tour.ipynb", "tour.md")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
-from ldm_jax.conditioning.instruct import Instruct
+from ldm_jax.conditioning.instruct import Instruct, check_apart
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
 
     inputs are {part: inputs}; a user gives {part: value} for each picture. Contexts follow one another along the tokens,
     pictures along the channels; at most one part tells a label. Parts are dropped together, for guidance, but for those
-    that are kept (`Condition.kept`).
+    that are kept (`Condition.kept`) and those that have a guidance scale of their own (`Condition.led_by`).
     """
 
     class Combined(Condition):
@@ -85,6 +85,9 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
         def dropped(self, inputs, null):
             return {name: part.dropped(inputs[name], null[name]) for name, part in self.parts.items()}
 
+        def led_by(self, inputs):
+            return {name: part.led_by(inputs[name]) for name, part in self.parts.items()}
+
         @property
         def takes(self):
             return "; and ".join(f"{name!r}: {part.takes}" for name, part in self.parts.items())
@@ -139,6 +142,7 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
                     f"config.conditioner.parts: {frozen[0]!r} stays as it is and {learnt[0]!r} is learnt with the network; a "
                     "combination is learnt or stays as a whole: take parts of one sort"
                 )
+            check_apart(self)
             for part in self.parts.values():
                 part.check()
 

@@ -156,6 +156,11 @@ class Condition:
         """What training puts in place of `inputs` that are dropped: `null`, but for what guidance keeps too (`kept`)."""
         return inputs if self.kept else null
 
+    def led_by(self, inputs: PyTree) -> PyTree:
+        """For each leaf of `inputs`, which guidance scale it is led by: 0, or 1 for the second one. Training drops those of
+        either without the other's."""
+        return jax.tree.map(lambda _: int(self.image_guidance_scale is not None), inputs)
+
     # Where inputs come from
 
     @property

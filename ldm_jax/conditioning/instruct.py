@@ -1,6 +1,7 @@
 """A picture to change, for models that follow instructions (InstructPix2Pix, Brooks et al. 2023): its latents lie beside those
 to draw. Together with a prompt, as a part of "combined", it is led by two scales: how much the prompt counts, and how much the
-picture. Such models are loaded and drawn with, not trained: no data set here has pictures before and after."""
+picture. A data set for training has pictures as they become, their captions say what is done, and beside each lies the picture
+as it was: its column "conditioning"."""
 
 import functools
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import picture
+from ldm_jax.conditioning.pictures import picture, written
+from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.primitives.flags import of_condition
 
@@ -20,6 +22,7 @@ class Instruct(Condition):
     them unscaled), 0 in the empty condition."""
 
     kind = "instruct"
+    columns = (COLUMN,)
     companions = of_condition("picture")
     abilities = ("sample", "variation")
     encodes = ("picture",)
@@ -42,6 +45,19 @@ class Instruct(Condition):
         images = alike([picture(value, self.setting.factor) for value in values])
         return {"picture": images, "shown": np.ones(len(images), np.float32)}
 
+    def from_batch(self, batch):
+        return {"picture": batch[COLUMN], "shown": np.ones(len(batch[COLUMN]), np.float32)}
+
+    def as_pictures(self, batch, rows):
+        return batch[COLUMN]
+
+    def told_as(self, row, info, batch, folder):
+        return written("picture", batch[COLUMN][0], folder / "example.png")
+
+    def check(self):
+        super().check()
+        check_apart(self)
+
     def check_flags(self, given):
         if not given.get("picture"):
             raise ValueError("this model changes a picture as a prompt says: give --picture PHOTO.png beside it")
@@ -49,5 +65,12 @@ class Instruct(Condition):
     def beside(self, given):
         return decode_rgb(given["picture"], given["picture"]).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
-    def check(self):
-        raise ValueError("config.conditioner.kind='instruct': such models can be loaded and drawn with, but not trained here")
+
+def check_apart(condition: Condition) -> None:
+    """ValueError for a share to drop of a prompt and a picture, each alone and both, that three times over is more than all."""
+    share = condition.section.get("null_probability", 0.0)
+    if condition.image_guidance_scale is not None and share > 1 / 3:
+        raise ValueError(
+            f"config.conditioner.null_probability={share}: that share loses the prompt, as much the picture, and as much both; "
+            "set it to a third or less, 0.05 as published"
+        )

@@ -30,8 +30,8 @@ EPS_SOLVERS = ("deis", "dpm2", "dpm2_ancestral", "ipndm", "lms", "plms", "pndm")
 # signal to 13 times, on the cosine schedule in 20 steps. It multiplies what eps errs by the quotient of the two.
 AVERAGING = ("dpm2", "dpm2_ancestral", "edm", "heun", "plms", "pndm")
 LEAST_SIGNAL = 1e-3  # of the noise, from which these can start
-# Grids whose first level is the noisiest of the schedule; karras and its like stop short of pure noise.
-FULL_GRIDS = ("linspace", "trailing")
+# Grids whose first level is the noisiest of the schedule, or near it; karras and its like stop short of pure noise.
+FULL_GRIDS = ("leading", "linspace", "trailing")
 # What can't be combined: (a test of schedule, prediction, sampler and grid, why). `make_recipe` refuses these, and only these.
 REFUSED: tuple[tuple[Callable[[Schedule, Any, Any, Any], bool], str], ...] = (
     (
@@ -40,20 +40,20 @@ REFUSED: tuple[tuple[Callable[[Schedule, Any, Any, Any], bool], str], ...] = (
     ),
     (
         lambda schedule, prediction, sampler, grid: (
-            prediction == "eps" and grid in FULL_GRIDS and starts_at_pure_noise(schedule)
+            prediction == "eps" and grid in FULL_GRIDS and starts_at_pure_noise(schedule, grid)
         ),
         "prediction='eps' leaves x0 unknown at pure noise, where this schedule and grid start: use grid='karras' or 'log_snr'.",
     ),
     (
         lambda schedule, prediction, sampler, grid: (
-            sampler in EPS_SOLVERS and grid in FULL_GRIDS and starts_at_pure_noise(schedule)
+            sampler in EPS_SOLVERS and grid in FULL_GRIDS and starts_at_pure_noise(schedule, grid)
         ),
         "this sampler integrates eps and can't leave pure noise, where this schedule and grid start: use grid='karras' or "
         "'log_snr', or a sampler that integrates x0 (dpmpp_2m, unipc, ddim).",
     ),
     (
         lambda schedule, prediction, sampler, grid: (
-            sampler in AVERAGING and grid in FULL_GRIDS and PURE_NOISE <= least_signal(schedule) < LEAST_SIGNAL
+            sampler in AVERAGING and grid in FULL_GRIDS and PURE_NOISE <= least_signal(schedule, grid) < LEAST_SIGNAL
         ),
         "this sampler takes a mean over a step, and the first step is too long for that where this schedule and grid start, at "
         "next to no signal: use grid='karras' or 'log_snr', or a sampler that integrates x0 (dpmpp_2m, unipc, ddim).",
@@ -164,11 +164,13 @@ def end_level(schedule: Schedule, end: str | Level) -> Level:
     return choose({"clean": CLEAN, "first": schedule(np.float64(schedule.span[0]))}, end, "end")
 
 
-def least_signal(schedule: Schedule) -> float:
-    """alpha / sigma of the schedule's noisiest level."""
-    return 1 / float(schedule(np.float64(schedule.span[1])).noise_ratio)
+def least_signal(schedule: Schedule, grid: str = "trailing") -> float:
+    """alpha / sigma of the schedule's noisiest level; for the grid "leading" of the least noisy one where it starts, with two
+    steps."""
+    t = schedule.size // 2 if grid == "leading" and isinstance(schedule, Discrete) else schedule.span[1]
+    return 1 / float(schedule(np.float64(t)).noise_ratio)
 
 
-def starts_at_pure_noise(schedule: Schedule) -> bool:
-    """Whether the schedule's noisiest level holds no signal: alpha is 0, or too small to be divided by."""
-    return least_signal(schedule) < PURE_NOISE
+def starts_at_pure_noise(schedule: Schedule, grid: str = "trailing") -> bool:
+    """Whether the level of `least_signal` holds no signal: alpha is 0, or too small to be divided by."""
+    return least_signal(schedule, grid) < PURE_NOISE

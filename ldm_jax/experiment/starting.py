@@ -30,7 +30,8 @@ def pretrained(
 
     What it doesn't have stays what it is in `params`: embeddings of further inputs (`models.ADDED_INPUTS`), blocks over time,
     where films go on from pictures (`models.inflated`), fields of words (`context_waves`), and words. Words that both have keep
-    what was learnt of them, whatever their numbers.
+    what was learnt of them, whatever their numbers. Channels beside the latents that it isn't told count for nothing at first
+    (`models.widened`); what told it its condition is the part of that kind where there are several now.
 
     Args:
       tokenizer: that of this training's captions, if any.
@@ -49,7 +50,10 @@ def pretrained(
         )
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
-        found["network"] = _with_fresh(models.inflated(found["network"], params["network"]), params["network"])
+        same = models.widened(models.inflated(found["network"], params["network"]), params["network"])
+        found["network"] = _with_fresh(same, params["network"])
+    if "conditioner" in params:
+        found["conditioner"] = _as_part(found["conditioner"], params["conditioner"], config, ldm.config)
     numbers = _numbers(tokenizer, ldm)
     if numbers is not None and "conditioner" in params:
         found["conditioner"] = _by_word(found["conditioner"], params["conditioner"], numbers)
@@ -66,6 +70,13 @@ def _with_fresh(found: PyTree, params: PyTree) -> PyTree:
     both = {name: _with_fresh(part, params[name]) if name in params else part for name, part in found.items()}
     fresh = {name for name in params if name in models.ADDED_INPUTS or name.endswith((models.OVER_TIME, models.BY_PLACE))}
     return {name: part for name, part in params.items() if name in fresh} | both
+
+
+def _as_part(found: PyTree, params: PyTree, config: Mapping[str, Any], theirs: Mapping[str, Any]) -> PyTree:
+    """The conditioner of a model with one condition, as a part of this training's, where that has several."""
+    kind, parts = theirs.get("conditioner", {}).get("kind"), config["conditioner"].get("parts", {})
+    names = [name for name, part in parts.items() if part["kind"] == kind and name in params]
+    return {**params, names[0]: found} if names else found
 
 
 def _numbers(tokenizer: Any, ldm: Any) -> np.ndarray | None:

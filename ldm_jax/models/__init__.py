@@ -19,7 +19,7 @@ from ldm_jax.models.dinov2 import DINOv2, imagenet_normalize
 from ldm_jax.models.discriminator import Discriminator, calibrate
 from ldm_jax.models.dit import DIT_SIZES, DiT
 from ldm_jax.models.inception import InceptionFeatures, InceptionV3
-from ldm_jax.models.inflation import BY_PLACE, OVER_TIME, inflated
+from ldm_jax.models.inflation import BY_PLACE, OVER_TIME, inflated, widened
 from ldm_jax.models.init import count, initialize, shapes
 from ldm_jax.models.layers import ADDED_INPUTS, AUGMENT_EMBEDDING, STEP_EMBEDDINGS, sinusoidal_embedding
 from ldm_jax.models.mmdit import MMDiT
@@ -83,4 +83,5 @@ __all__ = [
     "sinusoidal_embedding",
     "text_time_vector",
     "unit_length",
+    "widened",
 ]

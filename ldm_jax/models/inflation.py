@@ -1,7 +1,9 @@
-"""From a network of pictures to one of films: the kernels of two axes as the middle of those of three.
+"""From one network to another that does the same at first.
 
-A film that stands still is then to the one what its frames are to the other, at its borders too where windows are of one frame.
-So video models begin with autoencoders of pictures (Blattmann et al. 2023, "Align your latents", section 3).
+A network of films has the kernels of one of pictures as the middle of its own: a film that stands still is to it what its
+frames are to the other, at its borders too where windows are of one frame. So video models begin with autoencoders of pictures
+(Blattmann et al. 2023, "Align your latents", section 3). A network that is told a picture beside its latents doesn't see it at
+first (Brooks et al. 2023, section 3.2).
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ PyTree = Any
 # How names end of blocks that change nothing at first.
 OVER_TIME = "_time"  # those that a network of films has besides
 BY_PLACE = "_placed"  # those of `context_waves`
+FIRST = "input_blocks_0_0"  # the U-Net's first convolution
 
 
 def inflated(params: PyTree, shapes: PyTree) -> PyTree:
@@ -25,3 +28,13 @@ def inflated(params: PyTree, shapes: PyTree) -> PyTree:
     if params.ndim < 3 or wanted[1:] != params.shape:
         return params
     return jnp.zeros(wanted, params.dtype).at[wanted[0] // 2].set(params)
+
+
+def widened(params: PyTree, shapes: PyTree) -> PyTree:
+    """A U-Net's `params` with as many input channels as `shapes` has: further ones, behind its own, are multiplied by zeros."""
+    kernel, wanted = params.get(FIRST, {}).get("kernel"), shapes.get(FIRST, {}).get("kernel")
+    if kernel is None or wanted is None or kernel.ndim != wanted.ndim or kernel.shape[-2] >= wanted.shape[-2]:
+        return params
+    further = [(0, 0)] * kernel.ndim
+    further[-2] = (0, wanted.shape[-2] - kernel.shape[-2])
+    return {**params, FIRST: {**params[FIRST], "kernel": jnp.pad(kernel, further)}}

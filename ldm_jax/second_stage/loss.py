@@ -6,7 +6,8 @@
     tau_theta(y) -> error
 
 With probability `null_probability` an example's condition is replaced by the empty one, so that one network learns both the
-conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021).
+conditional and the unconditional model (classifier-free guidance, Ho & Salimans 2021). A prompt and a picture to change by it
+are dropped each alone besides (`dropped_apart`).
 """
 
 from collections.abc import Callable, Collection
@@ -44,6 +45,14 @@ def drop_condition(
 def dropped_rows(probability: float, key: jax.Array, rows: jax.Array) -> jax.Array:
     """bool [B]: which of these rows lose their condition."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys(key, rows))
+
+
+def dropped_apart(probability: float, key: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """bool [B] twice, for models that are told a prompt and a picture: which rows lose the one, and which the other. A share
+    `probability` of them loses the prompt alone, as many both, and as many the picture alone (Brooks et al. 2023, section
+    3.2.1)."""
+    drawn = jax.vmap(jax.random.uniform)(row_keys(key, rows)) / probability
+    return drawn < 2, (drawn >= 1) & (drawn < 3)
 
 
 def replace_rows(inputs: PyTree, others: PyTree, which: jax.Array) -> PyTree:
@@ -88,8 +97,15 @@ def make_loss(
         inputs, dropped = condition.encoded(batch["inputs"], to_latents), None
         if null_probability:
             null = condition.dropped(inputs, condition.encoded(condition.null, to_latents))
-            inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
-            dropped = dropped_rows(null_probability, drop_key, step.rows)
+            if condition.image_guidance_scale is None:
+                inputs = drop_condition(inputs, null, null_probability, drop_key, step.rows)
+                dropped = dropped_rows(null_probability, drop_key, step.rows)
+            else:
+                which = dropped_apart(null_probability, drop_key, step.rows)
+                inputs = jax.tree.map(
+                    lambda x, other, i: replace_rows(x, other, which[i]), inputs, null, condition.led_by(inputs)
+                )
+                dropped = which[0] | which[1]
         rngs = {"dropout": jax.random.fold_in(dropout_key, step.rows[0])}
 
         def cond_of(params: PyTree, count: int, without: bool) -> PyTree:

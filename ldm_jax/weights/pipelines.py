@@ -19,6 +19,7 @@ All of them divide latents by the autoencoder's scaling_factor (but for LDMSuper
 StableDiffusion3Pipeline adds its shift: what is ignored must have been folded into the first stage's outermost layers.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -221,6 +222,17 @@ def _inpainting(description: Description) -> Pipeline:
     return _stable("StableDiffusionInpaintPipeline")(description)
 
 
+def _instructed(description: Description) -> Pipeline:
+    scale = description["latents"].get("scale", 1.0)
+    factor = next(p.get("factor", 1.0) for p in description["conditioner"]["parts"].values() if p["kind"] == "instruct")
+    if not math.isclose(factor * scale, 1, rel_tol=1e-4):
+        raise ValueError(
+            "StableDiffusionInstructPix2PixPipeline shows a picture's latents unscaled, this model learnt them times "
+            f"{factor * scale:g}: train with the factor of the part of kind 'instruct' at {1 / scale:g}"
+        )
+    return _stable("StableDiffusionInstructPix2PixPipeline")(description)
+
+
 _CHOICES: dict[str, Callable[[Description], Pipeline]] = {
     "none": _unconditional,
     "text": _text,
@@ -231,7 +243,7 @@ _CHOICES: dict[str, Callable[[Description], Pipeline]] = {
     "layout": _stable("StableDiffusionPipeline", None),
     "retrieval": _stable("StableDiffusionPipeline", None),
     "clip_text, inpaint": _inpainting,
-    "clip_text, instruct": _stable("StableDiffusionInstructPix2PixPipeline"),
+    "clip_text, instruct": _instructed,
     "label": _label,
     "superres": _superres,
 }

@@ -128,7 +128,8 @@ def test_every_combination_of_names_draws_from_the_data_or_is_refused(sampler, s
             continue  # equidistant in noise_ratio, up to 1808 for schedules of pure noise
         assert np.abs(x.mean(1) - MEAN).max() < 0.08, (name, x.mean(1))
         if sampler not in LOSES_VARIANCE:
-            assert np.abs(x.std(1) / STD - 1).max() < 0.15, (name, x.std(1))
+            limit = 0.15 if resolves(levels) else 0.4  # of "sqrt" with equidistant times the last step begins at 0.25
+            assert np.abs(x.std(1) / STD - 1).max() < limit, (name, x.std(1))
 
 
 def test_names_and_objects_are_taken_alike():
