@@ -74,7 +74,7 @@ def _with_fresh(found: PyTree, params: PyTree) -> PyTree:
 
 def _as_part(found: PyTree, params: PyTree, config: Mapping[str, Any], theirs: Mapping[str, Any]) -> PyTree:
     """The conditioner of a model with one condition, as a part of this training's, where that has several."""
-    kind, parts = theirs.get("conditioner", {}).get("kind"), config["conditioner"].get("parts", {})
+    kind, parts = theirs.get("conditioner", {}).get("kind"), config.get("conditioner", {}).get("parts", {})
     names = [name for name, part in parts.items() if part["kind"] == kind and name in params]
     return {**params, names[0]: found} if names else found
 

@@ -15,7 +15,7 @@ PyTree = Any
 # How names end of blocks that change nothing at first.
 OVER_TIME = "_time"  # those that a network of films has besides
 BY_PLACE = "_placed"  # those of `context_waves`
-FIRST = "input_blocks_0_0"  # the U-Net's first convolution
+FIRST, LAST = "input_blocks_0_0", "out_2"  # the U-Net's outermost convolutions
 
 
 def inflated(params: PyTree, shapes: PyTree) -> PyTree:
@@ -31,10 +31,14 @@ def inflated(params: PyTree, shapes: PyTree) -> PyTree:
 
 
 def widened(params: PyTree, shapes: PyTree) -> PyTree:
-    """A U-Net's `params` with as many input channels as `shapes` has: further ones, behind its own, are multiplied by zeros."""
-    kernel, wanted = params.get(FIRST, {}).get("kernel"), shapes.get(FIRST, {}).get("kernel")
-    if kernel is None or wanted is None or kernel.ndim != wanted.ndim or kernel.shape[-2] >= wanted.shape[-2]:
+    """A U-Net's `params` with as many input channels as `shapes` has, which predicts as many: further ones, behind its own, are
+    multiplied by zeros."""
+    if not all(name in tree for name in (FIRST, LAST) for tree in (params, shapes)):
+        return params
+    kernel, wanted = params[FIRST]["kernel"], shapes[FIRST]["kernel"]
+    more = wanted.shape[-2] - kernel.shape[-2]
+    if kernel.ndim != wanted.ndim or more <= 0 or params[LAST]["bias"].shape != shapes[LAST]["bias"].shape:
         return params
     further = [(0, 0)] * kernel.ndim
-    further[-2] = (0, wanted.shape[-2] - kernel.shape[-2])
+    further[-2] = (0, more)
     return {**params, FIRST: {**params[FIRST], "kernel": jnp.pad(kernel, further)}}

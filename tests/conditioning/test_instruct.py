@@ -9,6 +9,10 @@ from PIL import Image
 from ldm_jax import LatentDiffusion, build
 from ldm_jax.api import Specification
 from ldm_jax.drawing import modes as sample
+from ldm_jax.first_stage import FirstStage
+from ldm_jax.second_stage import make_loss
+from ldm_jax.training.state import Step
+from ldm_jax.weights import pipelines
 from tests import tiny
 
 FACTOR = 2.0
@@ -69,9 +73,59 @@ def test_the_command_takes_the_picture_beside_the_prompt(ldm, tmp_path):
         sample.draw(ldm, {"num": 1, "steps": 2, "label": ["star"]})
 
 
+def test_a_batch_of_a_training_is_what_a_user_gives(ldm):
+    """The picture as it was is the data set's column "conditioning"."""
+    assert "conditioning" in ldm.condition.columns
+    told, label = values(), ldm.condition.parts["label"]
+    numbers = label.parse(["star", "star"])
+    batch = {"conditioning": np.stack([value["picture"] for value in told]), "label": numbers}
+    found, wanted = ldm.condition.from_batch(batch), ldm.condition.parse(told)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_training_drops_the_label_the_picture_and_both(ldm):
+    """Brooks et al. 2023, section 3.2.1: of as many examples each; whatever is not dropped stays the example's own."""
+    seen = {}
+
+    class Spy:
+        def apply(self, variables, x, t, cond, **_):
+            seen["cond"] = cond
+            return x
+
+    def objective(problem, x0, key, rows, batch_size):
+        problem.network(problem.params, x0, jnp.zeros(len(x0)), None)
+        seen["dropped"] = problem.dropped
+        return jnp.zeros(()), {}
+
+    count, share = 3000, 0.2
+    told = {"label": jnp.full(count, ldm.condition.parts["label"].parse(["star"])[0]),
+            "picture": {"picture": jnp.ones((count, 2, 2, 4)), "shown": jnp.ones(count)}}  # fmt: skip
+    params = ldm.params | {"latents": {"scale": 1.0, "shift": 0.0}, "network": {}}
+    batch = {"latents": jnp.ones((count, 2, 2, 4)), "inputs": told}
+    condition = build.make_condition(ldm.config, tiny.CLASSES)
+    condition.encoded = lambda inputs, encode: inputs
+    small = {"picture": np.zeros((1, 2, 2, 4), np.float32), "shown": np.zeros(1, np.float32)}
+    condition.null = {"label": condition.parts["label"].null, "picture": small}
+    step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(count), count)
+    make_loss(Spy(), FirstStage(), condition, objective, null_probability=share)(params, batch, jax.random.key(0), step)
+    picture = np.asarray(seen["cond"]["concat"]).reshape(count, -1).any(1)
+    context = np.asarray(seen["cond"]["context"])
+    one = condition.apply(params["conditioner"], jax.tree.map(lambda x: x[:1], told))["context"]
+    label = np.isclose(context, one).all((1, 2))
+    for lost, expected in ((~label & picture, share), (~label & ~picture, share), (label & ~picture, share)):
+        assert abs(lost.mean() - expected) < 4 * np.sqrt(share * (1 - share) / count)
+    np.testing.assert_array_equal(seen["dropped"], ~(label & picture))
+
+
 def test_what_it_cannot(ldm):
-    with pytest.raises(ValueError, match="not trained here"):
-        ldm.condition.check()
+    ldm.condition.check()
+    often = ldm.config | {"conditioner": ldm.config["conditioner"] | {"null_probability": 0.4}}
+    with pytest.raises(ValueError, match="null_probability=0.4: .* set it to a third or less, 0.05 as published"):
+        build.make_condition(often, tiny.CLASSES).check()
+    words = {"kind": "combined", "parts": {"prompt": {"kind": "clip_text"}, "picture": {"kind": "instruct", "factor": FACTOR}}}
+    told = {"latents": {"scale": 0.25}, "conditioner": words}
+    with pytest.raises(ValueError, match="unscaled, this model learnt them times 0.5: .* at 4"):
+        pipelines._instructed(told)
     plain = tiny.model("class")
     cond = plain.embed(plain.params, ["star"])
     with pytest.raises(ValueError, match="one scale, guidance_scale"):

@@ -92,6 +92,30 @@ def test_films_go_on_from_pictures(words, monkeypatch):
         np.testing.assert_allclose(drawn[:, frame], flat.apply({"params": old}, film[:, frame], t, cond), atol=2e-5)
 
 
+def test_a_picture_beside_the_latents_is_not_seen_at_first(monkeypatch):
+    """From a model with a prompt to one with a prompt and a picture (Brooks et al. 2023): words that both have keep what was
+    learnt of them, as a part of the conditioner."""
+    flat, wide = UNet(**FIELDS), UNet(**FIELDS | {"in_channels": 5})
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.asarray([0.3, 0.6])
+    beside = jax.random.normal(jax.random.key(3), (2, 8, 8, 3))
+    old = flat.init(jax.random.key(1), x, t)["params"]
+    old = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), old)
+    new = wide.init(jax.random.key(2), x, t, {"concat": beside})["params"]
+    net, words = embedder(0)
+    _, fresh = embedder(1)
+    there = model({"network": old, "conditioner": words}, THERE)
+    there.config = there.config | {"conditioner": {"kind": "text"}}
+    monkeypatch.setattr(api, "load_whole", lambda path: there)
+    parts = {"prompt": {"kind": "text"}, "picture": {"kind": "instruct"}}
+    config = CONFIG | {"conditioner": {"kind": "combined", "parts": parts}}
+    found = starting.pretrained(config, {"network": new, "conditioner": {"prompt": fresh}}, HERE)
+    drawn = wide.apply({"params": found["network"]}, x, t, {"concat": beside})
+    np.testing.assert_allclose(drawn, flat.apply({"params": old}, x, t), atol=2e-5)
+    here, there = (of.encode(["a blue circle"], 6) for of in (HERE, THERE))
+    prompt = net.apply({"params": found["conditioner"]["prompt"]}, here)
+    np.testing.assert_array_equal(prompt, net.apply({"params": words}, there))
+
+
 def test_frozen_models_with_other_words_are_refused(monkeypatch):
     _, old = embedder(0)
     monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model({"conditioner": old}, THERE))
