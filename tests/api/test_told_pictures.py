@@ -1,6 +1,8 @@
 """Models that are told a picture beside a prompt, Stable Diffusion's inpainting and InstructPix2Pix: saved by diffusers with
 small random weights, loaded, drawn from by both with the same noise."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from PIL import Image
 
 import ldm_jax
+from ldm_jax import experiment
 from ldm_jax.drawing.modes import draw
 from ldm_jax.primitives.arrays import key_of
+from tests.test_habits import config_of
 from tests.weights import cases
 
 pytestmark = pytest.mark.parity
@@ -149,6 +153,60 @@ def saved_again(ldm, folder, values, ours, how):
     again = ldm_jax.load(folder)
     assert type(diffusers.DiffusionPipeline.from_pretrained(folder)).__name__.startswith("StableDiffusionIn")
     np.testing.assert_allclose(again.sample(again.params, KEY, again.embed(again.params, values), **how), ours, atol=LIMIT)
+
+
+def test_instructions_are_trained_from_a_folder_and_drawn_there(fixtures_dir, tmp_path):
+    """From a pipeline with a prompt alone and from one with a picture too; what comes of it is drawn by diffusers."""
+    folder, beside = tmp_path / "model", tmp_path / "plain"
+    pipe = saved(fixtures_dir, folder, "StableDiffusionInstructPix2PixPipeline", 8)
+    saved(fixtures_dir, beside, "StableDiffusionPipeline", 4)
+    ldm = ldm_jax.load(folder)
+    image, _ = picture_and_mask(ldm)
+    rows = []
+    for i, (prompt, before) in enumerate(zip(PROMPTS * 2, np.concatenate([image, image]))):
+        for name, pixels in ((f"before{i}", before), (f"after{i}", -before)):
+            Image.fromarray(np.rint((pixels + 1) * 127.5).astype(np.uint8)).save(placed(tmp_path / "data") / f"{name}.png")
+        row = {"file_name": f"after{i}.png", "conditioning_file_name": f"before{i}.png", "caption": prompt}
+        rows.append(json.dumps(row))
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
+    config = config_of()
+    config |= {name: dict(ldm.config[name]) for name in ("network", "diffusion", "conditioner")}
+    config["first_stage"] = config["first_stage"] | dict(ldm.config["first_stage"]) | {"path": str(folder / "vae")}
+    config["diffusion"] = config_of()["diffusion"] | config["diffusion"]
+    parts = config["conditioner"]["parts"]
+    encoder = {"path": str(folder / "text_encoder"), "tokenizer": str(folder / "tokenizer")}
+    config["conditioner"] = config["conditioner"] | {"null_probability": 0.1, "parts": parts | {"prompt": parts["prompt"] | encoder}}
+    config["data"] = config["data"] | {"source": "folder", "path": str(tmp_path / "data"), "validation_split": "train",
+                                       "image_size": ldm.specification.image_size[0]}  # fmt: skip
+    config |= {"stages": ("latents", "diffusion"), "latents": config["latents"] | {"scale": float(ldm.specification.scale)}}
+    config["latents"] |= {"standardise": False, "scale_batches": 1}
+    train = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "optimizer": "adamw", "warmup_steps": 0, "ema_decay": 0.0}
+    for start in (folder, beside):
+        config["diffusion_train"] = config_of()["diffusion_train"] | train | {"start_from": str(start)}
+        experiment.run(config, tmp_path / f"run_{start.name}")
+    theirs, ours = (ldm_jax.load(tmp_path / f"run_{start.name}") for start in (beside, folder))
+    first = "input_blocks_0_0"
+    before, after = (np.asarray(of.params["network"][first]["kernel"]) for of in (ldm, ours))
+    assert 0 < np.abs(after - before).max() < 0.01  # it went on from there
+    assert np.abs(np.asarray(theirs.params["network"][first]["kernel"])[:, :, 4:]).max() < 0.01  # and this one from zeros
+    ldm_jax.save(ours, tmp_path / "again", format="diffusers")
+    there = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "again")
+    assert type(there) is type(pipe)
+    there.set_progress_bar_config(disable=True)
+    there.scheduler = diffusers.DDIMScheduler.from_config(there.scheduler.config)
+    noise = ours.noise(KEY, 2)
+    cond = ours.embed(ours.params, [{"prompt": p, "picture": picture} for p, picture in zip(PROMPTS, image)])
+    given = {"image": (nchw(image) + 1) / 2, "latents": nchw(noise), "num_inference_steps": STEPS, "output_type": "np"}
+    drawn = there(prompt=PROMPTS, guidance_scale=4.0, image_guidance_scale=1.7, **given).images
+    again = ldm_jax.load(tmp_path / "again")
+    how = {"sampler": "DDIMScheduler", "steps": STEPS, "guidance_scale": 4.0, "image_guidance_scale": 1.7}
+    mine = again.sample(again.params, KEY, cond, noise=noise, **how)
+    np.testing.assert_allclose(np.asarray(mine) / 2 + 0.5, drawn, atol=LIMIT)
+
+
+def placed(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def test_channels_of_unknown_meaning_are_refused(fixtures_dir, tmp_path):
