@@ -163,7 +163,7 @@ def test_instructions_are_trained_from_a_folder_and_drawn_there(fixtures_dir, tm
     ldm = ldm_jax.load(folder)
     image, _ = picture_and_mask(ldm)
     rows = []
-    for i, (prompt, before) in enumerate(zip(PROMPTS * 2, np.concatenate([image, image]))):
+    for i, (prompt, before) in enumerate(zip(PROMPTS * 4, np.concatenate([image] * 4))):
         for name, pixels in ((f"before{i}", before), (f"after{i}", -before)):
             Image.fromarray(np.rint((pixels + 1) * 127.5).astype(np.uint8)).save(placed(tmp_path / "data") / f"{name}.png")
         row = {"file_name": f"after{i}.png", "conditioning_file_name": f"before{i}.png", "caption": prompt}
@@ -171,16 +171,17 @@ def test_instructions_are_trained_from_a_folder_and_drawn_there(fixtures_dir, tm
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
     config = config_of()
     config |= {name: dict(ldm.config[name]) for name in ("network", "diffusion", "conditioner")}
-    config["first_stage"] = config["first_stage"] | dict(ldm.config["first_stage"]) | {"path": str(folder / "vae")}
-    config["diffusion"] = config_of()["diffusion"] | config["diffusion"]
+    config["first_stage"] = dict(ldm.config["first_stage"]) | {"path": str(folder / "vae")}
+    config["diffusion"] = config_of()["diffusion"] | {"scale": 1.0} | config["diffusion"]
     parts = config["conditioner"]["parts"]
     encoder = {"path": str(folder / "text_encoder"), "tokenizer": str(folder / "tokenizer")}
-    config["conditioner"] = config["conditioner"] | {"null_probability": 0.1, "parts": parts | {"prompt": parts["prompt"] | encoder}}
+    parts = parts | {"prompt": parts["prompt"] | encoder}
+    config["conditioner"] = config["conditioner"] | {"null_probability": 0.1, "parts": parts}
     config["data"] = config["data"] | {"source": "folder", "path": str(tmp_path / "data"), "validation_split": "train",
                                        "image_size": ldm.specification.image_size[0]}  # fmt: skip
     config |= {"stages": ("latents", "diffusion"), "latents": config["latents"] | {"scale": float(ldm.specification.scale)}}
     config["latents"] |= {"standardise": False, "scale_batches": 1}
-    train = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "optimizer": "adamw", "warmup_steps": 0, "ema_decay": 0.0}
+    train = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw", "warmup_steps": 0, "ema_decay": 0.0}
     for start in (folder, beside):
         config["diffusion_train"] = config_of()["diffusion_train"] | train | {"start_from": str(start)}
         experiment.run(config, tmp_path / f"run_{start.name}")
