@@ -36,7 +36,7 @@ def pretrained(
     Args:
       tokenizer: that of this training's captions, if any.
       latents: their scale and shift here, if known.
-      say: is told where the model was trained otherwise: it has to learn anew what it is asked for.
+      say: is told where the model was trained otherwise, or on fewer channels: it has to learn anew what it is asked for.
 
     Raises:
       ValueError: unless shaped as `params`, and told times in the same units.
@@ -50,8 +50,11 @@ def pretrained(
         )
     found = {name: ldm.params.get(name, part) for name, part in params.items()}
     if "network" in params:
-        same = models.widened(models.inflated(found["network"], params["network"]), params["network"])
-        found["network"] = _with_fresh(same, params["network"])
+        same = models.inflated(found["network"], params["network"])
+        wide = models.widened(same, params["network"])
+        if wide is not same:
+            say(f"diffusion: the model to start from, {path}, sees less beside its latents: the other channels begin at zero")
+        found["network"] = _with_fresh(wide, params["network"])
     if "conditioner" in params:
         found["conditioner"] = _as_part(found["conditioner"], params["conditioner"], config, ldm.config)
     numbers = _numbers(tokenizer, ldm)

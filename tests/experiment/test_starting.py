@@ -108,7 +108,11 @@ def test_a_picture_beside_the_latents_is_not_seen_at_first(monkeypatch):
     monkeypatch.setattr(api, "load_whole", lambda path: there)
     parts = {"prompt": {"kind": "text"}, "picture": {"kind": "instruct"}}
     config = CONFIG | {"conditioner": {"kind": "combined", "parts": parts}}
-    found = starting.pretrained(config, {"network": new, "conditioner": {"prompt": fresh}}, HERE)
+    said = []
+    found = starting.pretrained(config, {"network": new, "conditioner": {"prompt": fresh}}, HERE, say=said.append)
+    assert said == [
+        "diffusion: the model to start from, elsewhere, sees less beside its latents: the other channels begin at zero"
+    ]
     drawn = wide.apply({"params": found["network"]}, x, t, {"concat": beside})
     np.testing.assert_allclose(drawn, flat.apply({"params": old}, x, t), atol=2e-5)
     here, there = (of.encode(["a blue circle"], 6) for of in (HERE, THERE))
