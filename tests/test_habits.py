@@ -268,7 +268,7 @@ def test_help_lists_configs_and_the_fields_of_a_group(capsys):
     assert "--unconditional" in said
     train_command(["train.py", "--config=flowers64", "--help=diffusion_train"])
     said = capsys.readouterr().out
-    for line in ("steps=1800 +updates", "accumulate=1 +in how many parts a batch", "ema_decay=0.998 +of the averaged"):
+    for line in ("steps=1200 +updates", "accumulate=1 +in how many parts a batch", "ema_decay=0.998 +of the averaged"):
         assert re.search(rf"  --config.diffusion_train.{line}", said), said
     train_command(["train.py", "-h", "conditioner", "--config=flowers64"])
     assert re.search(r"n_classes=6 +five, and the empty one", capsys.readouterr().out)

@@ -58,7 +58,7 @@ class Spy:
 class Words:
     """In a condition's place: inputs [B] -> context, by a parameter; the empty one is 0."""
 
-    null = np.zeros(1, np.float32)
+    null, image_guidance_scale = np.zeros(1, np.float32), None
     encoded = staticmethod(lambda inputs, encode: inputs)
     dropped = staticmethod(lambda inputs, null: null)
     apply = staticmethod(lambda params, inputs: {"context": inputs * params})
