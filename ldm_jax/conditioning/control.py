@@ -51,11 +51,6 @@ def controlled(kind: type[Condition], picture: str) -> type[Condition]:
             told = self.inner.dropped(told, parted(null)[0])
             return told if hint is None else {"told": told, "hint": hint}
 
-        def led_by(self, inputs):
-            told, hint = parted(inputs)
-            told = self.inner.led_by(told)
-            return told if hint is None else {"told": told, "hint": 0}
-
         def from_batch(self, batch):
             return {"told": self.inner.from_batch(batch), "hint": batch[COLUMN]}
 

@@ -33,6 +33,8 @@ STEPS, COUNT = 250, 400
 MEAN, STD = 0.4, 0.6
 # x0 is noised anew at every step, so a posterior mean instead of a draw loses variance each time: their mean alone is known.
 LOSES_VARIANCE = {"consistency", "tcd"}
+# Their variance is off where steps are long at the end: equidistant times of "sqrt" go from noise_ratio 0.25 to 0.1 in one.
+UNEVEN = {"ddpm", "dpmpp_3m_sde", "euler_ancestral"}
 
 
 def oracle(recipe):
@@ -128,7 +130,7 @@ def test_every_combination_of_names_draws_from_the_data_or_is_refused(sampler, s
             continue  # equidistant in noise_ratio, up to 1808 for schedules of pure noise
         assert np.abs(x.mean(1) - MEAN).max() < 0.08, (name, x.mean(1))
         if sampler not in LOSES_VARIANCE:
-            limit = 0.15 if resolves(levels) else 0.4  # of "sqrt" with equidistant times the last step begins at 0.25
+            limit = 0.4 if sampler in UNEVEN and not resolves(levels) else 0.15
             assert np.abs(x.std(1) / STD - 1).max() < limit, (name, x.std(1))
 
 
