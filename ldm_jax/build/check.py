@@ -179,6 +179,11 @@ def check_diffusion(config: Mapping[str, Any]) -> None:
             + (", and the learned variance as many" if learned == 2 else "")
         )
     condition.check()
+    if condition.companions and not condition.flags:
+        raise ValueError(
+            f"config.conditioner.kind={condition.kind!r} stands beside another condition, which nothing tells a model alone: "
+            "make it a part of kind 'combined', with a prompt as the other"
+        )
     kind, axes = condition.kind, dims(config)
     of_pictures = condition.of_pictures and not condition.of_text
     if axes != 2 and (condition.spatial or of_pictures or condition.encodes or condition.whole_boxes):

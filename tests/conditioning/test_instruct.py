@@ -8,12 +8,14 @@ from PIL import Image
 
 from ldm_jax import LatentDiffusion, build
 from ldm_jax.api import Specification
+from ldm_jax.build.check import check
 from ldm_jax.drawing import modes as sample
 from ldm_jax.first_stage import FirstStage
 from ldm_jax.second_stage import make_loss
 from ldm_jax.training.state import Step
 from ldm_jax.weights import pipelines
 from tests import tiny
+from tests.test_habits import config_of
 
 FACTOR = 2.0
 
@@ -122,6 +124,10 @@ def test_what_it_cannot(ldm):
     often = ldm.config | {"conditioner": ldm.config["conditioner"] | {"null_probability": 0.4}}
     with pytest.raises(ValueError, match="null_probability=0.4: .* set it to a third or less, 0.05 as published"):
         build.make_condition(often, tiny.CLASSES).check()
+    alone = config_of()
+    alone["conditioner"] = {"kind": "instruct"}
+    with pytest.raises(ValueError, match="'instruct' stands beside another condition"):
+        check(alone)
     words = {"kind": "combined", "parts": {"prompt": {"kind": "clip_text"}, "picture": {"kind": "instruct", "factor": FACTOR}}}
     told = {"latents": {"scale": 0.25}, "conditioner": words}
     with pytest.raises(ValueError, match="unscaled, this model learnt them times 0.5: .* at 4"):
