@@ -237,7 +237,7 @@ def get_config() -> ConfigDict:
     # What looks at the diffusion model while it trains, by name; others may be added. ldm_jax/experiment/evaluators has all.
     config.evaluation.evaluators = ConfigDict()
     config.evaluation.evaluators.distance = ConfigDict({"type": "distance", "every": 0, "num": 256, "features": "", "steps": 0})
-    config.evaluation.evaluators.prompts = ConfigDict({"type": "prompts", "every": 0, "num": 120})
+    config.evaluation.evaluators.prompts = ConfigDict({"type": "prompts", "every": 0, "num": 120, "objects": 1})
 
     config.log = ConfigDict()
     config.log.every = 100  # steps between lines of metrics.jsonl; 0 is off, here and below

@@ -114,7 +114,7 @@ WITH = {
     "evaluation.probe_steps": {"evaluation.num": 8, "evaluation.features": "classifier"},
     "mesh.data": {"mesh.fsdp": 2},
     **{f"evaluation.evaluators.distance.{name}": DISTANCE for name in ("num", "features", "steps")},
-    "evaluation.evaluators.prompts.num": {"evaluation.evaluators.prompts.every": 5},
+    **{f"evaluation.evaluators.prompts.{name}": {"evaluation.evaluators.prompts.every": 5} for name in ("num", "objects")},
     "evaluation.evaluators.distance.type": {"evaluation.evaluators.distance": {"every": 5, "type": "distance"}},
     "evaluation.evaluators.prompts.type": {"evaluation.evaluators.prompts": {"every": 5, "type": "prompts"}},
     "diffusion_train.best": {"evaluation.evaluators.prompts.every": 5},

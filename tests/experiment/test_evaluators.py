@@ -61,6 +61,14 @@ def test_prompts_are_only_of_pictures_that_can_be_read():
         evaluators.settings(config)
 
 
+def test_prompts_ask_for_as_many_objects_as_the_data_have():
+    evaluators.settings(with_evaluators(prompts={"every": 5, "objects": 2}))
+    films = config_of("moving_shapes")
+    films["evaluation"]["evaluators"] = {"prompts": {"every": 5, "objects": 2}}
+    with pytest.raises(ValueError, match="prompts.objects=2: prompts of 'moving_shapes' ask for one; set it to 1"):
+        evaluators.settings(films)
+
+
 def test_sentences_are_of_text_and_distances_of_pictures(tmp_path):
     with pytest.raises(ValueError, match="sentences.every=5: it reads sentences, and this model draws none"):
         evaluators.settings(with_evaluators(sentences={"every": 5}))
