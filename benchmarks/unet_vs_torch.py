@@ -12,10 +12,12 @@ The second line is Stable Diffusion 1's U-Net; `--compile` adds diffusers' under
 
 import argparse
 import copy
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the same memory
 import diffusers
@@ -28,6 +30,7 @@ import torch
 from ldm_jax.models import UNet, count, initialize
 
 MULT, HEAD = (1, 2, 4, 4), 32
+PAUSE = 0.3  # seconds before each run, until the other's threads sleep
 
 
 def ours(options: argparse.Namespace, inputs: dict[str, np.ndarray]) -> tuple[Callable, Callable, int]:
@@ -114,18 +117,44 @@ def theirs(
     return forward, train, parameters
 
 
-def compare(name: str, runs: dict[str, Callable], rounds: int) -> None:
-    times: dict[str, list[float]] = {who: [] for who in runs}
+def serve(who: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """In a process of its own: builds one of the networks, says how many parameters it has, runs what it is asked for."""
+    rng = np.random.default_rng(0)
+    shape = (options.batch, options.size, options.size, 4)
+    inputs = {
+        "x": rng.standard_normal(shape, np.float32),
+        "target": rng.standard_normal(shape, np.float32),
+        "context": rng.standard_normal((options.batch, 77, options.context), np.float32),
+        "t": rng.uniform(0, 1000, options.batch).astype(np.float32),
+    }
+    if who == "ours":
+        forward, train, parameters = ours(options, inputs)
+        said = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    else:
+        torch.set_num_threads(options.threads)
+        forward, train, parameters = theirs(options, inputs, compiled=who == "torch.compile")
+        said = f"torch {torch.__version__}"
+    pipe.send((parameters, said))
+    runs = {"forward": forward, "training step": train}
+    while (asked := pipe.recv()) is not None:
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        runs[asked]()
+        pipe.send(time.perf_counter() - start)
+
+
+def compare(name: str, pipes: dict[str, Connection], rounds: int) -> None:
+    times: dict[str, list[float]] = {who: [] for who in pipes}
     for round in range(rounds + 1):
-        for who, function in runs.items():
-            start = time.perf_counter()
-            function()
+        for who, pipe in pipes.items():
+            pipe.send(name)
+            seconds = pipe.recv()
             if round:  # the first compiles
-                times[who].append(time.perf_counter() - start)
-    median = {who: statistics.median(each) for who, each in times.items()}
-    for who, each in median.items():
-        if who != "ours":
-            print(f"{name}: ours {median['ours']:.4f} s, {who} {each:.4f} s, ratio {median['ours'] / each:.2f}", flush=True)
+                times[who].append(seconds)
+    for who in pipes.keys() - {"ours"}:
+        ratio = statistics.median(a / b for a, b in zip(times["ours"], times[who], strict=True))
+        ours, other = (statistics.median(times[each]) for each in ("ours", who))
+        print(f"{name}: ours {ours:.4f} s, {who} {other:.4f} s, ratio {ratio:.2f}", flush=True)
 
 
 def main() -> None:
@@ -141,25 +170,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rng = np.random.default_rng(0)
-    shape = (options.batch, options.size, options.size, 4)
-    inputs = {
-        "x": rng.standard_normal(shape, np.float32),
-        "target": rng.standard_normal(shape, np.float32),
-        "context": rng.standard_normal((options.batch, 77, options.context), np.float32),
-        "t": rng.uniform(0, 1000, options.batch).astype(np.float32),
-    }
-    runs = {"ours": ours(options, inputs), "torch": theirs(options, inputs)}
-    if options.compile:
-        runs["torch.compile"] = theirs(options, inputs, compiled=True)
-    if len({parameters for _, _, parameters in runs.values()}) > 1:
-        raise SystemExit(f"the networks differ: {', '.join(f'{who} {run[2]:,}' for who, run in runs.items())} parameters")
-    device = jax.devices()[0].device_kind
-    print(f"{runs['ours'][2]:,} parameters, batch {options.batch}, {options.size} x {options.size} x 4, {options.dtype}")
-    print(f"{device}, jax {jax.__version__}, torch {torch.__version__}", flush=True)
-    compare("forward", {who: run[0] for who, run in runs.items()}, options.rounds)
-    compare("training step", {who: run[1] for who, run in runs.items()}, options.rounds)
+    pipes, context = {}, multiprocessing.get_context("spawn")
+    for who in ("ours", "torch", "torch.compile")[: 3 if options.compile else 2]:
+        pipes[who], other = context.Pipe()
+        context.Process(target=serve, args=(who, options, other), daemon=True).start()
+        other.close()  # the child's alone: if it ends, we read so
+    told = {who: pipe.recv() for who, pipe in pipes.items()}
+    if len({parameters for parameters, _ in told.values()}) > 1:
+        raise SystemExit(f"the networks differ: {', '.join(f'{who} {n:,}' for who, (n, _) in told.items())} parameters")
+    print(f"{told['ours'][0]:,} parameters, batch {options.batch}, {options.size} x {options.size} x 4, {options.dtype}")
+    print(", ".join(said for _, said in told.values()), flush=True)
+    for name in ("forward", "training step"):
+        compare(name, pipes, options.rounds)
+    for pipe in pipes.values():
+        pipe.send(None)
 
 
 if __name__ == "__main__":
