@@ -12,20 +12,20 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
-    shapes.plain_first_stage(config)
     config.name = "shapes_all"
-    config.data.counts = (0.5, 0.4, 0.1)
+    config.data.examples = (50_000, 1_000)
+    config.data.counts = (0.45, 0.45, 0.1)
     config.data.fills = (0.6, 0.2, 0.2)
     config.data.spread = 1.0
     config.first_stage_train.steps = 6000
-    config.network.model_channels = 128
-    config.network.context_waves = 3  # its captions say where things are: docs/training.md
-    config.conditioner.n_embed = 128
-    config.conditioner.n_layer = 2
-    config.network.context_dim = 128
-    config.diffusion_train.steps = 20_000
-    config.diffusion_train.batch_size = 64
+    config.network.model_channels = 96
+    config.network.context_dim = config.conditioner.n_embed = 96
+    config.conditioner.position_std = 0.3  # its captions say which colour belongs to which shape: docs/training.md
+    config.network.context_waves = 3  # and where things are
+    config.diffusion_train.steps = 15_000
     config.diffusion_train.ema_decay = 0.999
+    config.evaluation.evaluators.prompts.every = 3000
+    config.evaluation.evaluators.two = ConfigDict({"type": "prompts", "every": 3000, "num": 240, "objects": 2})
+    config.log.images_every = 3000
     config.checkpoint.every = 1000
-    config.sampling.guidance_scale = 3.0
     return config

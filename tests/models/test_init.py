@@ -89,12 +89,14 @@ def test_other_networks_start_as_their_references():
     np.testing.assert_allclose(dit["t_embedder"]["mlp_0"]["kernel"].std(), 0.02, rtol=0.03)
 
 
-@pytest.mark.parametrize("options, std", [({}, 0.02), ({"token_std": 0.3}, 0.3)])
-def test_words_begin_as_long_as_they_are_asked_to(options, std):
+@pytest.mark.parametrize(
+    "options, std, places", [({}, 0.02, 0.02), ({"token_std": 0.3}, 0.3, 0.02), ({"position_std": 0.1}, 0.02, 0.1)]
+)
+def test_words_and_positions_begin_as_long_as_they_are_asked_to(options, std, places):
     net = TransformerEmbedder(n_embed=64, n_layer=1, vocab_size=500, max_seq_len=40, heads=2, dim_head=8, **options)
     params = initialize(net, jax.random.key(0), jnp.zeros((1, 4), int))["transformer"]
     np.testing.assert_allclose(params["token_emb"]["embedding"].std(), std, rtol=0.03)
-    np.testing.assert_allclose(params["pos_emb"]["emb"]["embedding"].std(), 0.02, rtol=0.1)
+    np.testing.assert_allclose(params["pos_emb"]["emb"]["embedding"].std(), places, rtol=0.1)
 
 
 def test_sharded_initialisation(params):

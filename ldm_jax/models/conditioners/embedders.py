@@ -32,8 +32,10 @@ class TransformerEmbedder(nn.Module):
 
     The paper's BERTEmbedder and TransformerEmbedder: 8 heads of width 64, GELU, learned positions, no padding mask.
     `logits` gives scores over the vocabulary instead, [B, L, vocab_size]; its layer is a parameter in any case, as in
-    the reference. `token_std` is the deviation of the tokens' vectors at first. With the reference's, 0.02, a word begins as so
-    little that words which are rare or of little use are hardly told apart for a long time.
+    the reference. `token_std` is the deviation of the tokens' vectors at first, `position_std` of the positions'. With the
+    reference's, 0.02 both, a word begins as so little that words which are rare or of little use are hardly told apart for a long
+    time. Where words begin much longer than positions, attention can't tell which word stands beside which: a sentence is a
+    bag of words, and stays one.
     """
 
     n_embed: int
@@ -45,6 +47,7 @@ class TransformerEmbedder(nn.Module):
     dtype: Any = jnp.float32
     attention: str = "auto"
     token_std: float = 0.02
+    position_std: float = 0.02
 
     @nn.compact
     def __call__(self, tokens: jax.Array, logits: bool = False) -> jax.Array:
@@ -53,6 +56,7 @@ class TransformerEmbedder(nn.Module):
             dtype=self.dtype,
             attention=self.attention,
             token_std=self.token_std,
+            position_std=self.position_std,
             name="transformer",
         )(tokens, logits)
 
@@ -81,6 +85,7 @@ class TokenTransformer(nn.Module):
     dtype: Any
     attention: str
     token_std: float
+    position_std: float
 
     @nn.compact
     def __call__(self, tokens: jax.Array, logits: bool = False) -> jax.Array:
@@ -88,7 +93,7 @@ class TokenTransformer(nn.Module):
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens are more than max_seq_len {self.max_seq_len}: truncate them")
         h = Embed(self.vocab_size, self.n_embed, normal(self.token_std), self.dtype, name="token_emb")(tokens)
-        h = h + PositionTable(self.max_seq_len, self.n_embed, self.dtype, name="pos_emb")(length)
+        h = h + PositionTable(self.max_seq_len, self.n_embed, self.position_std, self.dtype, name="pos_emb")(length)
         h = Layers(self.n_layer, self.heads, self.dim_head, self.dtype, self.attention, name="attn_layers")(h)
         h = LayerNorm(dtype=self.dtype, name="norm")(h)
         scores = Dense(self.vocab_size, dtype=self.dtype, name="to_logits")
@@ -102,11 +107,12 @@ class PositionTable(nn.Module):
 
     max_seq_len: int
     features: int
+    std: float
     dtype: Any
 
     @nn.compact
     def __call__(self, length: int) -> jax.Array:
-        table = Embed(self.max_seq_len, self.features, normal(0.02), self.dtype, name="emb")
+        table = Embed(self.max_seq_len, self.features, normal(self.std), self.dtype, name="emb")
         return table(jnp.arange(length))[None]
 
 
