@@ -1,4 +1,4 @@
-"""From a single file through `experiment.run` to what diffusers draws: a whole model, a LoRA, a word.
+"""From a single file or a folder through `experiment.run` to what diffusers draws: a whole model, a LoRA, a word, a ControlNet.
 
 Needs the extra `parity` (torch, diffusers, transformers, peft).
 """
@@ -136,3 +136,32 @@ def test_from_a_single_file(tmp_path):
     drawn = ours(told, told.params, told.embed(told.params, prompts))
     begun = ours(told, told.params, told.embed(told.params, ["a red dot", "red hill"]))
     close(drawn, theirs(pipe, told, prompts), plain=begun)
+
+
+def test_from_a_folder_of_xl(tmp_path):
+    """Words of two text encoders, and a ControlNet."""
+    torch.manual_seed(0)
+    pipe = xl.pipeline(tmp_path / "model")
+    base, paths = ldm_jax.load(tmp_path / "model"), (tmp_path / "model" / "vae", tmp_path / "model")
+    told = run(tmp_path, "word", tmp_path / "model", paths, base, textual_inversion=WORD)
+    plain = ours(told, told.params, told.embed(told.params, PROMPTS))
+    close(plain, theirs(pipe, told))
+    steered = run(
+        tmp_path, "control", tmp_path / "model", paths, base, control={"picture": "edges", "hint_channels": [8, 16]}
+    )
+    ldm_jax.save_control(tmp_path / "control", tmp_path / "net")
+    net = diffusers.ControlNetModel.from_pretrained(tmp_path / "net")
+    both = diffusers.StableDiffusionXLControlNetPipeline(**pipe.components, controlnet=net, add_watermarker=False)
+    pictures = np.float32(np.tanh(np.random.default_rng(0).standard_normal((2, xl.SIDE, xl.SIDE, 3))))
+    cond = steered.embed(steered.params, PROMPTS) | steered.control(pictures, 0.5)
+    shown = {"image": (nchw(pictures) + 1) / 2, "controlnet_conditioning_scale": 0.5}
+    close(ours(steered, steered.params, cond), theirs(both, steered, **shown), plain=plain)
+
+    ldm_jax.save_embedding(tmp_path / "word", tmp_path / "ink.safetensors")
+    _, vectors = weights.read_embedding(tmp_path / "ink.safetensors")
+    for name, other in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        rows = torch.from_numpy(np.array(vectors[name]))
+        pipe.load_textual_inversion(rows, token="<ink>", text_encoder=getattr(pipe, name), tokenizer=getattr(pipe, other))
+    prompts = ["a <ink> dot", "<ink> hill"]
+    begun = ours(told, told.params, told.embed(told.params, ["a red dot", "red hill"]))
+    close(ours(told, told.params, told.embed(told.params, prompts)), theirs(pipe, told, prompts), plain=begun)
