@@ -313,6 +313,12 @@ def first_stage_of(path: str | Path) -> PyTree:
     return weights.read(path).params.get("first_stage", {})
 
 
+def description_of(path: str | Path) -> dict[str, Any]:
+    """What a model, of anything that `load` reads, says of its parts, by the names of a config's sections; no weights."""
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
+    return read_json(path / "config.json") if is_workdir(path) else weights.read(path).description
+
+
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
     the field."""
@@ -343,6 +349,8 @@ def load_first_stage(
         params = params.get("autoencoder", params)  # the first working directories held it alone
     elif not path:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
+    elif is_workdir(place) and place.resolve() != workdir.resolve():  # one whose own first stage lies elsewhere
+        params = load_first_stage(read_json(place / "config.json"), place)
     else:
         params = weights.read(place).params.get("first_stage", {})
     if path and len(stage.factors) == 3:

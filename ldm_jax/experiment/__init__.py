@@ -20,7 +20,7 @@ from typing import Any
 
 from ldm_jax import build, scoring
 from ldm_jax.api.load import resolve
-from ldm_jax.experiment import evaluators
+from ldm_jax.experiment import evaluators, unsaid
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
@@ -102,6 +102,8 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         check_judge(config)
     if "diffusion" in config["stages"]:
         evaluators.check(config, workdir)
+        if not stage_folder(workdir, "diffusion").exists():
+            unsaid.check(config, workdir)
     measured = config["evaluation"]
     if "evaluation" in config["stages"] and measured.get("num", 0):
         try:

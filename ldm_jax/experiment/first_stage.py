@@ -16,7 +16,7 @@ import numpy as np
 from ldm_jax import api, build, evaluation, models, weights
 from ldm_jax.data.pipeline import eval_batches
 from ldm_jax.data.source import Spread
-from ldm_jax.experiment import sentences
+from ldm_jax.experiment import sentences, unsaid
 from ldm_jax.experiment.stage import BEST, Experiment
 from ldm_jax.first_stage import FirstStageProgram, codebook, latents, psnr, sequences
 from ldm_jax.primitives.arrays import key_of
@@ -64,6 +64,11 @@ def train_first_stage(experiment: Experiment) -> None:
     def prepare(params: PyTree) -> PyTree:
         if section["start_from"]:
             own = api.load_first_stage(config, experiment.workdir, path=section["start_from"])
+            place = api.resolve(section["start_from"], experiment.workdir, "config.first_stage_train.start_from")
+            here, there = unsaid.said(config, unsaid.of_first_stage(place), "first_stage")
+            if here:
+                was = f"the one to start from, {section['start_from']}, was trained with {', '.join(there)}"
+                experiment.say(f"first_stage: {was}; this training has {', '.join(here)}")
             params = {**params, "autoencoder": own}
         images = (batch["image"] for batch in make_batches(0))
         return program.prepare(params, images, key_of(config["seed"]), trained=bool(section["start_from"]))

@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax import api, build, models
 from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.tokenizer import Tokenizer
+from ldm_jax.experiment import unsaid
 from ldm_jax.training import sharding
 
 PyTree = Any
@@ -205,10 +206,13 @@ def _processes(config: Mapping[str, Any], ldm: Any) -> list[dict[str, Any]]:
 
 
 def _otherwise(config: Mapping[str, Any], ldm: Any, latents: tuple[Any, Any] | None) -> tuple[str, str] | None:
-    """What this training and a model say of their process and their latents where that is not the same; None where it is."""
+    """What this training and a model say of their process, their latents, and of what their networks' shapes don't tell, where
+    that is not the same; None where it is."""
     ours, theirs = _processes(config, ldm)
     names = [name for name in _PROCESS if name in ours and name in theirs and ours[name] != theirs[name]]
     said = [[f"{name}={of[name]!r}" for name in names] for of in (ours, theirs)]
+    for part in ("network", "conditioner"):
+        said = [own + more for own, more in zip(said, unsaid.said(config, ldm.config, part))]
     for name, here in zip(("scale", "shift"), latents or ()):
         if not np.allclose(there := getattr(ldm.specification, name), here, rtol=1e-3, atol=1e-6):
             for words, value in zip(said, (here, there)):
