@@ -89,7 +89,8 @@ def check(section: Mapping[str, Any], config: Mapping[str, Any], place: str) -> 
         known = ", ".join(f"{name!r} (conditioner.kind={own.condition!r})" for name, own in READERS.items())
         raise ValueError(f"{place}.every={section['every']}: only what is drawn of {known} can be read; set it to 0")
     if section["every"] and section["objects"] > 1 and reader(config).objects == (1,):
-        raise ValueError(f"{place}.objects={section['objects']}: prompts of {config['data']['source']!r} ask for one; set it to 1")
+        source = config["data"]["source"]
+        raise ValueError(f"{place}.objects={section['objects']}: prompts of {source!r} ask for one; set it to 1")
 
 
 def gives(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> list[str]:

@@ -32,10 +32,10 @@ class TransformerEmbedder(nn.Module):
 
     The paper's BERTEmbedder and TransformerEmbedder: 8 heads of width 64, GELU, learned positions, no padding mask.
     `logits` gives scores over the vocabulary instead, [B, L, vocab_size]; its layer is a parameter in any case, as in
-    the reference. `token_std` is the deviation of the tokens' vectors at first, `position_std` of the positions'. With the
-    reference's, 0.02 both, a word begins as so little that words which are rare or of little use are hardly told apart for a long
-    time. Where words begin much longer than positions, attention can't tell which word stands beside which: a sentence is a
-    bag of words, and stays one.
+    the reference. `token_std` is the deviation of the tokens' vectors at first, `position_std` of the positions'; the
+    reference has 0.02 for both. A word then begins as so little that words which are rare or of little use are hardly told
+    apart for a long time. Where words begin much longer than positions, attention can't tell which word stands beside which: a
+    sentence is a bag of words, and stays one.
     """
 
     n_embed: int
