@@ -3,24 +3,27 @@
     python train.py --workdir=runs/first --config.stages="('first_stage','latents')" --config.latents.cache=False
     python -m benchmarks.read_back runs/first runs/shapes
 
-480 scenes of one object and 480 of two in the default's mix, none of them trained on; latents are drawn from the posterior.
+480 scenes of one object and 480 of two, of fills and spread as the model was trained with, none of them trained on; latents are
+drawn from the posterior.
 """
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
 
 import ldm_jax
+from ldm_jax import build
 from ldm_jax.data import shapes
 from ldm_jax.data.shapes.scene import SHAPES
 
-MIX = {"fills": (1, 0, 0), "spread": 0.3}  # the default's
 STREAM, BATCH = 31, 60
 
 
 def look(ldm: ldm_jax.Autoencoder | ldm_jax.LatentDiffusion, objects: int, count: int, size: int) -> None:
-    mix = shapes.Mix(counts=tuple(float(n == objects) for n in (1, 2, 3)), **MIX)
+    counts = tuple(float(n == objects) for n in (1, 2, 3))
+    mix = dataclasses.replace(build.make_mix(ldm.specification.config), counts=counts)
     scenes = [shapes.draw_scene(0, index, stream=STREAM, mix=mix)[0] for index in range(count)]
     images = np.stack([shapes.render(scene, size)[0] for scene in scenes]).astype(np.float32) / 127.5 - 1
     decoded = []
