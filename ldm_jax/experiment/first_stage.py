@@ -64,8 +64,9 @@ def train_first_stage(experiment: Experiment) -> None:
     def prepare(params: PyTree) -> PyTree:
         if section["start_from"]:
             own = api.load_first_stage(config, experiment.workdir, path=section["start_from"])
-            place = api.resolve(section["start_from"], experiment.workdir, "config.first_stage_train.start_from")
-            here, there = unsaid.said(config, unsaid.of_first_stage(place), "first_stage")
+            field = "config.first_stage_train.start_from"
+            described = unsaid.of_first_stage(section["start_from"], experiment.workdir, field)
+            here, there = unsaid.said(config, described, "first_stage")
             if here:
                 was = f"the one to start from, {section['start_from']}, was trained with {', '.join(there)}"
                 experiment.say(f"first_stage: {was}; this training has {', '.join(here)}")

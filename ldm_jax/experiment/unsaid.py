@@ -78,8 +78,9 @@ def _heads(network: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def of_first_stage(place: Path) -> Mapping[str, Any]:
-    """`api.description_of` a first stage; {} for checkpoints without a config.json beside them."""
+def of_first_stage(path: str, workdir: Path, field: str) -> Mapping[str, Any]:
+    """`api.description_of` the first stage that a field names; {} for checkpoints without a config.json beside them."""
+    place = api.resolve(path, workdir, field)
     return {} if (place / "first_stage").is_dir() and not is_workdir(place) else api.description_of(place)
 
 
@@ -96,8 +97,8 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
         for part in ("network", "conditioner"):
             _refuse(differences(config, there, part), part, start)
     if (path := config["first_stage"].get("path")) and config["first_stage"]["kind"] != "none":
-        place = api.resolve(path, workdir, "config.first_stage.path")
-        _refuse(differences(config, of_first_stage(place), "first_stage"), "first_stage", path)
+        there = of_first_stage(path, workdir, "config.first_stage.path")
+        _refuse(differences(config, there, "first_stage"), "first_stage", path)
     if not build.adapts(config) and build.make_condition(config).frozen:
         section = config["conditioner"]
         for name, own in section.get("parts", {"": section}).items():

@@ -224,6 +224,7 @@ def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
     training = build.make_first_stage_program(config)
     trained = training.init(jax.random.key(1))["autoencoder"]
     monkeypatch.setattr(api, "load_first_stage", lambda config, workdir, path: {"elsewhere": trained}[path])
+    monkeypatch.setattr(stage.unsaid, "of_first_stage", lambda path, workdir, field: {"elsewhere": config}[path])
     begun = []
     run = types.SimpleNamespace(config=config, workdir=None, train=lambda *arguments: begun.append(arguments))
     stage.train_first_stage(run)
