@@ -1,4 +1,4 @@
-"""All of `shapes`: one to three objects anywhere, striped and dotted too, on a network four times the default's size.
+"""All of `shapes`: one to three objects anywhere, striped and dotted too, on a network of 4.7 million parameters.
 
     python train.py --config=configs/shapes_all.py
 

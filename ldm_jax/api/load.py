@@ -320,8 +320,7 @@ def description_of(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(path: str | Path, workdir: Path, field: str) -> Path:
-    """A path of a config: as it is, or relative to the working directory or one of those above it. FileNotFoundError names
-    the field."""
+    """A config's path: as it is, or relative to the working directory or one above it. FileNotFoundError names the field."""
     if is_address(path):
         return fetched(path)
     path = of_this_machine(path, field)
@@ -335,8 +334,7 @@ def load_first_stage(
     config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None, path: str | None = None
 ) -> PyTree:
     """The first stage's parameters: trained in this working directory, or those of config.first_stage.path (or `path`), which
-    is another working directory or a checkpoint of the world (diffusers folder, CompVis file). One of pictures serves films
-    too, frame by frame (`models.inflated`).
+    is another working directory or a checkpoint of the world. One of pictures serves films too (`models.inflated`).
 
     Raises ValueError if they don't belong to the autoencoder of `config`."""
     stage = build.make_first_stage(config)
@@ -349,7 +347,9 @@ def load_first_stage(
         params = params.get("autoencoder", params)  # the first working directories held it alone
     elif not path:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
-    elif is_workdir(place) and place.resolve() != workdir.resolve():  # one whose own first stage lies elsewhere
+    elif is_workdir(place) and place.resolve() == workdir.resolve():
+        raise ValueError(f"first_stage.path={str(path)!r} is this working directory, which has none of its own; name another")
+    elif is_workdir(place):  # one whose own first stage lies elsewhere
         params = load_first_stage(read_json(place / "config.json"), place)
     else:
         params = weights.read(place).params.get("first_stage", {})

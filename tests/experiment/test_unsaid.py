@@ -106,5 +106,5 @@ def test_a_first_stage_is_found_by_way_of_a_model_that_uses_it(base, tmp_path):
     found = api.load_first_stage(config, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, found, base.params["first_stage"])
     write_json(used / "config.json", config)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="used' is this working directory, which has none of its own; name another"):
         api.load_first_stage(config, used)
