@@ -41,7 +41,7 @@ SINCE = {
     "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA,
                         "textual_inversion": NO_WORD, "control": NO_CONTROL, "dreambooth": NO_DREAMBOOTH},
     "latents": {"standardise": False, "posterior": "sample"},
-    "conditioner": {"new_words": [], "stem": "patches", "token_std": 0.02, "position_std": 0.02},
+    "conditioner": {"new_words": [], "stem": "patches", "token_std": 0.02, "position_std": 0.02, "conv_kernel": 0},
     "network": {"second_time": False, "guidance_dim": 0, "context_waves": 0},
     "diffusion": {
         "offset_noise": 0.0, "input_perturbation": 0.0, "learned_variance": False, "elbo_weight": 0.0, "objective": "diffusion",

@@ -71,6 +71,8 @@ def config_of(name="shapes", **overrides):
         ("first_stage_train.ema_decay", 1.0),
         ("conditioner.null_probability", 1.5),
         ("conditioner.null_probability", -0.1),
+        ("conditioner.conv_kernel", 2),
+        ("conditioner.conv_kernel", -1),
         ("first_stage_loss.kl_weight", -1.0),
         ("diffusion_train.learning_rate", math.nan),
         ("diffusion_train.learning_rate", math.inf),

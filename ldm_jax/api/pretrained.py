@@ -192,9 +192,9 @@ def copied_tokenizers(section: Mapping[str, Any], folder: Path) -> str | list[st
     ]
 
 
-def _check_of_pictures(config: Mapping, format: str) -> None:
-    """ValueError for networks of other than two axes, with other windows or with shortcuts: the formats have no word for
-    them."""
+def _check_expressible(config: Mapping, format: str) -> None:
+    """ValueError for networks of other than two axes, with other windows, with shortcuts or a convolution over words: the
+    formats have no word for them."""
     usual = {"dims": (2,), "kernel_size": (3, (3, 3)), "strides": ((), (2, 2)), "factorised_attention": (False,)}
     usual |= {"shortcuts": (False,), "context_waves": (0,)}
     blocks = config.get("first_stage", {}).get("num_res_blocks", 1)
@@ -205,6 +205,12 @@ def _check_of_pictures(config: Mapping, format: str) -> None:
             value = config.get(part, {}).get(name, values[0])
             if (tuple(value) if isinstance(value, (list, tuple)) else value) not in values:
                 raise ValueError(f"config.{part}.{name}={value}: files of {format} hold no such model; keep the workdir")
+    conditioner = config.get("conditioner", {})
+    sections = {"": conditioner} | {f"parts.{name}.": part for name, part in conditioner.get("parts", {}).items()}
+    for at, section in sections.items():
+        if value := section.get("conv_kernel", 0):
+            field = f"config.conditioner.{at}conv_kernel"
+            raise ValueError(f"{field}={value}: files of {format} hold no such model; keep the workdir")
 
 
 def save(
@@ -219,7 +225,7 @@ def save(
         raise ValueError(f"path={str(path)!r}: CompVis's files are named .ckpt")
     if path.exists():
         raise ValueError(f"{path} exists already; save somewhere else")
-    _check_of_pictures(config, format)
+    _check_expressible(config, format)
     if condition is not None and (words := getattr(condition.setting.tokenizer, "added", ())):
         raise ValueError(f"a model with learnt words ({', '.join(words)}) can't be written: save it without, they have files")
     description = {part: copy.deepcopy(dict(config[part])) for part in PARTS if part in config}

@@ -264,7 +264,8 @@ NUMBERS: dict[str, dict[str, tuple[str, Any]]] = {
        "context_waves": ("a whole number from 0 to 16", lambda v: 0 <= v <= 16 and v == int(v))},
     "conditioner": _SIZES
     | {"null_probability": _SHARE, "noise_levels": _WHOLE, "n_embed": _AT_LEAST_1, "n_layer": _WHOLE, "n_stages": _WHOLE,
-       "multiplier": _POSITIVE, "mask_area": _SHARE, "token_std": _POSITIVE, "position_std": _POSITIVE},
+       "multiplier": _POSITIVE, "mask_area": _SHARE, "token_std": _POSITIVE, "position_std": _POSITIVE,
+       "conv_kernel": ("0, or an odd number of words", lambda v: v == 0 or v >= 1 and v % 2 == 1)},
     "diffusion": {"offset_noise": _AT_LEAST_0, "input_perturbation": _AT_LEAST_0, "elbo_weight": _AT_LEAST_0,
                   "timesteps": _AT_LEAST_1, "min_snr_gamma": _POSITIVE, "time_scale": _POSITIVE, "scale": _POSITIVE},
     "diffusion_train": _TRAIN,

@@ -281,7 +281,8 @@ def test_variations_with_a_key_each():
 @pytest.mark.parametrize("format", ["diffusers", "compvis"])
 @pytest.mark.parametrize(
     "part, field, value",
-    [("network", "context_waves", 2), ("first_stage", "shortcuts", True), ("first_stage", "num_res_blocks", [1, 1])],
+    [("network", "context_waves", 2), ("first_stage", "shortcuts", True), ("first_stage", "num_res_blocks", [1, 1]),
+     ("conditioner", "conv_kernel", 3)],  # fmt: skip
 )
 def test_what_files_of_others_have_no_word_for_is_not_written(part, field, value, format, tmp_path):
     plain = model()

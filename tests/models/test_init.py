@@ -99,6 +99,16 @@ def test_words_and_positions_begin_as_long_as_they_are_asked_to(options, std, pl
     np.testing.assert_allclose(params["pos_emb"]["emb"]["embedding"].std(), places, rtol=0.1)
 
 
+@pytest.mark.parametrize("kernel, reach", [(0, 0), (1, 0), (3, 1), (7, 3)])
+def test_a_convolution_over_words_reaches_half_its_window_to_both_sides(kernel, reach):
+    net = TransformerEmbedder(n_embed=16, n_layer=0, vocab_size=50, max_seq_len=12, conv_kernel=kernel)
+    tokens = jnp.arange(12)[None]
+    params = initialize(net, jax.random.key(0), tokens)
+    assert ("conv" in params["transformer"]) == bool(kernel)
+    words, other = (net.apply({"params": params}, t) for t in (tokens, tokens.at[0, 5].set(40)))
+    assert np.flatnonzero(np.any(words != other, -1)[0]).tolist() == list(range(5 - reach, 6 + reach))
+
+
 def test_sharded_initialisation(params):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole, split = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), ("data",)))

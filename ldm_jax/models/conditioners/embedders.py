@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.models.init import normal
-from ldm_jax.models.layers import Dense, Embed, LayerNorm, gelu, sinusoidal_embedding
+from ldm_jax.models.layers import Conv, Dense, Embed, LayerNorm, gelu, sinusoidal_embedding
 from ldm_jax.models.partition import constrain
 from ldm_jax.models.transformer import CrossAttention
 
@@ -36,6 +36,10 @@ class TransformerEmbedder(nn.Module):
     reference has 0.02 for both. A word then begins as so little that words which are rare or of little use are hardly told
     apart for a long time. Where words begin much longer than positions, attention can't tell which word stands beside which: a
     sentence is a bag of words, and stays one.
+
+    With `conv_kernel`, an odd number, a convolution that sees so many words at once is added to them before attention, so that
+    "red" and "circle" of "a red circle" know of one another from the start; a convolutional embedding of positions, as in
+    wav2vec 2.0 (Baevski et al. 2020). The reference has none, which is 0.
     """
 
     n_embed: int
@@ -48,6 +52,7 @@ class TransformerEmbedder(nn.Module):
     attention: str = "auto"
     token_std: float = 0.02
     position_std: float = 0.02
+    conv_kernel: int = 0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, logits: bool = False) -> jax.Array:
@@ -57,6 +62,7 @@ class TransformerEmbedder(nn.Module):
             attention=self.attention,
             token_std=self.token_std,
             position_std=self.position_std,
+            conv_kernel=self.conv_kernel,
             name="transformer",
         )(tokens, logits)
 
@@ -86,6 +92,7 @@ class TokenTransformer(nn.Module):
     attention: str
     token_std: float
     position_std: float
+    conv_kernel: int
 
     @nn.compact
     def __call__(self, tokens: jax.Array, logits: bool = False) -> jax.Array:
@@ -94,6 +101,8 @@ class TokenTransformer(nn.Module):
             raise ValueError(f"{length} tokens are more than max_seq_len {self.max_seq_len}: truncate them")
         h = Embed(self.vocab_size, self.n_embed, normal(self.token_std), self.dtype, name="token_emb")(tokens)
         h = h + PositionTable(self.max_seq_len, self.n_embed, self.position_std, self.dtype, name="pos_emb")(length)
+        if self.conv_kernel:
+            h = h + Conv(self.n_embed, self.conv_kernel, dtype=self.dtype, name="conv")(h)
         h = Layers(self.n_layer, self.heads, self.dim_head, self.dtype, self.attention, name="attn_layers")(h)
         h = LayerNorm(dtype=self.dtype, name="norm")(h)
         scores = Dense(self.vocab_size, dtype=self.dtype, name="to_logits")
