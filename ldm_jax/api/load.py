@@ -331,12 +331,11 @@ def resolve(path: str | Path, workdir: Path, field: str) -> Path:
 
 
 def load_first_stage(
-    config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None, path: str | None = None
+    config: Mapping[str, Any], workdir: Path, which: str | int = "last", dtype: Any = None, path: Any = None, seen: Any = ()
 ) -> PyTree:
     """The first stage's parameters: trained in this working directory, or those of config.first_stage.path (or `path`), which
     is another working directory or a checkpoint of the world. One of pictures serves films too (`models.inflated`).
-
-    Raises ValueError if they don't belong to the autoencoder of `config`."""
+    `seen` are the working directories that led here. Raises ValueError if they don't belong to the autoencoder of `config`."""
     stage = build.make_first_stage(config)
     if stage.module is None:
         return {}
@@ -347,10 +346,10 @@ def load_first_stage(
         params = params.get("autoencoder", params)  # the first working directories held it alone
     elif not path:
         raise FileNotFoundError(f"{workdir}: its first stage has not been trained yet; list 'first_stage' in config.stages")
-    elif is_workdir(place) and place.resolve() == workdir.resolve():
-        raise ValueError(f"first_stage.path={str(path)!r} is this working directory, which has none of its own; name another")
+    elif is_workdir(place) and place.resolve() in (seen := {*seen, workdir.resolve()}):
+        raise ValueError(f"first_stage.path={str(path)!r} of {workdir} leads back to {place}, which has none of its own")
     elif is_workdir(place):  # one whose own first stage lies elsewhere
-        params = load_first_stage(read_json(place / "config.json"), place)
+        params = load_first_stage(read_json(place / "config.json"), place, seen=seen)
     else:
         params = weights.read(place).params.get("first_stage", {})
     if path and len(stage.factors) == 3:

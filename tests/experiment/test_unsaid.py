@@ -106,5 +106,11 @@ def test_a_first_stage_is_found_by_way_of_a_model_that_uses_it(base, tmp_path):
     found = api.load_first_stage(config, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, found, base.params["first_stage"])
     write_json(used / "config.json", config)
-    with pytest.raises(ValueError, match="used' is this working directory, which has none of its own; name another"):
+    with pytest.raises(ValueError, match="leads back to .*used, which has none of its own"):
         api.load_first_stage(config, used)
+    config["first_stage"]["path"] = str(tmp_path / "other")
+    (tmp_path / "other" / "diffusion").mkdir(parents=True)
+    write_json(tmp_path / "other" / "config.json", config | {"first_stage": config["first_stage"] | {"path": str(used)}})
+    write_json(used / "config.json", config)
+    with pytest.raises(ValueError, match="leads back to .*other, which has none of its own"):
+        api.load_first_stage(config, tmp_path / "run")
