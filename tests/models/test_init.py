@@ -109,6 +109,28 @@ def test_a_convolution_over_words_reaches_half_its_window_to_both_sides(kernel, 
     assert np.flatnonzero(np.any(words != other, -1)[0]).tolist() == list(range(5 - reach, 6 + reach))
 
 
+@pytest.mark.parametrize(
+    "options, least, most",
+    [({}, 0, 0.1), ({"position_std": 0.3}, 0.2, 1), ({"conv_kernel": 3}, 0.2, 1), ({"conv_kernel": 7}, 0.2, 1)],
+)
+def test_captions_of_the_same_words_are_told_apart(options, least, most):
+    """As sets of vectors, which is how a network attends to them; beside a caption of other words."""
+    sentences = ("a red circle above a blue square", "a blue circle above a red square", "one pink star under two green rings")
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    tokens = jnp.array([[1 + words.index(word) for word in sentence.split()] + [0] * 5 for sentence in sentences])
+    net = TransformerEmbedder(64, 1, vocab_size=64, max_seq_len=12, heads=4, dim_head=32, token_std=0.3, **options)
+
+    def apart(one, other):
+        distances = np.linalg.norm(one[:, None] - other[None], axis=-1)
+        return distances.min(0).mean() + distances.min(1).mean()
+
+    ratios = []
+    for seed in range(3):
+        right, exchanged, another = net.apply({"params": initialize(net, jax.random.key(seed), tokens)}, tokens)
+        ratios.append(apart(right, exchanged) / apart(right, another))
+    assert all(least < ratio < most for ratio in ratios), ratios
+
+
 def test_sharded_initialisation(params):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole, split = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), ("data",)))
