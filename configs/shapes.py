@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
     config.conditioner.vocab_size = 64  # at most; the tokenizer is trained on the captions
     config.conditioner.token_std = 0.3  # the deviation of the tokens' vectors at first; the reference's is 0.02
     config.conditioner.position_std = 0.02  # of the positions'; as long as words, it is learnt which word belongs to which
-    config.conditioner.conv_kernel = 0  # words that a convolution sees at once before attention, an odd number; 0: none
+    config.conditioner.conv_kernel = 0  # words that a convolution sees at once before attention, odd; 0: none
     config.conditioner.tokenizer = "words"  # "words" | "wordpiece" | path of a tokenizer.json
     config.conditioner.new_words = ()  # that the tokenizer is to know besides, for what a model is to learn later
     config.conditioner.null_probability = 0.1  # how often training drops the condition
