@@ -35,6 +35,8 @@ def check_arrays(cond: PyTree, name: str) -> None:
     if not (isinstance(cond, dict) and leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves)):
         what = "an empty dict" if isinstance(cond, dict) and not cond else f"a {type(cond).__name__}"
         raise ValueError(f"{name} is {what}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+    if len({leaf.shape[0] for leaf in leaves}) > 1:
+        raise ValueError(f"{name} has {_arrays(cond)}: as many of one as of the other, one a picture")
 
 
 def check_here(array: Any, name: str, function: str) -> None:

@@ -151,8 +151,9 @@ def upscale(
     if condition.kind != "superres":
         raise ValueError(f"upscale is for models of super-resolution; this one takes {condition.takes}")
     check_here(low, "low", "upscale")
-    low = np.asarray(low)
-    scale = condition.scale
+    low, scale = np.asarray(low), condition.scale
+    if low.ndim != 4:
+        raise ValueError(f"low of shape {low.shape}: pictures to enlarge are float [B, h, w, 3] in [-1, 1]")
     multiple = max(spec.first_stage.factor // scale, 1)
     height, width = low.shape[1:3]
     padded = np.pad(low, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")

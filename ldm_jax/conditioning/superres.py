@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import picture, written
+from ldm_jax.conditioning.condition import Condition, alike, check_entries, check_numbers
+from ldm_jax.conditioning.pictures import check_pictures, picture, written
 from ldm_jax.data import degradation
 from ldm_jax.primitives.choices import check_choice
 
@@ -90,6 +90,12 @@ class SuperResolution(Condition):
         rng = np.random.default_rng(0)
         noisy = [degradation.add_noise(image, number, rng) for image, number in zip(low, numbers)]
         return self._together(np.stack(noisy), numbers)
+
+    def check_inputs(self, inputs):
+        if self.levels:
+            check_entries(inputs, "low", "level")
+            check_numbers(inputs["level"], ("B",), self.levels, "noise levels")
+        check_pictures(inputs["low"] if self.levels else inputs, self.down, noisy=bool(self.levels))
 
     def from_batch(self, batch):
         return self._together(batch["low"], batch["level"] if self.levels else None)

@@ -212,7 +212,12 @@ def test_classes_by_name_and_by_number():
     spellings = "rosé", "rose\u0301"
     assert all(class_number(asked, ("daisy", known)) == 1 for asked in spellings for known in spellings)
     assert [class_number(text, numbered) for text in ("1", "003", "10")] == [0, 1, 2] and class_number(2, numbered) == 2
+    assert [class_number(number, tuple("012345678")) for number in range(9)] == [*range(9)]
+    assert class_number("a", ("b", " a ")) == class_number(" a", ("b", "a")) == 1
     for value, names, message in (
+        (1, ("1", "2", "3"), "'1' is the name of class number 0; give the name as text"),
+        (np.int64(3), ("1", "2", "3"), "'3' is the name of class number 2"),
+        ("\u00b2", ("1", "2"), "unknown class"),
         ("2", numbered, "unknown class '2'.*001, 003, 010"),
         ("2", ("daisy", "rose"), "numbered 0 to 1"),
         ("rosé", ("daisy", "rose"), "Did you mean 'rose'"),
