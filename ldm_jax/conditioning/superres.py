@@ -84,9 +84,10 @@ class SuperResolution(Condition):
             if any(isinstance(value, tuple) for value in values):
                 raise ValueError("(image, level): this model was trained without noise levels, give the image alone")
             return low
-        numbers = np.asarray([number for _, number in chosen], np.int32)
-        if numbers.min() < 0 or numbers.max() >= self.levels:
-            raise ValueError(f"noise levels {numbers.tolist()}: this model knows 0 to {self.levels - 1}")
+        said = np.asarray([number for _, number in chosen])
+        if said.dtype.kind not in "iuf" or not ((said >= 0) & (said < self.levels) & (said == np.rint(said))).all():
+            raise ValueError(f"noise levels {said.tolist()}: this model knows the whole numbers 0 to {self.levels - 1}")
+        numbers = said.astype(np.int32)
         rng = np.random.default_rng(0)
         noisy = [degradation.add_noise(image, number, rng) for image, number in zip(low, numbers)]
         return self._together(np.stack(noisy), numbers)

@@ -78,8 +78,15 @@ def test_noise_levels_are_added_and_told():
     assert cond["label"].tolist() == [0, 0, 99] and cond["concat"].shape == (3, 4, 4, 3)
     batch = {"low": inputs["low"], "level": inputs["level"]}
     jax.tree.map(np.testing.assert_array_equal, condition.from_batch(batch), inputs)
-    with pytest.raises(ValueError, match="0 to 99"):
-        condition.parse([(low, 100)])
+    for wrong in (100, -1, 2.5, True, "3", float("nan")):
+        with pytest.raises(ValueError, match="0 to 99"):
+            condition.parse([(low, wrong)])
+    condition.check_inputs(batch)
+    for change, message in (({"level": np.full(3, 100)}, "0 to 99"), ({"low": np.zeros((3, 4, 4, 3), np.uint8)}, "are uint8")):
+        with pytest.raises(ValueError, match=message):
+            condition.check_inputs(batch | change)
+    with pytest.raises(ValueError, match="a dict of low, level, as arrays; this is float32"):
+        condition.check_inputs(batch["low"])
     with pytest.raises(ValueError, match="without noise levels"):
         make("superres", scale=2).parse([(low, 3)])
 
