@@ -202,8 +202,13 @@ def invert(
 ) -> jax.Array:
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
-    the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact."""
+    the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact. ValueError
+    for another sampler, and for guidance."""
     check_count(iterations, "iterations")
+    for name, own in (("sampler", "ddim"), ("guidance_scale", 1), ("negative", None)):
+        given = options.get(name)
+        if given is not None and (isinstance(given, jax.core.Tracer) or np.ndim(given) or given != own):
+            raise ValueError(f"{name}={given!r}: pictures are inverted by ddim without guidance; leave {name} out")
     image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = _source(spec, params, cond, image, options | {"steps": steps, "sampler": "ddim"})
     return _invert(spec, (plan, iterations), params, guidance, image)
