@@ -309,6 +309,17 @@ def test_a_picture_to_enlarge_without_its_batch():
         ldm.upscale(ldm.params, KEY, PICTURES[0, :2, :2])
 
 
+@pytest.mark.parametrize("given", [np.asarray, jnp.asarray])
+def test_a_model_that_is_told_pictures_takes_those_outside_of_a_traced_function(given):
+    ldm, images, mask = model("inpaint"), given(PICTURES), given(np.where(np.arange(8) > 3, HOLE, 0))
+    calls = {
+        "inpaint": lambda key: ldm.inpaint(ldm.params, key, images, mask),
+        "outpaint": lambda key: ldm.outpaint(ldm.params, key, images, left=2),
+    }
+    for name, call in calls.items():
+        np.testing.assert_allclose(jax.jit(call)(KEY), call(KEY), atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["superres", "inpaint"])
 def test_traced_pictures_that_must_be_looked_at_are_refused(kind):
     ldm = model(kind)
