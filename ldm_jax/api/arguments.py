@@ -35,6 +35,8 @@ def check_arrays(cond: PyTree, name: str) -> None:
     if not (isinstance(cond, dict) and leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves)):
         what = "an empty dict" if isinstance(cond, dict) and not cond else f"a {type(cond).__name__}"
         raise ValueError(f"{name} is {what}: give what ldm.embed(params, [...]) returns, a dict of arrays")
+    if len({leaf.shape[0] for leaf in leaves}) > 1:
+        raise ValueError(f"{name} has {_arrays(cond)}: as many of one as of the other, one a picture")
 
 
 def check_here(array: Any, name: str, function: str) -> None:
@@ -104,12 +106,18 @@ def check_amount(amount: Any, num: int) -> jax.Array:
     return jnp.asarray(numbers)
 
 
-def space_of(spec: Specification, noise: Any) -> tuple[int, ...]:
-    """The size in pixels of the pictures that noise [B, *space, C] is for. ValueError if it has other axes."""
+def space_of(spec: Specification, noise: Any, size: Any = None) -> tuple[int, ...]:
+    """The size in pixels of the pictures that noise [B, *space, C] is for. ValueError if it has other axes, or is not for the
+    `size` that was given besides."""
     shape = np.shape(noise)
     if len(shape) != len(spec.image_size) + 2:
         raise ValueError(f"noise of shape {shape}: it has the shape of latents, such as that of ldm.noise(key, 1)")
-    return spec.first_stage.grown(shape[1:-1])
+    full = spec.first_stage.grown(shape[1:-1])
+    if size is not None:
+        check_size(spec, size)
+        if tuple(size) != full:
+            raise ValueError(f"noise of shape {shape} is for pictures of {full}, not of size={size}: leave size out")
+    return full
 
 
 def check_alike(cond: PyTree, negative: PyTree, num: int, given: bool) -> None:

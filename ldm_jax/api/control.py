@@ -44,8 +44,10 @@ def control(spec: Specification, images: jax.Array, scale: float | jax.Array = 1
         raise ValueError("this model has no ControlNet: ldm.with_control(path) gives it one")
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     factor = spec.first_stage.factor
-    if images.ndim != 4 or images.shape[-1] != 3 or any(side % factor for side in images.shape[1:-1]):
-        raise ValueError(f"pictures for a ControlNet are [B, H, W, 3], sides multiples of {factor}; got {images.shape}")
+    fits = images.ndim == 4 and images.shape[-1] == 3 and not any(side % factor for side in images.shape[1:-1])
+    if not fits or not jnp.issubdtype(images.dtype, jnp.floating):
+        kind = f"{images.dtype.name} {list(images.shape)}"
+        raise ValueError(f"pictures for a ControlNet are float [B, H, W, 3], sides multiples of {factor}; got {kind}")
     check_range(images, "images")
     strength = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (len(images),))
     return {"hint": (jnp.asarray(images, jnp.float32) + 1) / 2, "hint_scale": strength}

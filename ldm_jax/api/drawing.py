@@ -58,10 +58,7 @@ def sample(
     check_cond(spec, cond)
     num = count(cond, num)
     if noise is not None:
-        full = space_of(spec, noise)
-        if size is not None and tuple(size) != full:
-            raise ValueError(f"noise of shape {np.shape(noise)} for {num} pictures of size {size}")
-        size = full
+        size = space_of(spec, noise, size)
     size = canvas(spec, cond) if size is None else size
     plan, guidance = prepare(spec, params, cond, num, size, make_options(options))
     noise = None if noise is None else check_noise(noise, plan.shape)
@@ -151,8 +148,9 @@ def upscale(
     if condition.kind != "superres":
         raise ValueError(f"upscale is for models of super-resolution; this one takes {condition.takes}")
     check_here(low, "low", "upscale")
-    low = np.asarray(low)
-    scale = condition.scale
+    low, scale = np.asarray(low), condition.scale
+    if low.ndim != 4:
+        raise ValueError(f"low of shape {low.shape}: pictures to enlarge are float [B, h, w, 3] in [-1, 1]")
     multiple = max(spec.first_stage.factor // scale, 1)
     height, width = low.shape[1:3]
     padded = np.pad(low, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
@@ -181,7 +179,7 @@ def variation(
     num, key = count(cond, num), typed_key(key)
     if noise is None:
         noise = unit_noise(spec, key[:1] if key.ndim else key, 1, canvas(spec, cond) if size is None else size)
-    full = space_of(spec, noise)
+    full = space_of(spec, noise, size)
     plan, guidance = prepare(spec, params, cond, num, full, make_options(options))
     noise = check_noise(noise, (num if len(noise) == num else 1, *plan.shape[1:]))
     return _variation(spec, plan, params, key, guidance, noise, check_amount(amount, num))
@@ -217,7 +215,7 @@ def interpolate(
     if not is_whole(frames):
         raise ValueError(f"frames={frames!r}: must be a whole number")
     frames = int(frames)
-    space_of(spec, noise)
+    full = space_of(spec, noise, size)
     counts = {len(noise)} if cond is None else {len(noise), count(cond)}
     waypoints = max(counts)
     if waypoints < 2 or not counts <= {1, waypoints} or frames < 2:
@@ -227,7 +225,6 @@ def interpolate(
         )
     if any(len(a) > 1 and not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")
-    full = space_of(spec, noise)
     cond = _between(cond, frames)  # the empty one repeats what each frame is told
     plan, guidance = prepare(spec, params, cond, frames, full, make_options(options))
     noise = check_noise(noise, (len(noise), *plan.shape[1:]))

@@ -5,6 +5,7 @@ Every function here takes a specification and parameters; `LatentDiffusion` has 
 pictures, masks, conditions, keys and scales are traced, and strengths that mean the same number of steps are one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,7 +108,7 @@ def inpaint(
     if mask.shape not in (image.shape[:-1], (*image.shape[:-1], 1)):
         raise ValueError(f"mask of shape {mask.shape} for images of shape {image.shape[:-1]}: one value a pixel")
     check_mask(mask)
-    mask = jnp.asarray(mask, jnp.float32).reshape(*image.shape[:-1], 1)
+    mask = _at_once(lambda mask: jnp.asarray(mask, jnp.float32).reshape(*image.shape[:-1], 1), mask)
     if part is not None:
         cond = spec.embed(params, _with_holes(spec, part, image, mask, cond))
         if isinstance(against := options.get("negative"), (list, tuple)):
@@ -123,7 +124,7 @@ def _with_holes(
     picture, which a user gave as `name`."""
     for name_of, given in (("image", image), ("mask", mask)):
         check_here(given, name_of, "inpaint, with a model that is told the picture,")
-    pairs = list(zip(np.asarray(image), np.asarray(mask > 0, np.float32)))
+    pairs = list(zip(np.asarray(image), np.float32(np.asarray(mask) > 0)))
     if not part:
         if others is not None:
             raise ValueError("this model is told the image and the mask, and takes no other condition")
@@ -185,8 +186,8 @@ def outpaint(
         raise ValueError(f"top={top}, bottom={bottom}: a waveform has only left and right, before and behind it")
     sides = [(0, 0), (0, 0), (top, bottom), (left, right)][-axes:]
     image = _images(spec, image, len(image))
-    known = jnp.pad(image, ((0, 0), *sides, (0, 0)), mode="edge")
-    mask = jnp.pad(jnp.zeros(image.shape[:-1]), ((0, 0), *sides), constant_values=1.0)
+    known = _at_once(lambda image: jnp.pad(image, ((0, 0), *sides, (0, 0)), mode="edge"), image)
+    mask = np.pad(np.zeros(image.shape[:-1], np.float32), ((0, 0), *sides), constant_values=1.0)
     return inpaint(spec, params, key, known, mask, cond, **options)
 
 
@@ -202,8 +203,13 @@ def invert(
 ) -> jax.Array:
     """DDIM inversion: the noise [B, h, w, C] from which `sample(..., noise=noise, sampler="ddim", guidance_scale=1.0)` with the
     same steps, grid and condition comes back to `image`, up to what the first stage loses. `cond` says what is in it; default
-    the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact."""
+    the empty condition. `iterations` of a fixed point a step: one is the usual inversion, a few make it more exact. ValueError
+    for another sampler, and for guidance."""
     check_count(iterations, "iterations")
+    for name, own in (("sampler", "ddim"), ("guidance_scale", 1), ("negative", None)):
+        given = options.get(name)
+        if given is not None and (isinstance(given, jax.core.Tracer) or np.ndim(given) or given != own):
+            raise ValueError(f"{name}={given!r}: pictures are inverted by ddim without guidance; leave {name} out")
     image = _images(spec, image, len(image) if cond is None else count(cond))
     plan, guidance = _source(spec, params, cond, image, options | {"steps": steps, "sampler": "ddim"})
     return _invert(spec, (plan, iterations), params, guidance, image)
@@ -284,4 +290,13 @@ def _images(spec: Specification, images: jax.Array, num: int) -> jax.Array:
             f"[{num}, H, W, {channels}] in [-1, 1]"
         )
     check_range(images, "images")
-    return jnp.asarray(images, jnp.float32)
+    return _at_once(lambda images: jnp.asarray(images, jnp.float32), images)
+
+
+def _at_once(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+    """`function` of an array that isn't traced itself, computed now, also in a function that JAX traces: its numbers may be
+    looked at then."""
+    if isinstance(array, jax.core.Tracer):
+        return function(array)
+    with jax.ensure_compile_time_eval():
+        return function(array)

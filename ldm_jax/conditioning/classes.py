@@ -60,7 +60,7 @@ class Class(Condition):
         return np.asarray([class_number(value, self.names) for value in values], np.int32)
 
     def check_inputs(self, inputs):
-        check_numbers(inputs, 1, max(self.section["n_classes"], self._null_label + 1), "classes")
+        check_numbers(inputs, ("B",), max(self.section["n_classes"], self._null_label + 1), "classes")
 
     def from_batch(self, batch):
         return batch["label"]
@@ -140,14 +140,21 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is."""
-    text, forms = composed(str(value).strip()), list(map(composed, names))
+    """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is, also
+    for a number that is the name of a class with another."""
+    text, forms = composed(str(value).strip()), [composed(name.strip()) for name in names]
     if text in forms:
-        return forms.index(text)
-    if isinstance(value, str) and text.isdigit() and all(map(str.isdigit, names)):  # "1" is "001", not the second name
-        if found := [number for number, name in enumerate(names) if int(name) == int(text)]:
+        found = forms.index(text)
+        if not isinstance(value, str) and text.isdecimal() and int(text) != found:
+            raise ValueError(
+                f"class {text}: {text!r} is the name of class number {found}; give the name as text, or numbers as an array, "
+                "int32 [B]"
+            )
+        return found
+    if isinstance(value, str) and text.isdecimal() and all(map(str.isdecimal, forms)):  # "1" is "001", not the second name
+        if found := [number for number, name in enumerate(forms) if int(name) == int(text)]:
             return found[0]
-    elif text.isdigit():
+    elif text.isdecimal():
         if int(text) < len(names):
             return int(text)
         raise ValueError(f"class {text}: classes are numbered 0 to {len(names) - 1}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
+from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting, check_entries
 from ldm_jax.conditioning.instruct import Instruct, check_apart
 
 PyTree = Any
@@ -97,6 +97,11 @@ def combination(kinds: Mapping[str, type[Condition]]) -> Callable[[Mapping[str, 
                 if not isinstance(value, Mapping) or value.keys() != self.parts.keys():
                     raise ValueError(f"this model takes a dict of {', '.join(self.parts)} for every picture: {self.takes}")
             return {name: part.parse([value[name] for value in values]) for name, part in self.parts.items()}
+
+        def check_inputs(self, inputs):
+            check_entries(inputs, *self.parts)
+            for name, part in self.parts.items():
+                part.check_inputs(inputs[name])
 
         def told(self, value, size, negative=None):
             """As a dict. `value` may be what the first part with flags takes; a picture to change says the size."""

@@ -179,6 +179,8 @@ class Condition:
 
     def check_inputs(self, inputs: PyTree) -> None:
         """ValueError for arrays that a user gave as `inputs` and that `apply` would read wrongly. Traced ones pass unseen."""
+        if self.kind == "none":
+            self.parse([inputs])
 
     def from_batch(self, batch: Mapping[str, np.ndarray]) -> PyTree:
         """A batch of training examples -> inputs."""
@@ -260,15 +262,28 @@ def module_of(cls: type, section: Mapping[str, Any], **extra: Any) -> Any:
     return construct(cls, fields | extra, "config.conditioner")
 
 
-def check_numbers(numbers: Any, axes: int, most: int, what: str) -> None:
-    """ValueError unless these are whole numbers from 0 to `most` - 1 along so many axes: tables are looked up by them, and give
-    others an arbitrary row or none."""
-    if np.ndim(numbers) != axes or not jnp.issubdtype(numbers.dtype, np.integer):
-        shape = "[B, L]" if axes == 2 else "[B]"
-        raise ValueError(f"{what} are int32 {shape}, these are {numbers.dtype.name} {list(np.shape(numbers))}")
-    found = extremes(numbers)
-    if found is not None and not (found[0] >= 0 and found[1] < most):
-        raise ValueError(f"{what} from {found[0]} to {found[1]}: they are numbered 0 to {most - 1}")
+def check_numbers(numbers: Any, shape: Sequence[str | int], most: int, what: str, least: int = 0) -> None:
+    """ValueError unless these are whole numbers from `least` to `most` - 1 of this shape, in which names stand for any length:
+    tables are looked up by them, and give others an arbitrary row or none."""
+    there = np.shape(numbers)
+    fits = len(there) == len(shape) and all(isinstance(n, str) or n == side for n, side in zip(shape, there))
+    if not fits or not hasattr(numbers, "dtype") or not jnp.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"{what} are int32 [{', '.join(map(str, shape))}], these are {in_short(numbers)}")
+    found = extremes(numbers) if np.size(numbers) else None
+    if found is not None and not (found[0] >= least and found[1] < most):
+        raise ValueError(f"{what} from {found[0]} to {found[1]}: they are numbered {least} to {most - 1}")
+
+
+def check_entries(inputs: Any, *names: str) -> None:
+    """ValueError unless these are a dict of arrays of these names, and of no other."""
+    if not isinstance(inputs, Mapping) or {*inputs} != {*names}:
+        there = f"a dict of {', '.join(inputs)}" if isinstance(inputs, Mapping) else in_short(inputs)
+        raise ValueError(f"this model's conditions are a dict of {', '.join(names)}, as arrays; this is {there}")
+
+
+def in_short(array: Any) -> str:
+    """Type and shape of an array; of what is none, its type."""
+    return f"{array.dtype.name} {list(array.shape)}" if hasattr(array, "dtype") else f"a {type(array).__name__}"
 
 
 def alike(arrays: Sequence[np.ndarray]) -> np.ndarray:

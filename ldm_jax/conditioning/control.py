@@ -46,6 +46,11 @@ def controlled(kind: type[Condition], picture: str) -> type[Condition]:
             told = self.inner.encoded(told, encode)
             return told if hint is None else {"told": told, "hint": hint}
 
+        def check_inputs(self, inputs):
+            told, hint = parted(inputs)
+            if told is not None:
+                self.inner.check_inputs(told)
+
         def dropped(self, inputs, null):
             told, hint = parted(inputs)
             told = self.inner.dropped(told, parted(null)[0])

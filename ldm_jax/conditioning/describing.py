@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import Condition, module_of
-from ldm_jax.conditioning.pictures import picture, written
+from ldm_jax.conditioning.condition import Condition, check_entries, module_of
+from ldm_jax.conditioning.pictures import check_pictures, picture, written
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.data.transform import Transform, middle_square
@@ -79,6 +79,8 @@ class Describing(Condition):
         super().check()
 
     def check_inputs(self, inputs):
+        check_entries(inputs, "picture", "shown")
+        check_pictures(inputs["picture"])
         shape = np.shape(inputs["picture"])
         if shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"pictures are float [B, {self.size}, {self.size}, 3], these are {list(shape)}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import Condition, module_of
+from ldm_jax.conditioning.condition import Condition, check_numbers, module_of
 from ldm_jax.data.tokenizer import END, TEXT_TOKENIZER, load_tokenizer
 from ldm_jax.primitives.flags import of_condition
 
@@ -92,6 +92,9 @@ class Infilling(Condition):
         if free:
             row[1 + len(tokens) :] = self.hole
         return row
+
+    def check_inputs(self, inputs):
+        check_numbers(inputs, ("B", *self.setting.image_size), self.hole + 1, "tokens")
 
     def from_batch(self, batch):
         return batch["known"]

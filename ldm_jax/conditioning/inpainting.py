@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import hole, picture, written
+from ldm_jax.conditioning.condition import Condition, alike, check_entries
+from ldm_jax.conditioning.pictures import check_pictures, check_range, hole, picture, written
 from ldm_jax.data import masks
 
 PyTree = Any
@@ -70,6 +70,15 @@ class Inpainting(Condition):
             images.append(picture(value[0], self.setting.factor))
             holes.append(hole(value[1], images[-1].shape[:2]))
         return self._inputs(alike(images), np.stack(holes))
+
+    def check_inputs(self, inputs):
+        check_entries(inputs, "masked", "mask")
+        masked, mask = inputs["masked"], inputs["mask"]
+        check_pictures(masked, self.setting.factor)
+        small = (len(masked), *(side // self.setting.factor for side in masked.shape[1:-1]), 1)
+        if np.shape(mask) != small:
+            raise ValueError(f"mask of shape {np.shape(mask)} beside pictures of {masked.shape}: it lies on latents, {small}")
+        check_range(mask, "mask")
 
     def from_batch(self, batch):
         return self._inputs(batch["image"], batch["hole"])

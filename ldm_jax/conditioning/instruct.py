@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import picture, written
+from ldm_jax.conditioning.condition import Condition, alike, check_entries
+from ldm_jax.conditioning.pictures import check_pictures, picture, written
 from ldm_jax.data.control_pictures import COLUMN
 from ldm_jax.data.decode import decode_rgb
 from ldm_jax.primitives.flags import of_condition
@@ -44,6 +44,10 @@ class Instruct(Condition):
     def parse(self, values):
         images = alike([picture(value, self.setting.factor) for value in values])
         return {"picture": images, "shown": np.ones(len(images), np.float32)}
+
+    def check_inputs(self, inputs):
+        check_entries(inputs, "picture", "shown")
+        check_pictures(inputs["picture"], self.setting.factor)
 
     def from_batch(self, batch):
         return {"picture": batch[COLUMN], "shown": np.ones(len(batch[COLUMN]), np.float32)}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ldm_jax import models
 from ldm_jax.conditioning.classes import keep_names, read_names
-from ldm_jax.conditioning.condition import ABILITIES, Condition, module_of
+from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
 from ldm_jax.data import label_maps, layout
 from ldm_jax.primitives.files import write_text
 from ldm_jax.primitives.flags import of_condition
@@ -56,6 +56,9 @@ class Layout(Condition):
 
     def parse(self, values):
         return np.stack([self._encode(value) for value in values])
+
+    def check_inputs(self, inputs):
+        check_numbers(inputs, ("B", "L"), self.module.vocab_size, "tokens")
 
     def from_batch(self, batch):
         return batch["layout"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import retrieval
-from ldm_jax.conditioning.condition import ABILITIES, Condition, alike
+from ldm_jax.conditioning.condition import ABILITIES, Condition, alike, in_short
 from ldm_jax.conditioning.pictures import written
 from ldm_jax.primitives.flags import of_condition
 
@@ -49,6 +49,10 @@ class Neighbours(Condition):
             if value.ndim != 2 or value.shape[1] != self.width or not len(value):
                 raise ValueError(f"neighbours of shape {list(value.shape)}: this model takes [k, {self.width}], k at least 1")
         return alike(vectors)
+
+    def check_inputs(self, inputs):
+        if np.ndim(inputs) != 3 or np.shape(inputs)[-1] != self.width:
+            raise ValueError(f"neighbours as an array are float [B, k, {self.width}], these are {in_short(inputs)}")
 
     def from_batch(self, batch):
         return batch["neighbours"]

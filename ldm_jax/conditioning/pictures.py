@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ldm_jax.conditioning.condition import in_short
 from ldm_jax.primitives.arrays import extremes
 
 
@@ -28,6 +30,17 @@ def picture(value: Any, multiple: int = 1) -> np.ndarray:
     check_range(image)
     check_size(image.shape[:2], multiple)
     return image.astype(np.float32)
+
+
+def check_pictures(images: Any, multiple: int = 1, noisy: bool = False) -> None:
+    """ValueError unless these are pictures float [B, H, W, 3] in [-1, 1], sides multiples; `noisy`: beyond that range too.
+    Numbers of traced ones pass unseen."""
+    shape = np.shape(images)
+    if len(shape) != 4 or shape[-1] != 3 or not jnp.issubdtype(jnp.result_type(images), np.floating):
+        raise ValueError(f"pictures as an array are float [B, H, W, 3] in [-1, 1], these are {in_short(images)}")
+    check_size(shape[1:-1], multiple)
+    if np.size(images) and not noisy:
+        check_range(images, "pictures")
 
 
 def written(flag: str, image: np.ndarray, path: Path) -> str:

@@ -131,7 +131,8 @@ class SD3Text(CLIPText):
         return np.stack(rows)
 
     def check_inputs(self, inputs):
-        check_numbers(inputs, 3, max(tower.vocab_size for tower in self.modules.values()), "tokens")
+        most = max(tower.vocab_size for tower in self.modules.values())
+        check_numbers(inputs, ("B", len(self.modules), self.length), most, "tokens")
 
     @classmethod
     def recall(cls, section, folder):

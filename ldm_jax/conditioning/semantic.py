@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import ABILITIES, Condition, alike, module_of
+from ldm_jax.conditioning.condition import ABILITIES, Condition, alike, check_numbers, module_of
 from ldm_jax.conditioning.pictures import check_size, written
 from ldm_jax.data import label_maps
 from ldm_jax.primitives.flags import of_condition
@@ -59,6 +59,10 @@ class SemanticMap(Condition):
             check_size(value.shape, self.setting.factor)
             maps.append(value.astype(np.int32))
         return alike(maps)
+
+    def check_inputs(self, inputs):
+        check_numbers(inputs, ("B", "H", "W"), self.classes, "label maps' classes", least=-1)
+        check_size(np.shape(inputs)[1:], self.setting.factor)
 
     def from_batch(self, batch):
         return batch["label_map"]

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.conditioning.condition import Condition, alike
-from ldm_jax.conditioning.pictures import picture, written
+from ldm_jax.conditioning.condition import Condition, alike, check_entries, check_numbers
+from ldm_jax.conditioning.pictures import check_pictures, picture, written
 from ldm_jax.data import degradation
 from ldm_jax.primitives.choices import check_choice
 
@@ -84,12 +84,19 @@ class SuperResolution(Condition):
             if any(isinstance(value, tuple) for value in values):
                 raise ValueError("(image, level): this model was trained without noise levels, give the image alone")
             return low
-        numbers = np.asarray([number for _, number in chosen], np.int32)
-        if numbers.min() < 0 or numbers.max() >= self.levels:
-            raise ValueError(f"noise levels {numbers.tolist()}: this model knows 0 to {self.levels - 1}")
+        said = np.asarray([number for _, number in chosen])
+        if said.dtype.kind not in "iuf" or not ((said >= 0) & (said < self.levels) & (said == np.rint(said))).all():
+            raise ValueError(f"noise levels {said.tolist()}: this model knows the whole numbers 0 to {self.levels - 1}")
+        numbers = said.astype(np.int32)
         rng = np.random.default_rng(0)
         noisy = [degradation.add_noise(image, number, rng) for image, number in zip(low, numbers)]
         return self._together(np.stack(noisy), numbers)
+
+    def check_inputs(self, inputs):
+        if self.levels:
+            check_entries(inputs, "low", "level")
+            check_numbers(inputs["level"], ("B",), self.levels, "noise levels")
+        check_pictures(inputs["low"] if self.levels else inputs, self.down, noisy=bool(self.levels))
 
     def from_batch(self, batch):
         return self._together(batch["low"], batch["level"] if self.levels else None)

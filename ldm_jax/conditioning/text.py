@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
+from ldm_jax.conditioning.condition import ABILITIES, Condition, check_entries, check_numbers, module_of
 from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.text_files import is_whole
@@ -90,9 +90,13 @@ class Text(Condition):
         return tokens if weights is None else {"tokens": tokens, "weights": weights}
 
     def check_inputs(self, inputs):
-        tokens = inputs["tokens"] if isinstance(inputs, Mapping) and "tokens" in inputs else inputs
-        if not isinstance(tokens, Mapping) and np.ndim(tokens) < 3:  # further axes are of several encoders
-            check_numbers(tokens, 2, self.module.vocab_size, "tokens")
+        tokens = inputs
+        if isinstance(inputs, Mapping):
+            check_entries(inputs, "tokens", "weights")
+            tokens, weights = inputs["tokens"], inputs["weights"]
+            if np.shape(weights) != np.shape(tokens):
+                raise ValueError(f"weights of shape {np.shape(weights)} for tokens of {np.shape(tokens)}: one a token")
+        check_numbers(tokens, ("B", "L"), self.module.vocab_size, "tokens")
 
     def from_batch(self, batch):
         return batch["tokens"]

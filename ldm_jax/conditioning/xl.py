@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import models
-from ldm_jax.conditioning.condition import Setting, module_of
+from ldm_jax.conditioning.condition import Setting, check_entries, check_numbers, module_of
 from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.conditioning.text import CLIPText
 from ldm_jax.data import checkpoint_tokenizers
@@ -150,6 +150,13 @@ class XLText(CLIPText):
         sizes = np.stack([self._sizes(value) for value in given])
         inputs = {"tokens": tokens, "sizes": sizes, "kept": np.ones(len(given), np.float32)}
         return inputs if weights is None else inputs | {"weights": weights}
+
+    def check_inputs(self, inputs):
+        there = inputs if isinstance(inputs, Mapping) else ()
+        told = "embedded" if "embedded" in there else "sizes"
+        check_entries(inputs, "tokens", told, "kept", *(["weights"] if "weights" in there else []))
+        most = min(tower.vocab_size for tower in self.modules.values())
+        check_numbers(inputs["tokens"], ("B", len(self.modules), "L"), most, "tokens")
 
     def told(self, value, size, negative=None):
         of_picture = {"original_size": tuple(size), "target_size": tuple(size)}

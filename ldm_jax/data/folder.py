@@ -86,6 +86,9 @@ def folder(
         found = Found(files, tuple(n for n in found.folders if CONDITIONING not in n.split("/")), found.left_out)
     splits = _read_splits(root, found, kind, names["label"])
     if not any(splits.values()):
+        for folder in found.folders:
+            if (not folder or _is_split(folder)) and (table := table_in(root / folder)):
+                raise ValueError(f"{table} has no rows, so it names no {kind.many}; complete it, or remove it")
         passed = "".join(f"; passed by: {count} {what}" for what, count in found.left_out.items())
         raise ValueError(
             f"{root} holds no {kind.many} ({', '.join(sorted(kind.suffixes()))}), neither directly nor in subfolders{passed}"

@@ -133,7 +133,9 @@ def lerp(a: jax.Array, b: jax.Array, weight: Any) -> jax.Array:
 
 
 def slerp(a: jax.Array, b: jax.Array, weight: Any) -> jax.Array:
-    """Along the great circle from a to b, per sample: noise keeps its norm. slerp(noise, fresh, 0.1) is a variation."""
+    """Along the great circle from a to b, per sample: noise keeps its norm. slerp(noise, fresh, 0.1) is a variation. Float32 or
+    wider, as sums of squares of a whole noise are beyond half precision."""
+    a, b = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (a, b))
     axes = tuple(range(1, a.ndim))
     dot = jnp.sum(a * b, axes) / jnp.sqrt(jnp.sum(a * a, axes) * jnp.sum(b * b, axes))
     angle = jnp.arccos(jnp.clip(dot, -1, 1))

@@ -161,6 +161,7 @@ def classifier(denoise: Denoiser, log_probability: Callable[[jax.Array, jax.Arra
 def scale_at(scale: Scale, level: Level, x: jax.Array) -> Any:
     """The scale at this level, shaped to multiply x."""
     s = scale(level) if callable(scale) else scale
+    s = jnp.asarray(s) if isinstance(s, (list, tuple)) else s
     if jnp.ndim(s) and jnp.shape(s) != x.shape[:1]:
         raise ValueError(f"A guidance scale is a scalar or has one entry per sample, [{x.shape[0]}]; got shape {jnp.shape(s)}.")
     return expand(s, x)

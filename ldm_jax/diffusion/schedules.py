@@ -175,7 +175,7 @@ class Cosine:
     @property
     def span(self) -> tuple[float, float]:
         """The schedule\'s own time at its least and its most noise."""
-        return self._time(self.log_snr_max), self._time(self.log_snr_min)
+        return float(self._time(self.log_snr_max)), float(self._time(self.log_snr_min))  # no types of their own beside arrays
 
     def _time(self, log_snr: Any) -> Any:
         xp = namespace(log_snr)

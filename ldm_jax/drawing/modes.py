@@ -314,6 +314,8 @@ def _film(
     if paths:
         if flags["sampler"] or flags["grid"] or flags["guidance_scale"] not in (None, 1) or flags["negative"] is not None:
             raise ValueError("--interpolate between pictures inverts them, by ddim without guidance: leave these flags out")
+        if "size" in options:
+            raise ValueError("--size has no meaning for --interpolate between pictures, which keep theirs")
         if other is not None:
             raise ValueError("--to_seed has no meaning for --interpolate between pictures, whose noise is found")
         images = [picture(ldm, path, held) for path in paths]

@@ -1,11 +1,14 @@
 """Odd shapes, types and ranges in the hands of a model's functions: a sentence, or what they plainly mean."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ldm_jax
+from ldm_jax.api.control import control
 from ldm_jax.primitives.arrays import key_of, row_normal
 from ldm_jax.training.sharding import seed_key
 from tests.tiny import model, random_model
@@ -68,12 +71,62 @@ def test_latents_of_other_shapes(shape):
         ("class", np.array([4], np.int32), "numbered 0 to 3"),
         ("class", jnp.array([-1]), "from -1"),
         ("class", np.array([[1]], np.int32), r"int32 \[B\]"),
+        ("class", {"label": np.array([1])}, r"int32 \[B\], these are a dict"),
+        ("text", {"weights": np.ones((1, 6))}, "a dict of tokens, weights, as arrays; this is a dict of weights"),
+        ("text", {"tokens": np.ones((2, 6), np.int32), "weights": np.ones((1, 6))}, "one a token"),
+        ("none", np.array([1]), "unconditional"),
+        ("superres", np.full((1, 2, 2, 3), 200, np.uint8), r"float \[B, H, W, 3\] in \[-1, 1\], these are uint8"),
+        ("superres", np.full((1, 2, 2, 3), 200.0), r"bring it to \[-1, 1\]"),
+        ("superres", PICTURES[0, :2, :2], r"these are float32 \[2, 2, 3\]"),
+        ("semantic", np.full((1, 8, 8), 3), "from 3 to 3: they are numbered -1 to 2"),
+        ("semantic", np.full((1, 8, 8), 0.5), r"int32 \[B, H, W\], these are float64"),
+        ("semantic", np.zeros((1, 7, 8), int), "multiples of 2"),
+        ("inpaint", PICTURES, "a dict of masked, mask, as arrays; this is float32"),
+        ("inpaint", {"masked": PICTURES}, "this is a dict of masked"),
+        ("inpaint", {"masked": PICTURES, "mask": HOLE}, r"it lies on latents, \(2, 4, 4, 1\)"),
+        ("inpaint", {"masked": PICTURES, "mask": np.full((2, 4, 4, 1), 255.0)}, "mask from 255"),
+        ("layout", np.full((1, 8), 102), "numbered 0 to 101"),
+        ("layout", np.zeros((1, 8)), "these are float64"),
+        ("retrieval", np.zeros((2, 8)), r"float \[B, k, 8\], these are float64 \[2, 8\]"),
     ],
 )
 def test_conditions_that_no_table_has(kind, values, message):
     ldm = model(kind)
     with pytest.raises(ValueError, match=message):
         ldm.embed(ldm.params, values)
+
+
+@pytest.mark.parametrize(
+    "kind, values",
+    [
+        ("superres", PICTURES[:, :2, :2]),
+        ("semantic", np.arange(-1, 127).reshape(2, 8, 8) % 4 - 1),
+        ("retrieval", PICTURES.reshape(2, 24, 8)),
+    ],
+)
+def test_one_array_is_as_a_list_of_its_rows(kind, values):
+    ldm = model(kind)
+    jax.tree.map(np.testing.assert_array_equal, ldm.embed(ldm.params, values), ldm.embed(ldm.params, list(values)))
+    assert jax.eval_shape(lambda x: ldm.embed(ldm.params, x), values)  # traced ones pass
+
+
+def test_pictures_for_a_controlnet():
+    """Edges as bools or bytes would be grey and white: 0 is the middle of [-1, 1]."""
+    spec = copy.copy(model("text").specification)
+    spec.control = object()
+    np.testing.assert_allclose(control(spec, PICTURES)["hint"], (PICTURES + 1) / 2)
+    for edges in (PICTURES > 0, (PICTURES > 0).astype(np.uint8)):
+        with pytest.raises(ValueError, match=rf"float \[B, H, W, 3\].*got {edges.dtype}"):
+            control(spec, edges)
+
+
+def test_a_list_of_scales_guides_as_an_array():
+    ldm = model("text")
+    x, level = ldm.noise(KEY, 2), ldm.schedule(0.5)
+    plain, empty = (ldm.denoiser(ldm.params, cond)(x, level) for cond in (two(ldm), ldm.null(ldm.params, 2)))
+    found = ldm.denoiser(ldm.params, two(ldm), [0.0, -2.0])(x, level)
+    for c, u, f in zip(plain, empty, found):
+        np.testing.assert_allclose(f, np.stack([u[0], u[1] - 2 * (c[1] - u[1])]), atol=1e-5)
 
 
 def test_the_last_token_and_class_are_known():
@@ -107,6 +160,10 @@ def test_a_condition_of_another_model():
     ldm = model("text")
     with pytest.raises(ValueError, match=r"cond has context \[2, 3, 5\]"):
         ldm.sample(ldm.params, KEY, {"context": np.zeros((2, 3, 5), np.float32)})
+    one_hint = two(ldm) | {"hint": np.zeros((1, 8, 8, 3), np.float32)}
+    for function in (ldm.sample, ldm.trajectory, ldm.variation):
+        with pytest.raises(ValueError, match=r"hint \[1, 8, 8, 3\]: as many of one as of the other"):
+            function(ldm.params, KEY, one_hint)
     with pytest.raises(ValueError, match="holds no condition"):
         ldm.sample(ldm.params, KEY, {"context": np.zeros((0, 6, 8), np.float32)})
 
@@ -132,6 +189,9 @@ def test_parameters_that_are_none(params):
         (lambda m, c: m.outpaint(m.params, KEY, PICTURES, c, top="2"), "whole numbers of pixels"),
         (lambda m, c: m.outpaint(m.params, KEY, PICTURES, c, top=1.5), "whole numbers of pixels"),
         (lambda m, c: m.invert(m.params, PICTURES, c, iterations=0), "iterations=0"),
+        (lambda m, c: m.invert(m.params, PICTURES, c, guidance_scale=3.0), "guidance_scale=3.0: pictures are inverted by ddim"),
+        (lambda m, c: m.invert(m.params, PICTURES, c, sampler="dpmpp_2m"), "leave sampler out"),
+        (lambda m, c: m.invert(m.params, PICTURES, c, negative=c), "leave negative out"),
         (lambda m, c: m.edit(m.params, KEY, PICTURES, c, iterations=1.5), "iterations=1.5"),
         (lambda m, c: m.variation(m.params, KEY, c, amount=2), "from 0 to 1"),
         (lambda m, c: m.variation(m.params, KEY, c, amount="x"), "from 0 to 1"),
@@ -141,6 +201,9 @@ def test_parameters_that_are_none(params):
         (lambda m, c: m.interpolate(m.params, KEY, c, noise=np.full((2, 4, 4, 4), np.inf)), "not finite"),
         (lambda m, c: m.interpolate(m.params, KEY, c, 3, negative=c), "for 3 pictures"),
         (lambda m, c: m.edit(m.params, KEY, PICTURES, ["a red circle"] * 2), "cond is a list"),
+        (lambda m, c: m.variation(m.params, KEY, c, noise=m.noise(KEY, 1), size=(16, 16)), "not of size"),
+        (lambda m, c: m.interpolate(m.params, KEY, c, noise=m.noise(KEY, 2), size=(8, 16)), r"is for pictures of \(8, 8\)"),
+        (lambda m, c: m.sample(m.params, KEY, c, noise=m.noise(KEY, 2), size=8), "2 whole numbers"),
         (lambda m, c: m.variation(m.params, KEY), "this model takes a prompt"),
         (lambda m, c: m.noise(KEY, 0), "how many"),
         (lambda m, c: m.noise(KEY, 1, 8), "2 whole numbers"),
@@ -238,6 +301,23 @@ def test_arrays_outside_of_a_traced_function_are_looked_at_as_ever(name, trace):
     for given in (array.at[0].set(wrong), np.asarray(array.at[-1].set(wrong))):
         with pytest.raises(ValueError, match=message):
             traced(given)
+
+
+def test_a_picture_to_enlarge_without_its_batch():
+    ldm = model("superres")
+    with pytest.raises(ValueError, match=r"low of shape \(2, 2, 3\): pictures to enlarge are float \[B, h, w, 3\]"):
+        ldm.upscale(ldm.params, KEY, PICTURES[0, :2, :2])
+
+
+@pytest.mark.parametrize("given", [np.asarray, jnp.asarray])
+def test_a_model_that_is_told_pictures_takes_those_outside_of_a_traced_function(given):
+    ldm, images, mask = model("inpaint"), given(PICTURES), given(np.where(np.arange(8) > 3, HOLE, 0))
+    calls = {
+        "inpaint": lambda key: ldm.inpaint(ldm.params, key, images, mask),
+        "outpaint": lambda key: ldm.outpaint(ldm.params, key, images, left=2),
+    }
+    for name, call in calls.items():
+        np.testing.assert_allclose(jax.jit(call)(KEY), call(KEY), atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["superres", "inpaint"])

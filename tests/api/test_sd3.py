@@ -96,6 +96,10 @@ def test_what_it_refuses(ldm, config, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             ldm.embed(ldm.params, given)
+    tokens, takes = ldm.condition.parse(["red"]), r"int32 \[B, 3, 10\], these are "
+    for given, message in ((tokens[:, :2], takes + r"int32 \[1, 2, 10\]"), ({"tokens": tokens}, takes + "a dict")):
+        with pytest.raises(ValueError, match=message):
+            ldm.embed(ldm.params, given)
     with pytest.raises(ValueError, match=r"int32 \[B, 3, 10\], because no tokenizers were found"):
         tiny.random_model(config, None).condition.parse(["red"])
 

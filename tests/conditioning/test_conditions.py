@@ -78,8 +78,15 @@ def test_noise_levels_are_added_and_told():
     assert cond["label"].tolist() == [0, 0, 99] and cond["concat"].shape == (3, 4, 4, 3)
     batch = {"low": inputs["low"], "level": inputs["level"]}
     jax.tree.map(np.testing.assert_array_equal, condition.from_batch(batch), inputs)
-    with pytest.raises(ValueError, match="0 to 99"):
-        condition.parse([(low, 100)])
+    for wrong in (100, -1, 2.5, True, "3", float("nan")):
+        with pytest.raises(ValueError, match="0 to 99"):
+            condition.parse([(low, wrong)])
+    condition.check_inputs(batch)
+    for change, message in (({"level": np.full(3, 100)}, "0 to 99"), ({"low": np.zeros((3, 4, 4, 3), np.uint8)}, "are uint8")):
+        with pytest.raises(ValueError, match=message):
+            condition.check_inputs(batch | change)
+    with pytest.raises(ValueError, match="a dict of low, level, as arrays; this is float32"):
+        condition.check_inputs(batch["low"])
     with pytest.raises(ValueError, match="without noise levels"):
         make("superres", scale=2).parse([(low, 3)])
 
@@ -212,7 +219,12 @@ def test_classes_by_name_and_by_number():
     spellings = "rosé", "rose\u0301"
     assert all(class_number(asked, ("daisy", known)) == 1 for asked in spellings for known in spellings)
     assert [class_number(text, numbered) for text in ("1", "003", "10")] == [0, 1, 2] and class_number(2, numbered) == 2
+    assert [class_number(number, tuple("012345678")) for number in range(9)] == [*range(9)]
+    assert class_number("a", ("b", " a ")) == class_number(" a", ("b", "a")) == 1
     for value, names, message in (
+        (1, ("1", "2", "3"), "'1' is the name of class number 0; give the name as text"),
+        (np.int64(3), ("1", "2", "3"), "'3' is the name of class number 2"),
+        ("\u00b2", ("1", "2"), "unknown class"),
         ("2", numbered, "unknown class '2'.*001, 003, 010"),
         ("2", ("daisy", "rose"), "numbered 0 to 1"),
         ("rosé", ("daisy", "rose"), "Did you mean 'rose'"),

@@ -53,6 +53,17 @@ def test_what_can_not_be_filled_is_said(condition, text, said):
         condition.parse([text])
 
 
+def test_tokens_as_arrays(condition):
+    condition.check_inputs(condition.parse(["the ___ dog sleeps."]))
+    for tokens, said in (
+        (np.full((1, 8), HOLE + 1), "from 21 to 21: they are numbered 0 to 20"),
+        (np.zeros((1, 7), int), r"int32 \[B, 8\], these are int64 \[1, 7\]"),
+        (np.zeros((1, 8)), "these are float64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            condition.check_inputs(tokens)
+
+
 def test_without_a_vocabulary_it_is_said():
     bare = make_condition(SECTION, Setting((8,), 4, 4))
     with pytest.raises(ValueError, match="has no text_tokenizer.json"):

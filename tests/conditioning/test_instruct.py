@@ -48,6 +48,22 @@ def test_latents_lie_beside_and_the_empty_one_is_zero(ldm):
     assert not np.any(larger) and larger.shape[1:3] == (8, 4)
 
 
+def test_arrays_are_looked_at_part_by_part(ldm):
+    images = np.stack([value["picture"] for value in values()])
+    given = {"label": np.full(2, 2), "picture": {"picture": images, "shown": np.ones(2, np.float32)}}
+    found = ldm.embed(ldm.params, given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, ldm.embed(ldm.params, values()))
+    for change, message in (
+        ({"label": np.full(2, 4)}, "numbered 0 to 3"),
+        ({"picture": {**given["picture"], "picture": np.uint8(100 * images + 100)}}, "these are uint8"),
+        ({"picture": images}, "a dict of picture, shown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ldm.embed(ldm.params, given | change)
+    with pytest.raises(ValueError, match="a dict of label, picture, as arrays; this is a dict of label"):
+        ldm.embed(ldm.params, {"label": given["label"]})
+
+
 def test_two_scales_are_the_paper_s_equation(ldm):
     """Brooks et al. 2023, equation 3: e(0, 0) + s_I (e(I, 0) - e(0, 0)) + s_T (e(I, T) - e(I, 0))."""
     p, cond = ldm.params, ldm.embed(ldm.params, values())

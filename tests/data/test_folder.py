@@ -120,6 +120,13 @@ def test_what_is_not_there(tmp_path):
         folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no images"):
         folder(tmp_path)
+    for place in ("", "train"):
+        picture(tmp_path / "bare" / place / "a.png")
+        (tmp_path / "bare" / place / "metadata.csv").write_text("file_name,caption\n")
+        with pytest.raises(ValueError, match=f"{place}/metadata.csv has no rows, so it names no images"):
+            folder(tmp_path / "bare")
+        (tmp_path / "bare" / place / "metadata.csv").unlink()
+        (tmp_path / "bare" / place / "a.png").unlink()
     metadata(tmp_path, [{"file_name": "a.png", "caption": "x"}])
     with pytest.raises(ValueError, match="no column 'label'; its rows have image, caption"):
         folder(tmp_path, columns=("image", "label"))

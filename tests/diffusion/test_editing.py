@@ -94,6 +94,13 @@ def test_interpolation():
     np.testing.assert_allclose(editing.slerp(a, b, 0.0), a, atol=1e-5)
     np.testing.assert_allclose(editing.slerp(a, b, 1.0), b, atol=1e-5)
     np.testing.assert_allclose(editing.slerp(a, a, 0.3), a, atol=1e-5)
+    wide = np.random.default_rng(0).standard_normal((2, 128, 128, 8))
+    wide[1] += 0.05 * wide[0]  # 131,072 squares add up beyond what half precision holds
+    half, other = (jnp.asarray(x[None], jnp.float16) for x in wide)
+    one, two = (np.asarray(x, np.float64) for x in (half, other))
+    angle = np.arccos((one * two).sum() / np.linalg.norm(one) / np.linalg.norm(two))
+    between = (np.sin(0.7 * angle) * one + np.sin(0.3 * angle) * two) / np.sin(angle)
+    np.testing.assert_allclose(editing.slerp(half, other, 0.3), between, atol=1e-4)
     middle = editing.slerp(a, b, jnp.array([0.1, 0.5, 0.9]))
     np.testing.assert_allclose(middle.std((1, 2, 3)), 1, rtol=0.05)
     assert editing.lerp(a, b, 0.5).std() < 0.8

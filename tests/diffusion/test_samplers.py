@@ -285,3 +285,14 @@ def test_sampling_a_batch_sharded_over_devices():
     out = run(jax.device_put(x, where))
     assert out.sharding.is_equivalent_to(where, out.ndim)
     np.testing.assert_allclose(out, run(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pndm", "tcd"])
+def test_levels_between_those_of_the_grid_have_x_s_type_where_numbers_are_of_64_bits(name):
+    schedule = schedules.Cosine()
+    grid, x = grids.karras(schedule, 4), jnp.linspace(-2, 2, 8).reshape(2, 4)
+    plain = sample(gaussian(), make_sampler(name, schedule), x, grid, jax.random.key(0))
+    with jax.enable_x64(True):
+        wide = sample(gaussian(), make_sampler(name, schedule), x, grid, jax.random.key(0))
+    assert wide.dtype == jnp.float32
+    np.testing.assert_allclose(wide, plain, rtol=1e-4, atol=1e-5)

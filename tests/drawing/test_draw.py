@@ -115,6 +115,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
         ({"image": photo, "interpolate": 3}, "between 1 pictures"),
         ({"image": [*photo, str(files / "wrong.png")], "interpolate": 3}, "one size"),
         ({"image": photo * 2, "interpolate": 3, "sampler": "ddpm"}, "by ddim without guidance"),
+        ({"image": photo * 2, "interpolate": 3, "size": "8x8"}, "--size has no meaning for --interpolate between pictures"),
         ({"size": "8"}, "HEIGHTxWIDTH"),
         ({"size": "8x9"}, "multiples of 2"),
         ({"prompt": ["a crimson circle"]}, "'crimson'"),

@@ -62,6 +62,24 @@ def test_a_size_is_told_of_both_halves(xl, negative):
     assert np.abs(ours.images - ldm.sample(p, key_of(0), ldm.embed(p, ["a red tub"]), size=WIDE, **how)).max() > 1e-3
 
 
+def test_arrays_in_place_of_prompts_are_looked_at(xl):
+    ldm = xl["base"]
+    inputs = ldm.condition.parse(["a (red:1.2) tub", "a tub"])
+    assert set(inputs) == {"tokens", "weights", "sizes", "kept"}
+    for given in (inputs, {name: value for name, value in inputs.items() if name != "weights"}):
+        assert ldm.embed(ldm.params, given)["context"].shape == (2, 16, 16)
+    tokens = inputs["tokens"]
+    for change, message in (
+        ({"tokens": tokens + 10**6}, "tokens from"),
+        ({"tokens": tokens[:, :1]}, r"int32 \[B, 2, L\]"),
+        ({"size": inputs["sizes"]}, "a dict of tokens, sizes, kept, weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ldm.embed(ldm.params, inputs | change)
+    with pytest.raises(ValueError, match="a dict of tokens, sizes, kept, as arrays; this is int32"):
+        ldm.embed(ldm.params, tokens)
+
+
 @pytest.mark.parametrize("name", ["base", "refiner"])
 def test_a_picture_s_size_is_told_and_a_score_of_what_is_led_away_from(xl, photos, name):
     ldm = xl[name]
