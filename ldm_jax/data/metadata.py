@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.data.text_files import parse_json, read_text
+from ldm_jax.data.walk import plain_suffix
 from ldm_jax.primitives.choices import composed
 
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -102,16 +103,18 @@ def add_captions(rows: Sequence[Row], theirs: str, every: Sequence[Row]) -> None
     `theirs`: those of folders whose rows, `every` one, have no captions of any name, unless all of those files hold numbers
     only, such as boxes."""
     told = {row["_folder"] for row in every if not all(is_blank(row.get(name)) for name in (theirs, *CAPTIONS))}
-    there: dict[Path, set[str]] = {}
+    there: dict[Path, dict[str, str]] = {}  # by folder: how its files are called, by their names with small suffixes
 
     def beside(row: Row) -> str:
         path = row["_folder"] / row["file_name"]
         if path.parent not in there:
-            there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        text = path.with_name(f"{path.name}.txt")  # of a folder of frames, which may be called "clip.1"
-        if text.name not in there[path.parent] or not os.path.isdir(path):
-            text = path.with_name(f"{path.stem}.txt")
-        return " ".join(read_text(text).split()) if text.name in there[path.parent] and text.is_file() else ""
+            names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
+            there[path.parent] = {plain_suffix(name): name for name in names}
+        text = f"{path.name}.txt"  # of a folder of frames, which may be called "clip.1"
+        if text not in there[path.parent] or not os.path.isdir(path):
+            text = f"{path.stem}.txt"
+        found = path.parent / there[path.parent].get(text, text)
+        return " ".join(read_text(found).split()) if found.is_file() else ""
 
     bare = [row for row in rows if row["_folder"] not in told]
     texts = [beside(row) for row in bare]

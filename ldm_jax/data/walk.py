@@ -93,6 +93,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
+def plain_suffix(name: str) -> str:
+    """A file's name with its suffix in small letters: "1.TXT" is called "1.txt"."""
+    stem, suffix = os.path.splitext(name)
+    return stem + suffix.lower()
+
+
 def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
     """All files of a kind below `root`. ValueError for a folder that may not be read."""
     found: dict[str, list[str]] = {}
@@ -130,7 +136,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             elif _suffix(entry.name) in TELLING and not entry.name.lower().startswith(("readme", "license")):
                 telling.append(entry.name)
         beside = {f"{os.path.splitext(name)[0]}.txt" for name in files} | READ
-        untold += [(folder, name) for name in telling if name not in beside]
+        untold += [(folder, name) for name in telling if plain_suffix(name) not in beside]
         if files:
             found[folder] = sorted({*files, *found.get(folder, ())})
         if pictures and (files or subfolders or not folder):
