@@ -17,7 +17,7 @@ import numpy as np
 
 MOST = 5.0
 _WEIGHT = r":\s*(\d+\.?\d*|\.\d+)\s*\)"
-_WEIGHTED = re.compile(r"(?<!\\)\(((?:[^()\\:]|\\.)+)" + _WEIGHT)
+_WEIGHTED = re.compile(r"(?<!\\)\(((?:[^()\\]|\\.)+?)" + _WEIGHT)
 _AROUND = re.compile(r"(?<!\\)\([^()]*\0[^()]*" + _WEIGHT)
 
 

@@ -12,6 +12,7 @@ def test_parts():
     assert prompts.parts("a red circle") == [("a red circle", 1.0)]
     assert prompts.parts("a (red:1.4), (blue star : .5)x") == [("a", 1), ("red", 1.4), (",", 1), ("blue star", 0.5), ("x", 1)]
     assert prompts.parts("(red:2)") == [("red", 2.0)]
+    assert prompts.parts("(style: oil, at 10:30:1.3) (a:b:2") == [("style: oil, at 10:30", 1.3), ("(a:b:2", 1.0)]
     assert prompts.parts("") == []
     assert prompts.parts("a (round) one: 3") == [("a (round) one: 3", 1.0)]
     with pytest.raises(ValueError, match="one weight inside another"):
