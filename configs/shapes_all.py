@@ -2,7 +2,8 @@
 
     python train.py --config=configs/shapes_all.py
 
-The longer sibling of configs/shapes.py, for prompts with two objects: "a red circle above a striped blue square".
+The longer sibling of configs/shapes.py, for prompts with two objects: "a red circle above a striped blue square". About two
+hours of one core: docs/training.md has what it learnt.
 """
 
 from ml_collections import ConfigDict
