@@ -498,7 +498,8 @@ def test_captions_in_text_files_beside_the_images(tmp_path):
     assert [source[i]["caption"] for i in range(3)] == [f"of {n} asleep" for n in ("cats/1.png", "cats/2.jpg", "dogs/1.png")]
     assert source.info.class_names == ("cats", "dogs") and source.info.captions == 3
     (tmp_path / "dogs" / "1.txt").rename(tmp_path / "dogs" / "1.TXT")
-    (tmp_path / "cats" / "1.TXT").write_text("another file where letters' size counts")
+    if not (tmp_path / "cats" / "1.TXT").exists():  # where names of capitals are names of their own
+        (tmp_path / "cats" / "1.TXT").write_text("another file")
     assert [folder(tmp_path)[i]["caption"] for i in (0, 2)] == ["of cats/1.png asleep", "of dogs/1.png asleep"]
     (tmp_path / "dogs" / "1.TXT").unlink()
     with pytest.raises(ValueError, match="2 of 3 rows have a caption; the first without is dogs/1.png"):
