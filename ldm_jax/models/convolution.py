@@ -5,17 +5,21 @@ Kernels are [*window, in, out]. A number for an axis (a stride, a factor, a pair
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero as Zero
 
-from ldm_jax.models.partition import by_platform
+from ldm_jax.models.partition import by_platform, likely_platform
 from ldm_jax.primitives.arrays import block_mean
 
 Padding = str | tuple[int, int] | Sequence[tuple[int, int]]
 SPACE = {1: "W", 2: "HW", 3: "DHW"}
+CACHE = 2**21  # numbers that a CPU keeps in its caches
+PRODUCT = 2**26  # multiplications of a convolution, from which on its gradient by products is worth its compiling
 SAME = (1, 1)  # along every axis: of a window of 3, at stride 2 too; XLA's "SAME" pads (0, 1) there
 
 
@@ -67,19 +71,87 @@ def shrinkage(strides: Sequence, dims: int, levels: int) -> tuple[int, ...]:
 
 
 def convolution(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padding: Padding) -> jax.Array:
-    """x [B, *space, in] and kernel [*window, in, out] -> [B, *space', out], in x's dtype. On a CPU, for which XLA has no fast
-    convolution of three axes, those are `by_frames`."""
+    """x [B, *space, in] and kernel [*window, in, out] -> [B, *space', out], in x's dtype. On a CPU, three axes, for which XLA
+    has no fast convolution, are `by_frames`, and gradients of large ones are matrix products (`linear_on_cpu`)."""
     axes = x.ndim - 2
     strides, pairs = per_axis(strides, axes), _pairs(padding, axes)
+    if isinstance(pairs, str):
+        pairs = tuple(jax.lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, pairs))
+    if axes == 3:
+        frames = partial(by_frames, strides=strides, pairs=pairs)
+        return by_platform(x, kernel, cpu=frames, default=partial(_whole, strides=strides, pairs=pairs))
+    large = math.prod(x.shape[:-1]) * kernel.size >= PRODUCT * math.prod(strides)
+    form = _on_cpu if large and likely_platform() == "cpu" else _whole  # not by_platform, which traces every form
+    return form(x, kernel, strides, pairs)
 
-    def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        names = f"N{SPACE[axes]}C", f"{SPACE[axes]}IO", f"N{SPACE[axes]}C"
-        return jax.lax.conv_general_dilated(x, kernel, strides, pairs, dimension_numbers=names)
 
-    if axes < 3 or isinstance(pairs, str) and pairs != "VALID":
-        return whole(x, kernel)
-    pairs = [(0, 0)] * axes if isinstance(pairs, str) else pairs
-    return by_platform(x, kernel, cpu=lambda x, kernel: by_frames(x, kernel, strides, pairs), default=whole)
+def _whole(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> jax.Array:
+    names = f"N{SPACE[x.ndim - 2]}C", f"{SPACE[x.ndim - 2]}IO", f"N{SPACE[x.ndim - 2]}C"
+    return jax.lax.conv_general_dilated(x, kernel, strides, pairs, dimension_numbers=names)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _on_cpu(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> jax.Array:
+    return _whole(x, kernel, strides, pairs)
+
+
+@partial(_on_cpu.defjvp, symbolic_zeros=True)
+def _derivative_on_cpu(strides: tuple, pairs: tuple, primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    pairings = [(a, b) for a, b in ((dx, kernel), (x, dkernel)) if not isinstance(a, Zero) and not isinstance(b, Zero)]
+    y = _on_cpu(x, kernel, strides, pairs)
+    return y, linear_on_cpu(pairings, strides, pairs) if pairings else Zero.from_primal_value(y)
+
+
+def linear_on_cpu(pairings: Sequence[tuple[jax.Array, jax.Array]], strides: tuple, pairs: tuple) -> jax.Array:
+    """The sum of the convolutions of some pairs of x and kernel, as products of matrices whose rows are pixels. Its transpose
+    is made of products too, which a CPU does faster than XLA's gradients of a convolution.
+
+    What the window's taps see is moved into place before the product (x's pixels side by side: [pixels, taps * in] @
+    [taps * in, out]) or after it ([pixels, in] @ [in, taps * out], whose parts are added, each moved). The first `after` axes
+    are moved after it, the rest before: whichever copies least."""
+    (x, kernel), window = pairings[0], pairings[0][1].shape[:-2]
+    B, axes, C, out = x.shape[0], len(window), *kernel.shape[-2:]
+    after = _moved_after(x.shape, kernel.shape, strides)
+    space = [(n + lo + hi - k) // stride + 1 for n, k, stride, (lo, hi) in zip(x.shape[1:-1], window, strides, pairs)]
+    kept = [*x.shape[1 : 1 + after], *space[after:]]
+    first, rest = math.prod(window[:after]), math.prod(window[after:])
+
+    def rows(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0)] * (1 + after) + list(pairs[after:]) + [(0, 0)])
+        seen = []
+        for tap in np.ndindex(*window[after:]):
+            start = (0,) * (1 + after) + (*tap, 0)
+            ends = [t + (n - 1) * stride + 1 for t, n, stride in zip(tap, space[after:], strides[after:])]
+            steps = (1,) * (1 + after) + (*strides[after:], 1)
+            seen.append(jax.lax.slice(padded, start, (*padded.shape[: 1 + after], *ends, C), steps))
+        return jnp.concatenate(seen, -1).reshape(-1, rest * C)
+
+    def columns(kernel: jax.Array) -> jax.Array:
+        return kernel.reshape(first, rest * C, out).swapaxes(0, 1).reshape(rest * C, first * out)
+
+    written = jax.lax.optimization_barrier  # or XLA makes every number anew wherever it is moved to, in time and in code
+    products = [jnp.dot(written(rows(written(x))), columns(kernel)) for x, kernel in pairings]
+    y = written(sum(products[1:], products[0])).reshape(B, *kept, first * out)
+    if not after:
+        return y
+    moved, zero, unmoved = [], jnp.zeros((), y.dtype), [(0, 0, 0)] * (axes - after + 1)
+    for tap, part in zip(np.ndindex(*window[:after]), jax.lax.split(y, [out] * first, y.ndim - 1)):
+        shift = [(k - 1 - t, t, 0) for k, t in zip(window, tap)]
+        moved.append(jax.lax.pad(part, zero, [(0, 0, 0), *shift, *unmoved]))
+    cut = [(lo - k + 1, hi - k + 1, 0) for k, (lo, hi) in zip(window[:after], pairs)]
+    return written(jax.lax.pad(sum(moved[1:], moved[0]), zero, [(0, 0, 0), *cut, *unmoved]))
+
+
+def _moved_after(x: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> int:
+    """Along how many axes taps are moved after the product: none of a strided convolution, for whose pixels that aren't kept
+    it would be computed; all where that writes least and fits a CPU's caches; else the first."""
+    *window, C, out = kernel
+    if any(stride > 1 for stride in strides):
+        return 0
+    moved = math.prod(window) * out
+    both = 2 * math.prod(window[1:]) * C + window[0] * out
+    return len(window) if moved <= both and moved * math.prod(x[:-1]) <= CACHE else 1
 
 
 def by_frames(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pairs: Sequence[tuple[int, int]]) -> jax.Array:
