@@ -99,7 +99,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> ja
 def _derivative_on_cpu(strides: tuple, pairs: tuple, primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     (x, kernel), (dx, dkernel) = primals, tangents
     pairings = [(a, b) for a, b in ((dx, kernel), (x, dkernel)) if not isinstance(a, Zero) and not isinstance(b, Zero)]
-    y = _on_cpu(x, kernel, strides, pairs)
+    y = _whole(x, kernel, strides, pairs)  # by its own name: rematerialization keeps convolutions
     return y, linear_on_cpu(pairings, strides, pairs) if pairings else Zero.from_primal_value(y)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.models import convolution as module
 from ldm_jax.models.convolution import convolution
+from ldm_jax.models.layers import _is_product
 
 CASES = {  # space, window, strides, padding
     "a signal": ((9,), (5,), 1, (2, 2)),
@@ -80,6 +81,13 @@ def test_only_what_is_asked_for_is_multiplied(products):
     for one in (0, 1):
         made = names(jax.grad(loss, one), x, kernel)
         assert (made.count("dot_general"), made.count("conv_general_dilated")) == (1, 1)
+
+
+def test_rematerialization_keeps_convolutions(products):
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+    block = jax.checkpoint(lambda x: jnp.sin(convolution(jnp.sin(x), kernel, 1, (1, 1))), policy=_is_product)
+    made = names(jax.grad(lambda x: jnp.sum(block(block(x)))), x)
+    assert made.count("conv_general_dilated") == 2
 
 
 @pytest.mark.parametrize(("platform", "side", "convolutions"), [("cpu", 64, 1), ("cpu", 4, 3), ("gpu", 64, 3), ("tpu", 64, 3)])
