@@ -8,6 +8,8 @@ dw = (eps - x0) dtau, regular from clean (tau = 0) to pure noise (tau = 1), so t
 The divergence is Hutchinson's estimate v . (d / dw) v with Rademacher v, one Jacobian-vector product an evaluation.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def log_likelihood(
     check_grid(grid)
     check_denoiser(denoise, x, grid[0])
     levels = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[::-1], jnp.float32), grid)
-    axes, dims = tuple(range(1, x.ndim)), np.prod(x.shape[1:])
+    axes, dims = tuple(range(1, x.ndim)), math.prod(x.shape[1:])
     key = typed_key(key)
     if key.ndim:
         vs = jax.vmap(lambda key: jax.random.rademacher(key, (probes, *x.shape[1:]), x.dtype), out_axes=1)(threefry(key))
@@ -74,4 +76,4 @@ def log_likelihood(
 
 def bits_per_dimension(log_density: jax.Array, dimensions: int, levels: int = 256) -> jax.Array:
     """-log2 p per dimension of data quantized to `levels` values in [-1, 1], from a density over [-1, 1]."""
-    return -log_density / (dimensions * np.log(2)) + np.log2(levels / 2)
+    return -log_density / (dimensions * math.log(2)) + math.log2(levels / 2)

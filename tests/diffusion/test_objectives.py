@@ -323,6 +323,16 @@ def test_likelihood_of_gaussian_data_is_its_density(schedule):
     )
 
 
+def test_likelihood_promotes_no_types():
+    x, grid = jax.random.normal(KEY, (2, 4, 1)), grids.make_grid("trailing", "cosine", 4)
+    found = log_likelihood(gaussian(0.4, 0.6), x, grid, KEY)
+    with jax.numpy_dtype_promotion("strict"):
+        again = log_likelihood(gaussian(0.4, 0.6), x, grid, KEY)
+        assert bits_per_dimension(again[0], 4).dtype == jnp.float32
+    for one, other in zip(found, again):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("schedule", ["scaled_linear", "cosine", "edm", "flow"])
 @pytest.mark.parametrize("name", grids.GRIDS)
 def test_likelihood_takes_every_grid_made_by_name(name, schedule):
