@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ldm_jax.models import convolution as module
 from ldm_jax.models.convolution import convolution
@@ -81,6 +83,18 @@ def test_only_what_is_asked_for_is_multiplied(products):
     for one in (0, 1):
         made = names(jax.grad(loss, one), x, kernel)
         assert (made.count("dot_general"), made.count("conv_general_dilated")) == (1, 1)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_eight_devices_multiply_as_one(products, strides):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((8, 6, 6, 3), np.float32), rng.standard_normal((3, 3, 3, 4), np.float32)
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows, columns = (NamedSharding(mesh, P(*spec)) for spec in ((("data", "fsdp"),), (None, None, None, "fsdp")))
+    gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolution(x, kernel, strides, (1, 1)))), (0, 1)))
+    wanted = gradients(x, kernel)
+    for one, other in zip(gradients(jax.device_put(x, rows), jax.device_put(kernel, columns)), wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_rematerialization_keeps_convolutions(products):
