@@ -107,9 +107,12 @@ def test_lpips_sees_frames_one_by_one():
     config = config_of(**{"first_stage_loss.perceptual_weight": 1.0, "first_stage_loss.perceptual_path": "random",
                           "first_stage_loss.perceptual_widths": (4, 4, 4, 4, 4)})  # fmt: skip
     program = build.make_first_stage_program(config)
-    params = {"perceptual": jax.tree.map(lambda x: jnp.full(x.shape, 0.1), program.constants["perceptual"])}
+    rng = np.random.default_rng(0)  # positive: linear layers are, and no distance is all but nothing
+    shapes = program.constants["perceptual"]
+    params = {"perceptual": jax.tree.map(lambda x: rng.uniform(0, 1, x.shape).astype(np.float32), shapes)}
     x, y = jax.random.normal(jax.random.key(0), (2, 2, 3, 16, 16, 3))
     frames = jnp.stack([program.distance(params, x[:, i], y[:, i]) for i in range(3)])
+    assert frames.min() > 1e-3 and not np.allclose(frames[0], frames[1], rtol=1e-2)
     np.testing.assert_allclose(program.distance(params, x, y), frames.mean(0), rtol=1e-5)
     config["first_stage"] |= {"dims": 1, "strides": (2,), "kernel_size": 3}
     config["data"]["image_size"] = (16,)
