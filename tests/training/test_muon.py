@@ -65,5 +65,5 @@ def test_singular_values_come_near_one_and_vectors_stay(shape):
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(ITERATIONS):
         values = a * values + b * values**3 + c * values**5
-    np.testing.assert_allclose(found, u * values @ v.T, atol=1e-3)  # G knows small ones less well; a CPU without AVX-512 leaves 3e-4
+    np.testing.assert_allclose(found, u * values @ v.T, atol=1e-3)  # G knows small ones less well: up to 3.2e-4
     assert (values[: short // 2] > 0.65).all() and (values < 1.25).all()
