@@ -9,13 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Most of the tests' time is compilation: LLVM optimizes little, kernels come from the older emitter, which takes a quarter less
-# of it (later versions may not know this flag, and end at one that they don't know), and all processes of a run share what
-# they compiled.
+# Most of the tests' time is compilation: LLVM optimizes little, with jaxlib 0.10 kernels come from the older emitter and in one
+# piece, which takes a quarter and a tenth less of it (later versions gain nothing, or may end at a flag that they don't know),
+# and all processes of a run share what they compiled.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # What tests, the libraries under them and the processes that they start leave in the folder for temporary files goes when the

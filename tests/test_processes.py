@@ -403,7 +403,11 @@ with ends_in_one_line():
 """
 
 
-@pytest.mark.parametrize("who, number", [((1,), signal.SIGTERM), ((0,), signal.SIGINT), ((0, 1), signal.SIGTERM)])
+@pytest.mark.parametrize("who, number", [
+    ((1,), signal.SIGTERM),
+    pytest.param((0,), signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param((0, 1), signal.SIGTERM, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_signal_to_one_of_several_stops_all(environment, who, number):  # noqa: F811
     """Between the same two batches, in order: a SIGTERM was swallowed outside of training."""
     address = f"127.0.0.1:{port()}"

@@ -80,7 +80,7 @@ def test_under_an_ambient_mesh_with_explicit_axes():
     ldm = model("text")
     cond = ldm.embed(ldm.params, ["a red circle"] * 8)
     expected = ldm.sample(ldm.params, KEY, cond, **ASK)
-    gradient = jax.grad(lambda p: ldm.apply(p, LATENTS, np.full(8, 500.0), cond).std())(ldm.params)
+    gradient = jax.jit(jax.grad(lambda p: ldm.apply(p, LATENTS, np.full(8, 500.0), cond).std()))(ldm.params)
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         here = ldm.embed(ldm.params, ["a red circle"] * 8)

@@ -126,6 +126,6 @@ def test_a_network_learns_to_be_told():
     params, constants, batch = map(drawn, (jax.eval_shape(program.init, jax.random.key(0)), program.constants, program.batch))
     batch["augment"] = batch["augment"].at[:, 3:].set(0)
     step = Step(jnp.zeros((), jnp.int32), {}, jnp.arange(4), 4)
-    gradient = jax.grad(lambda p: program.loss({**constants, **p}, batch, jax.random.key(0), step)[0])(params)
+    gradient = jax.jit(jax.grad(lambda p: program.loss({**constants, **p}, batch, jax.random.key(0), step)[0]))(params)
     kernel = np.asarray(gradient["network"][models.AUGMENT_EMBEDDING]["kernel"])
     assert (np.abs(kernel[:3]).max(1) > 0).all() and not kernel[3:].any()

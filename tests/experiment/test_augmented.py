@@ -1,6 +1,7 @@
 """A model of few pictures, trained on turned and stretched ones, gone on with, loaded, and started from."""
 
 import importlib
+import shutil
 
 import jax
 import numpy as np
@@ -15,32 +16,53 @@ from tests.test_train import tiny_config
 STAGES = ("first_stage", "latents", "diffusion")
 
 
-def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(tmp_path):
-    config = {
-        "data.path": str(tmp_path / "data"), "data.augment": 0.5, "latents.cache": False, "first_stage.shortcuts": False,
+def options(folder):
+    return {
+        "data.path": str(folder / "data"), "data.augment": 0.5, "latents.cache": False, "first_stage.shortcuts": False,
         "stages": STAGES, "log.images_every": 0, "first_stage_train.steps": 2, "diffusion_train.steps": 3,
         "diffusion_train.post_hoc": (), "diffusion_train.best": "validation/loss", "evaluation.evaluators.prompts.every": 0,
         "diffusion_train.learning_rate": 0.1, "diffusion_train.decay": "constant", "checkpoint.snapshots": 0,
     }  # fmt: skip
-    run = tmp_path / "run"
-    experiment.run(tiny_config(**config), run)
-    for steps in (3, 4):  # and resumed
-        experiment.run(tiny_config(**config | {"diffusion_train.steps": steps}), run)
-        assert load_averaged(run / "diffusion" / "checkpoints")["network"][models.AUGMENT_EMBEDDING]["kernel"].any()
-    ldm = ldm_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, where it is, and the folder of its data."""
+    folder = tmp_path_factory.mktemp("augmented")
+    experiment.run(tiny_config(**options(folder)), folder / "run")
+    return ldm_jax.load(folder / "run"), folder / "run", folder
+
+
+def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(trained):
+    ldm, run, _ = trained
+    assert load_averaged(run / "diffusion" / "checkpoints")["network"][models.AUGMENT_EMBEDDING]["kernel"].any()
     assert models.AUGMENT_EMBEDDING not in ldm.params["network"]
     cond = ldm.embed(ldm.params, ["a red circle"])
     images = ldm.sample(ldm.params, jax.random.key(0), cond, steps=2)
     assert np.isfinite(images).all()
-    # another training that tells starts from it
-    tuned = config | {"diffusion_train.start_from": str(run), "first_stage.path": str(run), "stages": ("latents", "diffusion")}
+
+
+@pytest.mark.slow
+def test_another_training_that_tells_starts_from_it(trained, tmp_path):
+    ldm, whole, folder = trained
+    run = shutil.copytree(whole, tmp_path / "run")
+    told = {"diffusion_train.start_from": str(run), "first_stage.path": str(run), "stages": ("latents", "diffusion")}
     known = read_json(run / "latents.json")
     known["scale"] = np.multiply(known["scale"], 1.5).tolist()  # as of other pictures
     write_json(run / "latents.json", known)
-    experiment.run(tiny_config(**tuned | {"diffusion_train.learning_rate": 1e-9}), tmp_path / "tuned")
+    experiment.run(tiny_config(**options(folder) | told | {"diffusion_train.learning_rate": 1e-9}), tmp_path / "tuned")
     assert read_json(tmp_path / "tuned" / "latents.json")["scale"] == known["scale"]
     there, here = ldm.params["network"], ldm_jax.load(tmp_path / "tuned").params["network"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), there, here)
+
+
+@pytest.mark.slow
+def test_it_is_told_when_it_goes_on(trained, tmp_path):
+    _, whole, folder = trained
+    run = shutil.copytree(whole, tmp_path / "run")
+    for steps in (3, 4):
+        experiment.run(tiny_config(**options(folder) | {"diffusion_train.steps": steps}), run)
+        assert load_averaged(run / "diffusion" / "checkpoints")["network"][models.AUGMENT_EMBEDDING]["kernel"].any()
 
 
 @pytest.mark.parametrize("overrides, message", [

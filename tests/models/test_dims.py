@@ -1,5 +1,7 @@
 """Networks of one and three spatial axes, by closed forms: what they must share with those of two."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,11 @@ def drawn(net, *inputs, seed=0):
     rng = np.random.default_rng(seed)
     params = initialize(net, jax.random.key(0), *inputs)
     return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+def run(net, params, *inputs, **options):
+    """What the network says, from one compiled program: its operations one by one take longer."""
+    return jax.jit(functools.partial(net.apply, **options))({"params": params}, *inputs)
 
 
 def noise(*shape, seed=1):
@@ -86,10 +93,10 @@ def test_downsampling_keeps_the_axes_of_factor_one():
     for padding in (0, 1):
         layer = Downsample("op", padding, 4, factors=(1, 2, 2))
         params = drawn(layer, x)
-        out = layer.apply({"params": params}, x)
+        out = run(layer, params, x)
         assert out.shape == (1, 3, 4, 3, 4)
         turned = jax.tree.map(lambda leaf: leaf[::-1] if leaf.ndim == 5 else leaf, params)
-        close(layer.apply({"params": turned}, x[:, ::-1])[:, ::-1], out)
+        close(run(layer, turned, x[:, ::-1])[:, ::-1], out)
 
 
 def test_default_factors_are_the_references():
@@ -107,7 +114,7 @@ def test_a_unet_of_one_axis_is_one_of_rows(options):
     x, t = noise(2, 7, 2), jnp.float32([3, 700])  # an odd length too
     params = drawn(line, x, t)
     wide = lifted(params, shapes(row, x[:, None], t))
-    close(row.apply({"params": wide}, x[:, None], t)[:, 0], line.apply({"params": params}, x, t))
+    close(run(row, wide, x[:, None], t)[:, 0], run(line, params, x, t))
 
 
 @pytest.mark.parametrize(("factorised", "words"), [(False, False), (True, True)])
@@ -123,7 +130,7 @@ def test_a_unet_of_films_that_stand_still_is_one_of_pictures(factorised, words):
     new = {name: part for name, part in wanted.items() if name not in params}
     assert all(name.endswith("_time") for name in new) and bool(new) == factorised
     deep_params = new | lifted(params, {name: wanted[name] for name in params})
-    close(deep.apply({"params": deep_params}, film, t, cond), films(flat.apply({"params": params}, x, t, cond), 3))
+    close(run(deep, deep_params, film, t, cond), films(run(flat, params, x, t, cond), 3))
 
 
 @pytest.mark.slow
@@ -133,10 +140,10 @@ def test_factorised_attention_joins_the_frames():
     x, t = noise(1, 3, 4, 4, 2), jnp.float32([3])
     params = drawn(deep, x, t)
     other = x.at[:, 2].set(0)
-    moved = deep.apply({"params": params}, other, t) - deep.apply({"params": params}, x, t)
+    moved = run(deep, params, other, t) - run(deep, params, x, t)
     assert float(jnp.abs(moved[:, 0]).max()) > 1e-4
-    swapped = deep.apply({"params": params}, x[:, ::-1], t)[:, ::-1]
-    assert float(jnp.abs(swapped - deep.apply({"params": params}, x, t)).max()) > 1e-4  # and it knows which frame is which
+    swapped = run(deep, params, x[:, ::-1], t)[:, ::-1]
+    assert float(jnp.abs(swapped - run(deep, params, x, t)).max()) > 1e-4  # and it knows which frame is which
 
 
 @pytest.mark.parametrize("vq", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -148,7 +155,7 @@ def test_autoencoders_of_one_axis_are_those_of_rows(vq):
     wide = lifted(params, shapes(row, x[:, None]))
     assert line.factors == (2,) and row.factors == (1, 2)
     for method in ("encode", "__call__"):
-        close(row.apply({"params": wide}, x[:, None], method=method)[:, 0], line.apply({"params": params}, x, method=method))
+        close(run(row, wide, x[:, None], method=method)[:, 0], run(line, params, x, method=method))
 
 
 @pytest.mark.slow
@@ -166,10 +173,10 @@ def test_an_autoencoder_of_films_that_stand_still_is_one_of_pictures(factorised)
         return {name: joined(known[name], part) if name in known else part for name, part in like.items()}
 
     deep_params = joined(params, wanted)
-    moments = deep.apply({"params": deep_params}, film, method="encode")
+    moments = run(deep, deep_params, film, method="encode")
     assert deep.factors == (1, 2, 2) and moments.shape == (1, 3, 4, 2, 6)
-    close(moments, films(flat.apply({"params": params}, x, method="encode"), 3))
-    close(deep.apply({"params": deep_params}, film), films(flat.apply({"params": params}, x), 3))
+    close(moments, films(run(flat, params, x, method="encode"), 3))
+    close(run(deep, deep_params, film), films(run(flat, params, x), 3))
 
 
 def test_an_autoencoder_of_pictures_is_one_of_films_that_stand_still():
@@ -180,7 +187,7 @@ def test_an_autoencoder_of_pictures_is_one_of_films_that_stand_still():
     wanted = shapes(deep, film)
     deep_params = inflated(params, wanted)
     assert jax.tree.map(jnp.shape, deep_params) == jax.tree.map(jnp.shape, wanted)
-    close(deep.apply({"params": deep_params}, film), films(flat.apply({"params": params}, x), 3))
+    close(run(deep, deep_params, film), films(run(flat, params, x), 3))
     jax.tree.map(np.testing.assert_array_equal, inflated(params, params), params)  # nothing to do
 
 
@@ -201,8 +208,8 @@ def test_a_discriminator_of_one_frame_is_one_of_pictures(actnorm):
     params = drawn(deep, x[:, None])
     cut = jax.tree.map(lambda leaf: leaf[1] if leaf.ndim == 5 else leaf, params)
     assert jax.tree.map(jnp.shape, cut) == jax.tree.map(jnp.shape, shapes(flat, x))
-    close(deep.apply({"params": params}, x[:, None])[:, 0], flat.apply({"params": cut}, x))
-    assert deep.apply({"params": params}, films(x, 5)).shape[:2] == (2, 5)
+    close(run(deep, params, x[:, None])[:, 0], run(flat, cut, x))
+    assert run(deep, params, films(x, 5)).shape[:2] == (2, 5)
 
 
 @pytest.mark.parametrize(("dims", "space", "patch"), [(1, (12,), 3), (2, (4, 6), 2), (3, (3, 4, 4), (1, 2, 2))])
@@ -218,7 +225,7 @@ def test_dits_of_any_rank(dims, space, patch):
     other = x.at[(slice(None), *corner)].add(1.0)
 
     def move(params):
-        return jnp.abs(net.apply({"params": params}, other, t) - net.apply({"params": params}, x, t)).max(-1)[0]
+        return jnp.abs(run(net, params, other, t) - run(net, params, x, t)).max(-1)[0]
 
     moved = move(quiet)
     assert moved.shape == space and float(moved[corner].min()) > 0
@@ -233,7 +240,7 @@ def test_a_dits_blocks_attend_within_frames_and_over_time_in_turn():
         options = {"in_channels": 2, "num_classes": None, "learn_sigma": False, "dims": 3, "factorised_attention": True}
         net = DiT(depth, 24, 2, (1, 2, 2), (3, 4, 4), **options)
         params = drawn(net, x, t)
-        moved = jnp.abs(net.apply({"params": params}, other, t) - net.apply({"params": params}, x, t)).max((2, 3, 4))[0]
+        moved = jnp.abs(run(net, params, other, t) - run(net, params, x, t)).max((2, 3, 4))[0]
         found.append((moved > 0).tolist())
     assert found == [[False, False, True], [True, True, True]]
 

@@ -123,6 +123,7 @@ def test_a_table_of_positions_is_read_in_its_middle_and_not_learnt():
     params = initialize(net, jax.random.key(0), x, t, words)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
 
+    @jax.jit
     def loss(params):
         return jnp.square(net.apply({"params": params}, x, t, words)).sum()
 
