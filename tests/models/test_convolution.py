@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.models import convolution as module
-from ldm_jax.models.convolution import convolution
+from ldm_jax.models.convolution import by_blocks, convolution
 from ldm_jax.models.layers import _is_product
 
 CASES = {  # space, window, strides, padding
@@ -110,3 +110,54 @@ def test_large_convolutions_of_cpus_alone_are_differentiated_so(monkeypatch, pla
     x, kernel = jnp.ones((1, side, side, 64)), jnp.ones((3, 3, 64, 64))
     made = names(jax.grad(lambda x, kernel: jnp.sum(convolution(x, kernel, 1, (1, 1)) ** 2), (0, 1)), x, kernel)
     assert made.count("conv_general_dilated") == convolutions
+
+
+@pytest.mark.parametrize("space", [(6, 8), (7, 5), (1, 4), (3, 3)])
+@pytest.mark.parametrize("pairs", [((1, 1), (1, 1)), ((2, 1), (0, 2)), ((1, 3), (1, 1))])
+def test_blocks_of_pixels_are_those_of_a_convolution(space, pairs):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, *space, 5), np.float32), rng.standard_normal((3, 3, 5, 4), np.float32)
+    found = jax.jit(by_blocks, static_argnums=2)(x, kernel, pairs)
+    np.testing.assert_allclose(found, reference(x, kernel, 1, pairs), atol=2e-5)
+
+
+LARGE = (1, 32, 32, 256), (3, 3, 256, 256)
+
+
+@pytest.mark.parametrize(("platform", "options", "products"), [
+    ("cpu", {}, 16),
+    ("cpu", {"strides": 2}, 0),
+    ("cpu", {"padding": ((-1, 1), (1, 1))}, 0),
+    ("cpu", {"dtype": jnp.bfloat16}, 0),
+    ("cpu", {"x": (1, 31, 32, 256)}, 0),
+    ("cpu", {"kernel": (3, 3, 256, 255)}, 0),
+    ("cpu", {"kernel": (3, 1, 256, 256)}, 0),
+    ("gpu", {}, 0),
+    ("tpu", {}, 0),
+])  # fmt: skip
+def test_large_windows_of_three_are_done_by_blocks_on_a_cpu(monkeypatch, platform, options, products):
+    monkeypatch.setattr(module, "likely_platform", lambda: platform)
+    dtype = options.get("dtype", jnp.float32)
+    x, kernel = (jax.ShapeDtypeStruct(options.get(name, shape), dtype) for name, shape in zip(("x", "kernel"), LARGE))
+    made = names(lambda x, kernel: convolution(x, kernel, options.get("strides", 1), options.get("padding", (1, 1))), x, kernel)
+    assert (made.count("dot_general"), made.count("conv_general_dilated")) == (products, int(not products))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_picture_is_the_same_by_blocks_with_a_gradient_and_on_many_devices(monkeypatch, devices):
+    monkeypatch.setattr(module, "likely_platform", lambda: "cpu")
+    monkeypatch.setattr(module, "BLOCKS", (0, 0))
+    monkeypatch.setattr(module, "PRODUCT", 0)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((8, 5, 6, 3), np.float32), rng.standard_normal((3, 3, 3, 4), np.float32)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+    run = lambda x, kernel: convolution(x, kernel, 1, (1, 1))  # noqa: E731
+    wanted = reference(x, kernel, 1, (1, 1))
+    np.testing.assert_allclose(jax.jit(run)(placed, kernel), wanted, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(run, (0, None)))(placed[:, None], kernel)[:, 0], wanted, atol=2e-5)
+    y, pull = jax.vjp(run, placed, kernel)
+    np.testing.assert_allclose(y, wanted, atol=2e-5)
+    theirs = jax.vjp(lambda x, kernel: reference(x, kernel, 1, (1, 1)), x, kernel)[1](wanted)
+    for one, other in zip(pull(wanted), theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
