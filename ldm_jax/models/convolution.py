@@ -20,7 +20,7 @@ Padding = str | tuple[int, int] | Sequence[tuple[int, int]]
 SPACE = {1: "W", 2: "HW", 3: "DHW"}
 CACHE = 2**21  # numbers that a CPU keeps in its caches
 PRODUCT = 2**26  # multiplications of a convolution, from which on its gradient by products is worth its compiling
-BLOCKS = 1024, 128  # pixels, and half the harmonic mean of both channels, from which on a CPU is faster by blocks of pixels
+BLOCKS = 512, 128  # pixels, and half the harmonic mean of both channels, from which on a CPU is faster by blocks of pixels
 SAME = (1, 1)  # along every axis: of a window of 3, at stride 2 too; XLA's "SAME" pads (0, 1) there
 
 
@@ -95,7 +95,8 @@ def _whole(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> jax
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _on_cpu(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> jax.Array:
     *window, C, out = kernel.shape
-    plain = (*window, *strides) == (3, 3, 1, 1) and min(map(min, pairs)) >= 0 and x.dtype == kernel.dtype == jnp.float32
+    plain = (*window, *strides) == (3, 3, 1, 1) and x.dtype == kernel.dtype == jnp.float32
+    plain &= min(map(min, pairs)) >= 0 and min(side + lo + hi for side, (lo, hi) in zip(x.shape[1:-1], pairs)) >= 3
     large = math.prod(x.shape[:-1]) >= BLOCKS[0] and C * out >= BLOCKS[1] * (C + out)  # else making blocks is the most work
     return by_blocks(x, kernel, pairs) if plain and large else _whole(x, kernel, strides, pairs)
 
@@ -115,8 +116,8 @@ def by_blocks(x: jax.Array, kernel: jax.Array, pairs: Sequence[tuple[int, int]])
     size = [side + lo + hi - 2 for side, (lo, hi) in zip(x.shape[1:-1], pairs)]
     blocks = [-(-side // 2) for side in size]
     more = [(lo, hi + side % 2) for side, (lo, hi) in zip(size, pairs)]
-    x = jnp.pad(x, [(0, 0), *more, (0, 0)])
     written = jax.lax.optimization_barrier
+    x, kernel = written((jnp.pad(x, [(0, 0), *more, (0, 0)]), kernel))  # together, or a loop's program keeps all kernels' taps
 
     def seen(x: jax.Array, axis: int) -> list[jax.Array]:
         a, b, c, d = (jax.lax.slice_in_dim(x, i, i + 2 * blocks[axis - 1] - 1, 2, axis) for i in range(4))

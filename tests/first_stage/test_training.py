@@ -101,7 +101,7 @@ def test_eight_devices_give_the_losses_of_one(names):
     for a, b in zip(one, eight):
         assert a.keys() == b.keys()
         for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-4 if name in ratios else 1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3 if name in ratios else 1e-5, atol=1e-6, err_msg=name)
 
 
 def test_a_broken_batch_changes_nothing_and_is_counted():
