@@ -98,7 +98,8 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, strides: tuple, pairs: tuple) -> ja
     plain = (*window, *strides) == (3, 3, 1, 1) and x.dtype == kernel.dtype == jnp.float32
     plain &= min(map(min, pairs)) >= 0 and min(side + lo + hi for side, (lo, hi) in zip(x.shape[1:-1], pairs)) >= 3
     large = math.prod(x.shape[:-1]) >= BLOCKS[0] and C * out >= BLOCKS[1] * (C + out)  # else making blocks is the most work
-    return by_blocks(x, kernel, pairs) if plain and large else _whole(x, kernel, strides, pairs)
+    whole = partial(_whole, strides=strides, pairs=pairs)
+    return by_platform(x, kernel, cpu=partial(by_blocks, pairs=pairs), default=whole) if plain and large else whole(x, kernel)
 
 
 @partial(_on_cpu.defjvp, symbolic_zeros=True)

@@ -1,6 +1,7 @@
 """A convolution's derivatives on a CPU, which are products of our own, beside those of XLA's convolution."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,8 +141,16 @@ def test_large_windows_of_three_are_done_by_blocks_on_a_cpu(monkeypatch, platfor
     monkeypatch.setattr(module, "likely_platform", lambda: platform)
     dtype = options.get("dtype", jnp.float32)
     x, kernel = (jax.ShapeDtypeStruct(options.get(name, shape), dtype) for name, shape in zip(("x", "kernel"), LARGE))
-    made = names(lambda x, kernel: convolution(x, kernel, options.get("strides", 1), options.get("padding", (1, 1))), x, kernel)
-    assert (made.count("dot_general"), made.count("conv_general_dilated")) == (products, int(not products))
+    strides, padding = options.get("strides", 1), options.get("padding", (1, 1))
+    made = jax.jit(lambda x, kernel: convolution(x, kernel, strides, padding)).lower(x, kernel).as_text()
+    assert (made.count("stablehlo.dot_general"), made.count("stablehlo.convolution")) == (products, int(not products))
+
+
+def test_a_program_for_another_platform_has_whole_convolutions():
+    """Though this process has a CPU alone."""
+    run = jax.jit(lambda x, kernel: convolution(x, kernel, 1, (1, 1)))
+    made = jax.export.export(run, platforms=["tpu"])(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in LARGE))
+    assert "stablehlo.dot_general" not in made.mlir_module() and "stablehlo.convolution" in made.mlir_module()
 
 
 @pytest.mark.parametrize("devices", [1, 8])
