@@ -68,6 +68,13 @@ def data_dir() -> Path:
     return _folder("LDM_DATA", "data")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_programs():
+    """Each file's programs go with it: in a process that holds thousands, lowering one takes several times as long."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _own_signals():
     """Commands that a test calls in this process take SIGTERM over, and would keep it."""
