@@ -112,8 +112,9 @@ def _derivative_on_cpu(strides: tuple, pairs: tuple, primals: tuple, tangents: t
 
 def by_blocks(x: jax.Array, kernel: jax.Array, pairs: Sequence[tuple[int, int]]) -> jax.Array:
     """x [B, H, W, in] and kernel [3, 3, in, out] -> [B, H', W', out], two by two pixels at once: 16 products in place of 36,
-    for more additions, whose rounding is some times a convolution's own. (F(2 x 2, 3 x 3) of Lavin & Gray 2015, "Fast
-    algorithms for convolutional neural networks", section 4.1; after Winograd 1980.)"""
+    for more additions, whose rounding is some times a convolution's own; what a window sees of infinity may end as NaN.
+    (F(2 x 2, 3 x 3) of Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", section 4.1; after Winograd
+    1980.)"""
     size = [side + lo + hi - 2 for side, (lo, hi) in zip(x.shape[1:-1], pairs)]
     blocks = [-(-side // 2) for side in size]
     more = [(lo, hi + side % 2) for side, (lo, hi) in zip(size, pairs)]
