@@ -37,6 +37,7 @@ NO_CONTROL = {"picture": "", "hint_channels": []}
 # Fields that configs of earlier versions lack, and the values that change nothing.
 SINCE = {
     "data": {"medium": "image", "captions": [], "conditioning_column": "", "augment": 0.0},
+    "first_stage_loss": {"latent_noise": 0.0},
     "first_stage_train": {"accumulate": 1, "mu_dtype": "float32"},
     "diffusion_train": {"accumulate": 1, "mu_dtype": "float32", "post_hoc": [], "lora": NO_LORA,
                         "textual_inversion": NO_WORD, "control": NO_CONTROL, "dreambooth": NO_DREAMBOOTH},

@@ -1,6 +1,7 @@
 """What all tests share: eight virtual CPU devices, quick compilation, and where reference outputs and real images are."""
 
 import atexit
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -11,14 +12,14 @@ from pathlib import Path
 
 # Most of the tests' time is compilation: LLVM optimizes little, with jaxlib 0.10 kernels come from the older emitter and in one
 # piece, which takes a quarter and a tenth less of it (later versions gain nothing, or may end at a flag that they don't know),
-# and all processes of a run share what they compiled.
+# and all processes and files of a run share what they compiled, the single operations too.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # What tests, the libraries under them and the processes that they start leave in the folder for temporary files goes when the
 # run ends; pytest's own folders (tmp_path) stay where they are found.
 if "LDM_TESTS_SCRATCH" not in os.environ:
@@ -29,6 +30,8 @@ if "LDM_TESTS_SCRATCH" not in os.environ:
 
 import jax
 import pytest
+
+from ldm_jax.training import sharding
 
 jax.config.update("jax_num_cpu_devices", 8)
 if not os.environ.get("JAX_PLATFORMS"):  # many processes would each want a GPU or a TPU; tests/test_gpu.py says how to use one
@@ -73,6 +76,14 @@ def _own_programs():
     """Each file's programs go with it: in a process that holds thousands, lowering one takes several times as long."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Trainings of the file that asks for it have a mesh of one device, for which a program compiles faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import io
 import json
@@ -18,7 +17,6 @@ from configs import shapes
 from ldm_jax import build, experiment, weights
 from ldm_jax.cli import sample_command
 from ldm_jax.data import degradation
-from ldm_jax.training import sharding
 from ldm_jax.training.checkpoint import load_averaged
 
 TINY = {
@@ -48,6 +46,7 @@ TINY = {
     "log.validation_images": 8,
     "log.images_every": 4,
 }
+pytestmark = pytest.mark.usefixtures("one_device")
 SMALL = {"n_embed": 16, "n_layer": 1, "heads": 2, "dim_head": 8}
 # task -> its config, what of it is made smaller, and what the network is told
 TASKS = {
@@ -70,14 +69,6 @@ def config_of(name, data, **overrides):
     config.data.update({"source": "shapes", "path": str(data), "flip": False, "image_size": 32})
     config.first_stage.resolution = 32
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Many devices are tests/test_train.py's; one compiles faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def make_loss_weights(section: Mapping[str, Any]) -> LossWeights:
 
 
 def make_latent_terms(section: Mapping[str, Any], module: models.Autoencoder) -> LatentTerms:
-    """What counts for how much in latents. ValueError for options that need a codebook, or that kind of one."""
+    """What counts for how much in latents. ValueError for options that need a codebook, that kind of one, or none."""
     kind = check_choice(section["codebook"], ("gradient", "ema"), "config.first_stage_loss.codebook")
     terms = LatentTerms(
         kl=section["kl_weight"],
@@ -92,11 +92,17 @@ def make_latent_terms(section: Mapping[str, Any], module: models.Autoencoder) ->
         legacy_beta=section["legacy_beta"],
         equivariance=section["equivariance_weight"],
         alignment=section["alignment_weight"],
+        noise=section.get("latent_noise", 0.0),  # in newer configs
     )
     if (terms.moving or terms.kmeans) and not module.n_embed:
         raise ValueError(
             f"config.first_stage_loss.codebook={kind!r}, codebook_kmeans={terms.kmeans}: this first stage has no learnt "
             "codebook (first_stage.n_embed)"
+        )
+    if terms.noise and module.quantizes:
+        raise ValueError(
+            f"config.first_stage_loss.latent_noise={terms.noise}: latents of a codebook are codes, which noise makes others "
+            "or leaves as they are; set it to 0, or config.first_stage.kind='kl'"
         )
     if terms.restart and not terms.moving:
         raise ValueError("config.first_stage_loss.codebook_restart: only codes that follow moving averages (codebook='ema') do")

@@ -221,7 +221,7 @@ _FIRST_STAGE_LOSS = dict.fromkeys(
     (
         "perceptual_weight", "kl_weight", "disc_weight", "disc_factor", "disc_start", "disc_learning_rate", "r1_weight",
         "lecam_weight", "codebook_weight", "codebook_kmeans", "codebook_restart", "beta", "equivariance_weight",
-        "alignment_weight",
+        "alignment_weight", "latent_noise",
     ),
     _AT_LEAST_0,
 )  # fmt: skip

@@ -39,6 +39,7 @@ class LatentTerms:
     restart            "ema" only: codes met less often a step start again; 0: never
     equivariance       shrunk latents should decode to the shrunk image (`shaping`)
     alignment          of latents with features of the perceptual network (`shaping`)
+    noise              the most that the decoder's latents get, in deviations of their channels (`shaping`); KL models
     """
 
     kl: float = 0.0
@@ -51,6 +52,7 @@ class LatentTerms:
     legacy_beta: bool = False
     equivariance: float = 0.0
     alignment: float = 0.0
+    noise: float = 0.0
 
     @property
     def moving(self) -> bool:
@@ -164,7 +166,7 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
     count as every number does."""
 
     def features(params: PyTree, x: jax.Array, key: jax.Array, step: Step) -> tuple[jax.Array, jax.Array, tuple[dict, PyTree]]:
-        z_key, revive_key, *dropout_keys = jax.random.split(key, 4)
+        z_key, other_key, *dropout_keys = jax.random.split(key, 4)
         own = params["autoencoder"]
 
         def apply(method: str, *arguments, i: int = 0, **options):
@@ -183,7 +185,7 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
                 average = codebook.move(params["codebook"], seen, indices, terms.decay, parts)
                 book = codebook.centres(average)
                 if terms.restart:
-                    book, average, dead = codebook.revive(book, average, seen, terms.restart, revive_key)
+                    book, average, dead = codebook.revive(book, average, seen, terms.restart, other_key)
                     metrics["codes_revived"] = dead
                 assigned = {"codebook": average, "autoencoder": {"quantize": {"embedding": {"embedding": book}}}}
             else:
@@ -206,6 +208,8 @@ def make_features(module: models.Autoencoder, terms: LatentTerms, perceptual: mo
             known = perceptual.apply({"params": params["perceptual"]}, x, method="features")[3]
             metrics["alignment"] = shaping.alignment(z, known, params["alignment"]["projection"])
             penalty = penalty + terms.alignment * numbers * metrics["alignment"]
+        if terms.noise:
+            z = shaping.noised(z, other_key, step.rows, terms.noise)
         return apply("decode", z, train=True, quantize=False, features=True, i=1), penalty, (metrics, assigned)
 
     return features

@@ -26,7 +26,7 @@ def options(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(one_device, tmp_path_factory):
     """A model, where it is, and the folder of its data."""
     folder = tmp_path_factory.mktemp("augmented")
     experiment.run(tiny_config(**options(folder)), folder / "run")

@@ -39,6 +39,7 @@ GAN = ADVERSARIAL | {
     "first_stage_loss.perceptual_path": "random",
     "first_stage_loss.perceptual_widths": (8, 8, 8, 8, 8),
 }
+KINDS = {"vq": VQ, "ema": EMA, "gan": GAN, "noise": {"first_stage_loss.latent_noise": 0.5}}
 
 
 def tiny(**overrides):
@@ -75,7 +76,7 @@ def images(n=8, seed=0):
 @functools.cache
 def machine(names: tuple, devices: int):
     """state, step and training of a tiny config on so many devices."""
-    config = tiny(**{k: v for name in names for k, v in {"vq": VQ, "ema": EMA, "gan": GAN}[name].items()})
+    config = tiny(**{k: v for name in names for k, v in KINDS[name].items()})
     training = build.make_first_stage_program(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     compiled = sharding.compile_step(mesh, training.step, training.shapes, constants(config))
@@ -92,7 +93,7 @@ def run(names, devices, batches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("gan",), ("vq", "ema", "gan")])
+@pytest.mark.parametrize("names", [("gan",), ("vq", "ema", "gan"), ("noise",)])
 def test_eight_devices_give_the_losses_of_one(names):
     """Batch statistics of the discriminator, counts of codes and their restarts are those of the whole batch."""
     batches = [images(seed=i) for i in range(3)]
@@ -233,6 +234,24 @@ def test_a_training_from_trained_weights_begins_with_their_codes(monkeypatch):
     np.testing.assert_array_equal(params["codebook"]["sum"], trained["quantize"]["embedding"]["embedding"])
 
 
+def test_noise_on_latents_is_the_decoders_alone():
+    """The latents' own terms stay as they are; about half of the pictures come out otherwise."""
+    config = tiny()
+    module = build.make_first_stage(config).module
+    params = {"autoencoder": build.make_first_stage_program(config).init(jax.random.key(0))["autoencoder"]}
+    step = Step(jnp.int32(0), {}, jnp.arange(64), 64)
+    told = []
+    for noise in (0.0, 0.5):
+        terms = make_latent_terms(config["first_stage_loss"] | {"latent_noise": noise}, module)
+        features = make_features(module, terms, None, True)
+        told.append(jax.jit(features)(params, images(64), jax.random.key(0), step))
+    (h, penalty, (metrics, _)), (noised, same, (others, _)) = told
+    np.testing.assert_allclose(penalty, same, rtol=1e-6)
+    np.testing.assert_allclose(metrics["kl"], others["kl"], rtol=1e-6)
+    apart = np.abs(h - noised).max((1, 2, 3)) > 1e-3 * np.abs(h).max()
+    assert 20 < apart.sum() < 44
+
+
 def test_moving_averages_of_a_batch_in_parts_are_those_of_the_whole():
     """Counts and sums, not a fourth of them."""
     config = tiny(**VQ | EMA | {"first_stage_loss.codebook_restart": 0.0})
@@ -267,6 +286,8 @@ def test_moving_averages_of_a_batch_in_parts_are_those_of_the_whole():
         ({"first_stage_loss.codebook": "ema"}, "no learnt codebook"),
         ({**VQ, "first_stage_loss.codebook": "emma"}, "Did you mean 'ema'"),
         ({**VQ, "first_stage_loss.codebook_restart": 0.1}, "codebook='ema'"),
+        ({**VQ, "first_stage_loss.latent_noise": 0.5}, "latent_noise=0.5: .*kind='kl'"),
+        ({"first_stage_loss.latent_noise": -0.5}, "first_stage_loss.latent_noise"),
         ({**VQ, "first_stage.n_embed": 0}, "codebook"),
         ({**VQ, "first_stage.fsq_levels": (4, 4)}, "fsq_levels"),
         ({"first_stage_train.frozen": ("decodr",)}, "decodr"),
