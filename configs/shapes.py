@@ -108,7 +108,7 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.equivariance_weight = 0.0  # shrunk latents should decode to the shrunk image
     config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
     # What the decoder's latents have of noise in half of the pictures, at most, in deviations of their channels; KL only. The
-    # diffusion model learns sooner from such latents, and a little less of them comes back: 0.5.
+    # diffusion model of few minutes gains by 0.5, and a little less comes back: docs/first_stages.md
     config.first_stage_loss.latent_noise = 0.0
 
     config.first_stage_train = ConfigDict()
