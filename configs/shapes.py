@@ -107,8 +107,8 @@ def get_config() -> ConfigDict:
     config.first_stage_loss.legacy_beta = False  # True: the reference's place for beta, on the codebook
     config.first_stage_loss.equivariance_weight = 0.0  # shrunk latents should decode to the shrunk image
     config.first_stage_loss.alignment_weight = 0.0  # of latents with the features of the perceptual network
-    # What the decoder's latents have of noise in half of the pictures, at most, in deviations of their channels; KL only. The
-    # diffusion model of few minutes gains by 0.5, and a little less comes back: docs/first_stages.md
+    # The most noise that the decoder's latents have in half of the pictures, in deviations of their channels; KL models only.
+    # docs/first_stages.md says what 0.5 gains and costs.
     config.first_stage_loss.latent_noise = 0.0
 
     config.first_stage_train = ConfigDict()
