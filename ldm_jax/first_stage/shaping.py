@@ -37,4 +37,5 @@ def noised(z: jax.Array, key: jax.Array, rows: jax.Array, most: float) -> jax.Ar
     of_level, of_noise = jax.random.split(key)
     drawn = jax.vmap(jax.random.uniform)(row_keys(of_level, rows))
     level = most * jax.nn.relu(2 * drawn - 1).reshape(-1, *[1] * (z.ndim - 1))
-    return z + level * z.std(tuple(range(z.ndim - 1))) * row_normal(of_noise, rows, z.shape[1:])
+    deviation = jnp.sqrt(z.var(tuple(range(z.ndim - 1))) + 1e-12)  # whose gradient is finite where all latents are the same
+    return z + level * deviation * row_normal(of_noise, rows, z.shape[1:])

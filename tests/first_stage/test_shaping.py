@@ -29,6 +29,8 @@ def test_noise_is_of_half_of_the_rows_and_measured_in_deviations_of_their_channe
     np.testing.assert_allclose(np.mean(np.square(noise[some]), (0, 1, 2)), most**2 / 3, rtol=0.1)
     np.testing.assert_allclose(np.quantile(level, [0.25, 0.5, 0.75]), most * np.array([0.25, 0.5, 0.75]), atol=0.06)
     np.testing.assert_allclose(noised(7 * z, jax.random.key(1), rows, most), 7 * found, rtol=1e-4)
+    slope = jax.grad(lambda z: noised(z, jax.random.key(1), rows[:4], most).sum())(jnp.ones((4, 4, 4, 3)))
+    assert np.isfinite(slope).all()  # of latents that are all the same
     # another row's place in a batch changes nothing of its own
     turned = noised(z[::-1], jax.random.key(1), rows[::-1], most)[::-1]
     np.testing.assert_allclose(turned, found, rtol=1e-5, atol=1e-4)
