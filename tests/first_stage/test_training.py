@@ -99,10 +99,11 @@ def test_eight_devices_give_the_losses_of_one(names):
     batches = [images(seed=i) for i in range(3)]
     (_, one), (_, eight) = run(names, 1, batches), run(names, 8, batches)
     ratios = ("grad_norm", "d_weight")  # of gradients, in which more cancels
-    for a, b in zip(one, eight):
+    for updates, (a, b) in enumerate(zip(one, eight)):
         assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-3 if name in ratios else 1e-5, atol=1e-6, err_msg=name)
+        for name in a:  # Adam's first updates divide by the gradient's own size, which lets rounding grow
+            rtol = 1e-3 if name in ratios else 1e-4 if updates else 1e-5
+            np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-6, err_msg=f"{name} after {updates} updates")
 
 
 def test_a_broken_batch_changes_nothing_and_is_counted():
