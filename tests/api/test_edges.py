@@ -332,7 +332,7 @@ def test_traced_pictures_that_must_be_looked_at_are_refused(kind):
         jax.jit(calls[kind])(PICTURES)
 
 
-@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("kind", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.slow)])
 def test_keys_of_other_kinds_draw_each_picture_by_itself(kind):
     """What JAX draws by rbg under vmap depends on the keys beside a key."""
     ldm, key = model("text"), jax.random.key(3, impl=kind)

@@ -234,7 +234,7 @@ def test_inversion_comes_back(ldm, cond):
     assert np.abs(again - back).mean() > 0.1
 
 
-@pytest.mark.parametrize("method", ["ddim", "stochastic"])
+@pytest.mark.parametrize("method", ["ddim", pytest.param("stochastic", marks=pytest.mark.slow)])
 def test_an_edit_to_the_same_comes_back(ldm, cond, method):
     turned = jax.tree.map(lambda a: a[::-1], cond)
     changed = [

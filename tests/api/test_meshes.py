@@ -31,6 +31,7 @@ CALLS = {  # of a model, parameters, a key, conditions, and pictures, masks and 
     "noise": lambda m, p, k, c, a: m.noise(a["keys"], 8),
     "denoiser": lambda m, p, k, c, a: m.denoiser(p, c, 2.0)(a["latents"], m.specification.recipe().grid(3)[1]).x0,
 }
+UNTRACED = ("sample, a key each", "variation", "panorama", "invert", "encode", "decode")  # but for slow tests: much like others
 
 
 def mesh_of(kind):
@@ -50,7 +51,8 @@ def placed(mesh, spec):
 @pytest.mark.parametrize(
     "name, kind, trace",
     [("sample", AxisType.Auto, False), ("encode", AxisType.Auto, False)]
-    + [(name, AxisType.Explicit, trace) for name in CALLS for trace in (False, True)],
+    + [(name, AxisType.Explicit, False) for name in CALLS]
+    + [pytest.param(name, AxisType.Explicit, True, marks=pytest.mark.slow if name in UNTRACED else ()) for name in CALLS],
 )
 def test_split_over_a_mesh_as_on_one_device(name, kind, trace):
     ldm, call, mesh = model("text"), CALLS[name], mesh_of(kind)
@@ -85,10 +87,9 @@ def test_under_an_ambient_mesh_with_explicit_axes():
     with jax.set_mesh(mesh):
         here = ldm.embed(ldm.params, ["a red circle"] * 8)
         split = jax.tree.map(placed(mesh, P("data")), cond)
-        for given in (here, split):
-            np.testing.assert_allclose(ldm.sample(ldm.params, KEY, given, **ASK), expected, atol=3e-5)
-            found = jax.jit(lambda params, cond: ldm.sample(params, KEY, cond, **ASK))(ldm.params, given)
-            np.testing.assert_allclose(found, expected, atol=3e-5)
+        np.testing.assert_allclose(ldm.sample(ldm.params, KEY, here, **ASK), expected, atol=3e-5)
+        found = jax.jit(lambda params, cond: ldm.sample(params, KEY, cond, **ASK))(ldm.params, split)
+        np.testing.assert_allclose(found, expected, atol=3e-5)
         latents = placed(mesh, P("data"))(LATENTS)
         loss = jax.jit(jax.grad(lambda p, x, c: ldm.apply(p, x, np.full(8, 500.0), c).std()))
         found = loss(jax.tree.map(placed(mesh, P()), ldm.params), latents, split)

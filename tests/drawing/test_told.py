@@ -100,6 +100,7 @@ def test_a_picture_s_size_is_told_and_a_score_of_what_is_led_away_from(xl, photo
         close(drawn, ldm.inpaint(p, key_of(0), image, mask, cond, negative=negative, **HOW))
 
 
+@pytest.mark.slow
 def test_films_are_told_their_size(xl, photos):
     ldm = xl["base"]
     p, told = ldm.params, [{"prompt": text, **SIZES} for text in ("a red tub", "a lute")]

@@ -33,6 +33,7 @@ def trained(one_device, tmp_path_factory):
     return ldm_jax.load(folder / "run"), folder / "run", folder
 
 
+@pytest.mark.slow
 def test_what_it_was_told_in_training_is_gone_where_pictures_are_drawn(trained):
     ldm, run, _ = trained
     assert load_averaged(run / "diffusion" / "checkpoints")["network"][models.AUGMENT_EMBEDDING]["kernel"].any()

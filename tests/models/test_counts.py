@@ -44,7 +44,18 @@ FIRST_STAGES = {
 }
 
 
-@pytest.mark.parametrize("name", FIRST_STAGES)
+# Traced as part of a config, with the same numbers, in tests/weights/test_configs.py too.
+IN_CONFIGS = {
+    *FIRST_STAGES, "celebahq, ffhq, lsun_bedrooms", "lsun_churches", "cin256", "cin256-v2", "text2img256", "txt2img-1p4B",
+    "bsr_sr", "inpainting_big", "layout2img", "semantic_synthesis", "stable diffusion 1", "rdm768",
+}  # fmt: skip
+
+
+def named(*networks):
+    return [pytest.param(name, marks=pytest.mark.slow if name in IN_CONFIGS else ()) for name in networks]
+
+
+@pytest.mark.parametrize("name", named(*FIRST_STAGES))
 def test_first_stage(name):
     fields, encoder, decoder, total = FIRST_STAGES[name]
     tree = shapes(Autoencoder(**SUM, **fields), image(64))
@@ -97,7 +108,7 @@ UNETS = {
 }
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", named(*UNETS))
 def test_unet(name):
     fields, expected = UNETS[name]
     net = UNet(**fields)
