@@ -102,8 +102,9 @@ def test_numbers_that_cannot_be_meant_are_refused_by_name(name, value):
     for part in path:
         section = section[part]
     section[last] = value
-    with pytest.raises(ValueError, match=rf"config\.{name}=.*: must be"):
+    with pytest.raises(ValueError, match=rf"config\.{name}=.*: must be") as error:
         build.check(config)
+    assert ("finite" in str(error.value)) == (not math.isfinite(value))
 
 
 # Names, paths and texts that may be anything as far as `check` can see, and what switches

@@ -335,7 +335,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             value = values.get(name)
             for number in jax.tree.leaves(value):
                 if isinstance(number, (int, float)) and not (math.isfinite(number) and test(number)):
-                    raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}")
+                    also = "" if math.isfinite(number) else ", and finite"
+                    raise ValueError(f"config.{section}{'.' * bool(section)}{name}={value}: must be {must}{also}")
     for (section, name), length in LENGTHS.items():
         if name in (values := config.get(section, {})) and np.shape(values[name]) != (length,):
             raise ValueError(f"config.{section}.{name}={values[name]}: must be {length} numbers")
