@@ -67,11 +67,12 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in known)
 
 
-def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0) -> np.ndarray:
+def decode_rgb(encoded: Encoded, name: str = "image", least: int = 0, dim: bool = False) -> np.ndarray:
     """uint8 [H, W, 3]. `least`: the shorter side that the caller will shrink to; large JPEGs are then decoded at a
-    half, a quarter or an eighth of their size, never below twice `least`. ValueError for what can't be read."""
+    half, a quarter or an eighth of their size, never below twice `least`. `dim`: 16 bits that all lie below 256 are dark, not 8
+    bits. ValueError for what can't be read."""
     with _naming(name):
-        image = _decoded(encoded, least)
+        image = _decoded(encoded, least, dim)
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         return np.asarray(image.convert("RGB"))
@@ -190,12 +191,14 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _decoded(encoded: Encoded, least: int = 0) -> Image.Image:
+def _decoded(encoded: Encoded, least: int = 0, dim: bool = False) -> Image.Image:
     """RGB, or RGBA if there is transparency; upright."""
     image = _open(encoded)
     if least and image.format == "JPEG":
         image.draft(None, (2 * least, 2 * least))
     raw = _raw_mode(image)
+    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (8,))) > 8 and ";16" not in raw:
+        raise ValueError("Pillow takes its planes of 16 bits for 8; store its colours pixel by pixel, or compress it")
     black = _black_of(image, raw)
     image, turned = _load(image)
     clear = image.info.get("transparency")
@@ -204,11 +207,11 @@ def _decoded(encoded: Encoded, least: int = 0) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image) if not black else black - np.asarray(image, np.int32)
         grey = grey * (16 if raw == "I;12" else 1)
-        image = Image.fromarray(_eight_bits(grey))
+        image = Image.fromarray(_eight_bits(grey, dim))
         if isinstance(clear, int):
             image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
     elif ";16" in raw:
-        image = _sixteen_bits(encoded, image, clear)
+        image = _sixteen_bits(encoded, image, clear, dim)
     elif raw in _SMALL_GREYS and isinstance(clear, int):
         image.info["transparency"] = clear * _SMALL_GREYS[raw]
     if image.mode == "La":
@@ -225,19 +228,19 @@ def _black_of(image: Image.Image, raw: str) -> int:
     return (4095 if raw == "I;12" else 65535) if inverted else 0
 
 
-def _eight_bits(grey: np.ndarray) -> np.ndarray:
+def _eight_bits(grey: np.ndarray, dim: bool) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"grey values {grey.min()} to {grey.max()} are neither 8 nor 16 bits")
-    scaled = grey if grey.max() < 256 else grey.astype(np.uint32) * 255 // 65535
+    scaled = grey if grey.max() < 256 and not dim else grey.astype(np.uint32) * 255 // 65535
     return scaled.astype(np.uint8)
 
 
-def _sixteen_bits(encoded: Encoded, high: Image.Image, clear: object) -> Image.Image:
+def _sixteen_bits(encoded: Encoded, high: Image.Image, clear: object, dim: bool) -> Image.Image:
     """Colours of 16 bits, of which Pillow reads the high bytes: the low ones, if they are all there is, and the transparent
     colour, which is told in 16 bits."""
     keyed = isinstance(clear, tuple) and high.mode == "RGB"
     pixels = np.asarray(high)
-    if pixels.any() and not keyed:
+    if (dim or pixels.any()) and not keyed:
         return high
     swapped = _open(encoded)
     raw = _raw_mode(swapped)
@@ -247,7 +250,7 @@ def _sixteen_bits(encoded: Encoded, high: Image.Image, clear: object) -> Image.I
     swapped.tile = tiles
     low = np.asarray(_load(swapped)[0])
     low = low[..., [1, 1, 1, 3]] if raw == "LA;16B" else low
-    image = high if pixels.any() else Image.fromarray(low, high.mode)
+    image = high if dim or pixels.any() else Image.fromarray(low, high.mode)
     if keyed:
         wide = pixels.astype(np.int32) * 256 + low
         image.info.pop("transparency", None)

@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.classes import box_index, class_index
 from ldm_jax.data.metadata import add_captions, is_blank, read_table, table_in
 from ldm_jax.data.source import SPLIT_NAMES, Info, canonical_split, choose_columns, parse_split, select
-from ldm_jax.data.text_files import is_whole, read_names
+from ldm_jax.data.text_files import is_whole
 from ldm_jax.data.walk import IMAGES, READ, FileKind, Found, find_files
 from ldm_jax.primitives.choices import composed
 
@@ -38,7 +39,6 @@ NAMES = {"caption": "caption", "label": "label", "label_map": "label_map_file_na
          "conditioning": "conditioning_file_name", "boxes": "boxes"}  # fmt: skip
 BESIDE = ("label_map", "conditioning")  # columns that are files, too
 Row = dict[str, Any]
-_MOST_CLASSES = 2**20
 CONDITIONING = "conditioning"  # the column, and the folder
 
 
@@ -116,8 +116,8 @@ def folder(
                 f"{where}: {len(having)} of {len(rows)} rows have a {names[column]}; the first without is "
                 f"{first['file_name']}. Complete them or remove those {kind.many}"
             )
-    index = _label_index(every, names["label"], class_names, root) if "label" in chosen else {}
-    boxes = _box_index(every, names["boxes"]) if "box_labels" in chosen else {}
+    index = class_index(every, names["label"], class_names, root) if "label" in chosen else {}
+    boxes = box_index(every, names["boxes"], root) if "box_labels" in chosen else {}
     number = {label: i for i, label in enumerate(index)}
     delivered = [_deliver(row, chosen, names, number, kind) for row in rows]
     info = Info(
@@ -144,6 +144,7 @@ def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[s
         if "" in splits and len(splits) > 1:
             first = splits[""][0]["file_name"]
             raise ValueError(f"{table}: {len(splits[''])} rows have no split, the first is {first}")
+        _check_apart(splits, table)
         return splits
     top = {folder for folder in found.folders if folder and "/" not in folder}
     told = {folder for folder in top if _is_split(folder) and table_in(root / folder)}
@@ -161,6 +162,16 @@ def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[s
     for folder in sorted(named):
         splits.setdefault(canonical_split(folder), []).extend(_read_rows(root / folder, _below(found, folder), kind, label))
     return splits or {"": _read_rows(root, found, kind, label)}
+
+
+def _check_apart(splits: Mapping[str, list[Row]], table: Path) -> None:
+    """ValueError for a file of several splits, by which what is trained on would be held out, too."""
+    of: dict[str, str] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if of.setdefault(row["file_name"], split) != split:
+                both = f"{of[row['file_name']]!r} and {split!r}"
+                raise ValueError(f"{table}: {row['file_name']} is in the splits {both}; leave each file in one of them")
 
 
 def _where(root: Path, rows: Sequence[Row], split: str) -> str:
@@ -259,7 +270,8 @@ def _left_out(root: Path, found: Found, rows: list[Row], others: Sequence[str], 
     labels = {(bases[row["_folder"]], row["label"]) for row in rows if "label" in row and not told}
     for base in {base for base, _ in labels}:
         deep = [folder if base == "." else folder.removeprefix(f"{base}/") for folder in found.folders if folder]
-        empty = {folder for folder in deep if "/" not in folder and folder != base} - {label for _, label in labels}
+        named = {label for _, label in labels}
+        empty = {folder for folder in deep if "/" not in folder and folder != base and composed(folder) not in named}
         if empty and base == ".":
             left[f"class folders without {kind.many} ({_listed(empty)})"] = len(empty)
     return left
@@ -318,57 +330,6 @@ def _near(path: Path, present: set[str]) -> str:
     found = next((name for name in sorted(present) if plain(name) == plain(path.name)), None)
     same = found and composed(found) == composed(path.name)
     return "" if not found else f". There is {found!r}" + (", whose accents are stored in another Unicode form" if same else "")
-
-
-def _label_index(rows: list[Row], theirs: str, class_names: Any, root: Path) -> dict[Any, str]:
-    """Label as written -> name, in class order, over all splits."""
-    labels = [row[theirs] for row in rows if row.get(theirs) is not None]
-    one_of_each = {type(row[theirs]): row for row in rows if row.get(theirs) is not None}
-    if len(one_of_each) > 1 or not one_of_each.keys() <= {int, str}:
-        found = " and ".join(f"{row[theirs]!r} of {row['file_name']}" for row in one_of_each.values())
-        raise ValueError(f"{root}: labels must all be whole numbers or all text, in all splits; found {found}")
-    if isinstance(class_names, str | Path):
-        class_names = read_names(Path(class_names).expanduser())
-    if isinstance(labels[0], str):
-        order = list(map(composed, class_names)) if class_names is not None else sorted(set(labels))
-        index = {name: name for name in order}
-    else:
-        said = {row[theirs]: row["label_name"] for row in rows if row.get(theirs) is not None and row.get("label_name")}
-        for row in rows:
-            if row.get(theirs) is not None and row.get("label_name") and row["label_name"] != said[row[theirs]]:
-                both = f"{row['label_name']!r} and {said[row[theirs]]!r}"
-                raise ValueError(f"{root}: label {row[theirs]} is called {both}, the first by {row['file_name']}")
-        if max(labels) >= _MOST_CLASSES:
-            raise ValueError(f"{root}: label {max(labels)}: classes are numbered from 0 on")
-        order = class_names if class_names is not None else [said.get(i, str(i)) for i in range(max(labels) + 1)]
-        index = dict(enumerate(order))
-    wrong = next((row for row in rows if row.get(theirs) is not None and row[theirs] not in index), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{root}: {wrong['file_name']} has label {wrong[theirs]!r}, outside the {len(index)} classes "
-            f"({', '.join(map(str, order[:8]))}{' ...' if len(order) > 8 else ''})"
-        )
-    return index
-
-
-def _box_index(rows: list[Row], theirs: str) -> dict[int, str]:
-    named: dict[int, str] = {}
-    for row in rows:
-        boxes = [] if row.get(theirs) in (None, "") else row[theirs]
-        if not isinstance(boxes, list):
-            raise ValueError(f"{row['file_name']}: boxes are a list, not {boxes!r}")
-        for box in boxes:
-            if not isinstance(box, dict) or not {"label", "box"} <= box.keys() or not _is_numbers(box["box"], 4):
-                raise ValueError(f"{row['file_name']}: a box is {{'label': 0, 'box': [x0, y0, x1, y1]}}, not {box!r}")
-            (x0, y0, x1, y1), label = box["box"], box["label"]
-            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and isinstance(label, int) and 0 <= label < _MOST_CLASSES):
-                raise ValueError(f"{row['file_name']}: box {box!r}: need label >= 0, 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1")
-            named.setdefault(box["label"], box.get("name", str(box["label"])))
-    return {i: named.get(i, str(i)) for i in range(max(named, default=-1) + 1)}
-
-
-def _is_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(isinstance(v, int | float) for v in value)
 
 
 def _deliver(

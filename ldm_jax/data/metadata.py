@@ -11,6 +11,7 @@ Whole numbers among labels may be written 3.0, as pandas writes them where a lab
 import csv
 import io
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,13 @@ def read_table(path: Path, label: str = LABELS[0]) -> list[Row]:
         if not isinstance(row.get("split") or "", str) or isinstance(row.get("split"), int | float):
             raise ValueError(f"{path}, line {number}: split is {row['split']!r}, not a name such as 'train'")
     names = label, "label_name", "split"
-    return [{**row, **{n: _tidy(row[n]) for n in names if n in row}, "_folder": path.parent} for _, row in rows]
+    told = [{**row, **{n: _tidy(row[n]) for n in names if n in row}, "_folder": path.parent} for _, row in rows]
+    return [{**row, "file_name": _plain(row["file_name"])} for row in told]
+
+
+def _plain(name: str) -> str:
+    """One name for a file: without "./" and doubled slashes."""
+    return name if ".." in name.split("/") else posixpath.normpath(name)
 
 
 def _tidy(value: Any) -> Any:

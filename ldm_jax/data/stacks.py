@@ -6,7 +6,7 @@
               .mp4, ...         by imageio, where it is installed (pip install "ldm_jax[video]")
               a folder          its pictures in the order of their names, numbers as numbers: 2.png before 10.png
     volume    .npy, .npz        numbers [D, H, W]
-              a folder          its pictures as grey slices: of 16 bits as they are stored
+              a folder          its pictures as grey slices: of 16 and 32 bits as they are stored, below zero too
 
 Arrays are read without pickle, so that no file can run code. Every failure is a ValueError that names the file.
 """
@@ -14,7 +14,6 @@ Arrays are read without pickle, so that no file can run code. Every failure is a
 import importlib.util
 import re
 import struct
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
             return array
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{name} can't be read as an array: {error}") from None
+    except Exception as error:  # damaged archives and heads end in zlib's errors, tokenize's, NotImplementedError and more
+        raise ValueError(f"{name} can't be read as an array: {str(error) or repr(error)}") from None
 
 
 def _as_film(array: np.ndarray, name: str) -> np.ndarray:
@@ -91,7 +90,10 @@ def _as_film(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _frames_of_folder(path: Path, name: str) -> np.ndarray:
-    return _stacked((decode_rgb(file, str(file)) for file in _pictures_of_folder(path, name)), name)
+    """Frames of 16 bits are scaled alike: whether their numbers are 8 bits in 16 is asked of all together."""
+    files = _pictures_of_folder(path, name)
+    film = _stacked((decode_rgb(file, str(file), dim=True) for file in files), name)
+    return film if film.min() < film.max() else _stacked((decode_rgb(file, str(file)) for file in files), name)
 
 
 def _slices_of_folder(path: Path, name: str) -> np.ndarray:
@@ -101,7 +103,7 @@ def _slices_of_folder(path: Path, name: str) -> np.ndarray:
     if odd := [file for file, depth in zip(files, depths) if depth != depths[0]]:
         raise ValueError(f"{name}: {odd[0].name} and {files[0].name} are not both of 8 bits or both of more; all must be alike")
     volume = _stacked(iter(slices), name)
-    return volume if volume.dtype == np.uint8 else volume.astype(np.uint16)
+    return volume.astype(np.uint16) if volume.dtype != np.uint8 and 0 <= volume.min() <= volume.max() < 2**16 else volume
 
 
 def _pictures_of_folder(path: Path, name: str) -> list[Path]:
@@ -120,12 +122,14 @@ def _animation(path: Path, name: str) -> Iterator[np.ndarray]:
             for i, frame in enumerate(ImageSequence.Iterator(image)):
                 if i == 0 and getattr(image, "default_image", False):  # shown by programs that play no films, and no frame
                     continue
+                if frame.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+                    frame = Image.fromarray((np.asarray(frame, np.int64) * 255 // 65535).astype(np.uint8))
                 rgba = frame.convert("RGBA")
                 yield np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} can't be read as a film: {error}") from None
+    except Exception as error:  # Pillow raises IndexError, struct.error and many more on damaged files
+        raise ValueError(f"{name} can't be read as a film: {str(error) or repr(error)}") from None
 
 
 def _video(path: Path, name: str) -> Iterator[np.ndarray]:

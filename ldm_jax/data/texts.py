@@ -20,6 +20,7 @@ from typing import Any
 from ldm_jax.data.source import SPLIT_NAMES, Info, Source, canonical_split, choose_columns, select
 from ldm_jax.data.text_files import is_whole, parse_json, read_text
 from ldm_jax.data.walk import entries_of, is_hidden
+from ldm_jax.primitives.choices import composed
 from ldm_jax.primitives.files import is_workdir
 
 SUFFIXES = (".txt", ".jsonl")
@@ -111,13 +112,23 @@ def _of_folder(root: Path, left: Counter | None = None) -> list[tuple[Path, str 
     found: list[tuple[Path, str | None]] = []
     if is_workdir(root):
         return found
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name) and not is_workdir(Path(folder) / name))
+    seen: set[str] = set()
+    top = os.path.realpath(root)
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen or top.startswith(f"{real}{os.sep}"):
+            if left is not None:
+                left["links to folders that are read already, or hold this one"] += 1
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not is_hidden(name) and not is_workdir(Path(folder) / name)]
+        # links last: a folder is found under its own name where it has one
+        subfolders.sort(key=lambda name, folder=folder: (os.path.islink(os.path.join(folder, name)), name))
         inside = Path(folder).relative_to(root).parts
         for name in sorted(names):
             if not is_hidden(name):
                 if _is_text(name):
-                    found.append((Path(folder) / name, inside[0] if inside else None))
+                    found.append((Path(folder) / name, composed(inside[0].strip()) if inside else None))
                     if left is None:
                         return found
                 elif left is not None:
@@ -153,6 +164,10 @@ def _read(path: Path, place: str | None, names: Mapping[str, str]) -> list[Row]:
             if "text" not in row:
                 raise ValueError(f"{name}: it has no {names['text']!r} but {', '.join(map(repr, said)) or 'nothing'}")
             row = {column: " ".join(v.split()) if column == "text" else v for column, v in row.items()}
+            if isinstance(row.get("label"), str):
+                row["label"] = composed(row["label"].strip())
+            if row.get("label") == "":
+                del row["label"]
         rows.append({"name": name} | row | ({"label": place} if place is not None and "label" not in row else {}))
     return rows
 
@@ -166,6 +181,8 @@ def _classes(rows: Sequence[Row], root: Path) -> dict[Any, int]:
     if len(one_of_each := {type(row["label"]): row for row in rows}) > 1:
         found = " and ".join(f"{row['label']!r} of {row['name']}" for row in one_of_each.values())
         raise ValueError(f"{root}: labels must all be whole numbers or all text, in all splits; found {found}")
+    if broken := next((label for label in labels if not is_whole(str(label))), None):
+        raise ValueError(f"{root}: the class {broken!r} is not written in UTF-8; give it another name")
     if all(isinstance(label, str) for label in labels):
         return {label: number for number, label in enumerate(sorted(labels))}
     if min(labels) < 0 or max(labels) >= 2**20:

@@ -126,7 +126,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                 (links if entry.is_symlink() else subfolders).append(inside)
             elif not os.path.isfile(root / inside):
                 left_out["broken links"] += entry.is_symlink()
-            elif _suffix(entry.name) in kind.suffixes():
+            elif _suffix(entry.name) in kind.suffixes() and entry.name not in READ:
                 files.append(entry.name)
             elif kind.stacks and _suffix(entry.name) in suffixes():
                 pictures += 1
@@ -135,8 +135,8 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                 left_out["of unread formats"] += 1
             elif _suffix(entry.name) in TELLING and not entry.name.lower().startswith(("readme", "license")):
                 telling.append(entry.name)
-        beside = {f"{os.path.splitext(name)[0]}.txt" for name in files} | READ
-        untold += [(folder, name) for name in telling if plain_suffix(name) not in beside]
+        beside = {f"{os.path.splitext(name)[0]}.txt" for name in files}
+        untold += [(folder, name) for name in telling if name not in READ and plain_suffix(name) not in beside]
         if files:
             found[folder] = sorted({*files, *found.get(folder, ())})
         if pictures and (files or subfolders or not folder):

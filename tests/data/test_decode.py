@@ -387,3 +387,25 @@ def test_of_many_frames_the_first_is_taken(suffix, options, tmp_path):
     frames = [Image.fromarray(np.full((6, 9, 3), value, np.uint8)) for value in (10, 200, 90)]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
     assert (decode_rgb(tmp_path / f"a.{suffix}") == 10).all()
+
+
+def planar_tiff(planes: np.ndarray, bits: int) -> bytes:
+    """An uncompressed little-endian TIFF of three planes [3, H, W], each stored by itself."""
+    _, height, width = planes.shape
+    body, entries = planes.astype(f"<u{bits // 8}").tobytes(), 10
+    size, at = len(body) // 3, 8 + 2 + 12 * entries + 4  # behind the directory: bits, offsets, counts, pixels
+    pixels = at + 6 + 12 + 12
+    tags = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, at + 6),
+        (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 3, at + 18), (284, 3, 1, 2),
+    ]  # fmt: skip
+    directory = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
+    lists = struct.pack("<3H3I3I", *[bits] * 3, *[pixels + i * size for i in range(3)], *[size] * 3)
+    return b"II*\0" + struct.pack("<I", 8) + directory + lists + body
+
+
+def test_planes_of_sixteen_bits_are_refused_and_not_mistaken(picture):
+    planes = picture.transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode_rgb(planar_tiff(planes, 8)), picture)
+    with pytest.raises(ValueError, match="it.tif cannot be read as an image: Pillow takes its planes of 16 bits for 8"):
+        decode_rgb(planar_tiff(planes.astype(np.uint16) * 257, 16), "it.tif")

@@ -1,6 +1,7 @@
 """Folders of images: the layouts that are understood, and every mistake said before anything starts."""
 
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldm_jax.data.folder import folder
 from ldm_jax.data.pipeline import in_memory
 from ldm_jax.data.source import describe
 from ldm_jax.data.transform import Transform
+from ldm_jax.data.walk import FileKind, find_files
 
 
 def picture(path, value=0):
@@ -727,3 +729,68 @@ def test_what_lacks_a_column_is_named_with_its_split(tmp_path):
     table(tmp_path / "one", "file_name,caption,split", "0.png,a,train", "1.png,,val")
     with pytest.raises(ValueError, match="/one, split 'val': there is no column 'caption'"):
         folder(tmp_path / "one", "val", ("image", "caption"))
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+    rows = [{"file_name": f"{i}.png", "label": "a", "split": "train"} for i in range(3)]
+    metadata(tmp_path, [*rows, {"file_name": "./1.png", "label": "b", "split": "validation"}])
+    with pytest.raises(ValueError, match=r"1\.png is in the splits 'train' and 'validation'; leave each file in one"):
+        folder(tmp_path)
+
+
+def test_two_spellings_of_a_name_stay_in_one_part(tmp_path):
+    metadata(tmp_path, [{"file_name": f"{dot}{i}.png"} for i in range(20) for dot in ("", "./", ".//./")])
+    trained, held_out = ({(tmp_path / row["name"]).resolve() for row in folder(tmp_path, part)}
+                         for part in ("train[:70%]", "train[70%:]"))  # fmt: skip
+    assert len(trained | held_out) == 20 and not trained & held_out
+
+
+def test_blank_labels_of_another_split_are_no_class(tmp_path):
+    said = {"train": ("cat", "dog"), "test": ("", " ")}
+    rows = [{"file_name": f"{split}{i}.png", "label": label, "split": split}
+            for split, labels in said.items() for i, label in enumerate(labels)]  # fmt: skip
+    metadata(tmp_path, rows)
+    source = folder(tmp_path)
+    assert source.info.class_names == ("cat", "dog") and [source[i]["label"] for i in range(2)] == [0, 1]
+    for row, label in zip(rows, (0, 1, "", None)):
+        row["label"] = label
+    metadata(tmp_path, rows)
+    assert folder(tmp_path).info.class_names == ("0", "1")
+
+
+def test_boxes_of_one_label_have_one_name(tmp_path):
+    box = [0.1, 0.1, 0.5, 0.5]
+    boxes = {f"{name}.png": [{"label": 1, "name": name, "box": box}] for name in "ab"}
+    metadata(tmp_path, [{"file_name": name, "boxes": found} for name, found in boxes.items()])
+    with pytest.raises(ValueError, match="boxes of label 1 are called 'b' and 'a', the first in b.png"):
+        folder(tmp_path)
+
+
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    try:
+        picture(tmp_path / os.fsdecode(b"caf\xe9") / "1.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(ValueError, match=r"the class 'caf\\udce9' is not written in UTF-8"):
+        folder(tmp_path)
+
+
+def test_what_is_not_read_for_its_name_is_counted(tmp_path):
+    picture(tmp_path / unicodedata.normalize("NFD", "rosé") / "1.png")
+    picture(tmp_path / "daisy" / "1.png")
+    assert not folder(tmp_path).info.left_out
+    (tmp_path / "metadata.CSV").write_text("file_name,caption\ndaisy/1.png,a daisy\n")
+    assert folder(tmp_path).info.left_out == (("tables and texts of other names than are read (metadata.CSV)", 1),)
+
+
+def test_a_table_of_captions_is_none_of_the_tables_that_are_looked_for(tmp_path):
+    kind = FileKind("series", "series", "series", lambda: frozenset({".csv"}), frozenset(), "text/csv")
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.csv", "a/metadata.csv"):
+        (tmp_path / name).write_text("file_name,caption\n1.csv,one\n")
+    assert find_files(tmp_path, kind).files == {"a": ["1.csv"]}
+    (tmp_path / "a" / "metadata.csv").rename(tmp_path / "metadata.csv")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na/1.csv,one\n")
+    source = folder(tmp_path, kind=kind)
+    assert source[0]["caption"] == "one" and not source.info.left_out

@@ -248,3 +248,50 @@ def test_volumes_that_cant_be_read_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             VolumeTransform((3, 4, 5))({"volume": volume, "name": "v"})
+
+
+@pytest.mark.parametrize("lowest", [-1000, 100_000])
+def test_slices_below_zero_or_beyond_sixteen_bits_stay_what_they_are(tmp_path, lowest):
+    """As Hounsfield units are stored: air is -1000, and below a window of soft tissue."""
+    depth = np.arange(256, dtype=np.int32).reshape(16, 16) * 8 + lowest
+    (tmp_path / "ct").mkdir()
+    for i in range(3):
+        Image.fromarray(depth + i).save(tmp_path / "ct" / f"{i}.tif")
+    volume = read_volume(tmp_path / "ct", "ct")
+    np.testing.assert_array_equal(volume, np.stack([depth, depth + 1, depth + 2]))
+    assert in_window(volume, (lowest + 800, lowest + 1300))[0, 0, 0] == -1
+
+
+def test_dark_frames_of_sixteen_bits_stay_dark_among_brighter_ones(tmp_path):
+    """A fade-in, and eight bits in sixteen, of which all frames are."""
+    levels = np.array([0, 60, 240, 300, 30000, 65535], np.uint16)
+    for name, values in (("fade", levels), ("eight", levels[:3])):
+        (tmp_path / name).mkdir()
+        frames = [Image.fromarray(np.full((4, 4), value, np.uint16)) for value in values]
+        for i, frame in enumerate(frames):
+            frame.save(tmp_path / name / f"{i}.png")
+        frames[0].save(tmp_path / f"{name}.apng", save_all=True, append_images=frames[1:], format="PNG")
+    assert read_film(tmp_path / "fade", "fade")[:, 0, 0, 0].tolist() == [0, 0, 0, 1, 116, 255]
+    assert read_film(tmp_path / "fade.apng", "fade")[:, 0, 0, 0].tolist() == [0, 0, 0, 1, 116, 255]
+    assert read_film(tmp_path / "eight", "eight")[:, 0, 0, 0].tolist() == [0, 60, 240]
+
+
+def test_however_films_and_arrays_are_damaged_the_error_names_them(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    whole = gif(frames)
+    np.savez_compressed(tmp_path / "a.npz", frames)
+    packed = (tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "b.npy", frames)
+    head = (tmp_path / "b.npy").read_bytes().replace(b"}", b" ", 1)
+    damaged = [("cut.gif", whole[:end]) for end in range(40, len(whole), 97)] + [("head.npy", head)]
+    for _ in range(40):
+        broken = np.frombuffer(packed, np.uint8).copy()
+        broken[rng.integers(30, len(broken), 8)] = rng.integers(0, 256, 8)
+        damaged.append(("broken.npz", broken.tobytes()))
+    for name, content in damaged:
+        (tmp_path / name).write_bytes(content)
+        try:
+            read_film(tmp_path / name, name)
+        except ValueError as error:
+            assert name in str(error)

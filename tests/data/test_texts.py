@@ -1,6 +1,7 @@
 """Text files as a source, and text from words again."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -135,3 +136,26 @@ def test_any_words_come_back_as_words():
         words = [marks[i] for i in rng.integers(len(marks), size=12)]
         ids = tokenizer.encode_one(" ".join(words), 14)
         assert (tokenizer.encode_one(tokenizer.text(ids), 14) == ids).all(), join(words)
+
+
+def test_classes_are_found_by_way_of_links_and_have_one_spelling(tmp_path):
+    root, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    whole, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for file in (root / "train" / "letters" / "1.txt", elsewhere / "1.txt", root / "train" / apart / "1.txt",
+                 root / "val" / whole / "1.txt"):  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"in {file.parent.name}")
+    (root / "train" / "a-link").symlink_to(root / "train" / "letters", target_is_directory=True)
+    (root / "train" / "poems").symlink_to(elsewhere, target_is_directory=True)
+    (root / "train" / "up").symlink_to(root, target_is_directory=True)
+    source, held_out = texts(root), texts(root, "validation")
+    assert source.info.class_names == held_out.info.class_names == (whole, "letters", "poems")
+    assert [source[i]["label"] for i in range(len(source))] == [0, 1, 2] and held_out[0]["label"] == 0
+    assert source.info.left_out == (("links to folders that are read already, or hold this one", 2),)
+
+
+def test_labels_of_objects_have_one_spelling(tmp_path):
+    lines = [{"text": f"text {i}", "label": label} for i, label in enumerate((" dog", "dog", "cat\n"))]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = texts(tmp_path)
+    assert source.info.class_names == ("cat", "dog") and [source[i]["label"] for i in range(3)] == [1, 1, 0]
