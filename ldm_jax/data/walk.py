@@ -126,7 +126,9 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                 (links if entry.is_symlink() else subfolders).append(inside)
             elif not os.path.isfile(root / inside):
                 left_out["broken links"] += entry.is_symlink()
-            elif _suffix(entry.name) in kind.suffixes() and entry.name not in READ:
+            elif entry.name in READ:
+                pass  # whatever is looked for: it says something of the files
+            elif _suffix(entry.name) in kind.suffixes():
                 files.append(entry.name)
             elif kind.stacks and _suffix(entry.name) in suffixes():
                 pictures += 1
@@ -136,7 +138,7 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             elif _suffix(entry.name) in TELLING and not entry.name.lower().startswith(("readme", "license")):
                 telling.append(entry.name)
         beside = {f"{os.path.splitext(name)[0]}.txt" for name in files}
-        untold += [(folder, name) for name in telling if name not in READ and plain_suffix(name) not in beside]
+        untold += [(folder, name) for name in telling if plain_suffix(name) not in beside]
         if files:
             found[folder] = sorted({*files, *found.get(folder, ())})
         if pictures and (files or subfolders or not folder):
