@@ -132,7 +132,7 @@ def of_model(chosen: argparse.Namespace, request: Request) -> tuple[dict[str, An
     from ldm_jax.training.bucket import fetched, name_of, stage_folder
     from ldm_jax.training.checkpoint import best_in, steps_in
 
-    which = int(chosen.which) if chosen.which.isdigit() else chosen.which
+    which = int(chosen.which) if chosen.which.isdecimal() else chosen.which
     ldm = api.load_whole(chosen.workdir, which=which, ema_width=chosen.ema_width)
     config = data_config(chosen, ldm)
     place = beside(chosen)
@@ -178,9 +178,15 @@ def of_pictures(chosen: argparse.Namespace, request: Request) -> tuple[dict[str,
     for flag in ("sampler", "steps", "guidance_scale", "memorisation", "reconstructions", "likelihood", "save_pictures"):
         if getattr(chosen, flag):
             raise ValueError(f"--{flag} is of drawing from a model, --workdir; --samples are there already")
+    usual = parser().get_default
+    for flag in ("num", "reference_num", "seed", "which", "ema_width", "conditions"):
+        if getattr(chosen, flag) != usual(flag):
+            raise ValueError(f"--{flag} is of a model, --workdir; of --samples and their reference all pictures are measured")
     from ldm_jax import scoring
 
-    out = chosen.out or beside(chosen)
+    said = str([os.path.abspath(chosen.reference), request.features, request.resize, request.size, chosen.data])
+    kind = request.features.partition(":")[0]
+    out = chosen.out or beside(chosen) / f"{kind}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     config = None
     if Path(chosen.data or chosen.reference).is_dir():
         config = data_of(chosen.data or chosen.reference)

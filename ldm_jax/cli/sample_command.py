@@ -95,13 +95,13 @@ def draw(flag: flags.FlagValues) -> None:
 
     use_compilation_cache()
     given = {name: as_typed(flag[name].value) for name in sample_flags()}
-    which = int(flag.which) if flag.which.isdigit() else flag.which
+    which = int(flag.which) if flag.which.isdecimal() else flag.which
     ldm = api.load_whole(flag.workdir, which=which, ema_width=flag.ema_width)
     print(ldm.describe(), flush=True)
     if flag.prompts:
         given = with_prompts(ldm, given, flag.prompts)
     if flag.like_png:
-        present = [name for name in given if flag[name].present]
+        present = [name for name in given if flag[name].present or (name == "prompt" and flag.prompts)]
         given, warning = repeated(ldm, flag.like_png, given, present)
         print(f"as {flag.like_png}: {told(given)}", flush=True)
         if warning:

@@ -46,6 +46,8 @@ def convert(source: Path, target: Path, form: str, config: Path | None, ema: boo
     suffix = {"compvis": ".ckpt", "params": ".safetensors"}.get(form, "")
     if suffix and target.suffix != suffix:
         raise ValueError(f"{target} should end with {suffix}")
+    if form == "compvis" and target.with_suffix(".yaml").exists():
+        raise ValueError(f"{target.with_suffix('.yaml')} exists, where the description goes; name another OUT")
     place(target, "OUT")
     from ldm_jax import weights
 

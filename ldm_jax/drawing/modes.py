@@ -196,7 +196,7 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
     values, words = _conditions(ldm, flags)
     if name == "interpolate":
         film = _film(ldm, flags, key, values, words, options, held)
-        return film if index is None else Drawn(film.images[index : index + 1], film.words, 1)
+        return film if index is None else Drawn(film.images[index : index + 1], film.words[index : index + 1], 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
     if name == "sample" and len(words) > MOST_AT_ONCE:
         return Drawn(_in_parts(ldm, flags, first, values, len(words), options), words, num)
@@ -333,7 +333,15 @@ def _film(
                 raise ValueError(f"--to_seed with {len(values)} conditions: two seeds go with one condition, or with two")
             options["noise"] = jax.numpy.concatenate([options["noise"], ldm.noise(key_of(other), 1, size)])
     cond = _embedded(ldm, flags, values, options, size)
-    return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), words, frames, film=True)
+    return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), _of_frames(words, frames), frames, film=True)
+
+
+def _of_frames(words: list[str], frames: int) -> list[str]:
+    """What each frame is: the only thing that was asked for; or of several one each, where it is reached, and else nothing."""
+    if len(words) == 1:
+        return words * frames
+    at = {round(i * (frames - 1) / (len(words) - 1)): word for i, word in enumerate(words)}
+    return [at.get(i, "") for i in range(frames)]
 
 
 def trajectory(ldm: LatentDiffusion, flags: Flags) -> Drawn:

@@ -30,8 +30,8 @@ class Plan:
 
     params, optimizer     bytes held: parameters with their average, moments; fixed: networks that are not trained
     arguments, temporaries, peak    what the compiler assigns: arguments, scratch, both together less what is given away
-    flops                 by the compiler (products of custom kernels are not counted)
-    traffic               bytes read and written in the chip's memory
+    flops                 by the compiler (products of custom kernels are not counted), for every pass of a loop
+    traffic               bytes read and written in the chip's memory, as if it grew as the products do with the passes
     collectives           {kind: (how many, bytes)}
     """
 
@@ -91,6 +91,8 @@ def held(mesh: Mapping[str, int], tree: PyTree) -> float:
 def mesh_of(axes: Mapping[str, int], chips: int) -> dict[str, int]:
     """{axis: size} of all axes, -1 being the rest. ValueError unless they make up the chips."""
     sizes = {axis: axes.get(axis, -1 if axis == "data" else 1) for axis in placement.AXES}
+    if len(rests := [axis for axis, size in sizes.items() if size == -1]) > 1:
+        raise ValueError(f"mesh {sizes}: one axis may be -1, the rest, not {' and '.join(rests)}; say data=1 besides")
     rest = chips // math.prod(size for size in sizes.values() if size > 0)
     sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != chips:
@@ -132,7 +134,9 @@ def compile_training(
     )
     if topology is None or not has_compiler(topology):
         return plan
-    return read(plan, lower(program, sharding.make_mesh(**axes, devices=devices_of(topology))).compile())
+    compiled = lower(program, sharding.make_mesh(**axes, devices=devices_of(topology))).compile()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return read(plan, compiled, passes(program.step, program.shapes, program.batch, key, program.constants))
 
 
 def lower(program: Program, mesh: Any) -> Any:
@@ -165,12 +169,45 @@ def compile_sampling(config: Mapping[str, Any], topology: str | None, batch_size
     guided = cond is not None and config["sampling"]["guidance_scale"] != 1
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(draw, in_shardings=here, out_shardings=here).lower(params, key, cond, cond if guided else None)
-    return read(plan, lowered.compile())
+        given = params, key, cond, cond if guided else None
+        lowered = jax.jit(draw, in_shardings=here, out_shardings=here).lower(*given)
+        return read(plan, lowered.compile(), passes(draw, *given))
 
 
-def read(plan: Plan, compiled: Any) -> Plan:
-    """The plan with what the compiler says."""
+def passes(function: Any, *shapes: Any) -> float:
+    """How many times the products of a program's text it does: the compiler counts what is in a loop once."""
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    once = _products(jaxpr, False)
+    return _products(jaxpr, True) / once if once else 1.0
+
+
+def _products(jaxpr: Any, repeated: bool) -> float:
+    """FLOP of the products and convolutions of a jaxpr; loops of known length `repeated`, or once."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        shape = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * shape * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, out = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * shape * math.prod(kernel) / kernel[out]
+        times = eqn.params["length"] if eqn.primitive.name == "scan" and repeated else 1
+        total += times * sum(_products(inner, repeated) for inner in _inside(eqn.params))
+    return total
+
+
+def _inside(params: Mapping[str, Any]) -> Iterator[Any]:
+    """The jaxprs that an equation holds."""
+    for value in params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(each, "jaxpr", each)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def read(plan: Plan, compiled: Any, passes: float = 1.0) -> Plan:
+    """The plan with what the compiler says; products and traffic are done so many times as its text has them."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, (list, tuple)) else cost
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -180,8 +217,8 @@ def read(plan: Plan, compiled: Any) -> Plan:
         arguments=float(arguments),
         temporaries=float(temporaries),
         peak=float(arguments + temporaries + max(kept, 0)),
-        flops=float(cost.get("flops", 0.0)),
-        traffic=float(cost.get("bytes accessed", 0.0)),
+        flops=passes * float(cost.get("flops", 0.0)),
+        traffic=passes * float(cost.get("bytes accessed", 0.0)),
         collectives=collectives(compiled.as_text()),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldm_jax.plan.program import Plan
+from ldm_jax.plan.topology import TPUS
 
 GB = 1e9
 
@@ -31,7 +32,9 @@ def in_words(plan: Plan, price: float = 0.0) -> str:
             f"{plan.mfu:.0%} of the peak" + (f"; {schedule(plan, price)}" if plan.steps > 1 else "")
         )
     elif plan.topology:
-        lines.append('  by the rules alone: pip install "ldm_jax[tpu-plan]" brings the compiler of TPUs')
+        tpu = plan.chip.name in TPUS
+        advice = "libtpu brings it (the extra tpu-plan)" if tpu else "its compiler comes with the device"
+        lines.append(f"  by the rules alone: no compiler for {plan.chip.name} is here; {advice}")
     if plan.largest_batch is not None:
         lines.append(f"  largest batch that fits: {plan.largest_batch}")
     return "\n".join(lines)

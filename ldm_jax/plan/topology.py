@@ -35,6 +35,7 @@ CHIPS = {
         Chip("cpu", 185e9, 24 * 2**30, 20e9, 20e9),
     )
 }
+TPUS = ("v5e", "v5p", "v6e")
 
 
 def chip_of(topology: str) -> Chip:
@@ -53,7 +54,8 @@ def chips_of(topology: str) -> int:
 
 def has_compiler(topology: str) -> bool:
     """Whether programs for it can be compiled here."""
-    return chip_of(topology).name == "cpu" or importlib.util.find_spec("libtpu") is not None
+    name = chip_of(topology).name
+    return name == "cpu" or (name in TPUS and importlib.util.find_spec("libtpu") is not None)
 
 
 def devices_of(topology: str) -> list[Any]:

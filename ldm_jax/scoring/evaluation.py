@@ -161,8 +161,8 @@ def compare(
     request.check()
     feature_networks.check(request.features, config, out)
     mesh = sharding.make_mesh() if mesh is None else mesh
-    images, labels = read_pictures(samples, request.size)
-    size = images.shape[1:3]
+    drawn = read_pictures(samples, request.size)
+    images, size = drawn.images, drawn.images.shape[1:3]
     network = feature_networks.load(request.features, config, out, request.resize, request.size or max(size))
     run = network.on(mesh)
 
@@ -170,21 +170,31 @@ def compare(
         with progress(len(pictures), f"looking at {what}") as done:
             return look(run, of_array(pictures, request.batch_size, mesh), done)
 
+    names = network.class_names
     if _holds_statistics(real):
         reference = references.read(real, network, size)
     else:
-        pictures, real_labels = read_pictures(real, request.size)
+        there = read_pictures(real, request.size)
+        pictures, names = there.images, names or there.class_names
         evaluation.as_uint8(pictures, str(real), size)
         about = {"data": str(real), "count": len(pictures), "size": list(size), "features": dict(network.about)}
-        reference = references.of_features(seen(pictures, str(real)), about, real_labels)
+        reference = references.of_features(seen(pictures, str(real)), about, there.numbered(names))
         notes = tuple(evaluation.odd_in(pictures[:1024], f"pictures of {real}"))
         reference = dataclasses.replace(reference, notes=notes)
     found = seen(images, str(samples))
-    measured = measure(found, reference, network, resamples=request.resamples, labels=labels)
+    labels = drawn.numbered(names)
+    measured = measure(found, reference, network, resamples=request.resamples, labels=labels, class_names=names)
+    notes = [*evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes]
+    if labels is None and drawn.labels is not None:
+        mine, theirs = (", ".join(each[:4]) for each in (drawn.class_names, names))
+        notes.append(
+            f"the samples' classes ({mine}) are not called as the reference's ({theirs}): how often a classifier agrees, and "
+            "their shares, are not measured"
+        )
     result = {
         "setting": Path(samples).name, "num": len(images), "values": measured.values,
         "intervals": {name: list(each) for name, each in measured.intervals.items()},
-        "notes": [*evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes],
+        "notes": notes,
     }  # fmt: skip
     results = {
         "identity": {"samples": str(samples), "reference": str(real)},

@@ -24,9 +24,11 @@ import numpy as np
 
 from ldm_jax import build, models, probes, weights
 from ldm_jax.build.check import FEATURES
+from ldm_jax.data import fingerprint
 from ldm_jax.models.inception import RESIZE
 from ldm_jax.primitives.arrays import unit
 from ldm_jax.primitives.choices import check_choice
+from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.retrieval import load_clip
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.checkpoint import checksums
@@ -47,13 +49,14 @@ FETCH = {
 }
 PROBES = ("classifier", "contrastive")
 PROBE_STEPS = 400
+LEARNT_FROM = "learnt_from.json"  # beside a probe: which pictures it saw
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
     """`run(params, images)`: float32 [B, H, W, 3] in [-1, 1] -> "features" [B, D], and "logits" and "spatial" if the network
     has them; pure. `about`: what must be equal for numbers to be comparable. `least`: the shortest side that it takes. `words`:
-    texts to unit vectors [N, D] in the features' space, where the network reads too."""
+    texts to unit vectors [N, D] in the features' space, where the network reads too. `class_names`: of a classifier."""
 
     kind: str
     about: Mapping[str, Any]
@@ -61,6 +64,7 @@ class Features:
     run: Callable[[PyTree, jax.Array], dict[str, jax.Array]]
     least: int = 1
     words: Callable[[Sequence[str]], np.ndarray] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def name(self, measure: str) -> str:
         """The full name of a measure: "frechet" -> "inception/fid", "classifier/frechet_distance"."""
@@ -236,7 +240,23 @@ def _probe(kind: str, path: str, config: Mapping[str, Any] | None, folder: Path 
     measured = {name: round(value, 4) for name, value in probe.measured.items()}
     about = {"network": f"{kind} trained on the real pictures", "weights": digest(probe.params), "resize": "bilinear",
              "size": list(probe.size), **({"measured": measured} if measured else {})}  # fmt: skip
-    return Features(kind, about, probe.params, run)
+    return Features(kind, about, probe.params, run, class_names=probe.class_names if kind == "classifier" else None)
+
+
+def _place_of(kind: str, config: Mapping[str, Any], folder: Path) -> Path:
+    """Where the probe of these data is, or will be: folder/KIND, unless the one there learnt from others."""
+    place = folder / kind
+    if not (place / LEARNT_FROM).is_file() or not _is_trained(place):
+        return place
+    known, source = read_json(place / LEARNT_FROM), build.make_source(config, "train", _columns(kind))
+    if known["stamp"] == fingerprint.stamp(source) is not None:
+        return place
+    contents = fingerprint.contents(source)
+    return place if known["contents"] == contents else folder / f"{kind}-{contents[:8]}"
+
+
+def _columns(kind: str) -> tuple[str, ...]:
+    return ("label",) if kind == "classifier" else ()
 
 
 def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, size: int) -> probes.Probe:
@@ -244,25 +264,29 @@ def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, s
     if config is None or folder is None:
         raise ValueError(f"features={kind!r} is trained on a working directory's pictures; without one, name a probe, "
                          f"{kind}:PROBE (python -m ldm_jax.probes train --kind {kind} --data FOLDER --out PROBE)")  # fmt: skip
-    place, section = folder / kind, config["data"]
+    section = config["data"]
+    if kind == "classifier" and not labelled(config) and not _is_trained(folder / kind):
+        raise ValueError(
+            f"features='classifier': {section['path'] or section['source']} has no labels to learn; choose "
+            "'contrastive', which needs none, or 'inception:FILE'"
+        )
+    place = _place_of(kind, config, folder)
+    if jax.process_count() > 1 and not _is_trained(place):
+        raise ValueError(f"{folder / kind} learnt from other pictures: one process alone trains another {kind}")
     size = size or max(build.image_size(config))
 
     def train() -> None:
         if _is_trained(place):
             return
-        if kind == "classifier" and not labelled(config):
-            raise ValueError(
-                f"features='classifier': {section['path'] or section['source']} has no labels to learn; choose "
-                "'contrastive', which needs none, or 'inception:FILE'"
-            )
-        columns = ("label",) if kind == "classifier" else ()
-        sources = [build.make_source(config, split, columns) for split in ("train", "validation")]
+        sources = [build.make_source(config, split, _columns(kind)) for split in ("train", "validation")]
         steps = config.get("evaluation", {}).get("probe_steps", PROBE_STEPS)
         seen = {split: build.make_probe_transform(config, split) for split in ("train", "validation")}
         flip, on_error = section.get("flip", False), section.get("on_error", "raise")
         made = probes.train(kind, sources[0], size, place, flip=flip, transform=seen["train"], steps=steps, on_error=on_error)
         measured = probes.measure(made, sources[1], seen["validation"], on_error) or {"steps": float(steps)}
         probes.write(dataclasses.replace(made, measured=measured), place)
+        learnt_from = {"stamp": fingerprint.stamp(sources[0]), "contents": fingerprint.contents(sources[0])}
+        write_json(place / LEARNT_FROM, learnt_from)
 
     distributed.on_first(f"training a {kind}", train)
     return probes.load(place)

@@ -3,7 +3,7 @@
 A batch always has as many rows, so that a network is compiled once; rows beyond the last picture are copies of it, numbered -1.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +72,25 @@ def features_of(
     return evaluation.feature_set(batch.rows[kept], found)
 
 
-def read_pictures(path: str | Path, size: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 pictures [N, H, W, 3] and their labels int64 [N] (or None), of a folder of images, or an array: .npy, or .npz with
-    "arr_0" (and labels "arr_1"), as guided-diffusion writes them.
+class Labelled(NamedTuple):
+    """`images` uint8 [N, H, W, 3]; `labels` int64 [N], or None; `class_names` that the labels are numbers of, or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def numbered(self, names: Sequence[str] | None) -> np.ndarray | None:
+        """The labels as numbers of `names`; as they are where a side has no names; None where a class is not among them."""
+        if self.labels is None or self.class_names is None or names is None:
+            return self.labels
+        number = {name: i for i, name in enumerate(names)}
+        found = [number.get(self.class_names[label]) for label in self.labels]
+        return None if None in found else np.int64(found)
+
+
+def read_pictures(path: str | Path, size: int = 0) -> Labelled:
+    """Pictures and their labels, of a folder of images, or an array: .npy, or .npz with "arr_0" (and labels "arr_1"), as
+    guided-diffusion writes them.
 
     Args:
       size: pictures of a folder are brought to it as for training: the shorter side, then the middle. 0: they stay as they are.
@@ -99,10 +115,10 @@ def read_pictures(path: str | Path, size: int = 0) -> tuple[np.ndarray, np.ndarr
     labels = arrays.get("arr_1")
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"{path}: labels of shape {labels.shape} for {len(images)} pictures")
-    return images, None if labels is None else labels.astype(np.int64)
+    return Labelled(images, None if labels is None else labels.astype(np.int64))
 
 
-def _of_folder(path: Path, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _of_folder(path: Path, size: int) -> Labelled:
     source = folder(path)
     if size:
         transform = Transform(size)
@@ -118,4 +134,4 @@ def _of_folder(path: Path, size: int) -> tuple[np.ndarray, np.ndarray | None]:
                 "side all are brought (the shorter side is resized, bicubic, then the middle is cut out)"
             )
     labels = np.int64([source[i]["label"] for i in range(len(source))]) if "label" in source.info.columns else None
-    return np.stack(images), labels
+    return Labelled(np.stack(images), labels, source.info.class_names)

@@ -59,6 +59,8 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None, prediction
         raise ValueError(f'prediction={prediction!r}: "eps" or "v"')
     if prediction is not None and path.is_dir() and any((path / name).is_file() for name in _FOLDERS):
         raise ValueError(f"prediction={prediction!r}: {path} says itself what its network predicts; leave it out")
+    if config is not None and path.is_dir() and any((path / name).is_file() for name in _FOLDERS):
+        raise ValueError(f"config: {path} is a folder that describes its model itself; leave the YAML out")
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)

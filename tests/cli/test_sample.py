@@ -59,6 +59,10 @@ def test_a_grid_by_name(folder, tmp_path):
     drawn(folder, "--like_png", tmp_path / "out" / "0000.png", "--out", tmp_path / "again")
     first, again = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("out", "again"))
     assert np.array_equal(first, again)
+    (tmp_path / "prompts.txt").write_text("a blue star\na star\n")
+    flags = ["--like_png", tmp_path / "out" / "0000.png", "--prompts", tmp_path / "prompts.txt"]
+    drawn(folder, *flags, "--out", tmp_path / "others")
+    assert (tmp_path / "others" / "grid.txt").read_text() == "a blue star\n"  # of the file's, that of the same number
 
 
 def test_what_is_refused_leaves_no_folder(folder, tmp_path):

@@ -168,7 +168,9 @@ def test_outpainting_from_files(files):
 
 def test_films(files, tmp_path):
     drawn = draw(model("text"), flags(prompt=["a red circle", "a blue star"], interpolate=4))
-    assert drawn.images.shape == (4, 8, 8, 3) and drawn.film
+    assert drawn.images.shape == (4, 8, 8, 3) and drawn.film and drawn.words == ["a red circle", "", "", "a blue star"]
+    last = draw(model("text"), flags(prompt=["a red circle", "a blue star"], interpolate=4, index=3))
+    assert last.words == ["a blue star"] and np.array_equal(last.images, drawn.images[3:])
     assert Image.open(save_film(tmp_path, drawn.images)).n_frames == 6  # there and back
     one = draw(model("text"), flags(interpolate=4))  # two noises
     assert np.abs(one.images[0] - one.images[-1]).max() > 0.1

@@ -13,6 +13,7 @@ import pytest
 from ldm_jax import plan
 from ldm_jax.cli.plan import main
 from ldm_jax.plan import program
+from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -89,6 +90,26 @@ def test_a_step_is_compiled_for_the_devices_of_this_machine(capsys):
     assert alone["collectives"]["all-reduce"][1] == pytest.approx(alone["parameters"] * 4, rel=0.1)
 
 
+def test_what_a_loop_does_counts_as_often_as_it_is_done():
+    def looped(x):
+        return jax.lax.scan(lambda carry, _: (jax.checkpoint(jnp.dot)(carry, x), None), x, None, length=9)[0] @ x
+
+    assert program.passes(looped, jnp.ones((8, 8))) == 5  # ten products, two of them in its text
+    assert program.passes(jnp.sum, jnp.ones(8)) == 1
+    config = {**tiny.model("text").config, "name": "tiny"}
+    few, many = (
+        program.compile_sampling({**config, "sampling": {**config["sampling"], "steps": steps}}, "cpu:1", 2).flops
+        for steps in (2, 10)
+    )
+    assert 3 < many / few < 5.1  # the decoder runs once
+
+
+@pytest.mark.slow
+def test_a_step_in_parts_has_the_products_of_the_whole_batch(capsys):
+    whole, parts = (planned(capsys, "--topology=cpu:1", f"--set=diffusion_train.accumulate={n}")[0] for n in (1, 4))
+    assert parts["flops"] == pytest.approx(whole["flops"], rel=0.1)
+
+
 def test_by_the_rules_alone_and_in_words(capsys):
     assert main(["--config=shapes", *SMALL, "--mesh=data=1"]) == 0
     said = capsys.readouterr().out
@@ -104,6 +125,7 @@ def test_by_the_rules_alone_and_in_words(capsys):
         (["--config=shapes", "--topology=cpu:99", "--batch-size=99"], "CPU devices"),
         (["--config=shapes", "--topology=cpu:8", "--mesh=data=3"], "3 chips; the topology has 8"),
         (["--config=shapes", "--topology=cpu:8", "--mesh=date=3"], "date"),
+        (["--config=shapes", "--topology=cpu:8", "--mesh=fsdp=-1"], "not data and fsdp; say data=1 besides"),
         (["--config=shapes", "--topology=cpu:8", "--batch-size=12"], "--batch-size=16 is the next one"),
         (["--config=shapes", "--set=network.chanels=3"], "network.chanels: no such field of the config"),
         (["--config=shapes", "--set=network.model_channels=three"], "three"),

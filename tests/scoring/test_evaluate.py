@@ -294,13 +294,13 @@ def test_folders_and_arrays_of_pictures(data, tmp_path):
     images = rng.integers(0, 256, (5, 9, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.arange(5))
     np.save(tmp_path / "b.npy", images.astype(np.float32) / 127.5 - 1)
-    found, labels = looking.read_pictures(tmp_path / "a.npz")
+    found, labels, _ = looking.read_pictures(tmp_path / "a.npz")
     np.testing.assert_array_equal(found, images)
     assert labels.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(looking.read_pictures(tmp_path / "b.npy")[0], images)
-    found, labels = looking.read_pictures(data[0], size=8)
+    found, labels, _ = looking.read_pictures(data[0], size=8)
     assert found.shape == (24, 8, 8, 3) and np.bincount(labels).tolist() == [8, 8, 8]
-    assert looking.read_pictures(data[0])[0].shape == (24, 10, 12, 3)
+    assert looking.read_pictures(data[0]).images.shape == (24, 10, 12, 3)
     with pytest.raises(ValueError, match="are 8 x 9 pixels and should be 8 x 8"):
         looking.read_pictures(tmp_path / "a.npz", size=8)
     with pytest.raises(FileNotFoundError, match="no folder of pictures"):
@@ -502,3 +502,55 @@ def test_pictures_that_fit_their_words_score_higher():
     cosines = np.sum(seen * np.roll(seen, 1, axis=0), 1)
     assert score(names[-1:] + names[:-1]) == pytest.approx(100 * np.maximum(cosines, 0).mean())
     assert "clip/text_score" not in scoring.measure(found, reference, linear("clip"), resamples=0, texts=names).values
+
+
+def coloured(root, names, counts=(8, 8, 8)):
+    """Class folders, each of pictures of one colour; two splits of what a classifier learns in a moment."""
+    rng = np.random.default_rng(0)
+    for split, more in (("train", 1), ("validation", 2)):
+        for channel, (name, count) in enumerate(zip(names, counts)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count // more):
+                pixels = rng.integers(0, 60, (8, 8, 3)) + 180 * np.eye(3, dtype=int)[channel]
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_classes_are_matched_by_name_and_a_probe_by_its_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(networks, "PROBE_STEPS", 60)
+    real = coloured(tmp_path / "real", ("red", "green", "blue"))
+    other = coloured(tmp_path / "other", ("a_red", "m_green", "z_blue"))
+    fewer = tmp_path / "fewer"  # the red and the green ones alone, called so
+    for name in ("red", "green"):
+        shutil.copytree(real / "train" / name, fewer / name)
+    out = ["--size", "8", "--features", "classifier", "--resamples", "0", "--batch_size", "8", "--out", str(tmp_path / "out")]
+
+    def results(samples, reference):
+        assert main(["--samples", str(samples), "--reference", str(reference), *out]) == 0
+        return read_json(tmp_path / "out" / "results.json")
+
+    first = results(fewer, real)
+    assert first["results"][0]["values"]["classifier/accuracy"] == 1.0
+    assert any("class blue is 0.0%" in note for note in first["results"][0]["notes"])
+    second = results(other / "train", other)
+    assert second["results"][0]["values"]["classifier/accuracy"] == 1.0
+    assert second["features"]["weights"] != first["features"]["weights"]
+    assert results(fewer, real)["features"]["weights"] == first["features"]["weights"]
+    strange = results(other / "train", real)["results"][0]
+    assert "classifier/accuracy" not in strange["values"]
+    assert any("(a_red, m_green, z_blue) are not called as the reference's (blue, green, red)" in n for n in strange["notes"])
+
+
+def test_comparisons_have_folders_of_their_own(data, tmp_path, with_linear):
+    samples = shutil.copytree(data[0] / "train", tmp_path / "mine")
+    (tmp_path / "mine-evaluation").mkdir()
+    (tmp_path / "mine-evaluation" / "results.json").write_text("mine")
+    for reference in ("train", "val"):
+        flags = ["--samples", str(samples), "--reference", str(data[0] / reference)]
+        assert main([*flags, "--size", "8", "--resamples", "0"]) == 0
+    found = sorted((tmp_path / "mine-evaluation").glob("*/results.json"))
+    assert {read_json(path)["identity"]["reference"] for path in found} == {str(data[0] / name) for name in ("train", "val")}
+    assert (tmp_path / "mine-evaluation" / "results.json").read_text() == "mine"
+    for flag in (["--num", "10"], ["--seed", "7"], ["--which", "best"], ["--conditions", "train"], ["--reference_num", "20"]):
+        with pytest.raises(ValueError, match=f"{flag[0]} is of a model"):
+            main(["--samples", str(samples), "--reference", str(data[0]), *flag])

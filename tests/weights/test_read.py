@@ -426,6 +426,11 @@ def test_command_line(tmp_path, capsys):
     assert "network" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "b")]) == 1
     assert "exists" in capsys.readouterr().err
+    (tmp_path / "e.yaml").write_text("mine")
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "e.ckpt"), "--format", "compvis"]) == 1
+    assert "e.yaml exists" in capsys.readouterr().err and (tmp_path / "e.yaml").read_text() == "mine"
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "f"), "--config", str(tmp_path / "none.yaml")]) == 1
+    assert "describes its model itself" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "nothing")]) == 1
 
 
