@@ -23,7 +23,7 @@ from ldm_jax.scoring.drawing import Conditions, Drawer
 from ldm_jax.scoring.language import evaluate_texts
 from ldm_jax.scoring.likelihood import check_density, measure_likelihood
 from ldm_jax.scoring.looking import look, of_array, read_pictures
-from ldm_jax.scoring.measures import measure
+from ldm_jax.scoring.measures import measure, not_alike, numbered
 from ldm_jax.scoring.reconstructions import measure_reconstructions
 from ldm_jax.scoring.request import SPLITS, Request
 from ldm_jax.scoring.sweep import Drawn, Setting, progress, settings_of, sweep, way_of_drawing
@@ -170,27 +170,23 @@ def compare(
         with progress(len(pictures), f"looking at {what}") as done:
             return look(run, of_array(pictures, request.batch_size, mesh), done)
 
-    names = network.class_names
+    names = drawn.class_names
     if _holds_statistics(real):
         reference = references.read(real, network, size)
     else:
         there = read_pictures(real, request.size)
-        pictures, names = there.images, names or there.class_names
+        pictures, names = there.images, there.class_names or names
         evaluation.as_uint8(pictures, str(real), size)
         about = {"data": str(real), "count": len(pictures), "size": list(size), "features": dict(network.about)}
-        reference = references.of_features(seen(pictures, str(real)), about, there.numbered(names))
+        reference = references.of_features(seen(pictures, str(real)), about, there.labels)
         notes = tuple(evaluation.odd_in(pictures[:1024], f"pictures of {real}"))
         reference = dataclasses.replace(reference, notes=notes)
     found = seen(images, str(samples))
-    labels = drawn.numbered(names)
+    labels = numbered(drawn.labels, drawn.class_names, names)
     measured = measure(found, reference, network, resamples=request.resamples, labels=labels, class_names=names)
     notes = [*evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes]
     if labels is None and drawn.labels is not None:
-        mine, theirs = (", ".join(each[:4]) for each in (drawn.class_names, names))
-        notes.append(
-            f"the samples' classes ({mine}) are not called as the reference's ({theirs}): how often a classifier agrees, and "
-            "their shares, are not measured"
-        )
+        notes.append(not_alike(drawn.class_names, names, "the reference's"))
     result = {
         "setting": Path(samples).name, "num": len(images), "values": measured.values,
         "intervals": {name: list(each) for name, each in measured.intervals.items()},

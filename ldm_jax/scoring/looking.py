@@ -3,7 +3,7 @@
 A batch always has as many rows, so that a network is compiled once; rows beyond the last picture are copies of it, numbered -1.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,14 +78,6 @@ class Labelled(NamedTuple):
     images: np.ndarray
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
-
-    def numbered(self, names: Sequence[str] | None) -> np.ndarray | None:
-        """The labels as numbers of `names`; as they are where a side has no names; None where a class is not among them."""
-        if self.labels is None or self.class_names is None or names is None:
-            return self.labels
-        number = {name: i for i, name in enumerate(names)}
-        found = [number.get(self.class_names[label]) for label in self.labels]
-        return None if None in found else np.int64(found)
 
 
 def read_pictures(path: str | Path, size: int = 0) -> Labelled:

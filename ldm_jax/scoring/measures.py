@@ -4,7 +4,7 @@ All are float64, and functions of the features alone: whoever has the features h
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,22 @@ class Measured(NamedTuple):
     values: dict[str, float]
     intervals: dict[str, tuple[float, float, float]]
     notes: list[str]
+
+
+def numbered(labels: Any, names: Sequence[str] | None, order: Sequence[str] | None) -> np.ndarray | None:
+    """Labels [N], numbers of `names`, as numbers of `order`; as they are where either has no names. None for no labels, or
+    where one's class is not in `order`."""
+    if labels is None or names is None or order is None:
+        return None if labels is None else np.asarray(labels)
+    number = {name: i for i, name in enumerate(order)}
+    found = [number.get(names[label]) for label in labels]
+    return None if None in found else np.int64(found)
+
+
+def not_alike(mine: Sequence[str], theirs: Sequence[str], whose: str) -> str:
+    """What to say where `numbered` found none."""
+    mine, theirs = (", ".join(each[:4]) + (", ..." if len(each) > 4 else "") for each in (mine, theirs))
+    return f"the pictures' classes ({mine}) are not called as {whose} ({theirs}): how well they agree is not measured"
 
 
 def measure(
@@ -85,7 +101,11 @@ def measure(
     if labels is not None and reference.labels is not None:
         notes += evaluation.uneven_classes(labels, reference.labels, class_names)
     if labels is not None and features.kind == "classifier" and drawn.logits is not None:
-        values[features.name("accuracy")] = float((drawn.logits.argmax(1) == np.asarray(labels)).mean())
+        asked = numbered(labels, class_names, features.class_names)
+        if asked is None:
+            notes += (not_alike(class_names, features.class_names, "the classifier's"),)
+        else:
+            values[features.name("accuracy")] = float((drawn.logits.argmax(1) == asked).mean())
     if texts is not None and features.words is not None:
         fits = 100 * np.maximum(np.sum(np.float64(drawn.features) * features.words(texts), axis=1), 0)
         error = fits.std(ddof=1) / np.sqrt(count)

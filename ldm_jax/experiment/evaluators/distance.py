@@ -71,7 +71,10 @@ def make(model: Model, section: Mapping[str, Any]) -> Callable[[TrainState], Rep
         drawn = evaluation.join(features_of(run, batch) for batch in batches)
         if jax.process_index():
             return Report()
-        found = scoring.measure(drawn, reference, network, resamples=0, infinity=False, labels=conditions.labels(), texts=texts)
+        found = scoring.measure(
+            drawn, reference, network, resamples=0, infinity=False, labels=conditions.labels(),
+            class_names=conditions.source.info.class_names, texts=texts,
+        )  # fmt: skip
         kept = {network.name(name) for name in MEASURES}
         return Report({name: value for name, value in found.values.items() if name in kept}, higher=higher)
 
