@@ -197,7 +197,8 @@ def _decoded(encoded: Encoded, least: int = 0, dim: bool = False) -> Image.Image
     if least and image.format == "JPEG":
         image.draft(None, (2 * least, 2 * least))
     raw = _raw_mode(image)
-    if image.format == "TIFF" and image.tag_v2.get(284) == 2 and max(image.tag_v2.get(258, (8,))) > 8 and ";16" not in raw:
+    planes = image.tag_v2.get(258, ()) if image.format == "TIFF" and image.tag_v2.get(284) == 2 else ()
+    if len(planes) > 1 and max(planes) > 8 and ";16" not in raw:
         raise ValueError("Pillow takes its planes of 16 bits for 8; store its colours pixel by pixel, or compress it")
     black = _black_of(image, raw)
     image, turned = _load(image)

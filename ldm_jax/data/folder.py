@@ -165,12 +165,12 @@ def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[s
 
 
 def _check_apart(splits: Mapping[str, list[Row]], table: Path) -> None:
-    """ValueError for a file of several splits, by which what is trained on would be held out, too."""
+    """ValueError for a file of several of the usual splits, by which what is trained on would be held out, too."""
     of: dict[str, str] = {}
-    for split, rows in splits.items():
-        for row in rows:
+    for split in splits.keys() & SPLIT_NAMES:
+        for row in splits[split]:
             if of.setdefault(row["file_name"], split) != split:
-                both = f"{of[row['file_name']]!r} and {split!r}"
+                both = " and ".join(map(repr, sorted((of[row["file_name"]], split))))
                 raise ValueError(f"{table}: {row['file_name']} is in the splits {both}; leave each file in one of them")
 
 

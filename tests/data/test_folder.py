@@ -736,6 +736,8 @@ def test_a_file_of_two_splits_is_refused(tmp_path):
     metadata(tmp_path, [*rows, {"file_name": "./1.png", "label": "b", "split": "validation"}])
     with pytest.raises(ValueError, match=r"1\.png is in the splits 'train' and 'validation'; leave each file in one"):
         folder(tmp_path)
+    metadata(tmp_path, [*rows, {"file_name": "1.png", "label": "a", "split": "few"}])  # a part of the others, for a trial
+    assert len(folder(tmp_path)) == 3 and len(folder(tmp_path, "few")) == 1
 
 
 def test_two_spellings_of_a_name_stay_in_one_part(tmp_path):
