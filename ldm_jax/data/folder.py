@@ -19,6 +19,7 @@ and not taken.
 Everything but the pixels is read and checked here, so that mistakes show before anything else happens.
 """
 
+import itertools
 import os
 import posixpath
 from collections import Counter
@@ -129,6 +130,7 @@ def folder(
         if "caption" in chosen
         else None,
         tuple((_left_out(root, found, every, others, kind) + _of_no_use(splits, split)).items()),
+        _in_several(splits, kind) if table_in(root) else (),
     )
     return Folder(info, delivered)
 
@@ -144,7 +146,6 @@ def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[s
         if "" in splits and len(splits) > 1:
             first = splits[""][0]["file_name"]
             raise ValueError(f"{table}: {len(splits[''])} rows have no split, the first is {first}")
-        _check_apart(splits, table)
         return splits
     top = {folder for folder in found.folders if folder and "/" not in folder}
     told = {folder for folder in top if _is_split(folder) and table_in(root / folder)}
@@ -164,14 +165,15 @@ def _read_splits(root: Path, found: Found, kind: FileKind, label: str) -> dict[s
     return splits or {"": _read_rows(root, found, kind, label)}
 
 
-def _check_apart(splits: Mapping[str, list[Row]], table: Path) -> None:
-    """ValueError for a file of several of the usual splits, by which what is trained on would be held out, too."""
-    of: dict[str, str] = {}
-    for split in splits.keys() & SPLIT_NAMES:
-        for row in splits[split]:
-            if of.setdefault(row["file_name"], split) != split:
-                both = " and ".join(map(repr, sorted((of[row["file_name"]], split))))
-                raise ValueError(f"{table}: {row['file_name']} is in the splits {both}; leave each file in one of them")
+def _in_several(splits: Mapping[str, list[Row]], kind: FileKind) -> tuple[str, ...]:
+    """What is to be said of files of two of the usual splits: what is trained on is held out, too."""
+    names = {split: {row["file_name"]: None for row in splits[split]} for split in SPLIT_NAMES if split in splits}
+    said = []
+    for one, other in itertools.combinations(names, 2):
+        if both := [name for name in names[one] if name in names[other]]:
+            what = f"{kind.one} of {one!r} is" if len(both) == 1 else f"{kind.many} of {one!r} are"
+            said.append(f"{len(both)} {what} in {other!r} too ({both[0]})")
+    return tuple(said)
 
 
 def _where(root: Path, rows: Sequence[Row], split: str) -> str:

@@ -54,6 +54,7 @@ class Info:
     class_names  of `label`, None if there are no labels or no names to them; `box_names` likewise of `box_labels`
     captions     how many there are, None where nobody counted
     left_out     what was found and is no row: (what it is, how many), such as ("hidden or system folders", 2)
+    remarks      further sentences about it
     """
 
     name: str
@@ -62,6 +63,7 @@ class Info:
     box_names: tuple[str, ...] | None = None
     captions: int | None = None
     left_out: tuple[tuple[str, int], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -96,7 +98,8 @@ def describe(source: Source) -> str:
     said += [words for column, words in others if column in info.columns]
     skipped = getattr(source, "skipped", 0)
     left = [*info.left_out, *([(f"{what}s that can't be read", skipped)] if skipped else [])]
-    return ", ".join(said) + ("; left out: " + ", ".join(f"{count} {what}" for what, count in left) if left else "")
+    passed = ["left out: " + ", ".join(f"{count} {what}" for what, count in left)] if left else []
+    return "; ".join([", ".join(said), *info.remarks, *passed])
 
 
 def _counted(count: int, one: str, many: str = "") -> str:
