@@ -517,7 +517,7 @@ def coloured(root, names, counts=(8, 8, 8)):
 
 
 def test_classes_are_matched_by_name_and_a_probe_by_its_data(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(networks, "PROBE_STEPS", 60)
+    monkeypatch.setattr(networks, "PROBE_STEPS", 30)
     real = coloured(tmp_path / "real", ("red", "green", "blue"))
     other = coloured(tmp_path / "other", ("a_red", "m_green", "z_blue"))
     fewer = tmp_path / "fewer"  # the red and the green ones alone, called so
