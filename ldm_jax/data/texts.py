@@ -115,7 +115,7 @@ def _of_folder(root: Path, left: Counter | None = None) -> list[tuple[Path, str 
     seen: set[str] = set()
     top = os.path.realpath(root)
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen or top.startswith(f"{real}{os.sep}"):
+        if (real := os.path.realpath(folder)) in seen or top.startswith(f"{real.rstrip(os.sep)}{os.sep}"):
             if left is not None:
                 left["links to folders that are read already, or hold this one"] += 1
             subfolders.clear()

@@ -246,7 +246,14 @@ def _probe(kind: str, path: str, config: Mapping[str, Any] | None, folder: Path 
 def _place_of(kind: str, config: Mapping[str, Any], folder: Path) -> Path:
     """Where the probe of these data is, or will be: folder/KIND, unless the one there learnt from others."""
     place = folder / kind
-    if not (place / LEARNT_FROM).is_file() or not _is_trained(place):
+    if _is_trained(place) and not (place / LEARNT_FROM).is_file():  # by an earlier version
+        return place
+    if kind == "classifier" and not labelled(config):
+        raise ValueError(
+            f"features='classifier': {config['data']['path'] or config['data']['source']} has no labels to learn; choose "
+            "'contrastive', which needs none, 'inception:FILE', or a classifier that is there, 'classifier:PROBE'"
+        )
+    if not _is_trained(place):
         return place
     known, source = read_json(place / LEARNT_FROM), build.make_source(config, "train", _columns(kind))
     if known["stamp"] == fingerprint.stamp(source) is not None:
@@ -265,11 +272,6 @@ def _trained(kind: str, config: Mapping[str, Any] | None, folder: Path | None, s
         raise ValueError(f"features={kind!r} is trained on a working directory's pictures; without one, name a probe, "
                          f"{kind}:PROBE (python -m ldm_jax.probes train --kind {kind} --data FOLDER --out PROBE)")  # fmt: skip
     section = config["data"]
-    if kind == "classifier" and not labelled(config) and not _is_trained(folder / kind):
-        raise ValueError(
-            f"features='classifier': {section['path'] or section['source']} has no labels to learn; choose "
-            "'contrastive', which needs none, or 'inception:FILE'"
-        )
     place = _place_of(kind, config, folder)
     if jax.process_count() > 1 and not _is_trained(place):
         raise ValueError(f"{folder / kind} learnt from other pictures: one process alone trains another {kind}")

@@ -536,6 +536,11 @@ def test_classes_are_matched_by_name_and_a_probe_by_its_data(tmp_path, capsys, m
     assert second["results"][0]["values"]["classifier/accuracy"] == 1.0
     assert second["features"]["weights"] != first["features"]["weights"]
     assert results(fewer, real)["features"]["weights"] == first["features"]["weights"]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    Image.new("RGB", (8, 8)).save(bare / "1.png")
+    with pytest.raises(ValueError, match="has no labels to learn; choose .* or a classifier that is there"):
+        results(fewer, bare)
     strange = results(other / "train", real)["results"][0]
     assert "classifier/accuracy" not in strange["values"]
     said = "classes (a_red, m_green, z_blue) are not called as the reference's (blue, green, red)"
