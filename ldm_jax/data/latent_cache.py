@@ -159,13 +159,13 @@ def latent_cache(
             if damaged == "raise":
                 raise
             _log.warning("%s", error)
+    if process_index == 0 or own_disks:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was stopped; the others' before the first makes its own
     barrier("latent cache: looked at")
-    if process_index == 0:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was stopped
-        if found is None:
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.mkdir()
-            write_text(temporary / BEGUN, "")
+    if process_index == 0 and found is None:
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+        write_text(temporary / BEGUN, "")
     barrier("latent cache: prepared")
     if not temporary.is_dir():  # process 0 decides for all
         return found or open_latent_cache(path, bound, source, verify_bytes=0)

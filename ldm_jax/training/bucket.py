@@ -141,11 +141,29 @@ class Copy:
     def _there(self) -> dict[str, str]:
         """The version of every file in the bucket, but for checkpoints."""
         try:
-            found = self.files.find(self.root, detail=True)
+            found = self.files.find(self.root, detail=True) if self._whole else dict(self._listed(self.root))
         except FileNotFoundError:
             return {}
         names = {name.removeprefix(self.root).lstrip("/"): _version(info) for name, info in found.items()}
         return {name: version for name, version in names.items() if not _DIRECT.fullmatch(name)}
+
+    def _listed(self, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and descriptions of the files below a folder of a mount, but for checkpoints. What can't be read is an OSError:
+        fsspec's `find` passes over it, and what it holds would be taken for removed."""
+        for attempt in range(10):
+            try:
+                entries = self.files.ls(folder, detail=True)
+                break
+            except FileNotFoundError:  # of the folder, or of a file in it that was renamed meanwhile
+                if not self.files.exists(folder):
+                    return
+                if attempt == 9:
+                    raise
+        for entry in entries:
+            if entry["type"] != "directory":
+                yield entry["name"], entry
+            elif not _DIRECT.fullmatch(f"{entry['name'].removeprefix(self.root).lstrip('/')}/"):
+                yield from self._listed(entry["name"])
 
     def _here(self) -> dict[str, list]:
         """The size and time of every file of the copy that belongs in the bucket."""
@@ -159,10 +177,16 @@ class Copy:
         return found
 
     def check(self) -> None:
-        """ValueError if there is something else than a working directory in the bucket; nothing of it is read."""
+        """ValueError if there is something else than a working directory in the bucket, or one that was there is gone; nothing
+        of it is read."""
         with _said(f"{self.address} can't be read"):
             if self.files.exists(f"{self.root}/config.json"):
                 return
+            if "config.json" in self._same:
+                raise ValueError(
+                    f"{self.address} held a working directory when this host last saw it, and holds none now: is it mounted? "
+                    f"If it was removed, remove its copy, {self.local}, too"
+                )
             there = self.files.ls(self.root, detail=False) if self.files.exists(self.root) else []
             names = [name.rstrip("/").rpartition("/")[2] for name in there]
             if other := [name for name in names if name and not name.startswith((lock.NAME, "config.json"))]:

@@ -6,6 +6,7 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -127,11 +128,13 @@ def ends_together(orderly: tuple[type[Exception], ...] = (), seconds: float = 10
         raise
     except BaseException as error:
         if jax.process_count() > 1 and not _all_end(seconds):
-            traceback.print_exception(error)
-            which = f"process {jax.process_index()} of {jax.process_count()}"
-            print(f"{which} fails, the others don't: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(1)  # sys.exit waits for the others
+            try:
+                traceback.print_exception(error)
+                which = f"process {jax.process_index()} of {jax.process_count()}"
+                print(f"{which} fails, the others don't: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                sys.stdout.flush()
+            finally:  # where nothing can be printed, as into a file on a disk that is full, too
+                os._exit(1)  # sys.exit waits for the others
         raise
 
 
@@ -231,8 +234,16 @@ def barrier(name: str) -> None:
         for copy in _shared:
             copy.push()
         multihost_utils.sync_global_devices(name)
-        for copy in _shared:
-            copy.pull()
+        _pull(name)
+
+
+def _pull(name: str) -> None:
+    """Where disks are shared: brings what the others pushed. No process goes on before all have it, or what it changes next
+    would be gone, or there already, for one that still pulls."""
+    for copy in _shared:
+        copy.pull()
+    if _shared:
+        multihost_utils.sync_global_devices(f"{name}: pulled")
 
 
 def on_first(name: str, prepare: Callable[[], Any]) -> None:
@@ -259,8 +270,7 @@ def on_first(name: str, prepare: Callable[[], Any]) -> None:
         raise error
     if said.any():
         raise ValueError(f"process 0, {name}: {bytes(said[said > 0]).decode(errors='replace')}")
-    for copy in _shared:
-        copy.pull()
+    _pull(name)
 
 
 def agreed(value: bool) -> bool:
@@ -268,6 +278,25 @@ def agreed(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def texts(own: str) -> list[str]:
+    """What every process says, in all of them, that of process 0 first."""
+    if jax.process_count() == 1:
+        return [own]
+    data = np.frombuffer(json.dumps(own).encode(), np.uint8)  # ASCII, and not empty
+    most = int(multihost_utils.process_allgather(np.int32(len(data))).max())
+    rows = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, most - len(data)))))
+    return [json.loads(bytes(row[row > 0])) for row in rows]
+
+
+def check_alike(own: str, what: str) -> None:
+    """ValueError in all processes, unless `own` is the same in all of them. `what`: the end of a sentence that names it, what
+    was found, and what to do."""
+    found = texts(own)
+    if others := [index for index, each in enumerate(found) if each != found[0]]:
+        named = ", ".join(str(index) for index in others[:8]) + (", ..." if len(others) > 8 else "")
+        raise ValueError(f"process{'es' * (len(others) > 1)} {named} of {len(found)}, unlike process 0: {what}")
 
 
 def gathered(rows: np.ndarray) -> np.ndarray:

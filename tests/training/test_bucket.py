@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -17,9 +18,12 @@ import pytest
 from PIL import Image
 
 import ldm_jax
-from ldm_jax.training import bucket, lock
+from ldm_jax.data.latent_cache import latent_cache
+from ldm_jax.data.transform import Transform
+from ldm_jax.training import bucket, distributed, lock
 from ldm_jax.training.bucket import Copy, is_address, name_of, opened, stage_folder
 from ldm_jax.training.checkpoint import Checkpoints, load_averaged, load_part, steps_in, verify
+from tests.data.test_latent_cache import MARK, encode, source, together  # noqa: F401
 from tests.test_processes import finish, losses, start
 from tests.test_train import ROOT, command, environment, run, trained  # noqa: F401
 from tests.training.buckets import served
@@ -181,11 +185,103 @@ def test_what_fails_is_one_line_and_what_was_written_is_there(place):
         raise RuntimeError("on the way")
     assert place.files() == {"metrics.jsonl": b"1\n"}
     copy = Copy(place.address)
-    copy.files = SimpleNamespace(find=lambda *_, **__: (_ for _ in ()).throw(OSError("no route\nto host")))
+
+    def fail(*_, **__):
+        raise OSError("no route\nto host")
+
+    copy.files = SimpleNamespace(find=fail, ls=fail)
     with pytest.raises(OSError, match=r"can't be read \(OSError: no route\)$"):
         copy.pull()
     with pytest.raises(FileNotFoundError, match="holds no working directory"):
         ldm_jax.load(place.address)
+
+
+def test_what_cannot_be_listed_is_not_taken_for_removed(tmp_path, monkeypatch):
+    """A folder of a mount that fails, and one whose files are renamed while it is looked at."""
+    monkeypatch.setenv("LDM_JAX_COPIES", str(tmp_path / "copies"))
+    copy = Copy(f"file://{tmp_path}/mount/run")
+    for name in ("config.json", "latents/meta.json", "diffusion/metrics.jsonl"):
+        (copy.local / name).parent.mkdir(exist_ok=True)
+        (copy.local / name).write_text(name)
+    copy.push()
+    listed, failing = copy.files.ls, [OSError("stale handle"), *[FileNotFoundError("x.1.pushed")] * 2]
+
+    def ls(folder, **kwargs):
+        if folder.endswith("latents") and failing:
+            raise failing.pop(0)
+        return listed(folder, **kwargs)
+
+    monkeypatch.setattr(copy.files, "ls", ls)
+    with pytest.raises(OSError, match="can't be read .*stale handle"):
+        copy.pull()
+    copy.pull()
+    assert not failing and (copy.local / "latents/meta.json").read_text() == "latents/meta.json"
+
+
+def test_a_working_directory_that_is_gone_is_not_begun_anew(place):
+    """As where a disk is not mounted."""
+    with opened(place.address) as workdir:
+        (workdir / "config.json").write_text("{}")
+    copy = Copy(place.address)
+    copy._erase("config.json")
+    with pytest.raises(ValueError, match="holds none now: is it mounted\\? .*remove its copy"), opened(place.address):
+        pass
+    assert place.files() == {} and (workdir / "config.json").is_file()
+    shutil.rmtree(workdir)
+    with opened(place.address):
+        pass
+
+
+class Copies:
+    """The copies of threads that stand for processes; those of all but the first pull late."""
+
+    def __init__(self, address):
+        self.of = [Copy(address, f"process-{index}") for index in range(2)]
+
+    @property
+    def own(self):
+        return self.of[jax.process_index()]
+
+    def push(self):
+        self.own.push()
+
+    def pull(self):
+        time.sleep(0.5 * jax.process_index())
+        self.own.pull()
+
+
+def test_latents_of_processes_with_disks_of_their_own(tmp_path, monkeypatch, source):  # noqa: F811
+    """One that pulls late finds what all had when they waited for one another, not what the quick have made of it since; and
+    what a stopped run left on one of the disks is no cache that is being written."""
+    monkeypatch.setenv("LDM_JAX_COPIES", str(tmp_path / "copies"))
+    gate, copies, index = threading.Barrier(2), Copies(f"file://{tmp_path}/mount/run"), threading.local()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index.value)
+    monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", lambda name: gate.wait(20))
+
+    def work(number, barrier):
+        index.value = number
+        made = []
+
+        def counted(images):
+            made.append(1)
+            return encode(images)
+
+        args = {"process_index": number, "process_count": 2, "barrier": distributed.barrier, "own_disks": True}
+        latent_cache(copies.own.local / "latents", source, Transform(16), counted, MARK, batch_size=4, **args)
+        return len(made)
+
+    left = copies.of[1].local / ".latents.incomplete"
+    for expected in (2, 0):
+        left.mkdir()
+        (left / "rows-00001-of-00002").write_bytes(b"of a run that was stopped")
+        with distributed.shares(copies):
+            try:
+                assert together(2, work) == [expected] * 2
+            finally:
+                gate.reset()
+        for copy in copies.of:
+            assert {path.name for path in copy.local.glob("latents/rows-*")} == {f"rows-0000{i}-of-00002" for i in range(2)}
 
 
 def test_checkpoints_lie_in_the_bucket(place):
