@@ -48,6 +48,7 @@ from ldm_jax.training.checkpoint_reader import (
     steps_in,
     verify,
 )
+from ldm_jax.training.distributed import agreed
 from ldm_jax.training.state import TrainState
 
 __all__ = ["Checkpoints", "best_in", "checksums", "load_averaged", "load_part", "load_post_hoc", "steps_in", "verify"]
@@ -117,9 +118,12 @@ class Checkpoints:
 
     @property
     def retry_due(self) -> bool:
-        """Whether a save failed in the background, and it is time to repeat it with the state of the moment."""
-        alone, pending = jax.process_count() == 1, self._pending
-        failed = alone and pending is not None and pending.done() and pending.exception() is not None
+        """Whether a save failed in the background, and it is time to repeat it with the state of the moment. Several processes
+        repeat none: the OSError is raised where it failed, now and not at the next save."""
+        pending = self._pending
+        failed = pending is not None and pending.done() and pending.exception() is not None
+        if failed and jax.process_count() > 1:
+            self.wait()
         if failed and not self._again_at:
             self._again_at = time.monotonic() + 2.0**self._failures
         return failed and time.monotonic() >= self._again_at
@@ -260,11 +264,13 @@ class Checkpoints:
                     counters["step"], loaded["params"], loaded.get("ema", {}), loaded["opt_state"], counters["skipped"],
                     loaded.get("post_hoc", {}),
                 )  # fmt: skip
-        if not steps:
-            return None
+        aside = self.folder.parent / "damaged"
+        if not steps and not agreed(aside.is_dir() and any(aside.iterdir())):
+            return None  # and not the second try of a run whose only checkpoints were damaged
+        tried = f" (tried {', '.join(map(str, reversed(steps)))})" if steps else ""
         raise ValueError(
-            f"no checkpoint under {self.folder} can be read (tried {', '.join(map(str, reversed(steps)))}); they were moved to "
-            f"{self.folder.parent / 'damaged'}. Start anew in another workdir, or remove this stage's folder to train it again."
+            f"no checkpoint under {self.folder} can be read{tried}; they were moved to {aside}. Start anew "
+            "in another workdir, or remove this stage's folder to train it again."
         )
 
     def verify(self, step: int | None = None) -> str | None:

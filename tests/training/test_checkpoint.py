@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept as promised, and what happens when they are damaged."""
 
+import concurrent.futures
 import functools
 import gc
 import os
@@ -129,6 +130,24 @@ def test_nothing_usable_is_an_error_not_a_fresh_start(folder):
         checkpoints.restore(target_on(ONE))
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         load_averaged(folder)
+    # nor is it one for whoever starts the same command again, by hand or not
+    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match="they were moved to .*damaged"):
+        checkpoints.restore(target_on(ONE))
+    shutil.rmtree(folder.parent / "damaged")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(target_on(ONE)) is None
+
+
+def test_of_several_processes_the_one_that_cannot_save_says_so_at_once(tmp_path, monkeypatch):
+    """Not at the next save, when all that was learnt since is lost too: they repeat none."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints._pending = concurrent.futures.Future()
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        assert not checkpoints.retry_due
+        checkpoints._pending.set_exception(OSError("no room"))
+        with pytest.raises(OSError, match="no room"):
+            assert checkpoints.retry_due
+        monkeypatch.undo()
 
 
 def test_another_models_checkpoint_is_refused_with_what_differs(folder):
