@@ -1,6 +1,7 @@
 """Several processes as one run, on loopback: both stages, validation, evaluation, SIGTERM, going on with another number."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax.training import distributed
+from ldm_jax.data.source import Info
+from ldm_jax.experiment import together
+from ldm_jax.training import distributed, lock, sharding
 from ldm_jax.training.checkpoint import load_averaged
 from tests.test_train import ROOT, TINY, command, environment, losses, trained  # noqa: F401  (fixtures among them)
 
@@ -236,6 +239,96 @@ def test_an_error_of_the_first_process_is_an_error():
 
     with pytest.raises(ValueError, match="no such folder"):
         distributed.on_first("data", fail)
+
+
+def told(monkeypatch, *others):
+    """From now on this process is the first of several, which say so."""
+    monkeypatch.setattr(jax, "process_count", lambda: 1 + len(others))
+    monkeypatch.setattr(distributed, "texts", lambda own: [own, *(other(own) for other in others)])
+
+
+def test_processes_of_other_configs_are_refused_with_the_difference(monkeypatch):
+    """They trained something of both, or waited for one another."""
+    config = {"seed": 0, "first_stage": {"path": "", "ch": 8}, "data": {"path": "/a", "workers": 2}}
+
+    def another(**fields):
+        return lambda own: json.dumps({**json.loads(own), **fields})
+
+    told(monkeypatch, another())
+    together.check_config(config)
+    seen = json.loads(distributed.texts(json.dumps({"x": 1}))[0])
+    assert seen == {"x": 1}
+    for fields, line in (
+        ({"first_stage.ch": 16}, "first_stage.ch: 8 in process 0, 16 there"),
+        ({"first_stage.path": True}, "first_stage.path: False in process 0, True there"),
+        ({"more": 1}, "more: 'absent' in process 0, 1 there"),
+    ):
+        told(monkeypatch, another(), another(**fields))
+        with pytest.raises(ValueError, match=f"process 2 of 3 has another config.*\n  {line}$"):
+            together.check_config(config)
+    flat = []
+    monkeypatch.setattr(distributed, "texts", lambda own: flat.append(json.loads(own)) or [own, own])
+    for path, workers in (("/a", 2), ("/b", 8)):  # where a host has its data, and how many read them, is its own business
+        together.check_config(config | {"data": {"path": path, "workers": workers}})
+    assert flat[0] == flat[1]
+
+
+def test_processes_that_see_other_folders_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(together, "PATIENCE", 0.0)
+    with lock.hold(tmp_path):
+        told(monkeypatch, lambda own: own)
+        together.check_place(tmp_path)
+        told(monkeypatch, lambda own: "no")
+        with pytest.raises(ValueError, match="process 1 of 2 doesn't see what process 0 writes into .*one folder that all"):
+            together.check_place(tmp_path)
+    told(monkeypatch)
+    monkeypatch.setattr(distributed, "_shared", [object()])
+    together.check_place(tmp_path / "copies of a bucket")
+
+
+def test_processes_of_other_data_or_weights_are_refused(monkeypatch):
+    rows = [{"name": f"here/{i}", "caption": str(i)} for i in range(250)]
+
+    def source(rows):
+        found = Rows(rows)
+        found.info = Info("here", ("caption",))
+        return found
+
+    class Rows(list):
+        pass
+
+    class Several:
+        is_multi_process = True
+
+    said = []
+    told(monkeypatch, lambda own: said.append(own) or own)
+    for found in (rows, rows[:-1], [*rows[:-1], {**rows[-1], "caption": "other"}]):
+        together.check_source(source(found), "train")
+    for numbers in ([1.0, 2.0], [1.0, 3.0]):
+        sharding.check_alike(Several, {"kernel": np.float32(numbers), "bias": np.float32(0)}, "the model")
+    assert len({*said}) == 5
+    told(monkeypatch, lambda own: said[0])
+    together.check_source(source(rows), "train")
+    with pytest.raises(ValueError, match="process 1 of 2, unlike process 0: it has other data of the split train"):
+        together.check_source(source(rows[1:]), "train")
+
+
+def test_one_that_cannot_say_why_it_fails_ends_all_the_same(monkeypatch):
+    """As where standard error goes to a disk that is full."""
+    left = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "_all_end", lambda seconds: False)
+    monkeypatch.setattr(os, "_exit", left.append)
+
+    class Full:
+        def write(self, text):
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError), monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Full())
+        with distributed.ends_together():
+            raise ValueError("no room left")
+    assert left == [1]
 
 
 SHARING = """

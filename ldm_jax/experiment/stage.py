@@ -17,6 +17,7 @@ from ldm_jax.conditioning import Condition
 from ldm_jax.data.pipeline import batches, eval_batches, in_memory
 from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
+from ldm_jax.experiment import together
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.files import identity
 from ldm_jax.training import distributed, lock, sharding
@@ -40,6 +41,7 @@ class Experiment:
 
     def __init__(self, config: Mapping[str, Any], workdir: Path, script: str = ""):
         self.config, self.workdir, self._script = build.with_lists(config), workdir, script
+        together.check_config(self.config)
         self.mesh = sharding.make_mesh(*(config["mesh"].get(axis, 1) for axis in sharding.AXES))
         for stage, having in (("first_stage", {"first_stage"}), ("diffusion", {"latents", "diffusion"})):
             if having & {*config["stages"]}:  # latents are measured over the batches that are to come
@@ -55,6 +57,9 @@ class Experiment:
         distributed.on_first("working directory", lambda: self._held.enter_context(lock.hold(workdir)))
         self._place = identity(workdir)
         try:
+            together.check_place(workdir)
+            for split, source in self.sources.items():
+                together.check_source(source, split)
             distributed.on_first("working directory", lambda: self._write(condition))
             self._look()
             self.condition = condition
@@ -179,7 +184,9 @@ class Experiment:
 
     def first_stage_params(self) -> PyTree:
         """The trained first stage, on this process's default device."""
-        return api.load_first_stage(self.config, self.workdir, dtype=build.first_stage_dtype(self.config))
+        found = api.load_first_stage(self.config, self.workdir, dtype=build.first_stage_dtype(self.config))
+        sharding.check_alike(self.mesh, found, "the first stage, config.first_stage.path")
+        return found
 
     def batches(self, source: Any, transform: Any, batch_size: int, start_step: int) -> Iterator[PyTree]:
         """This process's share of the training batches from `start_step` on."""
@@ -232,7 +239,10 @@ class Experiment:
                 state = sharding.init_sharded(self.mesh, program.init_state, self.config["seed"])
                 if prepare is not None:
                     # through jit: on CPU, donating what was put there from numpy's memory is not safe
-                    params = sharding.place(prepare(state.params), shardings.params)
+                    begun = prepare(state.params)
+                    if section["start_from"]:
+                        sharding.check_alike(self.mesh, begun, f"the model to start from, config.{name}_train.start_from")
+                    params = sharding.place(begun, shardings.params)
                     state = jax.jit(program.state_of, out_shardings=shardings)(params)
             start = int(state.step)
             if start and is_over(start):

@@ -4,6 +4,7 @@ One device is the trivial mesh and runs the same program. The compiler inserts t
 is JAX's ambient mesh (`jax.sharding.get_abstract_mesh()`).
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ldm_jax.primitives.arrays import KIND
 from ldm_jax.primitives.placement import AXES, ROWS, spec
+from ldm_jax.training import distributed
 
 PyTree = Any
 
@@ -87,6 +89,21 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
             x = np.asarray(x)
             leaves[i] = jax.make_array_from_callback(x.shape, wanted[i], lambda index, x=x: x[index])
     return jax.tree.unflatten(structure, leaves)
+
+
+def check_alike(mesh: Mesh, tree: PyTree, what: str) -> None:
+    """ValueError in all processes of a mesh of several, unless all have read the same numbers: replicas that differ would train
+    on without a word. Arrays that are spread over processes are not looked at. `what` they are, and where they come from."""
+    if not mesh.is_multi_process:
+        return
+    digest = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            continue
+        x = np.asarray(x)
+        digest.update(f"{jax.tree_util.keystr(path)}:{x.dtype}:{x.shape};".encode())
+        digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    distributed.check_alike(digest.hexdigest(), f"{what}, has other weights there; all hosts need the same files")
 
 
 def _same(arrays: list[jax.Array]) -> list[jax.Array]:
@@ -235,5 +252,6 @@ def compile_step(
         compiler_options=dict(options or {}),
     )
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(constants)):
+        check_alike(mesh, constants, "the networks that stay as they are, which paths of the config name")
         constants = place(constants, fixed)
     return CompiledStep(mesh, jitted, constants)
