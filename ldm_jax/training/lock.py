@@ -1,11 +1,12 @@
 """One training per working directory: a lock file that says whose it is.
 
-    FOLDER/training.lock    {"process", "host", "since", "started"}
+    FOLDER/training.lock    {"process", "host", "since", "started", "space"}
 
 It is made at once or not at all (a hard link of a finished file), touched every HEARTBEAT seconds, and removed at the end, also
 after an error. While one process looks and takes, others on its host wait (`flock` of the folder, which ends with a process).
 A lock is passed over when its process is dead: on this host by the process table, where the process's start time tells it from
-a later one of the same number; on another host when it was not touched for STALE seconds.
+a later one of the same number; on another host when it was not touched for STALE seconds. Containers of one host name each
+count processes for themselves ("space"): between them, a lock lives while its file is locked (`flock`, or else touched).
 """
 
 import contextlib
@@ -42,7 +43,7 @@ def hold(folder: str | Path) -> Iterator[None]:
     path = Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = owner()
-    _take(path, mine)
+    handle = _take(path, mine)
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, mine, done), name="lock", daemon=True)
     beat.start()
@@ -53,6 +54,8 @@ def hold(folder: str | Path) -> Iterator[None]:
         beat.join()
         if _read(path) == mine:
             path.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def owner() -> dict:
@@ -62,18 +65,21 @@ def owner() -> dict:
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "started": _started(os.getpid()),
+        "space": _space(),
     }
 
 
 def refusal(place: str | Path, found: dict) -> str:
     """Why `place` can't be had while `found` lives."""
+    killed = f" (where it was killed, {STALE / 60:.0f} minutes)" if found["host"] != socket.gethostname() else ""
     return (
         f"{place} is in use by process {found['process']} on {found['host']} since {found['since']}; "
-        "wait for it to end, or choose another working directory"
+        f"wait for it to end{killed}, or choose another working directory"
     )
 
 
-def _take(path: Path, mine: dict) -> None:
+def _take(path: Path, mine: dict) -> int | None:
+    """Makes the lock, and returns a handle that keeps its file locked, where the file system can."""
     temporary = path.with_name(f".{NAME}.{mine['host']}.{mine['process']}.{threading.get_ident()}")
     temporary.write_text(json.dumps(mine), encoding="utf-8")
     try:
@@ -82,9 +88,11 @@ def _take(path: Path, mine: dict) -> None:
                 with contextlib.suppress(FileExistsError):
                     _place(temporary, path)
                     _clear(path.parent)
-                    return
+                    with contextlib.suppress(OSError):
+                        return _locked(path)
+                    return None
                 found = _read(path)
-                if found is not None and is_alive(found, lambda: time.time() - path.stat().st_mtime):
+                if found is not None and is_alive(found, lambda: time.time() - path.stat().st_mtime, lambda: _is_locked(path)):
                     raise ValueError(refusal(path.parent, found))
                 _remove_stale(path, found)
         raise ValueError(f"{path.parent} is being taken by several processes at once; start one of them again")
@@ -116,6 +124,37 @@ def _place(made: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         with open(path, "x", encoding="utf-8") as file:
             file.write(made.read_text(encoding="utf-8"))
+
+
+def _locked(path: Path) -> int | None:
+    """A handle of the file that keeps it locked until it is closed; None where the file system can't. BlockingIOError where
+    another has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether some process keeps the file locked; None where the file system can't say."""
+    try:
+        handle = _locked(path)
+    except BlockingIOError:
+        return True
+    except OSError:  # gone meanwhile
+        return False
+    if handle is None:
+        return None
+    os.close(handle)
+    return False
 
 
 def _remove_stale(path: Path, found: dict | None) -> None:
@@ -166,9 +205,14 @@ def owner_in(data: bytes) -> dict | None:
         return None
 
 
-def is_alive(found: dict, age: Callable[[], float]) -> bool:
-    """Whether a lock's owner lives. `age`: seconds since it was touched, which is asked of another host's."""
-    if found["host"] != socket.gethostname():
+def is_alive(found: dict, age: Callable[[], float], locked: Callable[[], bool | None] = lambda: None) -> bool:
+    """Whether a lock's owner lives. `age`: seconds since it was touched, which is asked of another host's. `locked`: whether
+    its file is, which is asked of another container's on this machine (where it can't be said, the age)."""
+    here, elsewhere = _space(), found["host"] != socket.gethostname()
+    beside = not elsewhere and here and found.get("space", here) != here and _boot() == _boot(found)
+    if beside and (kept := locked()) is not None:
+        return kept
+    if elsewhere or beside:
         try:
             return age() < STALE
         except FileNotFoundError:
@@ -177,6 +221,19 @@ def is_alive(found: dict, age: Callable[[], float]) -> bool:
         return False
     started = _started(found["process"])
     return found["started"] is None or started is None or started == found["started"]
+
+
+def _space() -> str | None:
+    """In which space of process numbers this process is, of which a machine with containers has several."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _boot(found: dict | None = None) -> str:
+    """The start of the machine since which a lock's owner, or this process, runs."""
+    return str(_started(os.getpid()) if found is None else found["started"]).split(" ")[0]
 
 
 def _started(process: int) -> str | None:

@@ -103,7 +103,7 @@ def check_alike(mesh: Mesh, tree: PyTree, what: str) -> None:
         x = np.asarray(x)
         digest.update(f"{jax.tree_util.keystr(path)}:{x.dtype}:{x.shape};".encode())
         digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-    distributed.check_alike(digest.hexdigest(), f"{what}, has other weights there; all hosts need the same files")
+    distributed.check_alike(digest.hexdigest(), f"it has other weights of {what}; all hosts need the same files")
 
 
 def _same(arrays: list[jax.Array]) -> list[jax.Array]:

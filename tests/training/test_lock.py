@@ -80,6 +80,23 @@ def test_a_lock_of_another_host_counts_while_it_is_touched(tmp_path):
         pass
 
 
+def test_a_lock_of_another_container_counts_while_its_file_is_locked(tmp_path):
+    """Two of one host name, each with process numbers of its own: the other's number is nobody's here, or somebody else's."""
+    if lock._space() is None or lock.fcntl is None:
+        pytest.skip("no spaces of process numbers here")
+    with lock.hold(tmp_path):
+        write(tmp_path, process=dead_process(), space="pid:[1]")  # into the file that is locked
+        with pytest.raises(ValueError, match="is in use by process"), lock.hold(tmp_path):
+            pass
+    with lock.hold(tmp_path):  # killed
+        pass
+    write(tmp_path, process=os.getpid(), space="pid:[1]")
+    with lock.hold(tmp_path):
+        pass
+    found = json.loads(json.dumps(lock.owner())) | {"process": dead_process(), "space": "pid:[1]"}
+    assert lock.is_alive(found, lambda: 1.0) and not lock.is_alive(found, lambda: lock.STALE + 1)  # in a bucket
+
+
 def test_the_lock_is_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
     with lock.hold(tmp_path):
