@@ -8,6 +8,7 @@
 The same command resumes. It ends with status 0 when all is trained, 75 when it was stopped and can go on, 1 when it can't work.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(arguments, program)
     except KeyboardInterrupt as interruption:
         said = str(interruption) or "stopped; what was saved before is there"
-        print(f"{said}. To go on: {as_typed_again()}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal is gone, too
+            print(f"{said}. To go on: {as_typed_again()}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LDM_TRACEBACK"):

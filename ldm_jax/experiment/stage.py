@@ -123,9 +123,10 @@ class Experiment:
             )
 
     def say(self, text: str) -> None:
-        """One line for the reader, of the first process."""
+        """One line for the reader, of the first process; `Log.say` has where it goes when nobody reads."""
         if jax.process_index() == 0:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):
+                print(text, flush=True)
 
     def _source(self, split: str, columns: tuple[str, ...]) -> Any:
         began = time.monotonic()

@@ -57,10 +57,11 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether to stop, to be called once a step: after Ctrl-C or SIGTERM.
+    """Yields a function that says whether to stop, to be called once a step: after Ctrl-C, SIGTERM, or the end of the terminal
+    (SIGHUP, unless `nohup` keeps it away).
 
     In one process, a second signal acts at once. Of several, one signalled process is enough, and all are told to stop at the
-    same step: SIGTERM is left to JAX's preemption notifier, which agrees with the others, and Ctrl-C is passed on to it.
+    same step: SIGTERM is left to JAX's preemption notifier, which agrees with the others, and the rest is passed on to it.
     """
     several, received, previous = jax.process_count() > 1, [], {}
 
@@ -73,7 +74,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     def asked() -> bool:
         return distributed.asked_to_stop() if several else bool(received)
 
-    for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    ended = (hangup,) if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL else ()
+    for number in (signal.SIGINT, *ended, *(() if several else (signal.SIGTERM,))):
         with contextlib.suppress(ValueError):  # not in the main thread: the caller's business
             previous[number] = signal.signal(number, handle)
     try:
@@ -122,7 +125,7 @@ def train(
                        of all devices together; with both, the log has `mfu`, the fraction of the peak that is used
 
     Raises:
-      Interrupted: Ctrl-C or SIGTERM; the state was saved.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state was saved.
       FloatingPointError: not finite, and rewinding did not help, or there was nothing to go back to.
       OSError: a checkpoint could not be written, time and again.
     """

@@ -95,9 +95,10 @@ class Log:
             self.bar.update(step - self.bar.n)
 
     def say(self, text: str):
-        """One line for the reader."""
+        """One line for the reader, if there still is one: a training outlives its terminal, and a `tee` that is gone."""
         if self.speaks:
-            tqdm.write(text, file=sys.stderr) if self.bar is not None else print(text, flush=True)
+            with contextlib.suppress(OSError):
+                tqdm.write(text, file=sys.stderr) if self.bar is not None else print(text, flush=True)
 
     def progress(self, step: int, loss: float, rate: float):
         """Moves the bar (nothing where there is none)."""

@@ -22,7 +22,7 @@ from tensorboardX.proto import event_pb2
 from ldm_jax.experiment.stage import take_snapshot
 from ldm_jax.training.checkpoint import Checkpoints, best_in, load_part, steps_in
 from ldm_jax.training.judge import Judge
-from ldm_jax.training.loop import Hook, Interrupted, Report, train
+from ldm_jax.training.loop import Hook, Interrupted, Report, stop_signals, train
 from ldm_jax.training.metrics import Log, clock, image_grid
 from ldm_jax.training.optimizer import make_optimizer
 from ldm_jax.training.state import from_loss, make_init, make_train_step
@@ -303,17 +303,18 @@ def test_rewinding_is_bounded(tmp_path):
     assert began == [0, 4, 4]
 
 
-def test_it_stops_at_a_signal_saves_and_goes_on_exactly(tmp_path):
-    whole = run(tmp_path / "whole", numbers)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_stops_at_a_signal_saves_and_goes_on_exactly(tmp_path, number):
+    whole, before = run(tmp_path / "whole", numbers), signal.signal(number, signal.SIG_DFL)  # which `nohup` ignores
 
     def stop(state):
         if int(state.step) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return Report()
 
     with pytest.raises(Interrupted, match="stopped at step 4"):
         run(tmp_path / "part", numbers, hooks=[Hook(1, stop)], checkpoint_every=0)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.signal(number, before) == signal.SIG_DFL
     with Checkpoints(tmp_path / "part" / "checkpoints") as checkpoints:
         state = checkpoints.restore(jax.eval_shape(INIT, jax.random.key(0)))
     state = run(tmp_path / "part", numbers, state=state)
@@ -427,6 +428,31 @@ def test_lines_wait_for_a_disk_that_fails(tmp_path):
         (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
         log.scalars(4, {"a": 4.0})
     assert [line["a"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_hangup_that_is_ignored_stops_nothing(tmp_path):
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_line_that_nobody_reads_ends_nothing(tmp_path, monkeypatch):
+    """A `tee` that is gone, a disk that is full."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with Log(tmp_path, "stage", 10) as log:
+        monkeypatch.setattr("sys.stdout", Gone())
+        log.scalars(1, {"a": 1.0})
+        monkeypatch.undo()
+    assert [line["a"] for line in lines(tmp_path)] == [1]
 
 
 def test_a_signal_in_the_last_pictures_is_not_lost(tmp_path):
