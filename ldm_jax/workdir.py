@@ -75,6 +75,11 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     if not path.is_file():
         # of a training killed before anything was written
         ours = lock.NAME, f".{lock.NAME}.", ".config.json.", bucket.MARK
+        if (workdir / "versions.json").is_file() or any((workdir / stage / "checkpoints").is_dir() for stage in bucket.STAGES):
+            raise ValueError(
+                f"{bucket.name_of(workdir)} has lost its config.json, or was copied without it: bring that back, or choose "
+                "another --workdir"
+            )
         if workdir.is_dir() and not all(entry.name.startswith(ours) for entry in workdir.iterdir()):
             raise ValueError(f"{workdir} is not empty and not a working directory of ours; choose another --workdir")
         return

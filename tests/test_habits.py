@@ -452,6 +452,15 @@ def test_damaged_small_files_are_named_with_the_way_out(tmp_path, damage):
     assert (tmp_path / "versions.damaged").is_file() or damage == "list"
 
 
+@pytest.mark.parametrize("left", ["versions.json", "diffusion/checkpoints/10/about"])
+def test_a_working_directory_without_its_config_is_not_called_somebody_elses(tmp_path, left):
+    """As one that was copied in part."""
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("{}")
+    with pytest.raises(ValueError, match="has lost its config.json, or was copied without it: bring that back"):
+        check_workdir(config_of(), tmp_path)
+
+
 def test_paths_of_a_config_are_kept_absolute(tmp_path, monkeypatch):
     (tmp_path / "A" / "runs" / "other").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "A")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -179,11 +180,19 @@ class _Board:
     def __init__(self, folder: Path, step: int):
         self.folder = folder
         suffix = f".{os.getpid()}.{time.monotonic_ns()}"  # two within a second would be one file
-        self._writer = EventsWriter(str(folder / "events"), suffix)
+        self._writer = EventsWriter(str(folder / self._prefix(folder)), suffix)
         if step:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             # what an earlier file has from this step on is hidden
             self._write(event_pb2.Event(step=step + 1, session_log=start, wall_time=time.time()))
+
+    @staticmethod
+    def _prefix(folder: Path) -> str:
+        """How the name of a file begins that comes after all that are there, in the order of names, in which TensorBoard reads
+        them: the time follows, by a clock that may have been set back."""
+        found = (re.match(r"events\.out\.tfevents\.(\d{10})\b", path.name) for path in folder.glob("events.out.tfevents.*"))
+        newest = max((int(match[1]) for match in found if match), default=0)
+        return f"events.out.tfevents.{newest + 1}" if newest >= int(time.time()) else "events"
 
     def _write(self, *events: event_pb2.Event):
         for event in events:

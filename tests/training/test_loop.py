@@ -241,6 +241,20 @@ def test_curves_reach_tensorboard(tmp_path):
         assert seen[line["step"], "train/loss"] == pytest.approx(line["train/loss"])
 
 
+def test_curves_are_in_order_when_the_clock_was_set_back(tmp_path):
+    """TensorBoard reads files in the order of their names."""
+    ahead, names = tmp_path / f"events.out.tfevents.{int(time.time()) + 10**7}.host.1.2", []
+    for step in range(3):
+        with Log(tmp_path, "stage", 10, step) as log:
+            log.scalars(step + 1, {"a": 1.0})
+        names += [name for name in sorted(os.listdir(tmp_path)) if "tfevents" in name and name not in names]
+        if step == 0:
+            (tmp_path / names[0]).rename(ahead)
+            names = [ahead.name]
+    assert len(names) == 3 and names == sorted(names)
+    assert all("tfevents" in name for name in names)
+
+
 def noisy(params, batch, key, step):
     """Not finite while the key's number says so: with another key it goes on."""
     bad = (step.number == 6) & (jax.random.key_data(key)[-1] == BAD)
