@@ -241,6 +241,20 @@ def test_an_error_of_the_first_process_is_an_error():
         distributed.on_first("data", fail)
 
 
+def test_an_error_without_words_reaches_the_others_too(monkeypatch):
+    """They went on, and waited for the first for good."""
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda x: said.append(bytes(x)) or x)
+
+    def fail():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        distributed.on_first("data", fail)
+    assert said[0].startswith(b"TimeoutError")
+
+
 def told(monkeypatch, *others):
     """From now on this process is the first of several, which say so."""
     monkeypatch.setattr(jax, "process_count", lambda: 1 + len(others))

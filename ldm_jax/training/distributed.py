@@ -263,7 +263,7 @@ def on_first(name: str, prepare: Callable[[], Any]) -> None:
         return
     said = np.zeros(2048, np.uint8)
     if error is not None:
-        text = np.frombuffer(f"{error}".encode()[: len(said)], np.uint8)
+        text = np.frombuffer((f"{error}" or type(error).__name__).encode()[: len(said)], np.uint8)
         said[: len(text)] = text
     said = np.asarray(multihost_utils.broadcast_one_to_all(said))
     if error is not None:
