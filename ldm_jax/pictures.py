@@ -5,6 +5,8 @@
 """
 
 import io
+import math
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from ldm_jax.primitives.flags import FORMATS
 from ldm_jax.training.metrics import image_grid, to_uint8
 
 _DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
+MOST_PIXELS = {"webp": 16383, "jpg": 65500}  # along a side; what Pillow writes at most
 _BORDER, _LINE, _MOST_LINES = 2, 13, 3
 
 
@@ -37,24 +40,31 @@ def save_pictures(
 ) -> Path:
     """One grid, with what was asked for in a .txt beside it; `singly`: every picture as a file of its own besides, with the
     text chunks {keyword: text} of `texts`, one mapping a picture. `suffix`: one of `FORMATS`; `labels`: the words stand in the
-    grid, too.
+    grid, too. What is larger than the files of its suffix may be is a PNG instead.
 
-    Raises FileExistsError rather than overwrite a picture, ValueError for texts of another number of pictures."""
+    Raises FileExistsError rather than overwrite anything, ValueError for texts of another number of pictures."""
     check_choice(suffix, FORMATS, "format")
     if texts and (len(texts) != len(images) or not singly):
         raise ValueError(f"texts of {len(texts)} pictures for {len(images)}: give one mapping a picture, with singly=True")
     folder.mkdir(parents=True, exist_ok=True)
-    grid = folder / f"{name}.{suffix}"
-    files = {grid: labelled_grid(images, words, columns) if labels else image_grid(images, columns)}
+    together = labelled_grid(images, words, columns) if labels else image_grid(images, columns)
+    grid = folder / f"{name}.{_with_room(suffix, together)}"
+    files = {grid: (together, {})}
     if singly:
-        files |= {folder / f"{i:04d}.{suffix}": picture for i, picture in enumerate(to_uint8(images))}
-    if taken := [path for path in files if path.exists()]:
+        single = _with_room(suffix, images[0])
+        said = [*texts, *[{}] * (len(images) - len(texts))]
+        files |= {folder / f"{i:04d}.{single}": both for i, both in enumerate(zip(to_uint8(images), said, strict=True))}
+    if taken := [path for path in (*files, grid.with_suffix(".txt")) if os.path.lexists(path)]:
         raise FileExistsError(f"{taken[0]} exists; choose another folder")
-    said = {folder / f"{i:04d}.{suffix}": text for i, text in enumerate(texts)}
-    for path, picture in files.items():
-        save_picture(path, picture, said.get(path, {}))
-    write_text(grid.with_suffix(".txt"), "\n".join(words) + "\n")
+    for path, (picture, text) in files.items():
+        save_picture(path, picture, text)
+    write_text(grid.with_suffix(".txt"), "".join(f"{' '.join(line.splitlines())}\n" for line in words))
     return grid
+
+
+def _with_room(suffix: str, picture: np.ndarray) -> str:
+    """The suffix, or "png" where a picture [H, W, 3] has more pixels along a side than such files hold."""
+    return suffix if max(picture.shape[:2]) <= MOST_PIXELS.get(suffix, math.inf) else "png"
 
 
 def save_picture(path: Path, picture: np.ndarray, texts: Mapping[str, str]) -> None:
@@ -127,9 +137,10 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def save_film(folder: Path, images: np.ndarray, milliseconds: int = 120) -> Path:
-    """The pictures one after the other, there and back, as folder/film.gif."""
-    path = folder / "film.gif"
-    path.write_bytes(encoded_film(images, milliseconds))
+    """The pictures one after the other, there and back, as folder/film.gif. FileExistsError rather than overwrite one."""
+    path, film = folder / "film.gif", encoded_film(images, milliseconds)
+    with open(path, "xb") as file:
+        file.write(film)
     return path
 
 

@@ -18,6 +18,7 @@ from ldm_jax.primitives.files import folder_place, leftovers, of_this_machine, r
 
 # What may differ between runs in one working directory, because it doesn't change what is learnt.
 FREE_SECTIONS = ("log", "checkpoint", "mesh", "evaluation", "sampling")
+DRAWN = re.compile(r"(grid|film|sentences|\d{4,})\.\w+")  # names of files that drawing writes into a folder
 # Fields of a config that are paths.
 PATHS = (
     "first_stage.path", "first_stage_train.start_from", "diffusion_train.start_from", "conditioner.path",
@@ -244,8 +245,7 @@ def free_folder(parent: Path) -> Path:
 def check_samples_folder(model: Path, out: str | None) -> None:
     """OSError where `make_samples_folder` could make none; nothing is made."""
     if out:
-        if (folder_place(out, "--out") / "grid.png").exists():
-            raise FileExistsError(f"{out} holds pictures; choose another --out")
+        _check_free(folder_place(out, "--out"))
         return
     failures = []
     for folder in _places(model):
@@ -262,9 +262,8 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
     checkpoint's file, or here where that can't be written. FileExistsError if `out` holds pictures already."""
     if out:
         folder = folder_place(out, "--out")
+        _check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "grid.png").exists():
-            raise FileExistsError(f"{folder} holds pictures; choose another --out")
         return folder
     for parent in _places(model):
         try:
@@ -273,6 +272,14 @@ def make_samples_folder(model: Path, out: str | None) -> Path:
         except OSError as error:
             failure = error
     raise failure
+
+
+def _check_free(folder: Path) -> None:
+    """FileExistsError where there is a file of a name that drawing gives, in whatever format: the user's own would be lost, or
+    stand among pictures that it says nothing of."""
+    taken = sorted(filter(DRAWN.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+    if taken:
+        raise FileExistsError(f"{folder} holds pictures; choose another --out ({taken[0]} is there)")
 
 
 def _new_folder(parent: Path) -> Path:

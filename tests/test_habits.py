@@ -35,6 +35,7 @@ from ldm_jax.workdir import (
     FREE_SECTIONS,
     SINCE,
     absolute,
+    check_samples_folder,
     check_workdir,
     flatten,
     make_samples_folder,
@@ -510,6 +511,15 @@ def test_a_place_for_pictures_is_made_before_anything_is_drawn(tmp_path, monkeyp
     (tmp_path / "out" / "grid.png").write_bytes(b"")
     with pytest.raises(FileExistsError, match="choose another --out"):
         make_samples_folder(tmp_path, str(tmp_path / "out"))
+    for name in ("grid.txt", "grid.webp", "film.gif", "0000.jpg", "0003.wav", "sentences.txt"):
+        mine = tmp_path / f"of {name}"
+        mine.mkdir()
+        (mine / name).symlink_to("nowhere")  # a link is a user's, too
+        for look in (check_samples_folder, make_samples_folder):  # before a model is read, and before anything is drawn
+            with pytest.raises(FileExistsError, match="holds pictures; choose another --out"):
+                look(tmp_path, str(mine))
+    (tmp_path / "out" / "grid.png").rename(tmp_path / "out" / "notes.txt")
+    assert make_samples_folder(tmp_path, str(tmp_path / "out")).is_dir()
     monkeypatch.chdir(tmp_path)
     Path("sealed").mkdir()
     Path("sealed", "samples").write_bytes(b"")  # nothing can be made there

@@ -13,7 +13,7 @@ from ldm_jax.cli.sample_command import main as command
 from ldm_jax.drawing import modes as sample
 from ldm_jax.drawing.modes import Drawn, alone, choose_mode, draw, with_defaults, with_prompts
 from ldm_jax.drawing.records import CHUNK, LONGEST, fingerprint, read_record, records, repeated
-from ldm_jax.pictures import labelled_grid, png_info, save_pictures
+from ldm_jax.pictures import labelled_grid, png_info, save_film, save_pictures
 from ldm_jax.training.metrics import image_grid, to_uint8
 from tests.tiny import model
 
@@ -252,6 +252,31 @@ def test_other_formats_say_it_as_well(tmp_path, suffix):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"other.{suffix}")
     with pytest.raises(ValueError, match="doesn't say how it was drawn"):
         read_record(tmp_path / f"other.{suffix}")
+
+
+def test_no_file_of_a_users_own_is_written_over(tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    for name in ("grid.txt", "grid.png", "0001.png"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(FileExistsError, match=f"{name} exists"):
+            save_pictures(tmp_path, "grid", images, ["x"] * 2, singly=True)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+    (tmp_path / "film.gif").write_text("mine")
+    with pytest.raises(FileExistsError):
+        save_film(tmp_path, images)
+    assert (tmp_path / "film.gif").read_text() == "mine"
+
+
+def test_what_is_too_large_for_a_format_is_a_png(tmp_path):
+    """Hundreds of pictures in a row are wider than a WebP may be; what each is stays on a line of its own."""
+    images = np.zeros((9, 2, 2000, 3), np.float32)
+    grid = save_pictures(tmp_path / "row", "grid", images, ["two\nlines", *"bcdefghi"], 9, True, suffix="webp")
+    assert grid.name == "grid.png" and Image.open(grid).size == (18020, 6)
+    assert sorted(path.name for path in (tmp_path / "row").glob("0*")) == [f"000{i}.webp" for i in range(9)]
+    assert grid.with_suffix(".txt").read_text().splitlines() == ["two lines", *"bcdefghi"]
+    wide = save_pictures(tmp_path / "one", "grid", images.reshape(1, 2, 18000, 3), ["x"], 1, True, suffix="webp")
+    assert wide.name == "grid.png" and Image.open(tmp_path / "one" / "0000.png").size == (18000, 2)
 
 
 def test_grids_say_what_is_in_them():
