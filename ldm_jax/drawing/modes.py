@@ -21,7 +21,7 @@ from ldm_jax.api import LatentDiffusion
 from ldm_jax.api.sampling import canvas
 from ldm_jax.conditioning import KINDS, Condition
 from ldm_jax.data.text_files import read_text
-from ldm_jax.drawing.reading import NOTHING, Held, picture, prepared, size_of
+from ldm_jax.drawing.reading import NOTHING, Held, map_size, padded, picture, prepared, size_of
 from ldm_jax.primitives.arrays import key_of
 from ldm_jax.primitives.choices import did_you_mean
 from ldm_jax.primitives.flags import DRAWING_FLAGS, EMPTY, check_numbers
@@ -198,9 +198,10 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
         film = _film(ldm, flags, key, values, words, options, held)
         return film if index is None else Drawn(film.images[index : index + 1], film.words[index : index + 1], 1)
     values, words = ([value for value in column for _ in range(num)] for column in (values, words))
-    if name == "sample" and len(words) > MOST_AT_ONCE:
-        return Drawn(_in_parts(ldm, flags, first, values, len(words), options), words, num)
     if name in ("sample", "panorama", "variation"):
+        cut = _within(map_size(ldm, values))
+        if name == "sample" and len(words) > MOST_AT_ONCE:
+            return Drawn(_in_parts(ldm, flags, first, values, len(words), options)[cut], words, num)
         beside = int(name == "variation" and index is not None)  # all take the noise of the first, which is drawn with it
         if name == "variation":
             options["amount"] = flags["variations"]
@@ -210,11 +211,10 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
         if beside:
             options["noise"] = ldm.noise(key[:1], 1, options.pop("size", None) or canvas(ldm.specification, cond))
         images = getattr(ldm, name)(p, key, cond, num=len(words) + beside, **options)[beside:]
-        if ldm.condition.kind == "semantic":
-            images = images[:, : values[0].shape[0], : values[0].shape[1]]
-        return Drawn(np.asarray(images), words, num)
+        return Drawn(np.asarray(images[cut]), words, num)
 
     image, mask, size = prepared(ldm, flags, name, held)
+    map_size(ldm, values, size)
     shown = image.shape[:-1]
     image = np.repeat(image[None], len(words), 0)
     if name in ("inpaint", "outpaint"):
@@ -228,10 +228,16 @@ def draw(ldm: LatentDiffusion, flags: Flags, held: Held = NOTHING) -> Drawn:
     elif name == "edit":
         cond = _embedded(ldm, flags, values, options, shown)
         source, _ = _conditions(ldm, flags | {telling_flag(ldm.condition, flags): [flags["source"]]})
+        map_size(ldm, source, size, "source")
         images = ldm.edit(p, key, image, cond, _embedded(ldm, flags, source * len(words), options, shown), **options)
     else:
         images = ldm.image_to_image(p, key, image, _embedded(ldm, flags, values, options, shown), **options)
-    return Drawn(np.asarray(images[(slice(None), *map(slice, size))]), words, num)
+    return Drawn(np.asarray(images[_within(size)]), words, num)
+
+
+def _within(size: Sequence[int] | None) -> tuple[slice, ...]:
+    """Of arrays [B, *space, C], the first `size` of every axis; all where it is None."""
+    return (slice(None), *map(slice, size or ()))
 
 
 def with_loras(ldm: LatentDiffusion, said: Sequence[str]) -> LatentDiffusion:
@@ -253,28 +259,24 @@ def _in_parts(
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
         cond = _embedded(ldm, flags, [values[row] for row in rows] if values else [], options)
         images.append(np.asarray(ldm.sample(ldm.params, keys, cond, num=len(rows), **options))[: count - start])
-    images = np.concatenate(images)
-    if ldm.condition.kind == "semantic":
-        images = images[:, : values[0].shape[0], : values[0].shape[1]]
-    return images
+    return np.concatenate(images)
 
 
 def _told(ldm: LatentDiffusion, values: list[Any], size: Sequence[int], negative: str | None = None) -> list[Any]:
-    """What `ldm.embed` takes for pictures of `size` pixels, or for what each is led away from."""
+    """What `ldm.embed` takes for pictures of `size` pixels, or for what each is led away from. Label maps are padded to sides
+    that the first stage takes."""
+    if ldm.condition.kind == "semantic":
+        values = [padded(ldm, value) for value in values]
     return [ldm.condition.told(value, size, negative) for value in values]
 
 
 def _embedded(
     ldm: LatentDiffusion, flags: Flags, values: list[Any], options: dict[str, Any], size: Sequence[int] | None = None
 ) -> Any:
-    """cond, or None; puts the negative one into `options`. `size`: of what is drawn, where `options` don't say it. Label maps
-    are padded to what the first stage takes."""
+    """cond, or None; puts the negative one into `options`. `size`: of what is drawn, where `options` don't say it."""
     if not values:
         return None
     size, num = size or options.get("size") or ldm.specification.image_size, flags["interpolate"] or len(values)
-    if ldm.condition.kind == "semantic":
-        factor = ldm.first_stage.factor
-        values = [np.pad(m, ((0, -m.shape[0] % factor), (0, -m.shape[1] % factor)), "edge") for m in values]
     cond = ldm.embed(ldm.params, _told(ldm, values, size))
     if flags["negative"] is not None:
         negative = ldm.embed(ldm.params, _told(ldm, values[:1], size, flags["negative"]) * num)
@@ -321,19 +323,24 @@ def _film(
         images = [picture(ldm, path, held) for path in paths]
         if images[0].shape != images[1].shape:
             raise ValueError(f"--interpolate between pictures of {images[0].shape[:-1]} and {images[1].shape[:-1]}: one size")
-        size = images[0].shape[:-1]
-        ends = ldm.embed(p, _told(ldm, values * 2 if len(values) == 1 else values, size)) if values else None
-        options["noise"] = ldm.invert(p, np.stack(images), ends, steps=flags["steps"], tile=options.get("tile"))
+        size = map_size(ldm, values, images[0].shape[:-1])
+        images = np.stack([padded(ldm, image) for image in images])
+        shown = images.shape[1:-1]
+        ends = ldm.embed(p, _told(ldm, values * 2 if len(values) == 1 else values, shown)) if values else None
+        options["noise"] = ldm.invert(p, images, ends, steps=flags["steps"], tile=options.get("tile"))
         options |= {"sampler": "ddim", "guidance_scale": 1.0}
+        cond = _embedded(ldm, flags, values, options, shown)
     else:
-        size = options.get("size")
-        options["noise"] = ldm.noise(key, 1 if len(values) > 1 or other is not None else 2, size)
+        if other is not None and len(values) > 2:
+            raise ValueError(f"--to_seed with {len(values)} conditions: two seeds go with one condition, or with two")
+        size = map_size(ldm, values)
+        cond = _embedded(ldm, flags, values, options)
+        full = options.get("size") or canvas(ldm.specification, cond)
+        options["noise"] = ldm.noise(key, 1 if len(values) > 1 or other is not None else 2, full)
         if other is not None:
-            if len(values) > 2:
-                raise ValueError(f"--to_seed with {len(values)} conditions: two seeds go with one condition, or with two")
-            options["noise"] = jax.numpy.concatenate([options["noise"], ldm.noise(key_of(other), 1, size)])
-    cond = _embedded(ldm, flags, values, options, size)
-    return Drawn(np.asarray(ldm.interpolate(p, key, cond, frames, **options)), _of_frames(words, frames), frames, film=True)
+            options["noise"] = jax.numpy.concatenate([options["noise"], ldm.noise(key_of(other), 1, full)])
+    images = ldm.interpolate(p, key, cond, frames, **options)[_within(size)]
+    return Drawn(np.asarray(images), _of_frames(words, frames), frames, film=True)
 
 
 def _of_frames(words: list[str], frames: int) -> list[str]:

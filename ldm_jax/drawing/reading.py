@@ -36,9 +36,30 @@ def prepared(
         mask = np.pad(np.zeros(image.shape[:-1], np.float32), sides, constant_values=1)
         image = np.pad(image, (*sides, (0, 0)), "edge")
         medium.check_size(image.shape[:-1])
-    size = image.shape[:-1]
-    padding = [(0, -side % factor) for side, factor in zip(size, ldm.first_stage.factors, strict=True)]
-    return np.pad(image, (*padding, (0, 0)), "edge"), None if mask is None else np.pad(mask, padding, "edge"), size
+    return padded(ldm, image), None if mask is None else padded(ldm, mask), image.shape[:-1]
+
+
+def padded(ldm: LatentDiffusion, array: np.ndarray) -> np.ndarray:
+    """A picture [H, W, C], a mask or a label map [H, W], whose last rows and columns are repeated up to sides that the first
+    stage takes."""
+    factors = ldm.first_stage.factors
+    padding = [(0, -side % factor) for side, factor in zip(array.shape, factors)]
+    return np.pad(array, (*padding, *[(0, 0)] * (array.ndim - len(factors))), "edge")
+
+
+def map_size(
+    ldm: LatentDiffusion, values: Sequence[Any], size: tuple[int, ...] | None = None, flag: str = "map"
+) -> tuple[int, ...] | None:
+    """The one size [H, W] of label maps; None where conditions are no maps. ValueError for several, and for another than the
+    `size` of the picture that they lie on."""
+    if ldm.condition.kind != "semantic":
+        return size
+    sizes = list(dict.fromkeys([*([] if size is None else [size]), *(value.shape for value in values)]))
+    if len(sizes) > 1:
+        here, there = (f"{w} x {h}" for h, w in sizes[:2])
+        said = f"maps of {here} and {there} pixels" if size is None else f"a map of {there} pixels on a picture of {here}"
+        raise ValueError(f"--{flag}: {said}: those drawn together must be of one size")
+    return sizes[0]
 
 
 def read_mask(
@@ -67,7 +88,7 @@ def _sides(values: Sequence[str], axes: int = 2) -> tuple[tuple[int, int], ...]:
     """((top, bottom), (left, right)), of a waveform ((before, behind),); one number is all of them."""
     number = 2 * axes
     values = list(values) * (number if len(values) == 1 else 1)
-    if len(values) != number or not all(value.isdigit() for value in values) or not any(map(int, values)):
+    if len(values) != number or not all(value.isdecimal() for value in values) or not any(map(int, values)):
         told = {1: "samples to add, BEFORE,BEHIND", 2: "pixels to add, TOP,BOTTOM,LEFT,RIGHT"}[axes]
         raise ValueError(f"--outpaint {','.join(values)}: {told}, or one number for all {number}")
     sides = tuple(map(int, values))

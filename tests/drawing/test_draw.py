@@ -112,6 +112,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
         ({"image": photo, "mask": str(files / "black.png")}, "black, or clear, all over"),
         ({"image": photo, "outpaint": ["1", "2"]}, "TOP,BOTTOM,LEFT,RIGHT"),
         ({"image": photo, "outpaint": ["0"]}, "pixels to add"),
+        ({"image": photo, "outpaint": ["\u00b2"]}, "pixels to add"),
         ({"image": photo, "interpolate": 3}, "between 1 pictures"),
         ({"image": [*photo, str(files / "wrong.png")], "interpolate": 3}, "one size"),
         ({"image": photo * 2, "interpolate": 3, "sampler": "ddpm"}, "by ddim without guidance"),
@@ -174,11 +175,39 @@ def test_films(files, tmp_path):
     assert Image.open(save_film(tmp_path, drawn.images)).n_frames == 6  # there and back
     one = draw(model("text"), flags(interpolate=4))  # two noises
     assert np.abs(one.images[0] - one.images[-1]).max() > 0.1
-    even = Image.open(files / "photo.png").crop((0, 0, 8, 6))
     for i in (0, 1):
-        even.rotate(180 * i).save(tmp_path / f"{i}.png")
+        Image.open(files / "photo.png").rotate(180 * i).save(tmp_path / f"{i}.png")
     pair = draw(model("text"), flags(image=[str(tmp_path / "0.png"), str(tmp_path / "1.png")], interpolate=3))
-    assert pair.images.shape == (3, 6, 8, 3)
+    assert pair.images.shape == (3, 7, 9, 3)  # padded, and cut back
+
+
+def test_films_between_maps_are_as_large_as_they(files, monkeypatch):
+    """Whatever the training size: their noise is for pictures of the maps' size, padded to what the first stage takes."""
+    ldm, noises = model("semantic"), []
+
+    def interpolate(self, params, key, cond, frames, noise, **options):
+        noises.append(noise)
+        return np.zeros((frames, 2 * noise.shape[1], 2 * noise.shape[2], 3), np.float32)
+
+    monkeypatch.setattr(type(ldm), "interpolate", interpolate)
+    drawn = draw(ldm, flags(prompt=[], map=[str(files / "map.png")] * 2, interpolate=3))
+    assert noises[0].shape == (1, 4, 5, 4) and drawn.images.shape == (3, 7, 10, 3)
+
+
+def test_maps_of_several_sizes_are_refused_by_their_sizes(files, tmp_path):
+    """Two that are padded to one size would both be cut to the first one's."""
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(tmp_path / "8.png")
+    map_, other, photo = str(files / "map.png"), str(tmp_path / "8.png"), [str(files / "map_sized.png")]
+    for fields, said in (
+        ({"map": [map_, other]}, "--map: maps of 10 x 7 and 10 x 8 pixels: those drawn together must be of one size"),
+        ({"map": [other, map_], "interpolate": 3}, "--map: maps of 10 x 8 and 10 x 7 pixels"),
+        ({"map": [other], "image": photo}, "--map: a map of 10 x 8 pixels on a picture of 10 x 7"),
+        ({"map": [other], "image": photo * 2, "interpolate": 3}, "--map: a map of 10 x 8 pixels on a picture of 10 x 7"),
+        ({"map": [map_], "image": photo, "outpaint": ["1"]}, "--map: a map of 10 x 7 pixels on a picture of 12 x 9"),
+        ({"map": [map_], "image": photo, "source": other}, "--source: a map of 10 x 8 pixels on a picture of 10 x 7"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            draw(model("semantic"), flags(prompt=[], **fields))
 
 
 def test_other_conditions(files):
