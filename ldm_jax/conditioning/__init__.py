@@ -23,7 +23,7 @@ combined   {part: what it takes}                           {part: its inputs}   
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.conditioning.classes import Class, Label, class_number
+from ldm_jax.conditioning.classes import Class, Label
 from ldm_jax.conditioning.combined import combination
 from ldm_jax.conditioning.condition import ABILITIES, Condition, Setting
 from ldm_jax.conditioning.control import controlled
@@ -38,7 +38,7 @@ from ldm_jax.conditioning.semantic import SemanticMap
 from ldm_jax.conditioning.superres import SuperResolution, space_to_depth
 from ldm_jax.conditioning.text import CLIPText, Text
 from ldm_jax.conditioning.xl import XLText
-from ldm_jax.primitives.choices import choose
+from ldm_jax.primitives.choices import choose, class_number
 
 KINDS: dict[str, Any] = {
     kind.kind: kind

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax import models
 from ldm_jax.conditioning.condition import ABILITIES, Condition, check_numbers, module_of
-from ldm_jax.primitives.choices import composed, did_you_mean
+from ldm_jax.primitives.choices import class_number, composed
 from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.primitives.flags import of_condition
 
@@ -137,26 +137,3 @@ def _said(folder: Path) -> dict[str, Any]:
         return {}
     found = read_json(path, "Delete it: the next training run writes it again.", (dict, list, type(None)))
     return found if isinstance(found, dict) else {"names": found}  # the first working directories held the list alone
-
-
-def class_number(value: int | str, names: Sequence[str]) -> int:
-    """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is, also
-    for a number that is the name of a class with another."""
-    text, forms = composed(str(value).strip()), [composed(name.strip()) for name in names]
-    if text in forms:
-        found = forms.index(text)
-        if not isinstance(value, str) and text.isdecimal() and int(text) != found:
-            raise ValueError(
-                f"class {text}: {text!r} is the name of class number {found}; give the name as text, or numbers as an array, "
-                "int32 [B]"
-            )
-        return found
-    if isinstance(value, str) and text.isdecimal() and all(map(str.isdecimal, forms)):  # "1" is "001", not the second name
-        if found := [number for number, name in enumerate(forms) if int(name) == int(text)]:
-            return found[0]
-    elif text.isdecimal():
-        if int(text) < len(names):
-            return int(text)
-        raise ValueError(f"class {text}: classes are numbered 0 to {len(names) - 1}")
-    listed = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-    raise ValueError(f"unknown class {text!r}.{did_you_mean(text, names)} Classes: {listed}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.data.text_files import read_json
-from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.choices import composed, did_you_mean
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 Objects = Sequence[Mapping[str, Any]]
@@ -137,7 +137,7 @@ def read_layout(source: str | Path | Objects, names: Sequence[str] | None = None
 
 def _box(thing: Mapping[str, Any]) -> list[float]:
     box = thing.get("box")
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         raise ValueError(f'"box" must be [x0, y0, x1, y1], it is {box!r}')
     _check_box(box)
     return list(box)
@@ -153,21 +153,23 @@ def _check_box(box: Sequence[float]) -> None:
 
 
 def _label(thing: Mapping[str, Any], names: Sequence[str] | None) -> int:
+    label, name = thing.get("label"), thing.get("name")
     if "label" in thing:
-        label = thing["label"]
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
             raise ValueError(f'"label" must be a class number, it is {label!r}; names go into "name"')
         if names is not None and label >= len(names):
             raise ValueError(f"label {label}: classes are numbered 0 to {len(names) - 1}")
-        return int(label)
-    if "name" not in thing:
+    elif "name" not in thing:
         raise ValueError('neither "label" nor "name" says what it is')
-    if names is None:
-        raise ValueError(f'"name" {thing["name"]!r}: this model came without names of its classes, give the number as "label"')
-    if thing["name"] not in names:
-        hint = did_you_mean(thing["name"], names)
-        raise ValueError(f"unknown class {thing['name']!r}.{hint} Classes: {', '.join(names[:20])}")
-    return list(names).index(thing["name"])
+    elif names is None:
+        raise ValueError(f'"name" {name!r}: this model came without names of its classes, give the number as "label"')
+    forms = [composed(each.strip()) for each in names or ()]
+    found = forms.index(said) if isinstance(name, str) and (said := composed(name.strip())) in forms else None
+    if "label" not in thing and found is None:
+        raise ValueError(f"unknown class {name!r}.{did_you_mean(name, names)} Classes: {', '.join(names[:20])}")
+    if "label" in thing and found not in (None, label):
+        raise ValueError(f'"label" {label} is the class {names[label]!r}, and "name" says {name!r}: give one of them')
+    return int(label if found is None else found)
 
 
 def _corner_tokens(code: LayoutCode, boxes: np.ndarray) -> np.ndarray:

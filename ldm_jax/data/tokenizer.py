@@ -33,6 +33,7 @@ _ENDS = {"words": ("[BOS]", "[EOS]"), "wordpiece": ("[CLS]", "[SEP]")}
 KINDS = tuple(_ENDS)  # that are trained here
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # its pieces are made of bytes: no word is unknown
 T5_ENDS = ("<pad>", "</s>")  # a text has no begin; what it doesn't know is <unk>, as it was trained
+_START, _MOST_SAID = 100, 10  # letters of a text, and words of it, that an error says
 _SPLITTER = pre_tokenizers.BertPreTokenizer()
 
 
@@ -152,7 +153,7 @@ class Tokenizer:
         if len(ids) > room:
             if strict:
                 over = len(ids) - room
-                raise ValueError(f"prompt {text!r} has {len(ids)} tokens, {over} more than the {room} that fit")
+                raise ValueError(f"prompt {_start(text)!r} has {len(ids)} tokens, {over} more than the {room} that fit")
             self.truncated += 1
         out = np.full(length, self.pad, np.int32)
         whole = [*self._begin, *ids[:room], self._end]
@@ -224,10 +225,13 @@ class Tokenizer:
         said = []
         for word in words:
             if self.unknown in self._inner.encode(word, add_special_tokens=False).ids:
-                near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-                said.append(repr(word) + (f" (near: {', '.join(near)})" if near else ""))
+                if len(said) == _MOST_SAID:
+                    said.append("...")
+                    break
+                near = difflib.get_close_matches(_start(word), known, n=3, cutoff=0.6)
+                said.append(repr(_start(word)) + (f" (near: {', '.join(near)})" if near else ""))
         some = "" if len(known) > 60 else f"; it knows {', '.join(known)}"
-        return f"prompt {text!r}: words that no training caption had: {', '.join(said)}{some}"
+        return f"prompt {_start(text)!r}: words that no training caption had: {', '.join(said)}{some}"
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,11 @@ def train_tokenizer(captions: Iterable[str], kind: str = "words", vocab_size: in
     inner = tokenizers.Tokenizer(model)
     inner.normalizer, inner.pre_tokenizer = _normalizer(), _SPLITTER
     return Tokenizer(inner)
+
+
+def _start(text: str) -> str:
+    """As much of a text as an error says of it."""
+    return text if len(text) <= _START else f"{text[: _START - 3]}..."
 
 
 def words_of(text: str) -> list[str]:

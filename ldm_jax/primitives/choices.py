@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -44,3 +44,26 @@ def construct(cls: type, fields: Mapping[str, Any], where: str) -> Any:
     if missing := sorted(required - fields.keys()):
         raise ValueError(f"{where} lacks {', '.join(missing)}")
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+
+def class_number(value: int | str, names: Sequence[str]) -> int:
+    """A class by name or number; where all names are numbers, text means one of them. ValueError names what there is, also
+    for a number that is the name of a class with another."""
+    text, forms = composed(str(value).strip()), [composed(name.strip()) for name in names]
+    if text in forms:
+        found = forms.index(text)
+        if not isinstance(value, str) and text.isdecimal() and int(text) != found:
+            raise ValueError(
+                f"class {text}: {text!r} is the name of class number {found}; give the name as text, or numbers as an array, "
+                "int32 [B]"
+            )
+        return found
+    if isinstance(value, str) and text.isdecimal() and all(map(str.isdecimal, forms)):  # "1" is "001", not the second name
+        if found := [number for number, name in enumerate(forms) if int(name) == int(text)]:
+            return found[0]
+    elif text.isdecimal():
+        if int(text) < len(names):
+            return int(text)
+        raise ValueError(f"class {text}: classes are numbered 0 to {len(names) - 1}")
+    listed = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    raise ValueError(f"unknown class {text!r}.{did_you_mean(text, names)} Classes: {listed}")

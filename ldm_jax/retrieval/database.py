@@ -12,13 +12,14 @@ installed and asked for.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm_jax.primitives.choices import class_number
 from ldm_jax.primitives.files import read_json, write_json
 
 INDICES = ("exact", "faiss", "scann")
@@ -230,11 +231,10 @@ def relative(name: str, root: str) -> str:
 
 def of_class(database: Database, label: int | str, k: int, rng: np.random.Generator) -> np.ndarray:
     """k members of a class, drawn without repeating any while there are others: rows int [k]."""
-    names: Sequence[str] = database.class_names or ()
     if database.labels is None:
         raise ValueError("this data base has no classes")
-    number = names.index(label) if label in names else int(label) if str(label).isdigit() else -1
+    number = class_number(label, database.class_names or tuple(map(str, range(int(database.labels.max()) + 1))))
     rows = np.flatnonzero(database.labels[: database.members] == number)
-    if number < 0 or not len(rows):
-        raise ValueError(f"the data base has no pictures of class {label!r}; classes: {', '.join(names[:20])}")
+    if not len(rows):
+        raise ValueError(f"the data base has no pictures of class {label!r}")
     return np.concatenate([rng.permutation(rows) for _ in range(-(-k // len(rows)))])[:k]

@@ -67,6 +67,9 @@ def test_json(tmp_path):
         np.testing.assert_allclose(boxes, [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], atol=1e-7)
         assert labels.tolist() == [1, 0]
     assert layout.read_layout([])[0].shape == (0, 4)
+    spellings = [{"name": "cafe\u0301 ", "box": BOX}, {"name": "caf\u00e9", "box": BOX}]  # an accent, as macOS stores it
+    agreeing = [{"label": 1, "name": "caf\u00e9", "box": BOX}, {"label": 1, "name": "mine", "box": BOX}]
+    assert layout.read_layout([*spellings, *agreeing], ["circle", "caf\u00e9"])[1].tolist() == [1] * 4
 
 
 BOX = [0.1, 0.1, 0.5, 0.5]
@@ -83,6 +86,8 @@ BOX = [0.1, 0.1, 0.5, 0.5]
         ([{"label": 2, "box": BOX}], "label 2: classes are numbered 0 to 1"),
         ([{"label": "star", "box": BOX}], "names go into"),
         ([{"name": "start", "box": BOX}], "unknown class 'start'. Did you mean 'star'"),
+        ([{"label": 0, "name": "star", "box": BOX}], "\"label\" 0 is the class 'circle', and \"name\" says 'star'"),
+        ([{"label": 0, "box": [False, False, True, True]}], "must be .x0, y0, x1, y1."),
         ({"label": 0, "box": BOX}, "a layout is a list"),
     ],
 )

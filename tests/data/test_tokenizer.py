@@ -56,6 +56,10 @@ def test_unknown_words():
 def test_too_long(tokenizer):
     with pytest.raises(ValueError, match="has 5 tokens, 2 more than the 3 that fit"):
         tokenizer.encode(["a red a red a"], 5, strict=True)
+    for text, said in (("a red " * 5000, "10000 tokens"), ("".join(f"ab{i} " for i in range(2000)), "'ab8'.*, ...;")):
+        with pytest.raises(ValueError, match=said) as error:  # a book is not said again
+            tokenizer.encode([text], 5, strict=True)
+        assert len(str(error.value)) < 1000
     before = tokenizer.truncated
     cut = tokenizer.encode(["a red a red a", "a red"], 5)
     assert tokenizer.truncated == before + 1

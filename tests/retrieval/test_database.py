@@ -80,8 +80,18 @@ def test_members_of_a_class():
     rows = of_class(made, "b", 10, np.random.default_rng(0))
     assert len(set(rows)) == 10 and (rows % 3 == 1).all() and rows.max() < 50
     assert len(of_class(made, 1, 40, np.random.default_rng(0))) == 40  # more than there are: some twice
-    with pytest.raises(ValueError, match="class 'd'"):
-        of_class(made, "d", 2, np.random.default_rng(0))
+    accents = database(labels=np.arange(60) % 2, class_names=("a", "caf\u00e9"))
+    assert (of_class(accents, "cafe\u0301", 5, np.random.default_rng(0)) % 2 == 1).all()
+    unnamed = database(labels=np.arange(60) % 3)
+    assert (of_class(unnamed, "2", 5, np.random.default_rng(0)) % 3 == 2).all()
+    for label, there, said in (("d", made, "class 'd'"), ("\u00b2", made, "unknown"), ("7", unnamed, "unknown class '7'")):
+        with pytest.raises(ValueError, match=said):
+            of_class(there, label, 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="numbered 0 to 2"):
+        of_class(made, "3", 2, np.random.default_rng(0))
+    numbered = database(labels=np.arange(60) % 3, class_names=("1", "7", "9"))  # "2" is none of them, not the third
+    with pytest.raises(ValueError, match="unknown class '2'"):
+        of_class(numbered, "2", 2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="no classes"):
         of_class(database(), "a", 2, np.random.default_rng(0))
 
