@@ -38,6 +38,8 @@ COMMAND_FLAGS: dict[str, tuple[str, Any, str]] = {
     "format": ("text", "png", f"Of the files: {', '.join(FORMATS)}. All say how they were drawn; jpg loses a little."),
     "labels": ("switch", True, "Whether the grid says what each picture is."),
 }
+# What is drawn from, of which there is one: of two the first would be left aside. Of settings the last one counts.
+ONCE = "prompts", "like_png", "negative", "picture", "palette", "database", "mask", "outpaint", "source", "upscale"
 
 
 def own_flags() -> flags.FlagValues:
@@ -61,6 +63,8 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
         if argument.startswith("-"):
             raise ValueError(f"{argument.split('=')[0]} is no flag.{did_you_mean(name, list(found))} --help shows them")
         raise ValueError(f"{argument!r}: flags begin with --, such as --prompt {argument!r}; --help shows them")
+    if twice := [name for name in ONCE if found[name].present > 1]:
+        raise ValueError(f"--{twice[0]} is there {found[twice[0]].present} times, and there can be one: run sample.py for each")
     return found
 
 
@@ -107,11 +111,13 @@ def draw(flag: flags.FlagValues) -> None:
         if warning:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     try:
-        drawing.choose_mode(ldm, given)
+        mode = drawing.choose_mode(ldm, given)
     except ValueError:
         if not flag.prompts and not any(flag[name].present for name in given):
             print(usage(ldm))
         raise
+    if mode == "interpolate" and flag["num"].present and flag.num > 1:
+        raise ValueError(f"--num={flag.num} has no meaning for --interpolate, which draws one film")
     with samples_folder(Path(flag.workdir), flag.out) as folder:
         drawn = drawing.draw(ldm, given)
         workdir = fetched(flag.workdir) if is_address(flag.workdir) else Path(flag.workdir)

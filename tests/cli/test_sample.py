@@ -81,6 +81,12 @@ def test_an_empty_flag_is_a_variable_that_was_not_set(folder, name):
         drawn(folder, "--prompt", "a red circle", f"--{name}=")
 
 
+def test_more_than_one_film_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="--num=3 has no meaning for --interpolate"):
+        drawn(folder, "--prompt", "a red circle", "--interpolate", 4, "--num", 3, "--out", tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_place_that_looks_like_a_file(folder, tmp_path):
     with pytest.raises(ValueError, match="a folder of pictures goes"):
         drawn(folder, "--prompt", "a red circle", "--out", tmp_path / "circle.png")

@@ -316,6 +316,8 @@ def test_prompts_come_from_a_file(tmp_path, kind, flag):
         ("--num=x", "flag --num=x: 'x' is no whole number"),
         ("--format=gif --workdir=w", "--format='gif' is not known. .*'png', 'webp', 'jpg'"),
         ("--workdir=/nowhere", "/nowhere does not exist"),
+        ("--negative=red --negative=blue", "--negative is there 2 times, and there can be one"),
+        ("--prompts=a.txt --prompts=b.txt", "--prompts is there 2 times"),
     ],
 )
 def test_mistyped_flags_of_the_command_are_one_line(typed, said):
