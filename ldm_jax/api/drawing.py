@@ -218,10 +218,10 @@ def interpolate(
     full = space_of(spec, noise, size)
     counts = {len(noise)} if cond is None else {len(noise), count(cond)}
     waypoints = max(counts)
-    if waypoints < 2 or not counts <= {1, waypoints} or frames < 2:
+    if waypoints < 2 or not counts <= {1, waypoints} or frames < waypoints:
         raise ValueError(
-            f"frames={frames} between {'no' if cond is None else count(cond)} conditions and {len(noise)} noises: give two or "
-            "more frames and waypoints, as many of one as of the other, or one that stays"
+            f"frames={frames} between {'no' if cond is None else count(cond)} conditions and {len(noise)} noises: give two "
+            "or more waypoints, as many of one as of the other, or one that stays, and as many frames or more"
         )
     if any(len(a) > 1 and not jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(cond)):
         raise ValueError("this model's classes are numbers to its network, with nothing between them: give noises instead")

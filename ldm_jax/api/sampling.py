@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import diffusion
-from ldm_jax.api.arguments import check_alike, check_arrays, check_cond, check_count, check_size, is_whole
+from ldm_jax.api.arguments import check_alike, check_arrays, check_cond, check_count, check_size, count, is_whole
 from ldm_jax.api.specification import Specification
 from ldm_jax.diffusion import editing
 from ldm_jax.primitives.arrays import row_keys, threefry, typed_key
@@ -179,6 +179,8 @@ def prepare(
     steps, size = int(steps), tuple(map(int, size))
     scale = defaults["guidance_scale"] if options.guidance_scale is None else options.guidance_scale
     check_cond(spec, cond)
+    if cond is not None and count(cond) != num:
+        raise ValueError(f"{count(cond)} conditions for {num} pictures: give one a picture")
     for name, given in (("guidance_scale", scale), ("image_guidance_scale", options.image_guidance_scale)):
         if given is not None and np.shape(given) not in ((), (num,)):
             raise ValueError(f"{name} of shape {np.shape(given)} for {num} pictures: give one number, or one a picture")

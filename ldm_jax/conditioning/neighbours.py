@@ -44,8 +44,13 @@ class Neighbours(Condition):
         return f"vectors of neighbours, float [k, {self.width}] (trained with k = {self.null.shape[1]})"
 
     def parse(self, values):
-        vectors = [np.asarray(value, np.float32) for value in values]
+        try:
+            vectors = [np.asarray(value, np.float32) for value in values]
+        except (TypeError, ValueError):
+            raise ValueError(f"this model takes {self.takes}, one array a picture") from None
         for value in vectors:
+            if not np.isfinite(value).all():
+                raise ValueError("neighbours have numbers that are not finite")
             if value.ndim != 2 or value.shape[1] != self.width or not len(value):
                 raise ValueError(f"neighbours of shape {list(value.shape)}: this model takes [k, {self.width}], k at least 1")
         return alike(vectors)

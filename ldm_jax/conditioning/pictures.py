@@ -27,8 +27,8 @@ def picture(value: Any, multiple: int = 1) -> np.ndarray:
     image = np.asarray(value)
     if image.ndim != 3 or image.shape[2] != 3 or not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"an image is float [H, W, 3] in [-1, 1], this is {image.dtype.name} {list(image.shape)}")
-    check_range(image)
     check_size(image.shape[:2], multiple)
+    check_range(image)
     return image.astype(np.float32)
 
 

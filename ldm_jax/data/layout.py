@@ -137,7 +137,8 @@ def read_layout(source: str | Path | Objects, names: Sequence[str] | None = None
 
 def _box(thing: Mapping[str, Any]) -> list[float]:
     box = thing.get("box")
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+    numbers = isinstance(box, Sequence) and all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in box)
+    if not numbers or len(box) != 4:
         raise ValueError(f'"box" must be [x0, y0, x1, y1], it is {box!r}')
     _check_box(box)
     return list(box)

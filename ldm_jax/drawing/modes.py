@@ -52,11 +52,13 @@ def given(flags: Flags) -> set[str]:
 
 
 def with_defaults(flags: Flags) -> dict[str, Any]:
-    """All flags. ValueError for one that isn't."""
+    """All flags. ValueError for one that isn't, and for a text in the place of a list, which would be read letter by letter."""
     known = all_flags()
-    for name in flags:
+    for name, value in flags.items():
         if name not in known:
             raise ValueError(f"--{name} is no flag.{did_you_mean(name, known)}")
+        if known[name][0] in ("texts", "list") and isinstance(value, str):
+            raise ValueError(f"{name}={value!r}: give a list, [{value!r}]")
     return {name: default for name, (_, default, _) in known.items()} | dict(flags)
 
 
@@ -143,7 +145,7 @@ def with_prompts(ldm: LatentDiffusion, flags: Flags, path: str) -> dict[str, Any
     name = next((name for name in ("prompt", "label", "infill", "describe") if name in ldm.condition.flags), None)
     if name is None:
         raise ValueError(f"--prompts is nothing to this model, which takes {ldm.condition.takes}")
-    if not Path(path).is_file():
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe of the shell's is no file, and can be read
         raise FileNotFoundError(f"--prompts {path}: no such file; it has a {name} a line")
     lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not lines:
@@ -311,6 +313,8 @@ def _film(
     """Frames between conditions, between two noises (the seed's first two, or the first of two seeds), or between two
     pictures."""
     p, frames, paths, other = ldm.params, flags["interpolate"], flags["image"], flags["to_seed"]
+    if frames < len(values):
+        raise ValueError(f"--interpolate={frames} between {len(values)} conditions: give as many frames as conditions, or more")
     if len(paths) not in (0, 2):
         raise ValueError(f"--interpolate between {len(paths)} pictures: give --image twice, or not at all")
     if paths:

@@ -39,9 +39,11 @@ CACHE = 2**20  # logits that a CPU keeps in its caches
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto", *, causal: bool = False) -> jax.Array:
     """q [B, T, heads, D], k and v [B, S, heads, D] -> [B, T, heads, D], in q's dtype.
 
-    With `causal`, token i sees no token after it; T and S must be equal.
+    With `causal`, token i sees no token after it; T and S must be equal. ValueError for another B of k than of q.
     """
     check_choice(implementation, IMPLEMENTATIONS, "attention")
+    if len(k) != len(q):  # they would be mixed with each other
+        raise ValueError(f"{len(k)} contexts for a batch of {len(q)}: give one a picture")
     kernels = {
         "xla": partial(_xla, causal=causal),
         "cudnn": partial(_cudnn, causal=causal),

@@ -201,6 +201,8 @@ def test_parameters_that_are_none(params):
         (lambda m, c: m.interpolate(m.params, KEY, c, noise=np.full((2, 4, 4, 4), np.inf)), "not finite"),
         (lambda m, c: m.interpolate(m.params, KEY, c, 3, negative=c), "for 3 pictures"),
         (lambda m, c: m.edit(m.params, KEY, PICTURES, ["a red circle"] * 2), "cond is a list"),
+        (lambda m, c: m.edit(m.params, KEY, PICTURES, c, {"context": c["context"][:1]}), "1 conditions for 2 pictures"),
+        (lambda m, c: m.interpolate(m.params, KEY, {"context": np.zeros((3, 6, 8), np.float32)}, 2), "as many frames or more"),
         (lambda m, c: m.variation(m.params, KEY, c, noise=m.noise(KEY, 1), size=(16, 16)), "not of size"),
         (lambda m, c: m.interpolate(m.params, KEY, c, noise=m.noise(KEY, 2), size=(8, 16)), r"is for pictures of \(8, 8\)"),
         (lambda m, c: m.sample(m.params, KEY, c, noise=m.noise(KEY, 2), size=8), "2 whole numbers"),
@@ -304,6 +306,8 @@ def test_arrays_outside_of_a_traced_function_are_looked_at_as_ever(name, trace):
 
 
 def test_a_picture_to_enlarge_without_its_batch():
+    with pytest.raises(ValueError, match="size 0 x 4: both sides must be"):
+        model("superres").upscale(model("superres").params, KEY, np.zeros((1, 0, 4, 3), np.float32))
     ldm = model("superres")
     with pytest.raises(ValueError, match=r"low of shape \(2, 2, 3\): pictures to enlarge are float \[B, h, w, 3\]"):
         ldm.upscale(ldm.params, KEY, PICTURES[0, :2, :2])

@@ -245,6 +245,9 @@ def test_neighbours():
     for value in (vectors[0, 0], vectors[0, :, :7], vectors[0, :0]):
         with pytest.raises(ValueError, match=r"this model takes \[k, 8\]"):
             condition.parse([value])
+    for value, message in ((np.full((3, 8), np.nan), "not finite"), ("a prompt", "takes vectors of neighbours")):
+        with pytest.raises(ValueError, match=message):
+            condition.parse([value])
 
 
 # Empty conditions

@@ -67,6 +67,7 @@ def test_json(tmp_path):
         np.testing.assert_allclose(boxes, [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], atol=1e-7)
         assert labels.tolist() == [1, 0]
     assert layout.read_layout([])[0].shape == (0, 4)
+    assert layout.read_layout([{"label": 0, "box": list(np.float32(BOX))}])[0].shape == (1, 4)
     spellings = [{"name": "cafe\u0301 ", "box": BOX}, {"name": "caf\u00e9", "box": BOX}]  # an accent, as macOS stores it
     agreeing = [{"label": 1, "name": "caf\u00e9", "box": BOX}, {"label": 1, "name": "mine", "box": BOX}]
     assert layout.read_layout([*spellings, *agreeing], ["circle", "caf\u00e9"])[1].tolist() == [1] * 4

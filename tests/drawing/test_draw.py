@@ -69,6 +69,8 @@ def test_the_mode_follows_from_what_is_given(fields, mode):
     "kind, fields, message",
     [
         ("text", {"prompt": []}, "takes a prompt of at most 4 words or word pieces: give --prompt"),
+        ("text", {"prompt": "a star"}, "prompt='a star': give a list, ['a star']"),
+        ("text", {"image": ["p"], "outpaint": "48"}, "outpaint='48': give a list, ['48']"),
         ("text", {"mask": "m"}, "--mask has no meaning for a plain sample; it goes with --image"),
         ("text", {"strength": 0.5}, "it goes with --image"),
         ("text", {"label": ["1"]}, "give --label or --prompt, not both"),
@@ -114,6 +116,7 @@ def test_what_files_hold_is_checked_before_anything_compiles(files):
         ({"image": photo, "outpaint": ["0"]}, "pixels to add"),
         ({"image": photo, "outpaint": ["\u00b2"]}, "pixels to add"),
         ({"image": photo, "interpolate": 3}, "between 1 pictures"),
+        ({"prompt": ["a star"] * 3, "interpolate": 2}, "--interpolate=2 between 3 conditions: give as many frames"),
         ({"image": [*photo, str(files / "wrong.png")], "interpolate": 3}, "one size"),
         ({"image": photo * 2, "interpolate": 3, "sampler": "ddpm"}, "by ddim without guidance"),
         ({"image": photo * 2, "interpolate": 3, "size": "8x8"}, "--size has no meaning for --interpolate between pictures"),

@@ -298,6 +298,8 @@ def test_grids_say_what_is_in_them():
 def test_prompts_come_from_a_file(tmp_path, kind, flag):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffa red circle\r\n\r\n  a blue star \n", encoding="utf-8")
+    with pytest.raises(ValueError, match="it has no lines"):
+        with_prompts(model(kind), {}, "/dev/null")  # read as pipes of a shell are
     given = with_prompts(model(kind), with_defaults({flag: ["first"]}), str(path))
     assert given[flag] == ["first", "a red circle", "a blue star"] and given["seed"] == 0
     path.write_text(" \n\n")

@@ -31,6 +31,14 @@ def test_formula(shape):
     np.testing.assert_allclose(attention(q, k, v, "xla"), formula(q, k, v), atol=1e-6)
 
 
+def test_contexts_of_another_batch_are_refused():
+    """They would be cut along the heads and mixed, without a word."""
+    q, k = jnp.ones((2, 4, 2, 8)), jnp.ones((3, 5, 2, 8))
+    for other in (k, k[:1]):
+        with pytest.raises(ValueError, match=f"{len(other)} contexts for a batch of 2"):
+            attention(q, other, other)
+
+
 def test_causal():
     q, k, v = qkv(2, 11, 11, 2, 4)
     np.testing.assert_allclose(attention(q, k, v, causal=True), formula(q, k, v, causal=True), atol=1e-6)
