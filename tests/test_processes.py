@@ -319,7 +319,7 @@ def test_processes_of_other_data_or_weights_are_refused(monkeypatch):
     for found in (rows, rows[:-1], [*rows[:-1], {**rows[-1], "caption": "other"}]):
         together.check_source(source(found), "train")
     for numbers in ([1.0, 2.0], [1.0, 3.0]):
-        sharding.check_alike(Several, {"kernel": np.float32(numbers), "bias": np.float32(0)}, "the model")
+        sharding.check_weights(Several, {"kernel": np.float32(numbers), "bias": np.float32(0)}, "the model")
     assert len({*said}) == 5
     told(monkeypatch, lambda own: said[0])
     together.check_source(source(rows), "train")

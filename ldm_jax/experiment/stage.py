@@ -186,7 +186,7 @@ class Experiment:
     def first_stage_params(self) -> PyTree:
         """The trained first stage, on this process's default device."""
         found = api.load_first_stage(self.config, self.workdir, dtype=build.first_stage_dtype(self.config))
-        sharding.check_alike(self.mesh, found, "the first stage, config.first_stage.path")
+        sharding.check_weights(self.mesh, found, "the first stage, config.first_stage.path")
         return found
 
     def batches(self, source: Any, transform: Any, batch_size: int, start_step: int) -> Iterator[PyTree]:
@@ -242,7 +242,7 @@ class Experiment:
                     # through jit: on CPU, donating what was put there from numpy's memory is not safe
                     begun = prepare(state.params)
                     if section["start_from"]:
-                        sharding.check_alike(self.mesh, begun, f"the model to start from, config.{name}_train.start_from")
+                        sharding.check_weights(self.mesh, begun, f"the model to start from, config.{name}_train.start_from")
                     params = sharding.place(begun, shardings.params)
                     state = jax.jit(program.state_of, out_shardings=shardings)(params)
             start = int(state.step)

@@ -85,7 +85,7 @@ def evaluate(
         reference = of_split(request.reference)
     else:
         reference = references.read(request.reference, network, size)
-    sharding.check_alike(mesh, ldm.params, "the model that is measured")
+    sharding.check_weights(mesh, ldm.params, "the model that is measured")
     params = sharding.replicate(mesh, ldm.params)
     on_error = config["data"].get("on_error", "raise")
     conditions = Conditions(ldm.config, ldm.condition, source, request.num, on_error)

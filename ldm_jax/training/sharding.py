@@ -91,7 +91,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def check_alike(mesh: Mesh, tree: PyTree, what: str) -> None:
+def check_weights(mesh: Mesh, tree: PyTree, what: str) -> None:
     """ValueError in all processes of a mesh of several, unless all have read the same numbers: replicas that differ would train
     on without a word. Arrays that are spread over processes are not looked at. `what` they are, and where they come from."""
     if not mesh.is_multi_process:
@@ -252,6 +252,6 @@ def compile_step(
         compiler_options=dict(options or {}),
     )
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(constants)):
-        check_alike(mesh, constants, "the networks that stay as they are, which paths of the config name")
+        check_weights(mesh, constants, "the networks that stay as they are, which paths of the config name")
         constants = place(constants, fixed)
     return CompiledStep(mesh, jitted, constants)
