@@ -3,7 +3,8 @@
 Hidden and system folders and files are passed by at every depth: names that begin with a dot (".ipynb_checkpoints", "._1.jpg"),
 and the litter of archivers, network drives and operating systems ("__MACOSX", "@eaDir", "Thumbs.db"). Links to folders are
 followed, but no folder is read twice, and none that holds the root. Working directories of trainings are passed by: what a
-model drew must not become what it learns. What looks like a file of the kind and is not read is counted, and so is what may say
+model drew must not become what it learns. So is the picture of all pictures that `sample.py` writes beside them (grid.png with
+grid.txt and 0000.png). What looks like a file of the kind and is not read is counted, and so is what may say
 something of the files and is not read, such as captions under another name.
 """
 
@@ -112,8 +113,9 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
             continue
         folder = queue.pop()
         folders.append(folder)
-        subfolders, files, telling, pictures = [], [], [], 0
-        for entry in entries_of(root / folder):
+        subfolders, files, telling, pictures, entries = [], [], [], 0, entries_of(root / folder)
+        together = _together({entry.name for entry in entries})
+        for entry in entries:
             inside = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
                 if _is_folder(entry):
@@ -126,6 +128,8 @@ def find_files(root: Path, kind: FileKind = IMAGES) -> Found:
                 (links if entry.is_symlink() else subfolders).append(inside)
             elif not os.path.isfile(root / inside):
                 left_out["broken links"] += entry.is_symlink()
+            elif entry.name in together:
+                left_out["pictures of all pictures together, as sample.py writes them"] += entry.name != "grid.txt"
             elif entry.name in READ:
                 pass  # whatever is looked for: it says something of the files
             elif _suffix(entry.name) in kind.suffixes():
@@ -167,6 +171,13 @@ def _new(folders: list[str], root: Path, seen: set[tuple[int, int]], left_out: C
             seen.add(identity)
             new.append(folder)
     return new
+
+
+def _together(names: set[str]) -> set[str]:
+    """Of a folder's names, those of the grid of all pictures that `sample.py` writes beside them, and of its text."""
+    grids = {name for name in names if name.startswith("grid.") and _suffix(name) in suffixes()}
+    written = "grid.txt" in names and any(name.startswith("0000.") for name in names)
+    return {*grids, "grid.txt"} if grids and written else set()
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -6,7 +6,8 @@ import numpy as np
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
     """Mean and deviation over `splits` consecutive parts of the pictures' class logits [N, K].
 
-    The original network's logits are those without bias (`InceptionFeatures.logits_unbiased`).
+    Pictures in the order of their classes must be mixed before: a part that holds one class alone scores next to 1. The
+    original network's logits are those without bias (`InceptionFeatures.logits_unbiased`).
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not 1 <= splits <= len(logits):

@@ -178,16 +178,18 @@ def compare(
         there = read_pictures(real, request.size)
         pictures, names = there.images, there.class_names or names
         evaluation.as_uint8(pictures, str(real), size)
+        if len(pictures) < 2:
+            raise ValueError(f"{real} holds 1 picture, which has no distribution to compare with: name 2 or more")
         about = {"data": str(real), "count": len(pictures), "size": list(size), "features": dict(network.about)}
         reference = references.of_features(seen(pictures, str(real)), about, there.labels)
-        notes = tuple(evaluation.odd_in(pictures[:1024], f"pictures of {real}"))
-        reference = dataclasses.replace(reference, notes=notes)
+        notes = evaluation.odd_in(pictures[:1024], f"pictures of {real}")
+        reference = dataclasses.replace(reference, notes=(*there.notes, *notes))
     found = seen(images, str(samples))
     labels = numbered(drawn.labels, drawn.class_names, names)
     measured = measure(found, reference, network, resamples=request.resamples, labels=labels, class_names=names)
-    notes = [*evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes]
+    notes = [*drawn.notes, *evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes]
     if labels is None and drawn.labels is not None:
-        notes.append(not_alike(drawn.class_names, names, "the reference's"))
+        notes.append(not_alike(drawn.class_names, names, "the reference's", drawn.labels))
     result = {
         "setting": Path(samples).name, "num": len(images), "values": measured.values,
         "intervals": {name: list(each) for name, each in measured.intervals.items()},

@@ -28,15 +28,22 @@ class Measured(NamedTuple):
 def numbered(labels: Any, names: Sequence[str] | None, order: Sequence[str] | None) -> np.ndarray | None:
     """Labels [N], numbers of `names`, as numbers of `order`; as they are where either has no names. None for no labels, or
     where one's class is not in `order`."""
-    if labels is None or names is None or order is None:
-        return None if labels is None else np.asarray(labels)
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    if names is None or order is None:
+        return labels if labels.min() >= 0 and (order is None or labels.max() < len(order)) else None
     number = {name: i for i, name in enumerate(order)}
     found = [number.get(names[label]) for label in labels]
     return None if None in found else np.int64(found)
 
 
-def not_alike(mine: Sequence[str], theirs: Sequence[str], whose: str) -> str:
-    """What to say where `numbered` found none."""
+def not_alike(mine: Sequence[str] | None, theirs: Sequence[str] | None, whose: str, labels: Any) -> str:
+    """What to say where `numbered` found none for `labels`."""
+    if mine is None or theirs is None:
+        there = f", those of {whose} from 0 to {len(theirs) - 1}" if theirs else ""
+        mine = f"numbers from {np.min(labels)} to {np.max(labels)}"
+        return f"the pictures' classes are {mine}{there}: how well they agree is not measured"
     mine, theirs = (", ".join(each[:4]) + (", ..." if len(each) > 4 else "") for each in (mine, theirs))
     return f"the pictures' classes ({mine}) are not called as {whose} ({theirs}): how well they agree is not measured"
 
@@ -92,7 +99,8 @@ def measure(
         _of_sets(drawn, reference.features, features, values, intervals, seed)
     if drawn.logits is not None:
         splits = 10 if count >= 100 else 1
-        score, deviation = evaluation.inception_score(drawn.logits, splits)
+        mixed = drawn.logits[np.random.default_rng(seed).permutation(count)]  # their order may be that of their classes
+        score, deviation = evaluation.inception_score(mixed, splits)
         name = features.name("score")
         values[name] = score
         if splits > 1:
@@ -103,7 +111,7 @@ def measure(
     if labels is not None and features.kind == "classifier" and drawn.logits is not None:
         asked = numbered(labels, class_names, features.class_names)
         if asked is None:
-            notes += (not_alike(class_names, features.class_names, "the classifier's"),)
+            notes += (not_alike(class_names, features.class_names, "the classifier's", labels),)
         else:
             values[features.name("accuracy")] = float((drawn.logits.argmax(1) == asked).mean())
     if texts is not None and features.words is not None:

@@ -295,6 +295,19 @@ def test_what_a_training_drew_is_not_learnt_from(tmp_path, kept, run):
     assert dict(source.info.left_out)["working directories of trainings"] == 1
 
 
+@pytest.mark.parametrize("single", ("png", "webp"))
+def test_the_picture_of_all_pictures_is_none_of_them(tmp_path, single):
+    """What `sample.py` writes: pictures, and all of them in one, with what each is."""
+    names = [f"{i:04d}.{single}" for i in range(3)]
+    for name in (*names, "grid.png"):
+        picture(tmp_path / name)
+    assert len(folder(tmp_path)) == 4  # without its text it may be anything
+    (tmp_path / "grid.txt").write_text("a circle\na star\na ring\n")
+    source = folder(tmp_path)
+    assert names_of(source) == names and source.info.columns == ("image",)
+    assert dict(source.info.left_out) == {"pictures of all pictures together, as sample.py writes them": 1}
+
+
 def test_a_hidden_root_is_no_obstacle(tmp_path):
     picture(tmp_path / ".cache/1.png")
     assert len(folder(tmp_path / ".cache")) == 1

@@ -252,6 +252,19 @@ def test_measures_have_the_network_s_name_and_say_what_is_odd():
         scoring.measure(one, itself, linear())
 
 
+def test_the_score_of_pictures_in_the_order_of_their_classes():
+    """As a folder of class folders has them: no split of the score may hold one class alone."""
+    labels = np.repeat(np.arange(4), 50)
+    rng = np.random.default_rng(0)
+    outputs = {"features": rng.normal(size=(200, 6)), "logits": 20 * np.eye(4)[labels]}
+    found = evaluation.feature_set(np.arange(200), outputs)
+    itself = references.of_features(found, {"count": 200})
+    measured = scoring.measure(found, itself, linear(), resamples=0)
+    score, (error, low, high) = measured.values["classifier/score"], measured.intervals["classifier/score"]
+    assert 3.4 < score <= 4.0001  # 4 kinds, each told surely; splits of 20 lose a little
+    assert 0 < error < 0.1 and low < score < high
+
+
 def test_a_copying_model_is_found_out(data, tmp_path):
     config, features, mesh = data[1], linear(), sharding.make_mesh()
     parts = [scoring.of_data(config, split, features, mesh, folder=tmp_path, batch_size=8) for split in ("train", "validation")]
@@ -294,11 +307,11 @@ def test_folders_and_arrays_of_pictures(data, tmp_path):
     images = rng.integers(0, 256, (5, 9, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", arr_0=images, arr_1=np.arange(5))
     np.save(tmp_path / "b.npy", images.astype(np.float32) / 127.5 - 1)
-    found, labels, _ = looking.read_pictures(tmp_path / "a.npz")
+    found, labels, *_ = looking.read_pictures(tmp_path / "a.npz")
     np.testing.assert_array_equal(found, images)
     assert labels.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(looking.read_pictures(tmp_path / "b.npy")[0], images)
-    found, labels, _ = looking.read_pictures(data[0], size=8)
+    found, labels, *_ = looking.read_pictures(data[0], size=8)
     assert found.shape == (24, 8, 8, 3) and np.bincount(labels).tolist() == [8, 8, 8]
     assert looking.read_pictures(data[0]).images.shape == (24, 10, 12, 3)
     with pytest.raises(ValueError, match="are 8 x 9 pixels and should be 8 x 8"):
@@ -320,6 +333,56 @@ def test_folders_and_arrays_of_pictures(data, tmp_path):
 @pytest.fixture
 def with_linear(monkeypatch):
     monkeypatch.setattr(networks, "load", lambda *_, **__: linear())
+
+
+def test_arrays_whose_numbers_or_labels_mean_something_else(tmp_path):
+    """From 0 to 1 black would be grey; labels are whole numbers, or names."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "unit.npy", images.astype(np.float32) / 255)
+    with pytest.raises(ValueError, match=r"none below 0. Black is -1 here.*give uint8"):
+        looking.read_pictures(tmp_path / "unit.npy")
+    np.savez(tmp_path / "named.npz", arr_0=images, arr_1=["red", "blue", "red", "green"])
+    named = looking.read_pictures(tmp_path / "named.npz")
+    assert [named.class_names[i] for i in named.labels] == ["red", "blue", "red", "green"]
+    for labels, said in ((np.eye(4), "expected one number or name"), ([0.5] * 4, "labels of float64 are no classes")):
+        np.savez(tmp_path / "odd.npz", arr_0=images, arr_1=labels)
+        with pytest.raises(ValueError, match=said):
+            looking.read_pictures(tmp_path / "odd.npz")
+    Image.fromarray(images[0]).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="one.png is one picture: name the folder"):
+        looking.read_pictures(tmp_path / "one.png")
+    np.save(tmp_path / "objects.npy", np.array([None, 1]))
+    with pytest.raises(ValueError, match="it holds Python objects") as raised:
+        looking.read_pictures(tmp_path / "objects.npy")
+    assert "unsafely" not in str(raised.value)
+
+
+def test_labels_that_are_no_numbers_of_the_reference_s_classes_are_not_compared(data, tmp_path, with_linear):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    beyond = "numbers from 0 to 11, those of the reference's from 0 to 2"
+    for labels, said in ((np.arange(12), beyond), ([-1] * 12, "from -1 to -1")):
+        np.savez(tmp_path / "labels.npz", arr_0=images, arr_1=labels)
+        flags = ["--samples", str(tmp_path / "labels.npz"), "--reference", str(data[0]), "--size", "8", "--out", str(tmp_path)]
+        assert main([*flags, "--resamples", "0"]) == 0
+        result = read_json(tmp_path / "results.json")["results"][0]
+        assert "classifier/accuracy" not in result["values"]
+        assert any(said in note for note in result["notes"])
+
+
+def test_what_a_folder_holds_besides_is_said_and_its_captions_are_not_asked_for(data, tmp_path, with_linear):
+    samples = shutil.copytree(data[0] / "val" / NAMES[0], tmp_path / "mine")
+    (samples / "0.txt").write_text("the one that has a caption")
+    (samples / "9.heic").write_bytes(b"")
+    flags = ["--samples", str(samples), "--size", "8", "--out", str(tmp_path / "out"), "--resamples", "0"]
+    assert main([*flags, "--reference", str(data[0])]) == 0
+    found = read_json(tmp_path / "out" / "results.json")
+    notes = " ".join(found["results"][0]["notes"])
+    assert f"{samples}: left out: 1 image files that are not read (.heic)" in notes
+    assert f"{data[0]}: its training split alone is looked at; validation has 12 more" in notes and "test has" not in notes
+    for i in (1, 2, 3):
+        (samples / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="mine holds 1 picture, which has no distribution to compare with"):
+        main(["--samples", str(data[0]), "--reference", str(samples), *flags[2:]])
 
 
 def test_a_sweep_ends_in_tables_curves_and_a_page_and_is_not_drawn_twice(data, model, tmp_path, with_linear, monkeypatch):
