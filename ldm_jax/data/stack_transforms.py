@@ -166,3 +166,10 @@ def in_window(volume: np.ndarray, window: tuple[float, float] | None, name: str 
         raise ValueError(f"{name} holds {least:g} to {most:g}, nothing inside of config.data.window=({low:g}, {high:g})")
     scaled = (np.clip(volume.astype(np.float32), low, high) - np.float32(low)) * np.float32(2 / (high - low))
     return scaled - np.float32(1)
+
+
+def out_of_window(array: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+    """The inverse of `in_window` inside of the window: numbers in [-1, 1], what exceeds that is cut off, as those that they
+    stand for, float32; in [-1, 1] where there is no window."""
+    low, high = (-1, 1) if window is None else window
+    return (low + (np.clip(np.asarray(array, np.float64), -1, 1) + 1) * ((high - low) / 2)).astype(np.float32)

@@ -80,6 +80,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def _as_film(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 3 and array.shape[-1] in (1, 3, 4):  # or its rows would be frames of as many pixels across
+        raise ValueError(f"{name} holds {array.dtype}{list(array.shape)}, one picture: a film is [frames, height, width, 3]")
     if array.ndim == 3:
         array = np.repeat(array[..., None], 3, axis=-1)
     if array.ndim == 4 and array.shape[-1] == 1:

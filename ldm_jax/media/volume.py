@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.stack_transforms import VolumeTransform, in_window
+from ldm_jax.data.stack_transforms import VolumeTransform, in_window, out_of_window
 from ldm_jax.data.stacks import VOLUMES, gif, read_volume
 from ldm_jax.media.film import IN_SPACE, check_fields, strips
 from ldm_jax.media.medium import Medium
@@ -18,7 +18,8 @@ SLICES = 8  # that are shown
 
 class Volume(Medium):
     """.npy and .npz arrays and folders of slices; config.data.image_size is (depth, height, width), config.data.window what is
-    black and white. Shown as slices from top to bottom, written as a GIF through all of them and as .npy in [-1, 1]."""
+    black and white. Shown as slices from top to bottom, written as a GIF through all of them and as .npy, in the numbers of the
+    window, or in [-1, 1] where there is none."""
 
     name = "volume"
     files = VOLUMES
@@ -56,7 +57,7 @@ class Volume(Medium):
         return strips(arrays[:, np.linspace(0, depth - 1, min(depth, SLICES)).round().astype(int)])
 
     def files_of(self, array: np.ndarray) -> dict[str, bytes]:
-        """A way through all slices, and the numbers."""
+        """A way through all slices, and the numbers, which `read` reads as this array."""
         file = io.BytesIO()
-        np.save(file, array[..., 0].astype(np.float32))
+        np.save(file, out_of_window(array[..., 0], self.window))
         return {"gif": gif(np.repeat(to_uint8(array), 3, axis=-1)), "npy": file.getvalue()}

@@ -13,6 +13,7 @@ from ldm_jax.data.fingerprint import contents, stamp
 from ldm_jax.data.folder import folder
 from ldm_jax.data.stack_transforms import FilmTransform, VolumeTransform, in_window
 from ldm_jax.data.stacks import FILMS, VOLUMES, gif, read_film, read_volume
+from ldm_jax.media.volume import Volume
 
 RNG = np.random.default_rng(0)
 FILM = RNG.integers(0, 256, (5, 12, 10, 3), np.uint8)
@@ -113,6 +114,7 @@ def test_a_changed_frame_changes_the_fingerprint(tmp_path):
 def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
     np.save(tmp_path / "floats.npy", FILM.astype(np.float32))
     np.save(tmp_path / "flat.npy", FILM[0, :, :, 0])
+    np.save(tmp_path / "picture.npy", FILM[0])
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], object), allow_pickle=True)
     np.savez(tmp_path / "two.npz", a=FILM, b=FILM)
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
@@ -126,6 +128,7 @@ def test_films_that_cant_be_read_are_refused_by_name(tmp_path):
     for name, message in (
         ("floats.npy", r"floats.npy holds float32\[5, 12, 10, 3\]: a film is uint8"),
         ("flat.npy", r"flat.npy holds uint8\[12, 10\]: a film is uint8"),
+        ("picture.npy", r"picture.npy holds uint8\[12, 10, 3\], one picture: a film is"),
         ("objects.npy", "objects.npy can't be read as an array"),
         ("two.npz", "two.npz can't be read as an array: it holds 2 arrays"),
         ("text.npz", "text.npz can't be read as an array: a.txt in it is no array"),
@@ -295,3 +298,13 @@ def test_however_films_and_arrays_are_damaged_the_error_names_them(tmp_path):
             read_film(tmp_path / name, name)
         except ValueError as error:
             assert name in str(error)
+
+
+@pytest.mark.parametrize("window", ((), (-200.0, 300.0)))
+def test_a_volume_that_was_written_is_read_as_it_was(tmp_path, window):
+    """`sample.py` writes it, and `--image` starts from it."""
+    medium = Volume({"medium": "volume", "image_size": 4, "window": window, "crop": "center", "flip": False})
+    drawn = np.random.default_rng(0).uniform(-1, 1, (4, 4, 4, 1)).astype(np.float32)
+    drawn[0, 0, 0, 0] = 1.02  # decoders draw a little beyond
+    (tmp_path / "0000.npy").write_bytes(medium.files_of(drawn)["npy"])
+    np.testing.assert_allclose(medium.read(tmp_path / "0000.npy"), np.clip(drawn, -1, 1), atol=1e-5)
