@@ -167,13 +167,14 @@ class Page:
             try:
                 made = await self.in_thread(self.studio.make, settings)
             except ValueError as error:
-                said.text = ""
                 return refuse(error)
+            except Exception as error:
+                refuse(f"drawing failed: {type(error).__name__}; the terminal that ldm-app runs in has more")
+                raise
             finally:
-                spinner.visible = False
+                said.text, spinner.visible = "", False
                 for each in self.buttons:
                     each.enable()
-            said.text = ""
             self.show(shown, made)
 
         button.on_click(click)

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from ldm_jax.api import LatentDiffusion
@@ -77,7 +78,8 @@ class Studio:
         return program_of(self.offer, settings) not in self._compiled
 
     def make(self, settings: Settings) -> Made:
-        """`make`, when those who asked before have theirs. ValueError also where too many wait."""
+        """`make`, when those who asked before have theirs. ValueError also where too many wait, and where the device has no
+        memory for so many pictures."""
         with self._counting:
             if self._asked >= MOST_WAITING:
                 raise ValueError(f"{MOST_WAITING} drawings are waiting already: try again in a while")
@@ -87,6 +89,10 @@ class Studio:
                 made = make(self.ldm, settings)
                 self._compiled.add(program_of(self.offer, settings))
                 return made
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"the device has too little memory for {settings.num} pictures at once: choose fewer") from error
         finally:
             with self._counting:
                 self._asked -= 1

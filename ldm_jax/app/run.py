@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,19 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    """{path in the working directory: PNG} of grids that the run has drawn, the last few of each place."""
+    """{path in the working directory: PNG} of grids that the run has drawn, the last few of each place: step_1000 comes after
+    step_900."""
     found = {}
     for pattern in PLACES:
-        for path in sorted(folder.glob(pattern))[-MOST_PICTURES // 3 :]:
+        for path in sorted(folder.glob(pattern), key=_in_turn)[-MOST_PICTURES // 3 :]:
             if path.stat().st_size <= MOST_BYTES // 8:
                 found[str(path.relative_to(folder))] = path.read_bytes()
     return found
+
+
+def _in_turn(path: Path) -> list[Any]:
+    """What paths are sorted by: numbers in them as numbers."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 def about(ldm: LatentDiffusion) -> dict[str, str]:

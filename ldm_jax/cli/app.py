@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.WARNING)
     place = listen(flag.host, flag.port)
     use_compilation_cache()
-    ldm = api.load_whole(flag.workdir, which=int(flag.which) if flag.which.isdigit() else flag.which)
+    ldm = api.load_whole(flag.workdir, which=int(flag.which) if flag.which.isdecimal() else flag.which)
     print(ldm.describe(), flush=True)
     serve(Studio(ldm), Path(flag.workdir), place)
     return 0

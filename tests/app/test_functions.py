@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.app import run, uploads
+from ldm_jax.app import pictures, run, uploads
 from ldm_jax.app.pictures import MOST_WAITING, Studio, make
 from ldm_jax.app.settings import NUMBERS, Settings, flags_of, offer
 from ldm_jax.app.uploads import Picture, mask_of, read_picture, read_small
@@ -231,6 +231,23 @@ def test_many_at_once_get_their_own():
         studio.make(RED)
 
 
+def test_too_little_memory_is_said_and_the_next_one_draws(monkeypatch):
+    def fail(text):
+        def draws_nothing(ldm, settings):
+            raise jax.errors.JaxRuntimeError(text)
+
+        return draws_nothing
+
+    studio = Studio(model("text"))
+    monkeypatch.setattr(pictures, "make", fail("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."))
+    with pytest.raises(ValueError, match="too little memory for 16 pictures at once: choose fewer"):
+        studio.make(dataclasses.replace(RED, num=16))
+    monkeypatch.setattr(pictures, "make", fail("INTERNAL: something else"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        studio.make(RED)
+    assert studio.asked == 0 and not studio._drawing.locked()
+
+
 # What is refused
 
 
@@ -327,6 +344,10 @@ def test_curves_and_pictures_of_a_run(tmp_path):
     assert "train" in svg and "validation" in svg and 1 + 50 <= svg.count("<circle") <= 1 + run.MOST_POINTS
     assert "<b>" not in found["diffusion"]["<b>"]
     assert run.pictures(tmp_path) == {"diffusion/images/samples_1.png": file_of(PIXELS)}
+    for i in range(600, 1200, 100):
+        (tmp_path / "evaluation" / f"step_{i}").mkdir(parents=True)
+        (tmp_path / "evaluation" / f"step_{i}" / "a.png").write_bytes(file_of(PIXELS))
+    assert [*run.pictures(tmp_path)][:-1] == [f"evaluation/step_{i}/a.png" for i in (800, 900, 1000, 1100)]
     assert run.curves(tmp_path / "nothing") == run.pictures(tmp_path / "nothing") == {}
 
 
