@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.evaluation.manifold import chunks
+from ldm_jax.evaluation.manifold import chunks, rows_of_one_length
 
 RARE = 0.01
 
@@ -30,11 +30,9 @@ def nearest(x: np.ndarray, y: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
     """Euclidean distances [N, k] of every row of x [N, D] to its k nearest rows of y [M, D], nearest first, and their numbers.
 
     Raises:
-      ValueError: shapes that don't fit, or k outside 1 .. M.
+      ValueError: shapes that don't fit, numbers that are not finite, or k outside 1 .. M.
     """
-    x, y = np.asarray(x), np.asarray(y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"rows of shapes {x.shape} and {y.shape}: expected [N, D] and [M, D]")
+    x, y = rows_of_one_length(np.asarray(x), np.asarray(y))
     if not 1 <= k <= len(y):
         raise ValueError(f"k={k}: from 1 to the {len(y)} there are")
     distances, numbers = [], []

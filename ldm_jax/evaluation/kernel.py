@@ -5,12 +5,14 @@ Its estimate has no bias at any number of pictures, unlike the Frechet distance'
 
 import numpy as np
 
+from ldm_jax.evaluation.manifold import rows_of_one_length
+
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The unbiased estimate from features [N, D] and [M, D]:
     mean of k(a_i, a_j) over i != j, plus the same of b, less twice the mean of k(a_i, b_j)."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+    a, b = rows_of_one_length(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    if min(len(a), len(b)) < 2:
         raise ValueError(f"features of shapes {a.shape} and {b.shape}: expected [N, D] and [M, D], at least 2 of each")
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

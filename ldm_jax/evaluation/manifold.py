@@ -23,10 +23,9 @@ class Overlap(NamedTuple):
 
 
 def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> Overlap:
-    """From features [N, D] and [M, D] with balls up to the k-th neighbour (3 in the first paper, 5 in the second)."""
-    real, drawn = np.asarray(real, np.float64), np.asarray(drawn, np.float64)
-    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1]:
-        raise ValueError(f"features of shapes {real.shape} and {drawn.shape}: expected [N, D] and [M, D]")
+    """From features [N, D] and [M, D] with balls up to the k-th neighbour (3 in the first paper, 5 in the second). ValueError
+    for other shapes, fewer than k + 1 of either, or features that are not finite."""
+    real, drawn = rows_of_one_length(np.asarray(real, np.float64), np.asarray(drawn, np.float64))
     if not 1 <= k < min(len(real), len(drawn)):
         raise ValueError(f"k={k}: must be at least 1, and smaller than both sets ({len(real)} and {len(drawn)})")
     reach_real, reach_drawn = neighbour_distances(real, k), neighbour_distances(drawn, k)
@@ -39,6 +38,16 @@ def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> Overlap
         recalled |= (squares <= reach_drawn[rows, None]).any(0)
     precision = np.concatenate(inside).mean()
     return Overlap(float(precision), float(recalled.mean()), density / (k * len(drawn)), float(held.mean()))
+
+
+def rows_of_one_length(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Themselves. ValueError unless they are [N, D] and [M, D], of finite numbers: distances to others compare as false."""
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"rows of shapes {x.shape} and {y.shape}: expected [N, D] and [M, D]")
+    for rows in (x, y):
+        if count := np.count_nonzero(~np.isfinite(rows).all(1)):
+            raise ValueError(f"{count} of {len(rows)} rows are not finite")
+    return x, y
 
 
 def neighbour_distances(x: np.ndarray, k: int) -> np.ndarray:

@@ -24,6 +24,8 @@ def as_uint8(images: np.ndarray, what: str = "pictures", size: Sequence[int] | N
         raise ValueError(f"{what} are {there} pixels and should be {here}: distances compare pictures of one size")
     if images.dtype == np.uint8:
         return images
+    if images.dtype.name == "bfloat16":  # no number type of numpy's own
+        images = images.astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{what} are {images.dtype}: give uint8, or floating-point numbers in [-1, 1]")
     bad = ~np.isfinite(images).all((1, 2, 3))

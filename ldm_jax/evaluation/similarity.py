@@ -22,7 +22,7 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     volumes the window is one of as many axes.
 
     Raises:
-      ValueError: shapes that differ, without a spatial axis, or smaller than the window.
+      ValueError: shapes that differ, without a spatial axis, or smaller than the window; whole numbers, such as those of 8 bits.
     """
     if x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < WIDTH:
         raise ValueError(f"ssim takes pairs [B, *spatial, C] with sides of at least {WIDTH}, not {x.shape} and {y.shape}")
@@ -35,7 +35,8 @@ def ms_ssim(x: jax.Array, y: jax.Array, scales: int = len(SCALES)) -> jax.Array:
     `SCALES`. Of fewer scales, which other tables' values can't be compared with, the powers are brought to the same sum.
 
     Raises:
-      ValueError: shapes that differ, or too small: the shortest side is at least 11 * 2^(scales - 1), 176 for five.
+      ValueError: shapes that differ, or too small: the shortest side is at least 11 * 2^(scales - 1), 176 for five; whole
+        numbers, such as those of 8 bits.
     """
     least = WIDTH * 2 ** (scales - 1)
     if not 1 <= scales <= len(SCALES) or x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < least:
@@ -54,6 +55,8 @@ def ms_ssim(x: jax.Array, y: jax.Array, scales: int = len(SCALES)) -> jax.Array:
 
 def _parts(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The similarity and, alone, its terms of contrast and structure, [B, C] each."""
+    if not all(jnp.issubdtype(picture.dtype, jnp.floating) for picture in (x, y)):
+        raise ValueError(f"pictures of {x.dtype} and {y.dtype}: expected floating-point numbers in [-1, 1]")
     x, y = (picture.astype(jnp.float32) / 2 for picture in (x, y))  # [0, 1] less 1/2, where squares cancel less
     mx, my = window(x), window(y)
     vx, vy, vxy = window(x * x) - mx * mx, window(y * y) - my * my, window(x * y) - mx * my

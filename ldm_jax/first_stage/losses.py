@@ -34,7 +34,11 @@ Metrics = dict[str, jax.Array]
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], [B, ..., C] -> [B]."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], [B, ..., C] -> [B]; at most 106.02, which equal ones have.
+    ValueError for shapes that differ, or whole numbers, such as pixels of 8 bits."""
+    if x.shape != y.shape or not all(jnp.issubdtype(image.dtype, jnp.floating) for image in (x, y)):
+        both = " and ".join(f"{image.dtype}{list(image.shape)}" for image in (x, y))
+        raise ValueError(f"psnr of {both}: expected two of one shape, floating-point numbers in [-1, 1]")
     x, y = (jnp.clip(image.astype(jnp.float32), -1, 1) for image in (x, y))
     return 10 * jnp.log10(4.0 / jnp.maximum(jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim))), 1e-10))
 

@@ -6,6 +6,7 @@ import pytest
 
 from ldm_jax import evaluation
 from ldm_jax.evaluation import frechet
+from ldm_jax.first_stage import psnr
 
 RNG = np.random.default_rng(3)
 
@@ -235,11 +236,39 @@ def test_similarity_at_several_scales_against_the_definition():
         evaluation.ms_ssim(jnp.zeros((1, 175, 300, 3)), jnp.zeros((1, 175, 300, 3)))
 
 
+@pytest.mark.parametrize(
+    "measure", (evaluation.ssim, lambda x, y: evaluation.ms_ssim(x, y, 1), psnr), ids=("ssim", "ms_ssim", "psnr")
+)
+def test_pictures_of_8_bits_are_not_taken_for_numbers_from_minus_1_to_1(measure):
+    """Signal to noise of any two of them would be 100 dB."""
+    x, y = RNG.integers(1, 256, (2, 2, 16, 16, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"uint8.*in \[-1, 1\]"):
+        measure(x, y)
+    as_floats = (np.float32(z) / 127.5 - 1 for z in (x, y))
+    assert float(measure(*as_floats).max()) < 20  # they have nothing in common
+    with pytest.raises(ValueError, match=r"2, 16, 16, 3.*2, 16, 16, 1"):
+        measure(jnp.zeros((2, 16, 16, 3)), jnp.zeros((2, 16, 16, 1)))
+
+
+def test_neighbours_of_what_is_not_finite_are_refused():
+    features = RNG.normal(size=(20, 4))
+    broken = features.copy()
+    broken[3] = np.nan
+    for pair in ((broken, features), (features, broken)):
+        for measure in (evaluation.precision_recall, evaluation.nearest, evaluation.kernel_distance):
+            with pytest.raises(ValueError, match="1 of 20 .*not finite"):
+                measure(*pair)
+        with pytest.raises(ValueError, match="1 of 20 .*not finite"):
+            evaluation.memorisation(*pair, features)
+
+
 def test_pictures_that_can_not_be_measured_and_odd_ones():
     images = RNG.uniform(-1, 1, (4, 6, 5, 3))
     found = evaluation.as_uint8(images)
     assert found.dtype == np.uint8 and np.abs(found / 127.5 - 1 - images).max() <= 0.5 / 127.5 + 1e-6
     np.testing.assert_array_equal(evaluation.as_uint8(found.astype(np.float32) / np.float32(127.5) - 1), found)
+    half = jnp.asarray(images, jnp.bfloat16)  # no number type of numpy's own
+    assert np.abs(evaluation.as_uint8(half).astype(int) - found).max() <= 1
     with pytest.raises(ValueError, match="are 5 x 6 pixels and should be 6 x 6"):
         evaluation.as_uint8(images, size=(6, 6))
     for broken, said in ((images * np.nan, "not finite"), (images * 2, "expected -1 to 1"), (images[0], "expected"),
