@@ -5,6 +5,8 @@
              the data at all (the statistic of Meehan, Chaudhuri & Dasgupta 2020, "A non-parametric test to detect
              data-copying")
     copies   the share of samples nearer than all but one in a hundred held-out pictures; 0.01 where nothing was copied
+
+Held-out pictures that are among the training pictures as well are no unseen ones, and don't count.
 """
 
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import numpy as np
 from ldm_jax.evaluation.manifold import chunks, rows_of_one_length
 
 RARE = 0.01
+SAME = 1e-5  # of a row's length: the rounding of features of equal pictures
 
 
 class Memorisation(NamedTuple):
@@ -46,9 +49,17 @@ def nearest(x: np.ndarray, y: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
 
 
 def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, k: int = 1) -> Memorisation:
-    """From features (or pixels) [N, D] of samples, training pictures [M, D] and held-out ones [H, D]."""
+    """From features (or pixels) [N, D] of samples, training pictures [M, D] and held-out ones [H, D].
+
+    Raises:
+      ValueError: as `nearest`; no held-out picture that is none of the training pictures.
+    """
+    held_out = np.asarray(held_out)
+    real = nearest(held_out, train)[0][:, 0]
+    real = np.sort(real[real > SAME * np.linalg.norm(np.float64(held_out), axis=1)])
+    if not len(real):
+        raise ValueError(f"all {len(held_out)} held-out pictures are training pictures: none says how far unseen ones are away")
     distances, neighbours = nearest(samples, train, k)
-    real = np.sort(nearest(held_out, train)[0][:, 0])
     mine = distances[:, 0]
     below, upto = np.searchsorted(real, mine, "left"), np.searchsorted(real, mine, "right")
     closer = 1 - ((below + upto) / 2 / len(real)).mean()  # ties count half

@@ -22,7 +22,7 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     volumes the window is one of as many axes.
 
     Raises:
-      ValueError: shapes that differ, without a spatial axis, or smaller than the window; whole numbers, such as those of 8 bits.
+      ValueError: shapes that differ, without a spatial axis, or smaller than the window; whole numbers, as of 8 bits.
     """
     if x.shape != y.shape or x.ndim < 3 or min(x.shape[1:-1]) < WIDTH:
         raise ValueError(f"ssim takes pairs [B, *spatial, C] with sides of at least {WIDTH}, not {x.shape} and {y.shape}")

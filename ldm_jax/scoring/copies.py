@@ -45,6 +45,11 @@ class Neighbours:
         sources = [Spread(labelled_source(config, split), count) for split in ("train", "validation")]
         self.source, self.on_error = sources[0], config["data"]["on_error"]
         self.pixels = [self._pixels(source, mesh) for source in sources]
+        learnt = {row.tobytes() for row in self.pixels[0]}
+        if all(row.tobytes() in learnt for row in self.pixels[1]):  # said before anything is drawn
+            splits = " and ".join(f"{split}_split={config['data'][f'{split}_split']!r}" for split in ("train", "validation"))
+            raise ValueError(f"all held-out pictures are training pictures (config.data: {splits}): memorisation compares with "
+                             "unseen ones; hold some out, or leave --memorisation out")  # fmt: skip
 
     def _pixels(self, source: Any, mesh: Any) -> np.ndarray:
         parts = []

@@ -205,6 +205,18 @@ def test_copies_are_told_from_unseen_pictures():
     assert evaluation.memorisation(fresh + 9, train, held_out).closer < 0.01
 
 
+def test_held_out_pictures_that_were_trained_on_are_no_measure_of_copies():
+    """One in ten of the held-out ones is: the threshold of copies would be nothing, and no copy nearer than that."""
+    train, unseen = RNG.normal(size=(200, 8)), RNG.normal(size=(90, 8))
+    mixed = np.concatenate([unseen, train[:10] * (1 + 1e-7)])  # features of equal pictures differ by rounding
+    copied = evaluation.memorisation(train[50:80] + 1e-9, train, mixed)
+    assert copied.closer == copied.copies == 1
+    fresh = RNG.normal(size=(200, 8))
+    assert evaluation.memorisation(fresh, train, mixed)[:2] == evaluation.memorisation(fresh, train, unseen)[:2]
+    with pytest.raises(ValueError, match="all 20 held-out pictures are training pictures"):
+        evaluation.memorisation(fresh, train, train[:20])
+
+
 def test_similarity_at_several_scales_against_the_definition():
     """Three scales written out: contrast and structure at the fine ones, everything at the coarse one."""
     rng = np.random.default_rng(2)

@@ -277,6 +277,9 @@ def test_a_copying_model_is_found_out(data, tmp_path):
     for sample, in_pixels, in_features in found.rows:
         np.testing.assert_array_equal(sample, in_pixels)
         np.testing.assert_array_equal(sample, in_features)
+    same = {**config, "data": config["data"] | {"validation_split": "train"}}
+    with pytest.raises(ValueError, match="all held-out pictures are training pictures.*validation_split='train'"):
+        Neighbours(same, features, parts[0], parts[0], mesh)
 
 
 def test_what_can_not_be_loaded_says_what_to_fetch(data, tmp_path):
