@@ -22,7 +22,7 @@ with epy.lazy_api_imports(globals()):
         moments_of,
     )
     from ldm_jax.evaluation.intervals import Interval, bootstrap, frechet_at_infinity
-    from ldm_jax.evaluation.kernel import kernel_distance, kernel_distance_of_subsets
+    from ldm_jax.evaluation.kernel import kernel_distance, kernel_distance_error, kernel_distance_of_subsets
     from ldm_jax.evaluation.manifold import Overlap, precision_recall
     from ldm_jax.evaluation.pictures import as_uint8, odd_in, uneven_classes
     from ldm_jax.evaluation.score import inception_score
@@ -33,7 +33,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "FeatureSet", "Interval", "Memorisation", "Moments", "Overlap", "as_uint8", "bootstrap", "confusion_matrix",
     "discretized_laplace", "feature_set", "frechet_at_infinity", "frechet_distance", "frechet_from_moments",
-    "frechet_of_gaussians", "frechet_to", "inception_score", "join", "kernel_distance", "kernel_distance_of_subsets",
-    "load_features", "mean_iou", "memorisation", "merge", "moments", "moments_of", "ms_ssim", "nearest", "odd_in",
-    "pixel_accuracy", "power_spectrum", "precision_recall", "ssim", "uneven_classes",
+    "frechet_of_gaussians", "frechet_to", "inception_score", "join", "kernel_distance", "kernel_distance_error",
+    "kernel_distance_of_subsets", "load_features", "mean_iou", "memorisation", "merge", "moments", "moments_of",
+    "ms_ssim", "nearest", "odd_in", "pixel_accuracy", "power_spectrum", "precision_recall", "ssim", "uneven_classes",
 ]  # fmt: skip

@@ -38,3 +38,24 @@ def kernel_distance_of_subsets(
 
     found = [kernel_distance(some(a), some(b)) for _ in range(subsets)]
     return float(np.mean(found)), float(np.std(found))
+
+
+def kernel_distance_error(a: np.ndarray, b: np.ndarray, blocks: int = 10, most: int = 1000, seed: int = 0) -> float:
+    """The standard error of `kernel_distance(a, b)`, of features [N, D] and [M, D]: from the deviation of its estimates by
+    `blocks` disjoint parts of either set, of at most `most` features each, which goes down with the root of their number. Where
+    both sets are of one distribution it is too large.
+
+    The deviation over random subsets, as papers report it, is another thing: subsets share features, and of all features it is
+    nothing.
+
+    Raises:
+      ValueError: shapes that don't fit, or fewer than 2 features for each of 2 blocks or more.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    if blocks < 2 or min(len(a), len(b)) < 2 * blocks:
+        raise ValueError(f"{blocks} blocks out of {len(a)} and {len(b)} features: at least 2 blocks of 2 features each")
+    rng = np.random.default_rng(seed)
+    parts = [[part[:most] for part in np.array_split(x[rng.permutation(len(x))], blocks)] for x in (a, b)]
+    found = [kernel_distance(x, y) for x, y in zip(*parts)]
+    share = max(len(part[-1]) / len(x) for part, x in zip(parts, (a, b)))
+    return float(np.std(found, ddof=1) * np.sqrt(share))

@@ -15,6 +15,7 @@ from ldm_jax.scoring.reference import Reference
 
 MOST = 10_000  # pictures of either set for precision and recall, whose time grows with their product
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance
+BLOCKS = 10  # that its error is told from
 
 
 class Measured(NamedTuple):
@@ -137,9 +138,12 @@ def _of_sets(
     """What needs the real pictures' features themselves: kernel distance, precision, recall, density and coverage."""
     size = min(SUBSET, len(drawn), len(real))
     name = features.name("kernel")
-    kernel, deviation = evaluation.kernel_distance_of_subsets(drawn.features, real.features, SUBSETS, size, seed)
-    error = deviation / np.sqrt(SUBSETS)
-    values[name], intervals[name] = kernel, (error, kernel - 1.96 * error, kernel + 1.96 * error)
+    subsets = SUBSETS if size < max(len(drawn), len(real)) else 1  # all of both are one subset
+    kernel, _ = evaluation.kernel_distance_of_subsets(drawn.features, real.features, subsets, size, seed)
+    values[name] = kernel
+    if min(len(drawn), len(real)) >= 2 * BLOCKS:
+        error = evaluation.kernel_distance_error(drawn.features, real.features, BLOCKS, SUBSET, seed)
+        intervals[name] = error, kernel - 1.96 * error, kernel + 1.96 * error
     # equally many of both: precision and recall depend on it
     most = min(MOST, len(drawn), len(real))
     if most > 5:

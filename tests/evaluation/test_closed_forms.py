@@ -89,6 +89,19 @@ def test_kernel_distance_of_subsets():
         evaluation.kernel_distance_of_subsets(a, b, size=61)
 
 
+@pytest.mark.parametrize("sizes, most", [((200, 200), 1000), ((200, 400), 1000), ((400, 400), 20)])
+def test_the_error_of_a_kernel_distance_is_what_other_pictures_would_change(sizes, most):
+    found, told = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        drawn, real = rng.normal(size=(sizes[0], 4)) + 0.4, rng.normal(size=(sizes[1], 4))
+        found.append(evaluation.kernel_distance(drawn, real))
+        told.append(evaluation.kernel_distance_error(drawn, real, most=most))
+    assert 0.7 < np.sqrt(np.mean(np.square(told))) / np.std(found) < 1.6
+    with pytest.raises(ValueError, match="10 blocks out of 19 and 200"):
+        evaluation.kernel_distance_error(drawn[:19], real[:200])
+
+
 def test_overlap_on_a_line(monkeypatch):
     """Real points 0, 1, 2, 3 and k = 1: balls of radius 1. Drawn points 0.5 and 1.5 lie in two each, 10 in none."""
     monkeypatch.setattr(manifold, "CHUNK", 2)

@@ -252,6 +252,21 @@ def test_measures_have_the_network_s_name_and_say_what_is_odd():
         scoring.measure(one, itself, linear())
 
 
+def test_the_interval_of_a_kernel_distance_is_of_other_pictures():
+    """Of as many pictures as the reference's, a subset is all of them: what differs between subsets is nothing."""
+    found = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        drawn, real = (evaluation.feature_set(np.arange(60), {"features": rng.normal(size=(60, 6))}) for _ in range(2))
+        found.append(scoring.measure(drawn, references.of_features(real, {"count": 60}), linear(), resamples=0))
+    (one, (error, low, high)), (other, _) = ((x.values["classifier/kernel_distance"], x.intervals["classifier/kernel_distance"])
+                                             for x in found)  # fmt: skip
+    assert error > abs(one - other) / 5 and low < one < high
+    few = evaluation.feature_set(np.arange(8), {"features": drawn.features[:8]})
+    measured = scoring.measure(few, references.of_features(real, {"count": 60}), linear(), resamples=0)
+    assert "classifier/kernel_distance" in measured.values and "classifier/kernel_distance" not in measured.intervals
+
+
 def test_the_score_of_pictures_in_the_order_of_their_classes():
     """As a folder of class folders has them: no split of the score may hold one class alone."""
     labels = np.repeat(np.arange(4), 50)
