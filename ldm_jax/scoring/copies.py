@@ -58,18 +58,19 @@ class Neighbours:
             parts.append(pixels_of(evaluation.as_uint8(images)))
         return np.concatenate(parts)
 
-    def of(self, images: np.ndarray, features: FeatureSet, shown: int = 8) -> Copies:
-        """How near samples are to training pictures: uint8 `images` [n, H, W, 3], the first of the samples whose `features` are
-        given (all of those count)."""
+    def of(self, images: np.ndarray, features: FeatureSet, numbers: np.ndarray, shown: int = 8) -> Copies:
+        """How near samples are to training pictures: uint8 `images` [n, H, W, 3], which are `numbers` int64 [n] of the samples
+        whose `features` are given (all of those count)."""
         in_pixels = evaluation.memorisation(pixels_of(images), *self.pixels)
         in_features = evaluation.memorisation(features.features, self.train.features.features, self.held_out.features.features)
         values = {}
         for name, found in (("pixels", in_pixels), (self.features.kind, in_features)):
             values |= {f"memorisation/{name}/closer": found.closer, f"memorisation/{name}/copies": found.copies}
-        nearest_first = np.argsort(in_features.distances[: len(images), 0], kind="stable")[:shown]
+        places = np.searchsorted(features.rows, numbers)
+        nearest_first = np.argsort(in_features.distances[places, 0], kind="stable")[:shown]
         rows = []
         for i in nearest_first:
-            numbers = in_pixels.neighbours[i, 0], self.train.features.rows[in_features.neighbours[i, 0]]
+            numbers = in_pixels.neighbours[i, 0], self.train.features.rows[in_features.neighbours[places[i], 0]]
             found = [example(self.source, self.transform, int(number), self.on_error) for number in numbers]
             real = np.stack([row["image"] for row in found])
             rows.append([images[i], *evaluation.as_uint8(self.medium.shown(real))])

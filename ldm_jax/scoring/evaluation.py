@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build, evaluation, models, weights
+from ldm_jax.data.source import spread_rows
 from ldm_jax.primitives.files import write_json
 from ldm_jax.scoring import features as feature_networks
 from ldm_jax.scoring import reference as references
@@ -100,7 +101,7 @@ def evaluate(
         neighbours = Neighbours(config, network, of_split("train"), of_split("validation"), mesh, request.reference_num)
 
         def more(setting: Setting, drawn: Drawn) -> dict[str, float]:
-            found = neighbours.of(drawn.shown, drawn.features)
+            found = neighbours.of(drawn.shown, drawn.features, drawn.numbers)
             report.save_rows(out / f"{setting.name}.neighbours.png", found.rows)
             return found.values
 
@@ -182,12 +183,12 @@ def compare(
             raise ValueError(f"{real} holds 1 picture, which has no distribution to compare with: name 2 or more")
         about = {"data": str(real), "count": len(pictures), "size": list(size), "features": dict(network.about)}
         reference = references.of_features(seen(pictures, str(real)), about, there.labels)
-        notes = evaluation.odd_in(pictures[:1024], f"pictures of {real}")
+        notes = evaluation.odd_in(some_of(pictures, 1024), f"pictures of {real}")
         reference = dataclasses.replace(reference, notes=(*there.notes, *notes))
     found = seen(images, str(samples))
     labels = numbered(drawn.labels, drawn.class_names, names)
     measured = measure(found, reference, network, resamples=request.resamples, labels=labels, class_names=names)
-    notes = [*drawn.notes, *evaluation.odd_in(images[:1024], f"pictures of {samples}"), *measured.notes]
+    notes = [*drawn.notes, *evaluation.odd_in(some_of(images, 1024), f"pictures of {samples}"), *measured.notes]
     if labels is None and drawn.labels is not None:
         notes.append(not_alike(drawn.class_names, names, "the reference's", drawn.labels))
     result = {
@@ -201,7 +202,8 @@ def compare(
         "features": {"kind": network.kind, **network.about}, "reference": dict(reference.about), "versions": versions(),
         "results": [result],
     }  # fmt: skip
-    rows = {"The pictures": images[:64, None], **({"The reference": pictures[:64, None]} if reference.features else {})}
+    rows = {"The pictures": some_of(images, 64)[:, None]}
+    rows |= {"The reference": some_of(pictures, 64)[:, None]} if reference.features else {}
 
     def write() -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -209,6 +211,11 @@ def compare(
 
     distributed.on_first("report", write)
     return results
+
+
+def some_of(images: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of [N, ...], spread over all: they may be in the order of their classes."""
+    return images[spread_rows(len(images), min(most, len(images)))]
 
 
 def _holds_statistics(path: str | Path) -> bool:

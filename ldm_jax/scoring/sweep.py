@@ -1,7 +1,7 @@
 """Many ways of drawing from one model, measured one after the other: straight into features, resumable.
 
     OUT/parts/SETTING/    features of what is drawn so far, in parts; it goes when the setting is measured
-    OUT/SETTING.png       the first pictures
+    OUT/SETTING.png       some of the pictures, of all their conditions
     OUT/results.json      every setting that is measured, with all that is needed to repeat it
 
 The same call goes on where an earlier one stopped, and one with other settings adds them to what is there. What was drawn by
@@ -13,7 +13,7 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm_jax import build, evaluation
+from ldm_jax.data.source import spread_rows
 from ldm_jax.evaluation import FeatureSet
 from ldm_jax.primitives.files import read_json, write_json
 from ldm_jax.scoring.drawing import Drawer
@@ -53,10 +54,12 @@ class Setting(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The features of all pictures of a setting; the first of them, uint8 [n, H, W, 3]; seconds that drawing took."""
+    """The features of all pictures of a setting; some pictures spread over them, uint8 [n, H, W, 3], and their numbers, int64
+    [n], which rise; seconds that drawing took."""
 
     features: FeatureSet
     shown: np.ndarray
+    numbers: np.ndarray
     seconds: float
 
 
@@ -112,14 +115,15 @@ def draw(
 
     Args:
       identity: what must be equal for parts to be gone on from.
-      keep: how many pictures are kept.
+      keep: how many pictures are kept, spread over all: conditions often stand in the order of their classes.
       pictures: a folder that every picture is written to as NUMBER.png besides.
 
     Raises:
       ValueError: `out` holds parts of something else.
     """
     distributed.on_first("evaluation", lambda: _open(out, identity))
-    parts, shown = _stored(out, keep, pictures) if jax.process_index() == 0 else ([], {})
+    kept = frozenset(spread_rows(num, min(keep, num)).tolist())
+    parts, shown = _stored(out, kept, pictures) if jax.process_index() == 0 else ([], {})
     there = np.zeros(num, bool)
     for part in parts:
         there[part.rows] = True
@@ -142,16 +146,17 @@ def draw(
         try:
             for batch in drawer.batches(missing, batch_size, options):
                 fresh.append(features_of(run, batch, report))
-                if pictures is not None or (batch.rows >= 0).any() and batch.rows[batch.rows >= 0].min() < keep:
-                    _take(batch, keep, new, pictures, drawer)
+                if pictures is not None or not kept.isdisjoint(batch.rows.tolist()):
+                    _take(batch, kept, new, pictures, drawer)
                 if sum(map(len, fresh)) >= PART or time.monotonic() - written > SECONDS:
                     store()
                     written = time.monotonic()
         finally:
             store()
-    images = np.stack([shown[i] for i in sorted(shown)]) if shown else np.zeros((0, 1, 1, 3), np.uint8)
+    numbers = np.array(sorted(kept & shown.keys()), np.int64)
+    images = np.stack([shown[i] for i in numbers.tolist()]) if len(numbers) else np.zeros((0, 1, 1, 3), np.uint8)
     all_ = evaluation.join(parts) if jax.process_index() == 0 else evaluation.join(fresh or [_nothing()])
-    return Drawn(all_, images, time.monotonic() - began)
+    return Drawn(all_, images, numbers, time.monotonic() - began)
 
 
 def _nothing() -> FeatureSet:
@@ -174,8 +179,8 @@ def _open(out: Path, identity: Mapping[str, Any]) -> None:
         write_json(path, dict(identity))
 
 
-def _stored(out: Path, keep: int, pictures: Path | None) -> tuple[list[FeatureSet], dict[int, np.ndarray]]:
-    """The parts that are whole, and the pictures kept of them. A part goes, and is drawn again, if a call that kept fewer
+def _stored(out: Path, kept: Set[int], pictures: Path | None) -> tuple[list[FeatureSet], dict[int, np.ndarray]]:
+    """The parts that are whole, and the pictures kept of them. A part goes, and is drawn again, if a call that kept other
     pictures or wrote none drew it."""
     parts, shown = [], {}
     for path in out.glob("*.shown.npz"):
@@ -187,7 +192,7 @@ def _stored(out: Path, keep: int, pictures: Path | None) -> tuple[list[FeatureSe
     for path in sorted(out.glob("*[0-9].npz")):
         part = evaluation.load_features(path)
         rows = set(part.rows.tolist())
-        if all(row in shown for row in rows if row < keep) and _all_written(pictures, rows):
+        if rows & kept <= shown.keys() and _all_written(pictures, rows):
             parts.append(part)
         else:
             path.unlink()
@@ -205,14 +210,14 @@ def _file(pictures: Path, number: int) -> Path:
     return pictures / f"{number:06d}.png"
 
 
-def _take(batch: Pictures, keep: int, new: dict[int, np.ndarray], pictures: Path | None, drawer: Drawer) -> None:
-    """Keeps the first pictures, and writes all where that is asked for."""
+def _take(batch: Pictures, kept: Set[int], new: dict[int, np.ndarray], pictures: Path | None, drawer: Drawer) -> None:
+    """Keeps the pictures `kept`, and writes all where that is asked for."""
     images = np.asarray(sharding.replicate(drawer.mesh, batch.images))
     images = evaluation.as_uint8(build.make_medium(drawer.spec.config).shown(images))
     if jax.process_index():
         return
     for number, image in zip(batch.rows.tolist(), images):
-        if 0 <= number < keep:
+        if number in kept:
             new[number] = image
         if pictures is not None and number >= 0:
             pictures.mkdir(parents=True, exist_ok=True)
@@ -299,7 +304,8 @@ def sweep(
         }  # fmt: skip
         results["results"] = list(known.values())
         if len(found.shown):
-            grid = image_grid(found.shown[:SHOWN].astype(np.float32) / 127.5 - 1)
+            some = spread_rows(len(found.shown), min(SHOWN, len(found.shown)))
+            grid = image_grid(found.shown[some].astype(np.float32) / 127.5 - 1)
             Image.fromarray(grid).save(out / f"{setting.name}.png")
         write_json(path, results)
         shutil.rmtree(parts, ignore_errors=True)

@@ -287,11 +287,14 @@ def test_a_copying_model_is_found_out(data, tmp_path):
     transform, source = Transform(8), references.labelled_source(config, "train")
     copied = np.stack([transform.view(source[i])["image"] for i in range(0, 24, 3)])
     seen = evaluation.feature_set(np.arange(8), {"features": parts[0].features.features[::3]})
-    found = neighbours.of(copied, seen, shown=4)
+    found = neighbours.of(copied, seen, np.arange(8), shown=4)
     assert set(found.values.values()) == {1.0} and len(found.values) == 4
     for sample, in_pixels, in_features in found.rows:
         np.testing.assert_array_equal(sample, in_pixels)
         np.testing.assert_array_equal(sample, in_features)
+    some = neighbours.of(copied[[2, 5]], seen, np.array([2, 5]))  # the others' features count all the same
+    assert {row[0].tobytes() for row in some.rows} == {copied[2].tobytes(), copied[5].tobytes()}
+    assert all((row == row[0]).all() for row in some.rows) and some.values == found.values
     same = {**config, "data": config["data"] | {"validation_split": "train"}}
     with pytest.raises(ValueError, match="all held-out pictures are training pictures.*validation_split='train'"):
         Neighbours(same, features, parts[0], parts[0], mesh)
@@ -497,6 +500,24 @@ def test_parts_of_a_call_that_kept_less_are_drawn_again(data, model, tmp_path, m
     np.testing.assert_array_equal(found.features.features, expected.features.features)
     found = part(tmp_path / "parts", 2, tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == len(found.features) == 8
+
+
+def test_pictures_that_are_shown_are_of_all_classes(data, model, tmp_path, monkeypatch):
+    """Conditions stand in the order of their classes."""
+    draws = drawer(model, data[1], sharding.make_mesh(devices=jax.devices()[:1]), 12)
+    labels = draws.conditions.labels()
+
+    def batches(numbers, batch_size, options):
+        for start in range(0, len(numbers), batch_size):
+            rows = numbers[start : start + batch_size]
+            yield looking.Pictures(rows, np.zeros((len(rows), 8, 8, 3), np.float32) + labels[rows, None, None, None] / 4)
+
+    monkeypatch.setattr(draws, "batches", batches)
+    found = sweep.draw(draws, linear(), SETTING, 12, out=tmp_path, identity={}, batch_size=4, keep=3)
+    assert labels[found.numbers].tolist() == [0, 1, 2] and len(found.features) == 12
+    assert found.shown[:, 0, 0, 0].tolist() == [128, 159, 191]  # 0, 1/4 and 1/2 in 8 bits
+    again = sweep.draw(draws, linear(), SETTING, 12, out=tmp_path, identity={}, batch_size=4, keep=3)  # from its parts
+    np.testing.assert_array_equal(again.shown, found.shown)
 
 
 def test_another_grid_is_another_evaluation(data, model, tmp_path, with_linear, monkeypatch):
