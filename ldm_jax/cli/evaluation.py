@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
 def beside(chosen: argparse.Namespace) -> Path:
     """Where results go unless --out says it: in the working directory, or beside the file or pictures."""
     if chosen.samples:
-        return Path(f"{os.path.normpath(chosen.samples)}-evaluation")
+        path = os.path.normpath(chosen.samples)
+        return Path(f"{os.path.abspath(path) if Path(path).name in ('', '..') else path}-evaluation")
     path = Path(chosen.workdir)
     return path / "evaluation" if path.is_dir() else path.with_name("evaluation") if path.is_file() else Path("evaluation")
 

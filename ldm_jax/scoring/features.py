@@ -14,6 +14,7 @@ with the network's: only Inception's are called FID.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def check(text: str, config: Mapping[str, Any] | None = None, folder: Path | Non
         )
     if check_choice(kind, FEATURES, "features") == "auto":
         kind, path = choose_kind(config)
+    path = os.path.expanduser(path)  # a shell leaves the ~ behind a colon as it is
     if config is not None and kind in FETCH and (medium := build.make_medium(config)).channels != 3:
         raise ValueError(
             f"features={text!r}: it looks at 3 channels, and {medium.many} have {medium.channels}; choose 'classifier' or "

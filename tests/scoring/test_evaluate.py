@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm_jax import LatentDiffusion, build, evaluation, scoring
 from ldm_jax.api import Specification
-from ldm_jax.cli.evaluation import main
+from ldm_jax.cli.evaluation import beside, main, parser
 from ldm_jax.data.transform import Transform
 from ldm_jax.primitives.files import read_json
 from ldm_jax.scoring import curves, looking, sweep
@@ -298,6 +298,22 @@ def test_a_copying_model_is_found_out(data, tmp_path):
     same = {**config, "data": config["data"] | {"validation_split": "train"}}
     with pytest.raises(ValueError, match="all held-out pictures are training pictures.*validation_split='train'"):
         Neighbours(same, features, parts[0], parts[0], mesh)
+
+
+def test_a_network_in_the_home_directory_is_found(tmp_path, monkeypatch):
+    """Shells put the home directory for a ~ that a word begins with, and leave the one behind a colon."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights.pth").write_bytes(b"")
+    assert networks.check("inception:~/weights.pth") == ("inception", str(tmp_path / "weights.pth"))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        networks.check("inception:~/none.pth")
+
+
+def test_comparisons_of_the_folder_one_is_in_lie_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "more")
+    for samples, place in ((".", "mine/more-evaluation"), ("..", "mine-evaluation"), ("../more/", "mine/more-evaluation")):
+        assert beside(parser().parse_args(["--samples", samples])).resolve() == tmp_path.resolve() / place
 
 
 def test_what_can_not_be_loaded_says_what_to_fetch(data, tmp_path):
