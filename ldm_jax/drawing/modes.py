@@ -64,12 +64,21 @@ def with_defaults(flags: Flags) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Pictures [N, H, W, 3] in [-1, 1], what each is, how many make a row, and whether they follow each other in time."""
+    """Pictures [N, H, W, 3] in [-1, 1], what each is, how many make a row, and whether they follow each other in time.
+    ValueError for some that are not finite: files would show them black."""
 
     images: np.ndarray
     words: list[str]
     columns: int
     film: bool = False
+
+    def __post_init__(self):
+        finite = np.isfinite(self.images).reshape(len(self.images), -1).all(1)
+        if not finite.all():
+            raise ValueError(
+                f"{np.count_nonzero(~finite)} of {len(finite)} that were drawn are not finite, the first number "
+                f"{np.argmin(finite)}: guidance that is too strong, or weights that are broken"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -224,7 +224,10 @@ def _step_of(line: str) -> float:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0..255, rounded to nearest."""
+    """[-1, 1] -> 0..255, rounded to nearest. ValueError for whole numbers, which are no such pictures: of 8 bits, all but 0
+    would be white."""
+    if np.asarray(images).dtype.kind in "iub":
+        raise ValueError(f"pictures of {np.asarray(images).dtype}: expected floating-point numbers in [-1, 1]")
     return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 

@@ -78,6 +78,8 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path):
         (b"<html>no sound</html>", "x.wav cannot be read as a sound"),
         (wav(np.zeros((0, 1), np.int16)), "holds no samples"),
         (wav(np.float32([0.0, np.nan])), "not finite"),
+        (whole[:22] + b"\0\0" + whole[24:], "it says that it has no channels"),
+        (wav(np.zeros((3, 2), np.int16))[:-2].replace(b"data\x0c", b"data\x0a"), "its last sample lacks channels"),
         (wav(np.int16([0, 1]), 2_000_000), "it says that it has 2000000 samples a second"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -301,6 +303,22 @@ def test_sounds_that_do_not_fit_are_refused_by_name(tmp_path, fields, samples, r
     (tmp_path / "x.wav").write_bytes(wav_bytes(samples, rate))
     with pytest.raises(ValueError, match=message):
         transform(**fields).fit({"sound": str(tmp_path / "x.wav"), "name": "x.wav"})
+
+
+def test_a_sound_whose_middle_is_silent_is_not_learnt_as_silence(tmp_path):
+    """Its beginning is heard, but not in the middle that a centre crop sees."""
+    (tmp_path / "x.wav").write_bytes(wav_bytes(np.concatenate([sine(300), np.zeros((3 * RATE, 1), np.float32)]), RATE))
+    row = {"sound": str(tmp_path / "x.wav"), "name": "x.wav"}
+    with pytest.raises(ValueError, match="x.wav lasts .* s in its middle are silent: .* config.data.crop=random"):
+        transform().fit(row)
+    assert len(transform(crop="random").fit(row)["sound"]) == len(sine(300)) + 3 * RATE
+
+
+def test_samples_that_no_file_can_hold():
+    """16 bits taken for [-1, 1] would be noise at full scale."""
+    for samples, said in ((np.arange(-9, 9, dtype=np.int16), "samples are int16"), (np.float32([0, np.nan]), "are not finite")):
+        with pytest.raises(ValueError, match=said):
+            wav_bytes(samples, RATE)
 
 
 def test_whole_numbers_stored_as_floating_point_ones_are_not_cut_to_squares(tmp_path):

@@ -1,5 +1,6 @@
 """Which mode is meant, what is refused and in which words, and pictures that go through files."""
 
+import dataclasses
 import json
 
 import jax
@@ -289,3 +290,22 @@ def test_a_lora_is_drawn_with(tmp_path):
     assert np.abs(plain - styled).max() > 1e-3
     with pytest.raises(ValueError, match="nowhere.safetensors does not exist"):
         draw(ldm, flags(lora=["nowhere.safetensors:2"]))
+
+
+def test_what_is_not_finite_is_no_picture():
+    """Files would show it black, and nobody would know why."""
+    ldm = model("text")
+    network = jax.tree.map(lambda x: x * np.nan, ldm.params["network"])
+    broken = dataclasses.replace(ldm, params={**ldm.params, "network": network})
+    with pytest.raises(ValueError, match="1 of 1 that were drawn are not finite, the first number 0: guidance"):
+        draw(broken, flags())
+    images = np.zeros((3, 4, 4, 3), np.float32)
+    images[1, 2, 2, 0] = np.inf
+    with pytest.raises(ValueError, match="1 of 3 that were drawn are not finite, the first number 1"):
+        sample.Drawn(images, ["a"] * 3, 1)
+
+
+def test_pictures_of_8_bits_are_not_saved_as_white_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"pictures of uint8: expected floating-point numbers in \[-1, 1\]"):
+        save_pictures(tmp_path, "grid", np.full((2, 4, 4, 3), 100, np.uint8), ["a", "b"], singly=True)
+    assert not [*tmp_path.iterdir()]

@@ -63,9 +63,14 @@ def read_sound(encoded: Encoded, name: str = "sound") -> tuple[np.ndarray, int]:
 
 
 def wav_bytes(samples: np.ndarray, rate: int) -> bytes:
-    """Samples [T] or [T, channels] in [-1, 1] (what exceeds that is cut off) as a WAV file of 16 bits."""
+    """Samples [T] or [T, channels] in [-1, 1] (what exceeds that is cut off) as a WAV file of 16 bits. ValueError for whole
+    numbers, which would be heard as noise, and for such as are not finite."""
     from scipy.io import wavfile  # here, because importing it takes a while, as below
 
+    samples = np.asarray(samples)
+    if samples.dtype.kind in "iub" or not np.isfinite(samples).all():
+        what = "not finite" if samples.dtype.kind not in "iub" else samples.dtype
+        raise ValueError(f"samples are {what}: expected floating-point numbers in [-1, 1]")
     file = io.BytesIO()
     wavfile.write(file, rate, np.round(np.clip(samples, -1, 1) * 32767).astype("<i2"))
     return file.getvalue()
@@ -91,9 +96,13 @@ def _of_wav(data: bytes) -> tuple[np.ndarray, int]:
             rate, samples = wavfile.read(io.BytesIO(_with_sizes(data)))
         except wavfile.WavFileWarning:
             raise ValueError("it is cut off") from None
+        except ZeroDivisionError:
+            raise ValueError("it says that it has no channels, or samples without bits") from None
         except ValueError as error:
             if "Unknown wave file format" in str(error) and has_soundfile():  # compressed
                 return _of_soundfile(data)
+            if "reshape" in str(error):
+                raise ValueError("it is cut off: its last sample lacks channels") from None
             raise
     kind = samples.dtype.str[1:]
     if kind in _SCALE:

@@ -60,12 +60,18 @@ class SoundTransform:
     def fit(self, row: Row) -> Row:
         """The row with its sound as float32 [T, channels] at the mel's rate. A row that is so already stays as it is.
         ValueError, with the sound's name, for one that can't be read, has too few samples a second, other channels, is too
-        short or silent."""
+        short or silent, or has nothing but silence in the middle that is always seen of it."""
         if isinstance(row["sound"], np.ndarray):
             return row
         name = row.get("name", "sound")
         samples, rate = read_sound(row["sound"], name)
-        return row | {"sound": self.brought(samples, rate, name)}
+        fitted = row | {"sound": self.brought(samples, rate, name)}
+        if self.crop == "center" and self._silent(self.view(fitted)["sound"]):
+            raise ValueError(
+                f"{name} lasts {len(samples) / rate:.3g} s, and the {self.frames * self.mel.hop / self.mel.rate:.3g} s in its "
+                "middle are silent: cut it, leave it out, or take any part with config.data.crop=random"
+            )
+        return fitted
 
     def brought(self, samples: np.ndarray, rate: int, name: str) -> np.ndarray:
         """Samples [T, C] at any rate -> what `fit` gives."""
@@ -89,9 +95,13 @@ class SoundTransform:
                 f"{name} reaches {peak:g}, and samples lie in [-1, 1]: whole numbers stored as floating-point ones? Divide "
                 "them by what full scale is, 32768 for 16 bits"
             )
-        if 20 * np.log10(max(np.ptp(samples, axis=0).max() / 2, 1e-30)) < self.mel.floor_db:  # a constant is not heard
+        if self._silent(samples):
             raise ValueError(f"{name} is silent: no sample reaches {self.mel.floor_db:g} dB. Leave it out")
         return np.clip(resampled(samples, rate, self.mel.rate), -1, 1)
+
+    def _silent(self, samples: np.ndarray) -> bool:
+        """Whether no sample [T, C] reaches `mel.floor_db`; a constant is not heard."""
+        return 20 * np.log10(max(np.ptp(samples, axis=0).max() / 2, 1e-30)) < self.mel.floor_db
 
     def view(self, row: Row, rng: np.random.Generator | None = None) -> Row:
         """The row with as many samples as are seen of it, [frames * hop, channels]; without `rng` the middle."""
