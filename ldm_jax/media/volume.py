@@ -1,5 +1,6 @@
 """Volumes: [D, H, W, 1], such as scans."""
 
+import contextlib
 import io
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.source import spread_rows
 from ldm_jax.data.stack_transforms import VolumeTransform, in_window, out_of_window
 from ldm_jax.data.stacks import VOLUMES, gif, read_volume
 from ldm_jax.media.film import IN_SPACE, check_fields, strips
@@ -14,6 +16,7 @@ from ldm_jax.media.medium import Medium
 from ldm_jax.pictures import to_uint8
 
 SLICES = 8  # that are shown
+LOOKED_AT = 16  # volumes whose range is looked at
 
 
 class Volume(Medium):
@@ -46,6 +49,26 @@ class Volume(Medium):
         section, size = self.section, self.section["image_size"]
         size = (size,) * 3 if isinstance(size, int) else tuple(size)
         return VolumeTransform(size, self.window, section["crop"], section["flip"], **columns)
+
+    def look(self, source: Any) -> str:
+        """Where numbers use little of a range that nobody named, that they do: 12 bits in 16 are nearly black. Of some volumes,
+        spread over all; what can't be read is refused elsewhere."""
+        ranges = []
+        for i in spread_rows(len(source), min(len(source), LOOKED_AT)) if self.window is None else ():
+            with contextlib.suppress(ValueError, OSError):
+                volume = read_volume(source[int(i)]["volume"], "")
+                whole = np.iinfo(volume.dtype).max if volume.dtype.kind == "u" else 1
+                ranges.append((float(volume.min()), float(volume.max()), whole))
+        if not ranges:
+            return ""
+        low, high, whole = (pick(column) for pick, column in zip((min, max, max), zip(*ranges)))
+        if whole > 1 and high < whole / 8:
+            odd = f"{high:g} of {whole} is the most that volumes hold, so that all are nearly black"
+        elif whole == 1 and 0 <= low < high <= 1:
+            odd = f"volumes hold {low:g} to {high:g}, and -1 is black, so that none is darker than grey"
+        else:
+            return ""
+        return f"{odd}; say which numbers are black and white, --config.data.window='({low:g}, {high:g})'"
 
     def read(self, path: str | Path) -> np.ndarray:
         """float32 [D, H, W, 1] of a file or a folder of slices."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import shutil
 import zipfile
 
@@ -308,3 +309,21 @@ def test_a_volume_that_was_written_is_read_as_it_was(tmp_path, window):
     drawn[0, 0, 0, 0] = 1.02  # decoders draw a little beyond
     (tmp_path / "0000.npy").write_bytes(medium.files_of(drawn)["npy"])
     np.testing.assert_allclose(medium.read(tmp_path / "0000.npy"), np.clip(drawn, -1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "volume, window, said",
+    [
+        (VOLUME.astype(np.uint16) * 16, (), r"^40\d\d of 65535 is the most .* nearly black; .*window='\(0, 40\d\d\)'$"),
+        (VOLUME / np.float32(255), (), r"^volumes hold 0.* to 1, and -1 is black, .*window='\(0.*, 1\)'$"),
+        (VOLUME.astype(np.uint16) * 16, (0, 4095), "^$"),
+        (VOLUME.astype(np.uint16) * 256, (), "^$"),
+        (VOLUME / np.float32(127.5) - 1, (), "^$"),
+        (VOLUME, (), "^$"),
+    ],
+)
+def test_a_range_of_which_little_is_used_is_said(tmp_path, volume, window, said):
+    np.save(tmp_path / "a.npy", volume)
+    (tmp_path / "b.npy").write_bytes(b"broken")
+    medium = Volume({"medium": "volume", "image_size": 4, "window": window, "crop": "center", "flip": False})
+    assert re.search(said, medium.look(folder(tmp_path, kind=VOLUMES)))
