@@ -33,9 +33,8 @@ def _build_command(chosen: argparse.Namespace) -> None:
         members, embedder, chosen.out, queries=asking, root=root, k=chosen.k, index=chosen.index, made_by=chosen.embedder,
         on_error=config["data"].get("on_error", "raise"),
     )  # fmt: skip
-    print(
-        f"{chosen.out}: {database.members} pictures, vectors of {database.vectors.shape[1]} numbers, {chosen.k} neighbours each"
-    )
+    noted = min(chosen.k, database.members - 1)
+    print(f"{chosen.out}: {database.members} pictures, vectors of {database.vectors.shape[1]} numbers, {noted} neighbours each")
 
 
 def _has_labels(config: Any) -> bool:

@@ -17,6 +17,6 @@ from etils import epy
 # When first used: `python -m ldm_jax.probes` reads its flags before jax is there.
 with epy.lazy_api_imports(globals()):
     from ldm_jax.probes.learning import measure, train
-    from ldm_jax.probes.probe import AT_ONCE, KINDS, Probe, described, in_parts, is_probe, load, write
+    from ldm_jax.probes.probe import AT_ONCE, KINDS, Probe, described, in_parts, is_probe, load, seen, write
 
-__all__ = ["AT_ONCE", "KINDS", "Probe", "described", "in_parts", "is_probe", "load", "measure", "train", "write"]
+__all__ = ["AT_ONCE", "KINDS", "Probe", "described", "in_parts", "is_probe", "load", "measure", "seen", "train", "write"]

@@ -21,6 +21,7 @@ from ldm_jax.training.checkpoint import load_averaged
 PyTree = Any
 KINDS = {"classifier": models.Classifier, "segmenter": models.Segmenter, "contrastive": models.DualEncoder}
 AT_ONCE = 64  # pictures looked at in one call of the network
+FAR = 16.0  # beyond it are pixels from 0 to 255; what is drawn exceeds 1 a little
 NAMES = ("probe.json", "judge.json")  # the second is what earlier versions wrote
 
 
@@ -38,14 +39,14 @@ class Probe:
     measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Pictures [N, H, W, 3] in [-1, 1] -> what this kind says of them."""
-        return in_parts(functools.partial(self._look, self.params), np.asarray(images, np.float32))
+        """Pictures [N, H, W, 3] in [-1, 1] -> what this kind says of them. ValueError as of `seen`."""
+        return in_parts(functools.partial(self._look, self.params), seen(images))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Pictures -> what a classifier reads its logits from, [N, D], for distances between sets of pictures."""
         if self.kind != "classifier":
             raise ValueError(f"features are a classifier's; this probe is a {self.kind}")
-        return in_parts(functools.partial(self._read_off, self.params), np.asarray(images, np.float32))
+        return in_parts(functools.partial(self._read_off, self.params), seen(images))
 
     def words(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [N, D]. ValueError for a probe that learnt no captions."""
@@ -78,6 +79,18 @@ class Probe:
     @functools.partial(jax.jit, static_argnums=0)
     def _read(self, params: PyTree, tokens: jax.Array) -> jax.Array:
         return self.network.apply({"params": params}, tokens, method="text")
+
+
+def seen(images: np.ndarray) -> np.ndarray:
+    """Pictures as a network looks at them, float32. ValueError for whole numbers (pixels of 8 bits), numbers far beyond [-1, 1]
+    or not finite, another rank than [N, H, W, C], and none at all: a network would say something of those, too."""
+    images = np.asarray(images)
+    if images.ndim != 4 or not images.size or images.dtype.kind in "iubcOSU":
+        raise ValueError(f"pictures of {images.dtype}{list(images.shape)}: expected floating-point [N, H, W, C] in [-1, 1]")
+    images = images.astype(np.float32)
+    if not np.abs(images).max() <= FAR:
+        raise ValueError(f"pictures with numbers from {images.min():g} to {images.max():g}: expected [-1, 1]")
+    return images
 
 
 def in_parts(look: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class Clip:
         return (self.image.image_size,) * 2
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return probes.in_parts(functools.partial(self._look, self.image_params), np.asarray(images, np.float32))
+        return probes.in_parts(functools.partial(self._look, self.image_params), probes.seen(images))
 
     def words(self, texts: Sequence[str]) -> np.ndarray:
         if self.text is None or self.tokenizer is None:

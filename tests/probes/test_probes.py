@@ -113,6 +113,24 @@ def test_without_captions_a_judge_tells_pictures_apart(tmp_path):
         probe.words(["a red side"])
 
 
+@pytest.mark.parametrize(
+    "images, said",
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), r"uint8\[2, 8, 8, 3\]: expected floating-point"),
+        (np.full((2, 8, 8, 3), 200.0), r"from 200 to 200: expected \[-1, 1\]"),
+        (np.full((2, 8, 8, 3), np.nan), "from nan to nan"),
+        (np.zeros((8, 8, 3)), r"float64\[8, 8, 3\]"),
+        (np.zeros((0, 8, 8, 3)), r"float64\[0, 8, 8, 3\]"),
+    ],
+)
+def test_what_is_no_picture_is_not_judged(images, said):
+    """A network would say something of it."""
+    judge = module.Probe("classifier", (8, 8), {"n_classes": 3}, {})
+    for look in (judge, judge.features):
+        with pytest.raises(ValueError, match=said):
+            look(images)
+
+
 def test_what_judges_need(tmp_path):
     bare = InMemory(Info("bare", ("image",)), [rows(1, 0)[0]], 0)
     with pytest.raises(ValueError, match="learns from label, but bare has image"):

@@ -113,6 +113,8 @@ def test_the_commands(pictures, tmp_path, monkeypatch, capsys):
     assert main(build) == 0
     assert "18 pictures, vectors of 3 numbers" in capsys.readouterr().out
     assert load_database(out).names[0].startswith("train/")
+    few = [*build[:5], "--out", str(tmp_path / "few"), "-k", "20"]
+    assert main(few) == 0 and "17 neighbours each" in capsys.readouterr().out  # there are no more
     assert main(build) == 1
     assert "not empty" in capsys.readouterr().err
     assert main(["find", "--database", out, "--text", "red", "-k", "2"]) == 0
