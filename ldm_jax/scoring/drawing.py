@@ -3,6 +3,7 @@
 Picture i depends on the seed and i alone, not on the batches, the devices or an interruption.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,46 @@ from ldm_jax.training import distributed, sharding
 PyTree = Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _AsTold:
+    """A source's rows with classes as a model numbers them. `labels`, `boxes`: the model's number for each of the source's;
+    None: the same."""
+
+    source: Any
+    labels: np.ndarray | None
+    boxes: np.ndarray | None
+
+    @property
+    def info(self) -> Any:
+        return self.source.info
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.source[index]
+        if self.labels is not None:
+            row = row | {"label": int(self.labels[row["label"]])}
+        return row if self.boxes is None else row | {"box_labels": self.boxes[np.asarray(row["box_labels"], np.int64)]}
+
+
+def as_told(source: Any, condition: Any) -> Any:
+    """A source's rows as a model is told them: of other data the classes, and those of boxes, may be numbered otherwise, so
+    their names count. Where one of both has no names, numbers do. ValueError for a class that the model doesn't know."""
+    known = condition.setting.class_names
+    if known is None or isinstance(known, Mapping):
+        return source
+    number, found = {name: i for i, name in enumerate(known)}, {}
+    for column, names in (("label", source.info.class_names), ("box_labels", source.info.box_names)):
+        if column not in condition.columns or names is None or tuple(names) == tuple(known[: len(names)]):
+            continue
+        if strange := [name for name in names if name not in number]:
+            some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+            raise ValueError(f"{source.info.name}: the model knows no class {strange[0]!r}; its classes are {some}")
+        found[column] = np.array([number[name] for name in names], np.int32)
+    return _AsTold(source, found.get("label"), found.get("box_labels")) if found else source
+
+
 class Conditions:
     """What pictures 0 to num - 1 are drawn for: the conditions of a source's rows, spread over it (`spread_rows`), after all of
     them time and again where there are fewer. So classes have the source's own balance. `on_error`: "raise", or "skip": the
@@ -28,6 +69,7 @@ class Conditions:
 
     def __init__(self, config: Mapping[str, Any], condition: Any, source: Any, num: int, on_error: str = "raise"):
         self.condition, self.source, self.num, self.on_error = condition, source, num, on_error
+        self._told = as_told(source, condition)
         self.transform = build.make_transform(config, condition)
         # labels and captions need no pixels
         self.plain = self.transform.task is None and set(condition.columns) <= {"label", "caption"}
@@ -55,13 +97,13 @@ class Conditions:
             return None
         rows = [self.row(int(i)) for i in numbers]
         if self.plain:
-            examples = [other_columns(self.source[row], self.transform.tokenize, 0, None) for row in rows]
+            examples = [other_columns(self._told[row], self.transform.tokenize, 0, None) for row in rows]
         else:
-            examples = [example(self.source, self.transform, row, self.on_error) for row in rows]
+            examples = [example(self._told, self.transform, row, self.on_error) for row in rows]
         return self.condition.from_batch({name: np.stack([e[name] for e in examples]) for name in examples[0]})
 
     def labels(self) -> np.ndarray | None:
-        """int64 [num], the classes; None where the model is not told them."""
+        """int64 [num], the classes as the source numbers them; None where the model is not told them."""
         if "label" not in self.condition.columns:
             return None
         of_rows = np.int64([self.source[i]["label"] for i in range(len(self.source))])

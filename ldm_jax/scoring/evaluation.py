@@ -20,7 +20,7 @@ from ldm_jax.scoring import features as feature_networks
 from ldm_jax.scoring import reference as references
 from ldm_jax.scoring import report
 from ldm_jax.scoring.copies import Neighbours
-from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.drawing import Conditions, Drawer, as_told
 from ldm_jax.scoring.language import evaluate_texts
 from ldm_jax.scoring.likelihood import check_density, measure_likelihood
 from ldm_jax.scoring.looking import look, of_array, read_pictures
@@ -73,6 +73,7 @@ def evaluate(
         references.read(request.reference)
         raise ValueError(f"reference={request.reference!r}: memorisation needs the real pictures; 'train' or 'validation'")
     source = build.make_source(config, request.conditions, ldm.condition.columns)
+    as_told(source, ldm.condition)  # a class that the model doesn't know is said before anything is looked at
     distributed.on_first("evaluation", lambda: out.mkdir(parents=True, exist_ok=True))
     network = feature_networks.load(request.features, config, folder, request.resize)
     size = tuple(ldm.specification.image_size)
@@ -117,7 +118,7 @@ def evaluate(
         distributed.on_first("reconstructions", lambda: report.save_rows(out / report.RECONSTRUCTIONS, pairs))
         say(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if request.likelihood:
-        both = tuple(build.make_source(config, split, ldm.condition.columns) for split in SPLITS)
+        both = tuple(as_told(build.make_source(config, split, ldm.condition.columns), ldm.condition) for split in SPLITS)
         values = measure_likelihood(ldm.specification, params, both, request.likelihood, mesh, batch_size=request.batch_size,
                                     on_error=on_error, seed=request.seed)  # fmt: skip
         results["likelihood"] = {"pictures": min(request.likelihood, len(both[1])), "values": values}

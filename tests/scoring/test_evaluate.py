@@ -14,6 +14,8 @@ from PIL import Image
 from ldm_jax import LatentDiffusion, build, evaluation, scoring
 from ldm_jax.api import Specification
 from ldm_jax.cli.evaluation import beside, main, parser
+from ldm_jax.data.pipeline import InMemory
+from ldm_jax.data.source import Info
 from ldm_jax.data.transform import Transform
 from ldm_jax.primitives.files import read_json
 from ldm_jax.scoring import curves, looking, sweep
@@ -21,7 +23,7 @@ from ldm_jax.scoring import evaluation as whole
 from ldm_jax.scoring import features as networks
 from ldm_jax.scoring import reference as references
 from ldm_jax.scoring.copies import Neighbours
-from ldm_jax.scoring.drawing import Conditions, Drawer
+from ldm_jax.scoring.drawing import Conditions, Drawer, as_told
 from ldm_jax.scoring.features import Features
 from ldm_jax.training import sharding
 from tests import tiny
@@ -136,6 +138,35 @@ def test_conditions_have_the_balance_of_their_source(data, model):
     conditions = Conditions(data[1], model.condition, source, 6)
     assert conditions.words(np.array([0, 5])) == [NAMES[0], NAMES[2]]
     np.testing.assert_array_equal(conditions.inputs(np.arange(6)), conditions.labels())
+
+
+def test_classes_of_other_data_are_told_by_name(data, model, tmp_path):
+    """Of a folder with fewer classes their numbers are others' in the model."""
+    for split in ("train", "val"):
+        for name in NAMES[1:]:
+            shutil.copytree(data[0] / split / name, tmp_path / "fewer" / split / name)
+    shutil.copytree(tmp_path / "fewer", tmp_path / "strange")
+    (tmp_path / "strange" / "val" / NAMES[1]).rename(tmp_path / "strange" / "val" / "cube")
+
+    def conditions(name):
+        config = {**data[1], "data": data[1]["data"] | {"path": str(tmp_path / name)}}
+        source = references.labelled_source(config, "validation")
+        return Conditions(config, model.condition, source, len(source))
+
+    fewer = conditions("fewer")
+    assert fewer.labels().tolist() == [0] * 4 + [1] * 4  # as references and classifiers of the same data number them
+    told = fewer.inputs(np.arange(8))
+    assert told.tolist() == [1] * 4 + [2] * 4 == model.condition.parse(fewer.words(np.arange(8))).tolist()
+    with pytest.raises(ValueError, match="the model knows no class 'cube'; its classes are circle, square, star"):
+        conditions("strange")
+
+
+def test_boxes_of_other_data_are_told_by_name():
+    condition = build.make_condition(tiny.model("layout").config, ("cat", "dog", "horse"), None)
+    box = [0.1, 0.1, 0.5, 0.5]
+    rows = [{"image": np.zeros((8, 8, 3), np.uint8), "name": "a", "boxes": np.float32([box, box]), "box_labels": [1, 0]}]
+    source = InMemory(Info("a", ("image", "boxes", "box_labels"), box_names=("dog", "horse")), rows, 0)
+    assert as_told(source, condition)[0]["box_labels"].tolist() == [2, 1] and source[0]["box_labels"] == [1, 0]
 
 
 def test_a_condition_that_cannot_be_read_is_passed_over_where_that_is_asked_for(data, tmp_path):
