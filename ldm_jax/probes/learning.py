@@ -171,13 +171,14 @@ def recoloured(images: jax.Array, key: jax.Array, strength: float = 0.15) -> jax
 def measure(probe: Probe, source: Source, transform: Any = None, on_error: str = "raise") -> dict[str, float]:
     """What the probe gets right on a source: accuracy; mean IoU and pixel accuracy; or how often, of the source's pictures
     (at most 256), a picture's own caption is nearest to it (`recall_at_1`; equal captions count as its own). `transform`: of
-    rows that are no pictures; `on_error` as for `train`."""
+    rows that are no pictures; `on_error` as for `train`. Classes are those of their names, however the source numbers them;
+    ValueError for one that a classifier didn't learn."""
     transform = Transform(probe.size) if transform is None else transform
     seen = in_memory(source, lambda row: {"caption": row.get("caption"), **transform(row)}, on_error)
     examples = [seen[i] for i in range(len(seen))]
     images = np.stack([example["image"] for example in examples])
     if probe.kind == "classifier":
-        labels = np.array([example["label"] for example in examples])
+        labels = _as_learnt(np.array([example["label"] for example in examples]), source, probe)
         return {"accuracy": float((probe(images).argmax(-1) == labels).mean())}
     if probe.kind == "segmenter":
         truth = np.stack([example["label_map"] for example in examples])
@@ -188,6 +189,16 @@ def measure(probe: Probe, source: Source, transform: Any = None, on_error: str =
     captions = [c if isinstance(c, str) else c[0] for c in (example["caption"] for example in examples[:256])]
     nearest = (probe(images[:256]) @ probe.words(captions).T).argmax(-1)
     return {"recall_at_1": float(np.mean([captions[i] == own for i, own in zip(nearest, captions)]))}
+
+
+def _as_learnt(labels: np.ndarray, source: Source, probe: Probe) -> np.ndarray:
+    """Labels [N] of a source as a classifier numbers its classes; where one of both has no names, as they are."""
+    names, known = source.info.class_names, probe.class_names
+    if names is None or known is None:
+        return labels
+    if strange := [names[label] for label in sorted(set(labels.tolist())) if names[label] not in known]:
+        raise ValueError(f"{source.info.name}: the classifier didn't learn {strange[0]!r}; it knows {', '.join(known[:8])}")
+    return np.array([known.index(names[label]) for label in labels])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,25 @@ def test_what_is_no_picture_is_not_judged(images, said):
             look(images)
 
 
+def test_classes_of_other_data_are_judged_by_name():
+    """A folder with fewer classes numbers them otherwise than the one that was learnt from."""
+
+    class Judge:  # tells three classes by their brightness
+        kind, size, class_names = "classifier", (8, 8), ("black", "grey", "white")
+
+        def __call__(self, images):
+            return np.eye(3)[np.rint(images.mean((1, 2, 3)) + 1).astype(int)]
+
+    def source(names):
+        found = [{"image": np.full((8, 8, 3), level, np.uint8), "label": i, "name": "x"} for i, level in enumerate((128, 255))]
+        return InMemory(Info("x", ("image", "label"), names), found, 0)
+
+    assert probes.measure(Judge(), source(("grey", "white"))) == {"accuracy": 1.0}
+    assert probes.measure(Judge(), source(("white", "grey"))) == {"accuracy": 0.0}
+    with pytest.raises(ValueError, match="the classifier didn't learn 'silver'; it knows black, grey, white"):
+        probes.measure(Judge(), source(("silver", "white")))
+
+
 def test_what_judges_need(tmp_path):
     bare = InMemory(Info("bare", ("image",)), [rows(1, 0)[0]], 0)
     with pytest.raises(ValueError, match="learns from label, but bare has image"):
