@@ -38,9 +38,14 @@ _PREFIXES = {
     "text_encoder_3.": ("conditioner", "text_encoder_3"), "text_encoder_2.": ("conditioner", "text_encoder_2"),
     "text_encoder.": ("conditioner", "text_encoder"),
 }  # fmt: skip
+_TEXT_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out_0": "out_proj"}
+_OLD_TEXT = re.compile(r"(?<=self_attn_)(to_q|to_k|to_v|to_out_0)$")
 _FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin")
+PEFT = "base_model.model."  # how names begin in files of peft
 WRITTEN = "pytorch_lora_weights.safetensors"  # diffusers' name in a folder
 WHOLE, SWAPPED = -1, -2  # of a layer, instead of a number: all of its kernel, and that with its scale and shift exchanged
+TEXT_ENCODERS = ("text_encoder_3", "text_encoder_2", "text_encoder")
+Scopes = tuple[str, ...]
 Layers = dict[str, tuple[naming.Weight, int]]
 
 
@@ -59,8 +64,13 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
             raise ValueError(f"{path}: {name} is of {kind}; only LoRA is read: merge it where it was trained")
     for name, tensor in tensors.items():
         if found := _FACTOR.fullmatch(name):
-            kind = {"A": "down", "B": "up"}.get(found[2], found[2])
-            pairs.setdefault(found[1], {})[kind] = tensor
+            kind, own = {"A": "down", "B": "up"}.get(found[2], found[2]), pairs.setdefault(found[1], {})
+            if kind in own:
+                raise ValueError(f"{path}: {found[1]} has two factors {kind}, {name} is the second; the file holds two LoRAs")
+            if tensor.dtype.kind in "biu":
+                why = f"whole numbers ({tensor.dtype}), as quantised weights do, which are not read"
+                raise ValueError(f"{path}: {name} holds {why}; take the file in float16, bfloat16 or float32")
+            own[kind] = tensor
         elif found := _ALPHA.fullmatch(name):
             pairs.setdefault(found[1], {})["alpha"] = np.asarray(tensor)
         else:
@@ -102,41 +112,61 @@ def _file(path: Path) -> Path:
     return found[0]
 
 
-_PARTS = ("unet", "transformer", "text_encoder_3", "text_encoder_2", "text_encoder")  # of a pipeline that adapters change
+_PARTS = ("unet", "transformer", *TEXT_ENCODERS)  # of a pipeline that adapters change
 
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> Any:
     """(name, rank) -> alpha where no tensor says it: by peft's adapter_config.json, or diffusers' metadata, whose
-    patterns are matched as peft does; else the rank."""
-    config = path.parent / "adapter_config.json"
-    said: dict[str, Any] = files.read_json(config) if config.is_file() else {}
+    patterns are matched as peft does; else the rank. Of adapter_config.json the names that peft gives are told alone: a file of
+    another program may lie beside it."""
+    config, where = path.parent / "adapter_config.json", str(path)
+    of_peft: dict[str, Any] = files.read_json(config) if config.is_file() else {}
+    in_file: dict[str, Any] = {}
     if "lora_adapter_metadata" in metadata:
-        said = json.loads(metadata["lora_adapter_metadata"])
+        try:
+            in_file = json.loads(metadata["lora_adapter_metadata"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: its metadata lora_adapter_metadata are not JSON ({str(error)[:100]})") from None
+        if not isinstance(in_file, dict):
+            raise ValueError(f"{path}: its metadata lora_adapter_metadata are a {type(in_file).__name__}, not settings by name")
 
     def alpha(name: str, rank: int) -> float:
         own = next((f"{part}." for part in _PARTS if name.startswith(f"{part}.")), "")
-        prefix, layer = own if f"{own}lora_alpha" in said else "", name.removeprefix("base_model.model.").removeprefix(own)
+        said = in_file or (of_peft if name.startswith(PEFT) else {})
+        prefix, layer = own if f"{own}lora_alpha" in said else "", name.removeprefix(PEFT).removeprefix(own)
         value, patterns = said.get(f"{prefix}lora_alpha", rank), said.get(f"{prefix}alpha_pattern") or {}
-        value = next((found for pattern, found in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), value)
+        try:
+            value = next((found for pattern, found in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), value)
+        except (re.error, AttributeError) as error:
+            raise ValueError(f"{where if in_file else config}: alpha_pattern={str(patterns)[:100]}: {error}") from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where if in_file else config}: the alpha of {name} is {value!r}, not a number")
         return value * (math.sqrt(rank) if said.get(f"{prefix}use_rslora") else 1.0)
 
     return alpha
 
 
-def _layers(description: Mapping[str, Mapping]) -> dict[tuple[str, str | None], Layers]:
-    """By part: every spelling of a layer, dots as underscores -> its kernel, and which of several that are one, or `WHOLE` or
-    `SWAPPED`."""
+def _layers(description: Mapping[str, Mapping]) -> dict[Scopes, Layers]:
+    """By the place of a network or text encoder among the parameters: every spelling of a layer, dots as underscores -> its
+    kernel, and which of several that are one, or `WHOLE` or `SWAPPED`."""
     network, conditioner = description.get("network"), description.get("conditioner", {"kind": "none"})
-    found = {}
+    found: dict[Scopes, Layers] = {}
     if network is not None:
         swaps = layouts.mmdit_swaps(network) if network["kind"] == "mmdit" else ()
-        found["network", None] = _spelled(layouts.network(network), swaps)
-    if "towers" in conditioner:
-        for name, fields in conditioner["towers"].items():
-            found["conditioner", name] = _spelled(layouts.tower(fields))
-    elif layout := conditioner_layout(conditioner):
-        found["conditioner", None] = _spelled(layout)
+        found["network",] = _spelled(layouts.network(network), swaps)
+    for part, section in conditioner.get("parts", {"": conditioner}).items():
+        scopes = ("conditioner", part) if part else ("conditioner",)
+        if "towers" in section:
+            for name, fields in section["towers"].items():
+                found[*scopes, name] = _spelled(layouts.tower(fields))
+        elif layout := conditioner_layout(section):
+            found[scopes] = _spelled(layout)
     return found
+
+
+def _tower(scopes: Scopes) -> str | None:
+    """Which of several text encoders is at a place; None where there is one, or none."""
+    return scopes[-1] if scopes[-1] in TEXT_ENCODERS else None
 
 
 def _spelled(layout: naming.Layout, swaps: tuple[str, ...] = ()) -> Layers:
@@ -157,17 +187,20 @@ def _plain(name: str) -> str:
     return name.removeprefix("text_model.").replace(".", "_").removeprefix("text_model_")
 
 
-def _place(name: str, known: Mapping[tuple[str, str | None], Layers]) -> tuple[tuple[str, ...], naming.Weight, int] | None:
+def _place(name: str, known: Mapping[Scopes, Layers]) -> tuple[Scopes, naming.Weight, int] | None:
     """(part and tower, kernel, which of several) of a layer's name."""
-    name = name.removeprefix("base_model.model.")
+    name = name.removeprefix(PEFT)
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     part, tower = _PREFIXES.get(prefix, (None, None))
-    for (there, which), layers in known.items():
-        if part not in (None, there) or (which is not None and tower not in (None, which)):
+    for scopes, layers in known.items():
+        which = _tower(scopes)
+        if part not in (None, scopes[0]) or (which is not None and tower not in (None, which)):
             continue
         for spelled in dict.fromkeys((_plain(name[len(prefix) :]), _plain(name))):
+            if scopes[0] == "conditioner":  # as the network's are called, in files of diffusers before peft
+                spelled = _OLD_TEXT.sub(lambda found: _TEXT_LAYERS[found[1]], spelled)
             if spelled in layers:
-                return (there, *([which] if which else [])), *layers[spelled]
+                return scopes, *layers[spelled]
     return None
 
 
@@ -219,12 +252,13 @@ def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping
         raise ValueError(f"{file} exists already; save somewhere else")
     tensors: dict[str, np.ndarray] = {}
     names = {"network": "unet" if description.get("network", {}).get("kind") == "unet" else "transformer"}
-    for (part, which), layers in _layers(description).items():
-        tree = factors.get(part, {})
-        tree = tree.get(which, {}) if which else tree
+    for scopes, layers in _layers(description).items():
+        tree = factors
+        for scope in scopes:
+            tree = tree.get(scope, {})
         by_path = {weight.path: (weight, index == SWAPPED) for weight, index in layers.values()}  # diffusers' names are last
         for at, pair in _pairs(tree):
-            prefix, (weight, swapped) = names.get(part, which or "text_encoder"), by_path[at]
+            prefix, (weight, swapped) = names.get(scopes[0], _tower(scopes) or "text_encoder"), by_path[at]
             tensors |= _written(prefix, weight, pair | {"up": _exchanged(np.asarray(pair["up"]))} if swapped else pair)
     if not tensors:
         raise ValueError("no factors to write")

@@ -78,6 +78,11 @@ def old(pairs):
     return found
 
 
+def oldest(pairs):
+    """Its text encoders' layers as a network's are called."""
+    return {name.replace("q_proj.lora_linear_layer", "to_q_lora"): array for name, array in old(pairs).items()}
+
+
 def kohya(pairs, alpha: float | None = 1.0, compvis: bool = False):
     names = {n: n for n in pairs}
     if compvis:
@@ -96,12 +101,16 @@ def kohya(pairs, alpha: float | None = 1.0, compvis: bool = False):
     [
         (peft, 1.0),
         (old, 1.0),
+        (oldest, 1.0),
         (kohya, 0.5),
         (lambda p: kohya(p, 4.0), 2.0),
         (lambda p: kohya(p, None), 1.0),
         (lambda p: kohya(p, compvis=True), 0.5),
     ],
-    ids=["diffusers", "old diffusers", "kohya", "kohya, alpha 4", "kohya without alpha", "kohya of CompVis's names"],
+    ids=[
+        "diffusers", "old diffusers", "oldest diffusers", "kohya", "kohya, alpha 4", "kohya without alpha",
+        "kohya of CompVis's names",
+    ],
 )
 def test_layouts(tmp_path, pairs, spelled, scale):
     tensors = {name: np.asarray(array) for name, array in spelled(pairs).items()}
@@ -119,6 +128,54 @@ def test_a_folder_of_peft_says_its_alpha(tmp_path, pairs):
     check(tmp_path, own, 3.0)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6, "use_rslora": True}))
     check(tmp_path, own, 6 / np.sqrt(2))
+
+
+def test_settings_of_peft_are_for_its_own_names(tmp_path, pairs):
+    """What another program saved into the same folder has its own rule: alpha is the rank unless a tensor says it."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    for spelled in (peft(pairs), kohya(pairs, None)):
+        safetensors_files.write(tmp_path / "a.safetensors", spelled)
+        check(tmp_path / "a.safetensors", pairs, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{", "lora_adapter_metadata are not JSON"), ("[]", "are a list, not settings by name"),
+        ('{"unet.lora_alpha": "8"}', "the alpha of unet.*is '8', not a number"),
+        ('{"unet.lora_alpha": null}', "is None, not a number"),
+        ('{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 3}}', "alpha_pattern=.*unterminated"),
+        ('{"unet.lora_alpha": 2, "unet.alpha_pattern": ["to_q"]}', "alpha_pattern="),
+    ],
+)  # fmt: skip
+def test_settings_that_are_none(tmp_path, pairs, said, message):
+    safetensors_files.write(tmp_path / "a.safetensors", peft(pairs), {"lora_adapter_metadata": said})
+    with pytest.raises(ValueError, match=f"a.safetensors: .*{message}"):
+        weights.read_lora(tmp_path / "a.safetensors", OF)
+    if said[-2:] == "l}":
+        own = {f"base_model.model.{n}.lora_{x}.weight": a for n in LAYERS for x, a in zip("AB", pairs[n])}
+        safetensors_files.write(tmp_path / "a.safetensors", own)
+        (tmp_path / "adapter_config.json").write_text('{"lora_alpha": null}')
+        with pytest.raises(ValueError, match=f"adapter_config.json: .*{message}"):
+            weights.read_lora(tmp_path / "a.safetensors", OF)
+
+
+def test_a_model_that_is_told_a_picture_besides_takes_the_prompts_part(tmp_path, pairs):
+    """Of Stable Diffusion for holes, and with several text encoders."""
+    parts = {"picture": {"kind": "inpaint"}, "prompt": OF["conditioner"]}
+    of = OF | {"conditioner": {"kind": "combined", "parts": parts}}
+    for name, spelled in (("kohya", kohya(pairs, None)), ("diffusers", peft(pairs))):
+        safetensors_files.write(tmp_path / f"{name}.safetensors", spelled)
+        found, alone = (weights.read_lora(tmp_path / f"{name}.safetensors", each) for each in (of, OF))
+        jax.tree.map(np.testing.assert_array_equal, found["conditioner"], {"prompt": alone["conditioner"]})
+    weights.write_lora(tmp_path / "written.safetensors", of, found)
+    check(tmp_path / "written.safetensors", pairs)
+    towers = {"text_encoder": OF["conditioner"], "text_encoder_2": OF["conditioner"]}
+    of["conditioner"]["parts"]["prompt"] = {"kind": "sdxl", "towers": towers}
+    second = {name.replace("lora_te_", "lora_te2_"): array for name, array in kohya(pairs, None).items()}
+    safetensors_files.write(tmp_path / "two.safetensors", second)
+    found = weights.read_lora(tmp_path / "two.safetensors", of)["conditioner"]
+    jax.tree.map(np.testing.assert_array_equal, found, {"prompt": {"text_encoder_2": alone["conditioner"]}})
 
 
 def test_metadata_of_diffusers(tmp_path, pairs):
@@ -199,6 +256,8 @@ def test_a_layer_in_two_spellings_is_refused(tmp_path, pairs):
         (lambda t: t | {"unet.nowhere.lora_A.weight": np.ones((2, 3), np.float32)}, "without the rest"),
         (lambda t: t | {f"unet.nowhere.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}, "another one"),
         (lambda t: t | {"something": np.ones(2, np.float32)}, "no part of a LoRA"),
+        (lambda t: {n: a.astype(np.int8) for n, a in t.items()}, "whole numbers .int8., as quantised weights do"),
+        (lambda t: t | {n.replace(".lora_down.", ".lora_A.other."): a for n, a in t.items()}, "two factors down.*two LoRAs"),
         (lambda t: {n: a[:, :-1] if "down" in n else a for n, a in t.items()}, "factors of shapes"),
         (lambda t: {n: a[:0] if "down" in n else a[:, :0] for n, a in t.items()}, "rank 1 or more"),
         (lambda t: {n: a * np.float32(np.nan) for n, a in t.items()}, "finite"),
