@@ -31,11 +31,10 @@ def read(path: str | Path, network: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """Fields and parameters of the ControlNet at `path`, for a U-Net of the fields `network`.
 
     Raises ValueError if there is none, or one for another network: every tensor is accounted for."""
-    path, notes = Path(path), []
+    own, notes = "ldm_jax.load(PATH) is the model that it steers, and ldm_jax.save_control(PATH, FOLDER) writes one", []
     if network.get("kind") != "unet":
         raise ValueError(f"{path}: ControlNets steer U-Nets, this network is a {network.get('kind')}")
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
+    path = files.given(path, "a ControlNet", own)
     if path.is_dir():
         config = files.read_json(path / "config.json") if (path / "config.json").is_file() else {}
         if config.get("_class_name") != "ControlNetModel":

@@ -15,16 +15,24 @@ from ldm_jax.weights import files, safetensors_files
 
 _NAMELESS = ("emb_params", "string_to_param.*", "*")
 _TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 WORD = "word"  # of the metadata
 
 
 def read(path: str | Path) -> tuple[str, dict[str, np.ndarray]]:
-    """The word, and its vectors float32 [n, D] by the text encoder that they are for, "" where there is one.
+    """The word of a file, or of a folder with one of `_FILES`, and its vectors float32 [n, D] by the text encoder that they are
+    for, "" where there is one.
 
     ValueError for a file of anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+    own = "ldm_jax.load(PATH) knows what it learnt, and ldm_jax.save_embedding(PATH, FILE) writes that"
+    path = files.given(path, "the vectors of a word", own)
+    if path.is_dir():  # of a concept, as diffusers writes it
+        found = [path / name for name in _FILES if (path / name).is_file()]
+        if not found:
+            there = ", ".join(sorted(file.name for file in path.iterdir())[:6]) or "nothing"
+            names = " or ".join(_FILES)
+            raise ValueError(f"{path}: {names} is expected in the folder of a word; there is {there}: name the file")
+        path = found[0]
     tensors = {name: tensor for name, tensor in files.tensors(path, []).items() if np.ndim(tensor) in (1, 2)}
     said = safetensors_files.read_with_metadata(path)[1] if path.suffix == ".safetensors" else {}
     if set(tensors) == set(_TOWERS):

@@ -40,6 +40,27 @@ def tensors(path: Path, notes: list[str]) -> dict[str, Stored]:
     return named(found, path)
 
 
+def given(path: str | Path, what: str, of_training: str) -> Path:
+    """The file or folder that is to be put onto a model, `~` written out.
+
+    Args:
+      what: it is, such as "a LoRA".
+      of_training: what is done with a working directory that learnt one, with PATH in the place of its name.
+
+    Raises:
+      ValueError: there is nothing, it is an address or a name of the hub, or a working directory.
+    """
+    if str(path).startswith(primitives.HUB) and not Path(path).exists():
+        raise ValueError(f"{path}: {what} is read from a file or folder of this machine; download it, and name that")
+    path = primitives.of_this_machine(path, what)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_dir() and primitives.is_workdir(path):
+        way_out = of_training.replace("PATH", repr(str(path)))
+        raise ValueError(f"{path} is a working directory, and {what} is a file or folder: {way_out}")
+    return path
+
+
 def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], bool]:
     """The tensors of a diffusers model folder, and whether they are flax's (names and axis order)."""
     candidates: list[Path] = []

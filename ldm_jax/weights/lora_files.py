@@ -54,7 +54,8 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
 
     Raises ValueError for a file that is no LoRA, one of another kind (LoHa, LoKr, DoRA), or for another model: every name is
     accounted for."""
-    path = _file(Path(path))
+    own = "ldm_jax.load_lora(PATH) is what it learnt, and with_lora takes that"
+    path = _file(files.given(path, "a LoRA", own))
     tensors, metadata = files.tensors(path, []), {}
     if path.suffix == ".safetensors":
         metadata = safetensors_files.read_with_metadata(path)[1]
@@ -103,8 +104,6 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
 
 def _file(path: Path) -> Path:
     if not path.is_dir():
-        if not path.exists():
-            raise ValueError(f"{path} does not exist")
         return path
     found = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
     if len(found) != 1:

@@ -63,6 +63,25 @@ def test_what_is_no_lora_is_named(ldm):
             ldm.with_lora(other)
 
 
+@pytest.mark.parametrize("what", ["read_lora", "with_lora", "with_control", "with_embedding"])
+def test_where_files_are_looked_for(ldm, tmp_path, monkeypatch, what):
+    """As `load` looks: from the home directory; addresses and names of the hub, and what a training left, have another way."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    told = tiny.model("text") if what == "with_embedding" else ldm
+    (tmp_path / "a.safetensors").write_bytes(b"none")
+    for path, message in (
+        ("~/a.safetensors", "4 bytes cannot hold a header"), ("~/b.safetensors", f"{tmp_path}/b.safetensors does not exist"),
+        ("gs://bucket/a.safetensors", "gs://bucket/a.safetensors is an address"), ("hf:owner/name", "download it"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            getattr(told, what)(path)
+    (tmp_path / "run" / "diffusion").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    found = {"with_control": "save_control", "with_embedding": "save_embedding"}.get(what, "load_lora")
+    with pytest.raises(ValueError, match=f"run is a working directory, .*ldm_jax.{found}.'{tmp_path}/run'"):
+        getattr(told, what)(tmp_path / "run")
+
+
 def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
     base = tmp_path / "base.safetensors"
     parts = ("network", "first_stage", "conditioner", "diffusion")

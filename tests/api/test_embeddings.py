@@ -86,6 +86,17 @@ def test_files_without_a_name_have_the_files(ldm, tmp_path):
     assert both.condition.parse(["sketch <ink>"])[0, :6].tolist() == [27, 29, 30, 31, 28, 28]
 
 
+def test_the_folder_of_a_concept(ldm, tmp_path):
+    """As diffusers writes one, beside example pictures."""
+    with pytest.raises(ValueError, match="learned_embeds.bin is expected in the folder of a word; there is nothing"):
+        ldm.with_embedding(tmp_path)
+    (tmp_path / "token_identifier.txt").write_text("<cat>")
+    torch_files.write(tmp_path / "learned_embeds.bin", {"<cat>": ROWS[0]})
+    word, vectors = weights.read_embedding(tmp_path)
+    assert word == "<cat>"
+    np.testing.assert_array_equal(vectors[""], ROWS[:1])
+
+
 def test_a_file_of_two_towers_keeps_its_word(tmp_path):
     """Its tensors are called by the towers, as other programs want it."""
     rows = {"text_encoder": ROWS, "text_encoder_2": 2 * ROWS}
