@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, models, weights
-from ldm_jax.api import pretrained
+from ldm_jax.api import pretrained, trained_on
 from ldm_jax.api.autoencoder import Autoencoder
 from ldm_jax.api.model import LatentDiffusion
 from ldm_jax.api.specification import Specification
@@ -58,7 +58,7 @@ def load(
       ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
     half = dtype is not None and np.dtype(dtype).itemsize == 2
-    path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else _there(path)
+    path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else local(path)
     if is_workdir(path):
         for name, value in (("prediction", prediction), ("tokenizer", tokenizer)):
             if value is not None:
@@ -81,8 +81,8 @@ def load_whole(path: str | Path, **options: Any) -> LatentDiffusion:
     return found
 
 
-def _there(path: str | Path) -> Path:
-    """`existing`; for the address of a working directory in a bucket, a copy of it (`training.bucket`)."""
+def local(path: str | Path) -> Path:
+    """The path of a model: `existing`; for the address of a working directory in a bucket, a copy of it (`training.bucket`)."""
     return fetched(path) if isinstance(path, str | Path) and is_address(path) else existing(path)
 
 
@@ -178,6 +178,8 @@ def load_workdir(
         config["data"]["augment"] = 0.0
         params["network"] = {name: part for name, part in params["network"].items() if name != models.AUGMENT_EMBEDDING}
     params = {"first_stage": load_first_stage(config, workdir, which="last", dtype=stage_dtype), **as_dtype(params, dtype)}
+    if dtype is None:  # else they are rounded otherwise than in training
+        trained_on.look_at_first_stage(config, workdir, params["first_stage"])
     scale, shift = load_scale(workdir)
     if build.make_word(config):
         config = {**build.without_word(config), "conditioner": condition.section}  # a model that knows the word
@@ -221,11 +223,13 @@ def _settled(config: dict[str, Any], workdir: Path) -> Condition:
 
 
 def base_of(config: Mapping[str, Any], workdir: Path, dtype: Any = None) -> PyTree:
-    """Network and conditioner of the model that a working directory adapts."""
+    """Network and conditioner of the model that a working directory adapts. ValueError where they have changed since."""
     path = config["diffusion_train"]["start_from"]
     path = path if path.startswith(HUB) else resolve(path, workdir, "config.diffusion_train.start_from")
     params = load(path, dtype=dtype).params
-    return {name: params[name] for name in ("network", "conditioner")}
+    found = {name: params[name] for name in ("network", "conditioner")}
+    trained_on.check_model(config, workdir, found)
+    return found
 
 
 def adapted(config: Mapping[str, Any], params: PyTree, condition: Condition) -> PyTree:
@@ -236,49 +240,6 @@ def adapted(config: Mapping[str, Any], params: PyTree, condition: Condition) -> 
         return params
     changed = adaptation.change(params, params[adaptation.part])
     return {name: part for name, part in params.items() if name != adaptation.part} | changed
-
-
-def load_lora(workdir: str | Path, which: str | int = "last") -> PyTree:
-    """The factors that a working directory with config.diffusion_train.lora has learnt, averaged, for `apply_lora` with scale 1
-    and for `LatentDiffusion.save_lora`: {"network": ...}, float32. `which` as for `load`.
-
-    Raises:
-      FileNotFoundError: no such working directory, or nothing trained in it yet.
-      ValueError: it learnt none.
-    """
-    workdir = _there(workdir)
-    config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
-    lora = build.make_lora(config)
-    if lora is None:
-        raise ValueError(f"{workdir}: config.diffusion_train.lora.rank is 0: it adapts no model")
-    factors = load_averaged(stage_folder(workdir, "diffusion"), which)["lora"]
-    return {"network": models.scale_lora(factors, lora["scale"])}
-
-
-def save_embedding(workdir: str | Path, path: str | Path, which: str | int = "last") -> None:
-    """Writes the word that a working directory with config.diffusion_train.textual_inversion has learnt, averaged: a file that
-    ends with .safetensors, for diffusers' `load_textual_inversion` and `LatentDiffusion.with_embedding`. `which` as for `load`.
-    ValueError if it learnt none, or the file exists."""
-    workdir = _there(workdir)
-    word = build.make_word(read_json(workdir / "config.json", f"{workdir} is no working directory."))
-    if word is None:
-        raise ValueError(f"{workdir}: config.diffusion_train.textual_inversion.word is empty: it taught no word")
-    vectors = load_averaged(stage_folder(workdir, "diffusion"), which)["word"]
-    weights.write_embedding(path, word["word"], jax.device_get(vectors))
-
-
-def save_control(workdir: str | Path, path: str | Path, which: str | int = "last") -> None:
-    """Writes the ControlNet that a working directory with config.diffusion_train.control has learnt, averaged, as a folder that
-    diffusers' ControlNetModel and `LatentDiffusion.with_control` read. `which` as for `load`. ValueError if it learnt none, or
-    the folder exists."""
-    workdir = _there(workdir)
-    config = read_json(workdir / "config.json", f"{workdir} is no working directory.")
-    if build.adapts(config) != "control":
-        raise ValueError(f"{workdir}: config.diffusion_train.control.picture is empty: it trained no ControlNet")
-    stage = build.make_first_stage(config)
-    fields = build.control_fields(config, stage.channels, stage.factor)
-    params = load_averaged(stage_folder(workdir, "diffusion"), which)["control"]
-    weights.write_control(path, fields, config["conditioner"], jax.device_get(params))
 
 
 def load_scale(workdir: Path) -> tuple[Any, Any]:
@@ -297,7 +258,7 @@ def load_scale(workdir: Path) -> tuple[Any, Any]:
 
 def scale_of(path: str | Path) -> tuple[Any, Any]:
     """Scale and shift of the latents of a model, of anything that `load` reads, without its weights."""
-    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else local(path)
     if is_workdir(path):
         return load_scale(path)
     latents = weights.read(path).description.get("latents", {})
@@ -307,7 +268,7 @@ def scale_of(path: str | Path) -> tuple[Any, Any]:
 def first_stage_of(path: str | Path) -> PyTree:
     """The first stage's parameters of a model, of anything that `load` reads, without the rest; {} where it has none. Those of
     a checkpoint of the world may still be in its files."""
-    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else local(path)
     if is_workdir(path):
         return load_first_stage(read_json(path / "config.json"), path)
     return weights.read(path).params.get("first_stage", {})
@@ -315,7 +276,7 @@ def first_stage_of(path: str | Path) -> PyTree:
 
 def description_of(path: str | Path) -> dict[str, Any]:
     """What a model, of anything that `load` reads, says of its parts, by the names of a config's sections; no weights."""
-    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else _there(path)
+    path = fetch(str(path)[len(HUB) :]) if str(path).startswith(HUB) else local(path)
     return read_json(path / "config.json") if is_workdir(path) else weights.read(path).description
 
 

@@ -37,13 +37,15 @@ def train_diffusion(experiment: Experiment) -> None:
     }}  # fmt: skip
     if adapts := build.adapts(config):
         shapes = {name: program.constants[name] for name in ("network", "conditioner")}
-        constants |= starting.base(config, shapes, (scale, shift), words)
+        constants |= (base := starting.base(config, shapes, (scale, shift), words))
+        starting.remember(experiment, base)
     if adapts == "word":  # now, as it says what can't work
         vectors = starting.word(config, condition, constants["conditioner"], caption_texts(experiment.sources["train"]))
     if condition.frozen and not adapts:
         constants["conditioner"] = api.load_conditioner(config, build.compute_dtype(config))
     if build.TEACHER in program.constants:
         constants[build.TEACHER] = starting.teacher(config, program.constants[build.TEACHER], scale, words)
+        starting.remember(experiment, constants[build.TEACHER])
     spec = api.Specification(config, condition, scale, shift)  # one for the whole run: compiled functions belong to it
     cached = "image" not in program.batch
     source = experiment.sources["train"]

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from ldm_jax import api, build, models
-from ldm_jax.data.latent_cache import LatentCache, hash_arrays, latent_cache
+from ldm_jax.api.trained_on import hash_of
+from ldm_jax.data.latent_cache import LatentCache, latent_cache
 from ldm_jax.experiment.stage import Experiment
 from ldm_jax.first_stage import FirstStage, latents, learnt
 from ldm_jax.primitives.arrays import key_of
@@ -81,11 +82,6 @@ def measured_of(experiment: Experiment, params: PyTree) -> bool:
             "of the one before: give that one back (config.first_stage), or train in another --workdir"
         )
     return same
-
-
-def hash_of(params: PyTree) -> str:
-    """What tells one first stage from another."""
-    return hash_arrays([(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)])
 
 
 def encoder(experiment: Experiment, encode: Callable, params: PyTree) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import api, build, models
+from ldm_jax.api import trained_on
 from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.tokenizer import Tokenizer
 from ldm_jax.experiment import unsaid
-from ldm_jax.training import sharding
+from ldm_jax.experiment.stage import Experiment
+from ldm_jax.training import distributed, sharding
+from ldm_jax.training.bucket import stage_folder
+from ldm_jax.training.checkpoint_reader import steps_in
 
 PyTree = Any
 TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
@@ -150,6 +154,20 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
     found = {name: ldm.params.get(name, {}) for name in shapes}
     check_shapes(path, found, shapes)
     return found
+
+
+def remember(experiment: Experiment, params: PyTree) -> None:
+    """Writes down which model is adapted or learnt from, when training begins. ValueError where it has begun from other
+    weights: what is learnt so far belongs to those."""
+    workdir, path = experiment.workdir, experiment.config["diffusion_train"]["start_from"]
+    begun = distributed.agreed(bool(steps_in(stage_folder(workdir, "diffusion"))))
+    if begun and not distributed.agreed(trained_on.is_that(workdir, params)):
+        raise ValueError(
+            f"config.diffusion_train.start_from={path!r} has other weights than the model from which this training began, and "
+            f"what {workdir} has learnt belongs to that one: give it back, or train in another --workdir"
+        )
+    distributed.on_first("working directory", experiment.check_place)
+    distributed.on_first(trained_on.MODEL, lambda: trained_on.remember(workdir, params))
 
 
 def control(config: Mapping[str, Any], fresh: PyTree) -> PyTree:

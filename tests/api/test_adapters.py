@@ -1,7 +1,9 @@
 """LoRA on a model: merged, several, and from the working directory that learnt one."""
 
+import dataclasses
 import functools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ import pytest
 
 import ldm_jax
 from ldm_jax import weights
+from ldm_jax.api import trained_on
 from ldm_jax.api.load import load_scale
 from ldm_jax.models import init_lora
+from ldm_jax.primitives.files import write_json
 from ldm_jax.training.checkpoint import Checkpoints
 from ldm_jax.training.state import TrainState
 from tests import tiny
@@ -106,9 +110,32 @@ def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
     same(ldm.with_lora(learnt).params, loaded.params, 1e-5)
     ldm.save_lora(learnt, tmp_path / "file.safetensors")
     same(ldm.with_lora(tmp_path / "file.safetensors").params, loaded.params, 1e-5)
+    # trained on the model that it was, in whatever type
+    trained_on.remember(workdir, {name: ldm.params[name] for name in ("network", "conditioner")})
+    same(ldm_jax.load(workdir).params, loaded.params)
+    assert jax.tree.leaves(ldm_jax.load(workdir, dtype=jnp.bfloat16).params["network"])[0].dtype == jnp.bfloat16
+    moved = ldm.params | {"network": jax.tree.map(lambda x: x + 0.05, ldm.params["network"])}
+    weights.write_params(base, description, {name: moved[name] for name in parts if name in moved})
+    with pytest.raises(ValueError, match="has other weights now .*ldm_jax.load.*with_lora.ldm_jax.load_lora") as refused:
+        ldm_jax.load(workdir)
+    way_out = eval(str(refused.value).rpartition(": ")[2])  # the words of the error, as they stand
+    same(way_out.params, dataclasses.replace(ldm, params=moved).with_lora(learnt).params, 1e-5)
     base.rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError, match="start_from=.*does not exist"):
         ldm_jax.load(workdir)
+
+
+def test_a_first_stage_that_changed_is_said(ldm, tmp_path):
+    """In float32 and, of a training in bfloat16, as it was rounded there."""
+    config, first = {"dtype": "bfloat16", "first_stage": {"path": "elsewhere"}}, ldm.params["first_stage"]
+    trained_on.look_at_first_stage(config, tmp_path, first)  # nothing is known of it
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), first)
+    write_json(tmp_path / "latents.json", {"scale": 1.0, "shift": 0.0, "first_stage": trained_on.hash_of(rounded)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained_on.look_at_first_stage(config, tmp_path, first)
+    with pytest.warns(UserWarning, match="the first stage in elsewhere has changed since"):
+        trained_on.look_at_first_stage(config, tmp_path, jax.tree.map(lambda x: x * 1.02, first))
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,19 @@ def test_frozen_models_of_another_process_are_refused(monkeypatch):
     assert starting.base(told, {"conditioner": old}, (1.0, 0.0), THERE)
 
 
+def test_what_has_begun_goes_on_from_the_same_weights(tmp_path):
+    """Of the same shapes others would be taken without a word, and load what was learnt onto them."""
+    _, old = embedder(0)
+    _, other = embedder(1)
+    at = SimpleNamespace(workdir=tmp_path, config=CONFIG, check_place=lambda: None)
+    starting.remember(at, {"conditioner": old})
+    starting.remember(at, {"conditioner": other})  # nothing is learnt yet
+    (tmp_path / "diffusion" / "checkpoints" / "100").mkdir(parents=True)
+    starting.remember(at, {"conditioner": jax.tree.map(lambda x: x.astype(jnp.bfloat16), other)})
+    with pytest.raises(ValueError, match="start_from='elsewhere' has other weights than the model from which this training"):
+        starting.remember(at, {"conditioner": old})
+
+
 def test_tables_that_end_at_pure_noise_are_another_process(monkeypatch):
     _, old = embedder(0)
     monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model({"conditioner": old}, THERE))
