@@ -210,8 +210,15 @@ def test_without_tokenizer(fixtures_dir, tmp_path):
 @pytest.mark.parity
 def test_part_of_a_model_is_refused(fixtures_dir):
     for folder in pipelines(fixtures_dir, "io_pipeline.npz"):
-        with pytest.raises(ValueError, match="no first_stage"):
+        with pytest.raises(ValueError, match=f"no first_stage.*It is part of {folder}: give that"):
             ldm_jax.load(folder / "unet")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "auto", "int32", float, np.float16, object()])
+def test_types_that_parameters_have_not(tmp_path, dtype):
+    """Said before anything is read, or fetched."""
+    with pytest.raises(ValueError, match="dtype=.*: parameters are 'float32' or 'bfloat16'"):
+        ldm_jax.load(tmp_path, dtype=dtype)
 
 
 def test_nothing_there(tmp_path):

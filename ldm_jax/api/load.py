@@ -57,7 +57,8 @@ def load(
       FileNotFoundError: nothing there, or no stage of it has been trained yet.
       ValueError: a file that can't be read, is not a whole model, or names code to run.
     """
-    half = dtype is not None and np.dtype(dtype).itemsize == 2
+    dtype = None if dtype is None else _floating(dtype)
+    half = dtype is not None and dtype.itemsize == 2
     path = fetch(str(path)[len(HUB) :], half) if str(path).startswith(HUB) else local(path)
     if is_workdir(path):
         for name, value in (("prediction", prediction), ("tokenizer", tokenizer)):
@@ -71,6 +72,17 @@ def load(
     known = {"config": config, "prediction": prediction, "tokenizer_path": tokenizer}
     specification, params = pretrained.load(path, ema=ema, dtype=dtype, **known)
     return (Autoencoder if specification.condition is None else LatentDiffusion)(specification, params)
+
+
+def _floating(dtype: Any) -> np.dtype:
+    """A `dtype` of `load`. ValueError for what is none, or not one of those that networks compute in."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.dtype(np.float32), np.dtype(jnp.bfloat16)):
+        raise ValueError(f"dtype={dtype if found is None else found.name!r}: parameters are 'float32' or 'bfloat16'")
+    return found
 
 
 def load_whole(path: str | Path, **options: Any) -> LatentDiffusion:

@@ -18,6 +18,7 @@ from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import Tokenizer, Tokenizers
 from ldm_jax.primitives.choices import choose
+from ldm_jax.primitives.files import models_near
 from ldm_jax.weights import towers
 
 PyTree = Any
@@ -42,7 +43,9 @@ def load(
     if "first_stage" in description and "network" not in description:
         return _first_stage_alone(path, checkpoint, dtype)
     if missing := [part for part in ("network", "first_stage", "diffusion") if part not in description]:
-        raise ValueError(f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model")
+        near = models_near(path if path.is_dir() else path.parent)
+        said = f"{path} holds {', '.join(description)} but no {' and no '.join(missing)}: not a whole model"
+        raise ValueError(f"{said}{near and '. '}{near}")
     complete = completed(description, path.stem)
     tokenizer, text = None, text_section(complete["conditioner"])
     if tokenizer_path is not None:

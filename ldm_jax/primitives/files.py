@@ -46,6 +46,8 @@ def existing(path: str | Path) -> Path:
     path = of_this_machine(path, "load")
     if path.exists():
         return path
+    if path.is_symlink():
+        raise FileNotFoundError(to_nothing(path))
     parent = path.parent
     names = sorted(str(parent / entry.name) for entry in os.scandir(parent)) if parent.is_dir() else []
     near = difflib.get_close_matches(str(path), names, 3) or [name for name in names if not Path(name).name.startswith(".")][:5]
@@ -53,6 +55,11 @@ def existing(path: str | Path) -> Path:
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
     hub = f'; for a repository of the Hugging Face hub write "{HUB}{path}"' if is_name else ""
     raise FileNotFoundError(f"{path} does not exist{there}{hub}")
+
+
+def to_nothing(link: Path) -> str:
+    """What is to be said of a link whose file is not there."""
+    return f"{link} is a link to {os.readlink(link)}, which isn't there"
 
 
 def is_workdir(folder: str | Path) -> bool:

@@ -73,6 +73,8 @@ def folder_tensors(folder: Path, notes: list[str]) -> tuple[dict[str, Stored], b
     there = [path for path in candidates if path.is_file() and "-of-" not in path.name]
     found = next(filter(_is_complete, there), there[0] if there else None)
     if found is None:
+        if broken := next((path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()), None):
+            raise ValueError(f"{primitives.to_nothing(broken)}; copy the files themselves, as cp -rL does")
         shards = sorted(path.name for path in folder.glob("*-of-*"))
         if shards:
             raise ValueError(f"{folder}: shards ({shards[0]}, ...) without their index .json; copy that file as well")

@@ -76,6 +76,8 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None, prediction
                 f"should hold one checkpoint (found {names}){near and '. '}{near}"
             )
         path = weights[0]
+    if path.name in _FOLDERS:
+        raise ValueError(f"{path} says what a model is: give its folder, {path.parent}")
     if path.suffix == ".safetensors" and config is None:
         tensors, metadata = safetensors_files.read_with_metadata(path)
         if OWN in metadata:

@@ -12,6 +12,7 @@ import yaml
 
 from ldm_jax import weights
 from ldm_jax.cli.weights import main
+from ldm_jax.primitives.files import existing
 from ldm_jax.weights import files, layouts, naming, safetensors_files, schedules, torch_files
 from ldm_jax.weights.compvis_files import conditioner_layout
 from ldm_jax.weights.pipelines import pipeline_of
@@ -624,6 +625,37 @@ def test_pipelines_of_latents_need_their_first_stage(tmp_path):
     folder = pipeline(tmp_path / "a", vqvae=[None, None], vae=[None, None])
     with pytest.raises(ValueError, match="LDMSuperResolutionPipeline without its first stage"):
         weights.read(folder)
+
+
+def test_networks_that_read_need_what_they_read(tmp_path):
+    """A pipeline that was saved without its text encoder."""
+    of = description("clip")
+    weights.write_diffusers(tmp_path / "a", of, random_params(of))
+    index = json.loads((tmp_path / "a" / "model_index.json").read_text())
+    (tmp_path / "a" / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
+    with pytest.raises(ValueError, match="StableDiffusionPipeline is told 16 numbers a word, .* without its text_encoder"):
+        weights.read(tmp_path / "a")
+
+
+def test_files_that_say_what_a_model_is(tmp_path):
+    folder = pipeline(tmp_path / "a")
+    with pytest.raises(ValueError, match=f"give its folder, {folder}$"):
+        weights.read(folder / "model_index.json")
+    (tmp_path / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    with pytest.raises(ValueError, match="it is a ControlNet: ldm.with_control"):
+        weights.read(tmp_path)
+
+
+def test_links_to_what_is_not_there(tmp_path):
+    """As copies of the hub's cache hold them, whose files are links to blobs."""
+    folder = pipeline(tmp_path / "a")
+    path = next((folder / "unet").glob("*.safetensors"))
+    path.unlink()
+    path.symlink_to("../../blobs/abc")
+    with pytest.raises(ValueError, match=f"{path} is a link to ../../blobs/abc, which isn't there; copy the files themselves"):
+        weights.read(folder)
+    with pytest.raises(FileNotFoundError, match="is a link to ../../blobs/abc, which isn't there$"):
+        existing(path)
 
 
 def test_super_resolution_has_no_scale_of_latents(tmp_path):

@@ -79,6 +79,8 @@ def component(config: Mapping[str, Any], where: str) -> dict[str, dict]:
         case "OpenAIGPTModel" if PRIVATE in config:  # a class table, written by us
             sizes = {"n_classes": int(config["vocab_size"]), "embed_dim": int(config["n_embd"])}
             return {"conditioner": {**config[PRIVATE], "kind": "class", **sizes}}
+        case "ControlNetModel":
+            raise ValueError(f"{where}: it is a ControlNet: ldm.with_control(path) on a model")
         case "LatentDiffusionConditioner":  # written by us, for kinds that diffusers lacks
             return {"conditioner": {key: value for key, value in config.items() if not key.startswith("_")}}
     raise ValueError(
