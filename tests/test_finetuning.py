@@ -1,6 +1,7 @@
 """Fine-tuning of a model that stays as it is: what is trained, that it learns, and what becomes of it. Tiny random models, so
 pictures mean nothing here."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -82,8 +83,11 @@ def test_a_new_word_begins_as_another_one(base):
     new, old = (jax.tree.leaves(condition.apply(params["conditioner"], condition.parse([text])))[0]
                 for text in ("a <ink> circle", "a red circle"))  # fmt: skip
     np.testing.assert_array_equal(new, old)
-    with pytest.raises(ValueError, match="no caption of the training set has it; give all pictures some"):
+    with pytest.raises(ValueError, match="no caption of the training set has it, .*give all pictures some"):
         starting.word(config, condition, base.params["conditioner"], ["a red circle"])
+    for text, has in (("a <INK> circle", True), ("a red circle a <ink>", False)):  # small letters count; cut at 4 tokens
+        with contextlib.nullcontext() if has else pytest.raises(ValueError, match="none as long as is read .6 tokens with"):
+            starting.word(config, condition, base.params["conditioner"], [text])
     with pytest.raises(ValueError, match="initial='red circle' is 2 tokens: .* set textual_inversion.vectors to 2"):
         starting.word(*told(base, initial="red circle"), base.params["conditioner"], ["<ink>"])
     with pytest.raises(ValueError, match="words that no training caption had: 'pink'"):
@@ -129,6 +133,9 @@ def test_words_that_can_not_be_taught_are_refused_before_anything_is_read(base):
     on["diffusion_train__start_from"] = "elsewhere"
     refused("initial='': name a word", **on | {"diffusion_train__textual_inversion": WORD | {"initial": ""}})
     refused("one word without blanks", **on | {"diffusion_train__textual_inversion": WORD | {"word": "a b"}})
+    on["diffusion_train__textual_inversion"] = WORD | {"vectors": 25}
+    refused("vectors=25: a prompt has room for 24 tokens", **on)
+    on["diffusion_train__textual_inversion"] = WORD
     refused("train one after the other", **on | {"diffusion_train__lora__rank": 2})
     refused("reads no prompts", **on | {"conditioner": {"kind": "class", "n_classes": 3, "embed_dim": 64}})
     refused("captions=.*: must be texts", data__captions=["a", 3])

@@ -4,8 +4,9 @@ for."""
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.build.adaptation import adapts, control_fields, field_of, make_word
+from ldm_jax.build.adaptation import adapts, control_fields, field_of, make_word, without_word
 from ldm_jax.build.autoencoder import make_first_stage
+from ldm_jax.build.condition import make_condition
 from ldm_jax.build.data import make_medium
 from ldm_jax.build.options import dims
 from ldm_jax.conditioning import words
@@ -40,6 +41,9 @@ def check_tuning(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{place}={word['word']!r}: config.conditioner.kind={kind!r} reads no prompts; {those} do")
         if len(word["word"].split()) != 1:
             raise ValueError(f"{place}={word['word']!r}: one word without blanks, such as '<thing>'")
+        if word["vectors"] > (room := make_condition(without_word(config)).length - 2):
+            field = f"{place.removesuffix('word')}vectors={word['vectors']}"
+            raise ValueError(f"{field}: a prompt has room for {room} tokens, and the word is as many")
         if not word["initial"]:
             raise ValueError(f"{place.removesuffix('word')}initial='': name a word that the model knows, as which it begins")
 

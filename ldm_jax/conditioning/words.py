@@ -110,6 +110,13 @@ def initial(condition: Condition, params: PyTree, text: str, count: int) -> dict
     return found
 
 
+def is_whole_in(condition: Condition, word: str, text: str) -> bool:
+    """Whether a row of tokens that a text becomes has all those of a word that was added: none is cut off."""
+    tokenizer = next(iter(_tokenizers(condition.section, condition.setting.tokenizer).values()))
+    own, row = known(tokenizer, word, condition.length), tokenizer.encode_one(text, condition.length).tolist()
+    return any(row[i : i + len(own)] == own for i in range(len(row) - len(own) + 1))
+
+
 def known(tokenizer: Tokenizer, text: str, length: int) -> list[int]:
     """The numbers of a text's tokens, without begin and end. ValueError for words that the tokenizer doesn't know."""
     row = tokenizer.encode_one(text, length, strict=True).tolist()

@@ -189,10 +189,11 @@ def word(config: Mapping[str, Any], condition: Condition, conditioner: PyTree, t
       ValueError: where no caption has the word, or the model doesn't know the initial one.
     """
     section = build.make_word(config)
-    if not any(section["word"] in text for text in texts):
+    if not any(words.is_whole_in(condition, section["word"], text) for text in texts):
         raise ValueError(
-            f"config.diffusion_train.textual_inversion.word={section['word']!r}: no caption of the training set has it; give "
-            f"all pictures some that do, --config.data.captions='(\"a photo of {section['word']}\",)'"
+            f"config.diffusion_train.textual_inversion.word={section['word']!r}: no caption of the training set has it, or "
+            f"none as long as is read ({condition.length} tokens with begin and end); give all pictures some that do, "
+            f"--config.data.captions='(\"a photo of {section['word']}\",)'"
         )
     return words.initial(condition, conditioner, section["initial"], section["vectors"])
 

@@ -75,8 +75,8 @@ def read_pipeline(folder: Path, notes: list[str]) -> tuple[dict, dict]:
     description["conditioner"] = pipelines.told(pipeline, description, str(folder))
     if description["conditioner"]["kind"] == "none" and (width := description["network"].get("context_dim")):
         raise ValueError(
-            f"{folder}: the network of this {pipeline} is told {width} numbers a word, and none of its parts that are read makes "
-            f"them ({', '.join(parts)}): it was saved without its text_encoder, or is told something else"
+            f"{folder}: the network of this {pipeline} is told {width} numbers a word, and none of its parts that are read "
+            f"makes them ({', '.join(parts)}): it was saved without its text_encoder, or is told something else"
         )
     if description["conditioner"]["kind"] == "combined" and params["conditioner"]:
         params["conditioner"] = {"prompt": params["conditioner"]}
