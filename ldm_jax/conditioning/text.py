@@ -14,7 +14,7 @@ from ldm_jax.conditioning.prompt_weights import weigh, weighted
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.text_files import is_whole
 from ldm_jax.data.tokenizer import KINDS, caption_texts, load_tokenizer, train_tokenizer
-from ldm_jax.primitives.choices import did_you_mean
+from ldm_jax.primitives.choices import check_choice, did_you_mean
 from ldm_jax.primitives.flags import of_condition
 
 
@@ -144,6 +144,9 @@ class Text(Condition):
         return list(given["prompt"]), list(given["prompt"])
 
 
+LAYERS = ("last", "penultimate")  # of CLIP, which are read
+
+
 class CLIPText(Text):
     """The same through CLIP's text encoder (Radford et al. 2021), whose weights come from config.conditioner.path and are not
     trained; `layer`: "last", or "penultimate" as in Stable Diffusion 2."""
@@ -164,6 +167,11 @@ class CLIPText(Text):
     def _encode(self, params, tokens):
         out = self.module.apply({"params": params}, tokens)
         return out.penultimate if self.section.get("layer") == "penultimate" else out.last
+
+    @classmethod
+    def check_fields(cls, section):
+        super().check_fields(section)
+        check_choice(section.get("layer", LAYERS[0]), LAYERS, "config.conditioner.layer")
 
     def check(self):
         self.task()

@@ -28,6 +28,7 @@ from ldm_jax.weights.scheduler_settings import PARAMETERS, SET_BY_PIPELINE
 
 TELLS_SHIFT = ("StableDiffusion3Pipeline",)
 PAPERS_TOKENS, PAPERS_FACTOR = 77, 8  # of LDMTextToImagePipeline
+USUAL_TIMES = 1000.0  # of networks, in all programs of the world
 DIT_CLASSES = 1000  # DiTPipeline takes this number for the empty class
 Description = Mapping[str, Mapping[str, Any]]
 
@@ -42,7 +43,9 @@ class Pipeline(NamedTuple):
 
 def pipeline_of(description: Description) -> Pipeline:
     """The pipeline that draws with a whole model. ValueError, one sentence, if diffusers has none."""
-    kind = _kind(description)
+    kind, times = _kind(description), description["diffusion"].get("time_scale", USUAL_TIMES)
+    if times != USUAL_TIMES:
+        raise _none(f"tells its network times up to {times} (config.diffusion.time_scale), all up to {USUAL_TIMES:g}")
     if description["diffusion"].get("learned_variance") and description["network"]["kind"] != "dit":
         raise _none("draws with a U-Net that has learnt variances")
     if kind not in _CHOICES:

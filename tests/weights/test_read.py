@@ -12,9 +12,11 @@ import yaml
 
 from ldm_jax import weights
 from ldm_jax.cli.weights import main
+from ldm_jax.diffusion.schedules import Cosine
 from ldm_jax.primitives.files import existing
 from ldm_jax.weights import files, layouts, naming, safetensors_files, schedules, torch_files
 from ldm_jax.weights.compvis_files import conditioner_layout
+from ldm_jax.weights.descriptions import diffusers_export
 from ldm_jax.weights.pipelines import pipeline_of
 
 NETWORK = {
@@ -325,6 +327,10 @@ def test_what_our_networks_do_not_compute_is_refused(tmp_path, name, change, mes
         ({"first_stage_config": {"target": "ldm.AutoencoderRL", "params": {}}}, "AutoencoderRL"),
         ({"cond_stage_config": {"target": "ldm.T5"}}, "ldm.T5 is not known"),
         ({"beta_schedule": "cubic"}, "'cubic'"),
+        ({"given_betas": [0.1, 0.2]}, "given_betas .*: a schedule of its own"),
+        ({"beta_schedule": "cosine", "cosine_s": 0.02}, "cosine_s 0.02: a schedule of its own"),
+        ({"cond_stage_config": {"target": "a.FrozenCLIPEmbedder", "params": {"layer": "hidden", "layer_idx": 11}}}, "'hidden'"),
+        ({"cond_stage_config": {"target": "a.FrozenOpenCLIPEmbedder", "params": {"layer": "pooled"}}}, "'pooled'"),
         ({"parameterization": "score"}, "'score'"),
     ],
 )
@@ -398,6 +404,54 @@ def test_flax_folders(tmp_path):
         (folder / "diffusion_flax_model.msgpack").write_bytes(flax.serialization.to_bytes(tree))
         assert_same(weights.read(folder).params, {key: params[key]})
         assert_same(weights.read(folder / "diffusion_flax_model.msgpack").params, {key: params[key]})
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "section", "fields", "message"),
+    [
+        ("text", "conditioner", {"heads": 2, "dim_head": 256}, "heads=2: CompVis's YAML has no word for it, and means 8"),
+        ("layout", "conditioner", {"dim_head": 16}, "dim_head=16"),
+        ("class", "conditioner", {"null_label": -1}, "null_label=-1: .* means 10"),
+        ("class", "conditioner", {"n_classes": 1000, "null_label": 999}, "null_label=999: .* means -1"),
+        ("clip", "conditioner", {"layer": "penultimate"}, "layer='penultimate'"),
+        ("clip", "conditioner", {"layer_norm_eps": 1e-4}, "layer_norm_eps"),
+        ("clip", "conditioner", {"num_attention_heads": 4}, "num_attention_heads=4"),
+        ("openclip", "conditioner", {"pad_token_id": 5}, "pad_token_id=5"),
+        ("superres", "conditioner", {"scale": 8}, "scale=8: .* means 2"),
+        ("superres", "conditioner", {"noise_levels": 10}, "noise_levels=10"),
+        ("inpaint", "conditioner", {"convention": "stable_diffusion"}, "convention='stable_diffusion'"),
+        ("none", "diffusion", {"time_scale": 1.0}, "time_scale=1.0"),
+        ("none", "diffusion", {"learned_variance": True}, "learned_variance=True"),
+        ("none", "first_stage", VQ | {"unit_codes": True}, "unit_codes"),
+        ("none", "first_stage", VQ | {"fsq_levels": (3, 3)}, "fsq_levels"),
+    ],
+)
+def test_what_a_yaml_can_not_say_is_not_written(tmp_path, conditioner, section, fields, message):
+    """It would be read as the usual: with other heads, another empty class, another layer of the text encoder."""
+    of = description(conditioner)
+    of[section] |= fields
+    with pytest.raises(ValueError, match=message):
+        weights.write_compvis(tmp_path / "a.ckpt", of, {"network": {}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_diffusers_would_tell_otherwise_is_not_written(tmp_path):
+    of = description("none")
+    of["diffusion"]["time_scale"] = 4.0
+    with pytest.raises(ValueError, match="tells its network times up to 4.0 .* all up to 1000"):
+        weights.write_diffusers(tmp_path / "a", of, {"network": {}, "first_stage": {}})
+    vq = VQ | {"unit_codes": True, "embed_dim": 4, "z_channels": 4}
+    with pytest.raises(ValueError, match="no file of diffusers or CompVis holds a codebook of directions"):
+        weights.write_diffusers(tmp_path / "a", {"first_stage": vq}, {"first_stage": {}})
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_a_cosine_becomes_its_table(scale):
+    """The default's, whose scale is 0.6, was written as the plain one."""
+    section = {"schedule": "cosine", "prediction": "v", "scale": scale}
+    betas = np.asarray(diffusers_export.scheduler(section)["trained_betas"])
+    level = Cosine(scale)(np.arange(1, 999) / 1000)
+    np.testing.assert_allclose(np.cumprod(1 - betas)[1:999], level.alpha**2, rtol=1e-5, atol=1e-7)
 
 
 def test_schedule_tables():

@@ -13,6 +13,7 @@ from typing import Any
 
 SCHEDULES = {"linear": "scaled_linear", "cosine": "squared_cosine", "sqrt_linear": "linear", "sqrt": "sqrt"}
 PREDICTIONS = {"eps": "eps", "x0": "x0", "v": "v"}
+_TABLE = {"given_betas": None, "cosine_s": 8e-3}  # other values make a table of betas that isn't known
 UNCONDITIONAL = "__is_unconditional__"
 FIRST_STAGE = "__is_first_stage__"
 
@@ -172,10 +173,18 @@ def conditioner(params: Mapping[str, Any], where: str) -> dict:
                 "bias": fields.get("bias", False),
             }
         case "FrozenCLIPEmbedder":
-            return {"kind": "clip_text", "hidden_act": "quick_gelu", "layer": fields.get("layer", "last")}
+            return {"kind": "clip_text", "hidden_act": "quick_gelu", "layer": _layer(fields, ("last",), where)}
         case "FrozenOpenCLIPEmbedder":
-            return {"kind": "clip_text", "hidden_act": "gelu", "layer": fields.get("layer", "last"), "pad_token_id": 0}
+            layer = _layer(fields, ("last", "penultimate"), where)
+            return {"kind": "clip_text", "hidden_act": "gelu", "layer": layer, "pad_token_id": 0}
     raise ValueError(f"{where}: cond_stage_config.target {target} is not known")
+
+
+def _layer(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> str:
+    """Which of a text encoder's layers is read."""
+    if (layer := fields.get("layer", "last")) not in known:
+        raise ValueError(f"{where}: cond_stage_config.params.layer {layer!r}: known are {', '.join(known)}")
+    return layer
 
 
 def diffusion(params: Mapping[str, Any], where: str) -> dict:
@@ -183,6 +192,9 @@ def diffusion(params: Mapping[str, Any], where: str) -> dict:
     schedule, prediction = params.get("beta_schedule", "linear"), params.get("parameterization", "eps")
     if schedule not in SCHEDULES:
         raise ValueError(f"{where}: beta_schedule {schedule!r}: known are {', '.join(SCHEDULES)}")
+    given = {name: params[name] for name, usual in _TABLE.items() if params.get(name, usual) != usual}
+    if given:
+        raise ValueError(f"{where}: {', '.join(f'{name} {value}' for name, value in given.items())}: a schedule of its own")
     if prediction not in PREDICTIONS:
         raise ValueError(f"{where}: parameterization {prediction!r}: known are {', '.join(PREDICTIONS)}")
     return {
@@ -211,6 +223,8 @@ def compose(description: Mapping[str, Mapping]) -> dict:
     unusual = _unusual(network)
     if unusual:
         raise ValueError(f'CompVis\'s UNetModel has no field for {unusual}; use format="diffusers"')
+    _check_process(diffusion)
+    _check_conditioner(description.get("conditioner", {"kind": "none"}), stage or {"kind": "none"})
     fields = {name: value for name, value in network.items() if name in NETWORK | NETWORK_RARE}
     cond, key = _compose_conditioner(description.get("conditioner", {"kind": "none"}))
     params = {
@@ -238,6 +252,33 @@ def compose(description: Mapping[str, Mapping]) -> dict:
     return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
 
 
+def _check_process(diffusion: Mapping[str, Any]) -> None:
+    """ValueError for what the YAML can't say of the process: the weights would be read as of another."""
+    for name, usual in (("time_scale", 1000.0), ("learned_variance", False)):
+        if (value := diffusion.get(name, usual)) != usual:
+            raise ValueError(f"config.diffusion.{name}={value}: CompVis's YAML has no word for it; keep the working directory")
+
+
+def _check_conditioner(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> None:
+    """ValueError for fields of a condition that the YAML has no word for: the weights would be read as with the usual ones."""
+    kind, classes = fields["kind"], fields.get("n_classes")
+    factor = 1 if stage["kind"] == "none" else 2 ** (len(stage["ch_mult"]) - 1)
+    usual: dict[str, Any] = {
+        "text": {"heads": 8, "dim_head": 64}, "layout": {"heads": 8, "dim_head": 64},
+        "class": {"null_label": -1 if classes == 1000 else (classes or 0) - 1},
+        "clip_text": {"layer_norm_eps": 1e-5, "num_attention_heads": max(1, fields.get("hidden_size", 0) // 64)},
+        "superres": {"scale": factor, "noise_levels": 0}, "inpaint": {"convention": "paper"},
+    }.get(kind, {})  # fmt: skip
+    if kind == "clip_text":
+        usual |= {"layer": "last"} if fields["hidden_act"] == "quick_gelu" else {"pad_token_id": 0}
+    for name, value in usual.items():
+        if (found := fields.get(name, value)) != value:
+            raise ValueError(
+                f"config.conditioner.{name}={found!r}: CompVis's YAML has no word for it, and means {value!r}; use "
+                'format="diffusers" where it draws such a model, or keep the working directory'
+            )
+
+
 def _unusual(network: Mapping[str, Any]) -> dict:
     """Fields that only diffusers can express and that differ from what CompVis does."""
     usual = {"norm_num_groups": 32, "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
@@ -257,6 +298,11 @@ def _compose_first_stage(stage: Mapping[str, Any]) -> dict:
         for name, value in {"use_quant_conv": True, "use_post_quant_conv": True, "norm_num_groups": 32}.items()
         if stage.get(name, value) != value
     }
+    if stage.get("unit_codes") or stage.get("fsq_levels"):
+        raise ValueError(
+            "no file of CompVis or diffusers holds a codebook of directions (unit_codes) or of fixed levels (fsq_levels): keep "
+            "the working directory"
+        )
     if unusual:
         raise ValueError(f'CompVis\'s autoencoders have no field for {unusual}; use format="diffusers"')
     params = {

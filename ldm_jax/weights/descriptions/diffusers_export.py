@@ -197,7 +197,10 @@ def first_stage(fields: Mapping[str, Any], latents: Mapping[str, Any]) -> tuple[
     """The component's name in a pipeline, and its config."""
     kind, widths = fields["kind"], [round(fields["ch"] * multiplier) for multiplier in fields["ch_mult"]]
     if fields.get("unit_codes") or fields.get("fsq_levels"):
-        raise _unable("a codebook of directions (unit_codes) or of fixed levels (fsq_levels)")
+        raise ValueError(
+            "no file of diffusers or CompVis holds a codebook of directions (unit_codes) or of fixed levels (fsq_levels): keep "
+            "the working directory"
+        )
     if kind == "kl" and fields["embed_dim"] != fields["z_channels"]:
         raise _unable(f"embed_dim {fields['embed_dim']} other than z_channels {fields['z_channels']} in AutoencoderKL")
     levels = range(len(widths))
@@ -341,11 +344,11 @@ def solver(diffusion: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict | 
 
 
 def _cosine_betas(diffusion: Mapping[str, Any]) -> list[float]:
-    """log_snr = -2 log tan(pi t / 2) at t = i / 1000, within +-15, as betas."""
+    """log_snr = -2 log tan(pi t / 2) + 2 log(scale) at t = i / 1000, within +-15, as betas."""
     size = diffusion.get("timesteps", 1000)
     times = np.arange(size) / size
     with np.errstate(divide="ignore"):
-        log_snr = np.clip(-2 * np.log(np.tan(times * np.pi / 2)), -15, 15)
+        log_snr = np.clip(-2 * np.log(np.tan(times * np.pi / 2)) + 2 * np.log(diffusion.get("scale", 1.0)), -15, 15)
     bar = 1 / (1 + np.exp(-log_snr))
     return (1 - bar / np.append(1.0, bar[:-1])).tolist()
 
