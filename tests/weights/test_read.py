@@ -445,6 +445,18 @@ def test_what_diffusers_would_tell_otherwise_is_not_written(tmp_path):
         weights.write_diffusers(tmp_path / "a", {"first_stage": vq}, {"first_stage": {}})
 
 
+def test_attention_in_the_new_order_is_told_apart(tmp_path):
+    """All q, all k, all v; diffusers has them apart, and a network that is read has them head by head."""
+    fields = PLAIN | {"use_new_attention_order": True, "num_head_channels": 8}
+    tree = random_tree(layouts.unet(fields), 0)
+    weights.write_diffusers(tmp_path / "a", {"network": fields}, {"network": tree})
+    read = weights.read(tmp_path / "a").params["network"]
+    for leaf, axes in (("kernel", (64,)), ("bias", ())):
+        there = np.asarray(read["middle_block_1"]["qkv"][leaf]).reshape(*axes, 8, 3, 8)
+        here = tree["middle_block_1"]["qkv"][leaf].reshape(*axes, 3, 8, 8)
+        np.testing.assert_array_equal(np.moveaxis(there, -2, -3), here)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.6])
 def test_a_cosine_becomes_its_table(scale):
     """The default's, whose scale is 0.6, was written as the plain one."""

@@ -82,7 +82,9 @@ def unet(network: Mapping[str, Any]) -> Layout:
     def attend(name: str, other: str, width: int, level: int, middle: bool = False) -> Layout:
         if not transformer:
             normed = not middle or network.get("middle_attention_groups") != 0
-            return attention_block(name, other, width, heads_of(network, width, level), normed)
+            # in the new order q, k and v are whole, as those of one head
+            heads = 1 if network.get("use_new_attention_order") else heads_of(network, width, level)
+            return attention_block(name, other, width, heads, normed)
         depth = per_level(network, "transformer_depth", level, 1)
         cross_only = per_level(network, "disable_self_attentions", level, False)
         if middle:
