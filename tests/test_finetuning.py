@@ -235,6 +235,19 @@ def test_a_control_net_begins_as_nothing(base, steered):
         jax.tree.map(np.testing.assert_array_equal, params["control"][name], base.params["network"][name])
 
 
+def test_a_control_net_goes_on_from_one_that_is_there(base, steered, monkeypatch):
+    """Of a model that is steered already; another one was begun beside it, and what it had learnt left aside."""
+    program, _, params = steered
+    learnt = jax.tree.map(lambda x: x + 1.0, params["control"])
+    config, said = {"diffusion_train": {"start_from": "elsewhere"}}, []
+    for there, wanted in (({}, params["control"]), ({"control": learnt}, learnt)):
+        ldm = dataclasses.replace(base, params=base.params | there)
+        monkeypatch.setattr(starting.api, "load_whole", lambda path, ldm=ldm: ldm)
+        found = starting.control(config, program.init(KEY)["control"], said.append)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert said == ["diffusion: going on from the ControlNet of elsewhere"]
+
+
 def test_only_the_control_net_is_trained_and_its_folder_steers_alike(base, steered, tmp_path):
     program, constants, params = steered
     assert shapes(program.constants) == shapes(constants)

@@ -136,6 +136,10 @@ def save(ldm: LatentDiffusion | Autoencoder, path: str | Path, format: str = "di
       ValueError: there is something at `path`, or the format can't express the model: docs/from_diffusers.md says which
         pipeline of diffusers draws with which kind of model.
     """
+    if ldm.specification.control is not None:
+        raise ValueError(
+            "a model with a ControlNet can't be written as one: save it without, and the ControlNet by ldm_jax.save_control"
+        )
     path, medium = place(path, "save"), ldm.specification.config.get("data", {}).get("medium", "image")
     if medium != "image":
         raise ValueError(f"programs that read format={format!r} draw pictures, this is a model of {medium}: keep its folder")

@@ -20,7 +20,7 @@ from typing import Any
 
 from ldm_jax import build, scoring
 from ldm_jax.api.load import resolve
-from ldm_jax.experiment import evaluators, unsaid
+from ldm_jax.experiment import evaluators, starting, unsaid
 from ldm_jax.experiment.diffusion import train_diffusion
 from ldm_jax.experiment.evaluation import evaluate
 from ldm_jax.experiment.first_stage import check_judge, train_first_stage
@@ -93,6 +93,11 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         kind = build.few_steps_kind(config) if stage == "diffusion" else None
         begun = stage_folder(workdir, stage).exists() and not (kind and kind.teacher)  # a teacher is needed all along
         there = path.startswith(HUB) or is_address(path) or Path(path).expanduser().exists()
+        if path and not path.startswith(HUB) and Path(path).expanduser().resolve() == workdir.resolve():
+            raise ValueError(
+                f"config.{stage}_train.start_from={path!r} is the working directory itself: without it the same command goes "
+                "on there; to start from what is trained there, give another --workdir"
+            )
         if path and not begun and not there:
             raise ValueError(
                 f"config.{stage}_train.start_from={path!r}: there is no such file or folder; train that first, or start from "
@@ -104,6 +109,7 @@ def check_start(config: Mapping[str, Any], workdir: Path) -> None:
         evaluators.check(config, workdir)
         if not stage_folder(workdir, "diffusion").exists():
             unsaid.check(config, workdir)
+        starting.check_moved(config, workdir)
     measured = config["evaluation"]
     if "evaluation" in config["stages"] and measured.get("num", 0):
         try:

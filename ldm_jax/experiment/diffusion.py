@@ -81,7 +81,7 @@ def train_diffusion(experiment: Experiment) -> None:
         if adapts == "word":
             return params | {"word": vectors}
         if adapts == "control":
-            return params | {"control": starting.control(config, params["control"])}
+            return params | {"control": starting.control(config, params["control"], experiment.say)}
         if not section["start_from"] or adapts:
             return params
         return starting.pretrained(config, params, words, (scale, shift), experiment.say)

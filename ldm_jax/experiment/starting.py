@@ -2,6 +2,7 @@
 it, adapt it without changing it, or learn from it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.tokenizer import Tokenizer
 from ldm_jax.experiment import unsaid
 from ldm_jax.experiment.stage import Experiment
+from ldm_jax.primitives.files import read_json
 from ldm_jax.training import distributed, sharding
 from ldm_jax.training.bucket import stage_folder
 from ldm_jax.training.checkpoint_reader import steps_in
+from ldm_jax.workdir import absolute
 
 PyTree = Any
 TIME_SCALE = 1000.0  # times that a network is told end there, where the config has no other
@@ -118,6 +121,11 @@ def _by_word(found: PyTree, params: PyTree, numbers: np.ndarray, axis: int | Non
 def _check_words(path: str, tokenizer: Any, ldm: Any, new: bool = False) -> None:
     """ValueError unless the frozen model numbers the words of this training as this training does. `new`: this training may
     have words besides, behind those of the model."""
+    if known := getattr(ldm.specification.condition.setting.tokenizer, "added", ()):
+        raise ValueError(
+            f"config.diffusion_train.start_from={path!r} was taught words ({', '.join(known)}), which it has as a file: start "
+            "from the model that it was taught on, and put them onto what is learnt by with_embedding (ldm_jax.save_embedding)"
+        )
     numbers = _numbers(tokenizer, ldm)
     if numbers is not None and new:
         size = ldm.specification.condition.setting.tokenizer.vocab_size
@@ -159,21 +167,42 @@ def base(config: Mapping[str, Any], shapes: PyTree, latents: tuple[Any, Any], to
 def remember(experiment: Experiment, params: PyTree) -> None:
     """Writes down which model is adapted or learnt from, when training begins. ValueError where it has begun from other
     weights: what is learnt so far belongs to those."""
-    workdir, path = experiment.workdir, experiment.config["diffusion_train"]["start_from"]
+    workdir = experiment.workdir
     begun = distributed.agreed(bool(steps_in(stage_folder(workdir, "diffusion"))))
-    if begun and not distributed.agreed(trained_on.is_that(workdir, params)):
-        raise ValueError(
-            f"config.diffusion_train.start_from={path!r} has other weights than the model from which this training began, and "
-            f"what {workdir} has learnt belongs to that one: give it back, or train in another --workdir"
-        )
+    _check_same(experiment.config, workdir, not begun or distributed.agreed(trained_on.is_that(workdir, params)))
     distributed.on_first("working directory", experiment.check_place)
     distributed.on_first(trained_on.MODEL, lambda: trained_on.remember(workdir, params))
 
 
-def control(config: Mapping[str, Any], fresh: PyTree) -> PyTree:
-    """What a ControlNet begins as: the way down of the network that it is to steer, in float32, and the rest of `fresh`."""
+def check_moved(config: Mapping[str, Any], workdir: Path) -> None:
+    """ValueError where what is learnt from stands at another place than when a training began, and has other weights: before
+    the working directory is told that place."""
+    kind, path, there = build.few_steps_kind(config), config["diffusion_train"]["start_from"], workdir / "config.json"
+    if not (build.adapts(config) or (kind and kind.teacher)) or not there.is_file():
+        return
+    same = absolute(config)["diffusion_train"]["start_from"] == read_json(there)["diffusion_train"]["start_from"]
+    if not same and steps_in(stage_folder(workdir, "diffusion")) and (workdir / trained_on.MODEL).is_file():
+        params = api.load_whole(path, dtype=build.compute_dtype(config)).params
+        _check_same(config, workdir, trained_on.is_that(workdir, {name: params[name] for name in ("network", "conditioner")}))
+
+
+def _check_same(config: Mapping[str, Any], workdir: Path, same: bool) -> None:
+    if not same:
+        raise ValueError(
+            f"config.diffusion_train.start_from={config['diffusion_train']['start_from']!r} has other weights than the model "
+            f"from which this training began, and what {workdir} has learnt belongs to that one: give it back, or train in "
+            "another --workdir"
+        )
+
+
+def control(config: Mapping[str, Any], fresh: PyTree, say: Callable[[str], None] = print) -> PyTree:
+    """What a ControlNet begins as: the way down of the network that it is to steer, in float32, and the rest of `fresh`; or the
+    one that steers that network there already."""
     ldm = api.load_whole(config["diffusion_train"]["start_from"])
-    found = models.begun(fresh, ldm.params["network"])
+    if (found := ldm.params.get("control")) is None:
+        found = models.begun(fresh, ldm.params["network"])
+    else:
+        say(f"diffusion: going on from the ControlNet of {config['diffusion_train']['start_from']}")
     check_shapes(config["diffusion_train"]["start_from"], found, fresh)
     return found
 

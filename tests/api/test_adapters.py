@@ -1,5 +1,6 @@
 """LoRA on a model: merged, several, and from the working directory that learnt one."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -65,6 +66,23 @@ def test_what_is_no_lora_is_named(ldm):
     for other in (None, 3, [None]):
         with pytest.raises(ValueError, match="a LoRA is a path, or factors from read_lora; this is a"):
             ldm.with_lora(other)
+
+
+def test_a_control_net_is_not_left_out_of_what_is_saved(ldm, tmp_path):
+    steered = copy.copy(ldm.specification)
+    steered.control = ldm.specification.network
+    with pytest.raises(ValueError, match="a model with a ControlNet can't be written as one"):
+        ldm_jax.save(dataclasses.replace(ldm, specification=steered), tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("take", ["load_lora", "save_control", "save_embedding"])
+def test_what_no_training_made_has_learnt_nothing(tmp_path, take):
+    """A file, or a folder of something else."""
+    (tmp_path / "lora.safetensors").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "lora.safetensors"):
+        with pytest.raises(ValueError, match=f"{path} is no working directory of a training"):
+            getattr(ldm_jax, take)(path, *[tmp_path / "out.safetensors"] * (take != "load_lora"))
 
 
 @pytest.mark.parametrize("what", ["read_lora", "with_lora", "with_control", "with_embedding"])

@@ -10,9 +10,11 @@ import pytest
 
 import ldm_jax
 from ldm_jax import api, models
+from ldm_jax.api import trained_on
 from ldm_jax.data.tokenizer import train_tokenizer
-from ldm_jax.experiment import latents, starting
+from ldm_jax.experiment import check_start, latents, starting
 from ldm_jax.models import TransformerEmbedder, UNet
+from ldm_jax.primitives.files import write_json
 from tests import tiny
 
 CONFIG = {"diffusion_train": {"start_from": "elsewhere"}, "diffusion": {}, "dtype": "float32"}
@@ -157,6 +159,43 @@ def test_what_has_begun_goes_on_from_the_same_weights(tmp_path):
     starting.remember(at, {"conditioner": jax.tree.map(lambda x: x.astype(jnp.bfloat16), other)})
     with pytest.raises(ValueError, match="start_from='elsewhere' has other weights than the model from which this training"):
         starting.remember(at, {"conditioner": old})
+
+
+def test_a_model_that_was_taught_words_is_not_adapted(monkeypatch):
+    """Its tokenizer's file lacks them: numbers and shapes could not be the same."""
+    _, old = embedder(0)
+    taught = model({"conditioner": old}, THERE.with_word("<ink>"))
+    monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: taught)
+    with pytest.raises(ValueError, match="was taught words .<ink>., .* start from the model that it was taught on"):
+        starting.base(CONFIG, {"conditioner": old}, (1.0, 0.0), THERE)
+
+
+def test_a_training_does_not_start_from_itself(tmp_path, monkeypatch):
+    """It would be looked for in itself for ever."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    config = {"stages": ["diffusion"], "diffusion_train": {"start_from": "../" + tmp_path.name + "/run/"}, "diffusion": {}}
+    with pytest.raises(ValueError, match="diffusion_train.start_from='.*/run/' is the working directory itself"):
+        check_start(config, tmp_path / "run")
+
+
+def test_another_place_is_looked_at_before_it_is_written_down(tmp_path, monkeypatch):
+    """The working directory would name a model that its change wasn't made for."""
+    params = {name: {"network": embedder(i)[1], "conditioner": {}} for i, name in enumerate(("one", "two", "moved"))}
+    params["moved"] = params["one"]
+    monkeypatch.setattr(api, "load_whole", lambda path, dtype=None: model(params[path]))
+
+    def config(name):
+        return CONFIG | {"diffusion_train": {"start_from": name, "lora": {"rank": 2}}}
+
+    write_json(tmp_path / "config.json", config("one"))
+    starting.check_moved(config("two"), tmp_path)  # nothing is learnt yet
+    (tmp_path / "diffusion" / "checkpoints" / "100").mkdir(parents=True)
+    starting.check_moved(config("two"), tmp_path)  # an earlier version didn't say
+    trained_on.remember(tmp_path, params["one"])
+    starting.check_moved(config("moved"), tmp_path)
+    with pytest.raises(ValueError, match="start_from='two' has other weights than the model from which this training"):
+        starting.check_moved(config("two"), tmp_path)
 
 
 def test_tables_that_end_at_pure_noise_are_another_process(monkeypatch):
