@@ -221,6 +221,14 @@ def test_types_that_parameters_have_not(tmp_path, dtype):
         ldm_jax.load(tmp_path, dtype=dtype)
 
 
+@pytest.mark.parity
+def test_a_tokenizer_from_the_home_directory(fixtures_dir, tmp_path, monkeypatch):
+    folder, *_ = pipelines(fixtures_dir, "tokens.json")
+    shutil.copytree(folder / "tokenizer", tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ldm_jax.load(folder, tokenizer="~/mine").config["conditioner"]["tokenizer"] == str(tmp_path / "mine")
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ldm_jax.load(tmp_path / "nothing")

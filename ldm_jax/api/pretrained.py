@@ -18,7 +18,7 @@ from ldm_jax.conditioning import Condition, kind_of
 from ldm_jax.data import checkpoint_tokenizers
 from ldm_jax.data.tokenizer import Tokenizer, Tokenizers
 from ldm_jax.primitives.choices import choose
-from ldm_jax.primitives.files import models_near
+from ldm_jax.primitives.files import models_near, of_this_machine
 from ldm_jax.weights import towers
 
 PyTree = Any
@@ -50,7 +50,8 @@ def load(
     tokenizer, text = None, text_section(complete["conditioner"])
     if tokenizer_path is not None:
         text = {} if text is None else text
-        places = [_own_tokenizer(Path(tokenizer_path), tower) for tower in text.get("towers", ("text_encoder",))]
+        at = of_this_machine(tokenizer_path, "tokenizer")
+        places = [_own_tokenizer(at, tower) for tower in text.get("towers", ("text_encoder",))]
         if not text or not all(map(checkpoint_tokenizers.found_in, places)):
             why = "there is no tokenizer" if text else "this model reads no text"
             raise ValueError(f"tokenizer={str(tokenizer_path)!r}: {why}")

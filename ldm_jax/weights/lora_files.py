@@ -210,7 +210,7 @@ def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, A
         raise ValueError(f"{where}: factors and one alpha are expected, finite and of rank 1 or more; the file is damaged")
     rank, out = down.shape[0], weight.shape[0] // (1 if index < 0 else len(weight.diffusers))
     expected = (rank, weight.shape[1]) if weight.dense else (rank, *weight.shape[1:])
-    if up.size != out * rank or down.size != math.prod(expected):
+    if _bare(up.shape) != _bare((out, rank)) or _bare(down.shape) != _bare(expected):
         shapes = f"{list(down.shape)} and {list(up.shape)}"
         raise ValueError(f"{where}: factors of shapes {shapes} for a kernel {list(weight.shape)}")
     down = down.reshape(expected)
@@ -223,6 +223,11 @@ def _factors(where: str, weight: naming.Weight, index: int, pair: Mapping[str, A
         whole[:, :, index] = up.reshape(rank, weight.heads, -1)
         up = whole.reshape(rank, -1)
     return {"down": np.ascontiguousarray(down), "up": np.ascontiguousarray(up)}
+
+
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without axes of one number behind its first two, which a linear layer may have as a convolution."""
+    return (*shape[:2], *(size for size in shape[2:] if size != 1))
 
 
 def _exchanged(up: np.ndarray) -> np.ndarray:

@@ -61,6 +61,10 @@ def _read(path: Path, ema: bool, config: str | Path | Mapping | None, prediction
         raise ValueError(f"prediction={prediction!r}: {path} says itself what its network predicts; leave it out")
     if config is not None and path.is_dir() and any((path / name).is_file() for name in _FOLDERS):
         raise ValueError(f"config: {path} is a folder that describes its model itself; leave the YAML out")
+    if config is not None and not isinstance(config, Mapping):
+        config = of_this_machine(config, "config")
+        if not config.exists():
+            raise ValueError(f"config={str(config)!r}: there is no such file; name the model's YAML")
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return _checkpoint(diffusers_files.read_pipeline(path, notes), notes)

@@ -259,6 +259,7 @@ def test_a_layer_in_two_spellings_is_refused(tmp_path, pairs):
         (lambda t: {n: a.astype(np.int8) for n, a in t.items()}, "whole numbers .int8., as quantised weights do"),
         (lambda t: t | {n.replace(".lora_down.", ".lora_A.other."): a for n, a in t.items()}, "two factors down.*two LoRAs"),
         (lambda t: {n: a[:, :-1] if "down" in n else a for n, a in t.items()}, "factors of shapes"),
+        (lambda t: {n: np.array(a.T) if "up" in n else a for n, a in t.items()}, "of shapes .2, 64. and .2,"),
         (lambda t: {n: a[:0] if "down" in n else a[:, :0] for n, a in t.items()}, "rank 1 or more"),
         (lambda t: {n: a * np.float32(np.nan) for n, a in t.items()}, "finite"),
         (lambda t: t | {n.replace("lora_down.weight", "alpha"): np.ones(2, np.float32) for n in t if "down" in n}, "one alpha"),

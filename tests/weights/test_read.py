@@ -712,6 +712,16 @@ def test_files_that_say_what_a_model_is(tmp_path):
         weights.read(tmp_path)
 
 
+def test_a_yaml_is_looked_for_as_a_model_is(tmp_path, monkeypatch):
+    _, config = state(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "yamls").mkdir()
+    (tmp_path / "a.yaml").rename(tmp_path / "yamls" / "b.yaml")
+    assert weights.read(tmp_path / "a.ckpt", config="~/yamls/b.yaml").description["network"]["kind"] == "unet"
+    with pytest.raises(ValueError, match=f"config='{tmp_path}/c.yaml': there is no such file; name the model's YAML"):
+        weights.read(tmp_path / "a.ckpt", config="~/c.yaml")
+
+
 def test_links_to_what_is_not_there(tmp_path):
     """As copies of the hub's cache hold them, whose files are links to blobs."""
     folder = pipeline(tmp_path / "a")
