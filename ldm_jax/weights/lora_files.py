@@ -40,7 +40,7 @@ _PREFIXES = {
 }  # fmt: skip
 _TEXT_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out_0": "out_proj"}
 _OLD_TEXT = re.compile(r"(?<=self_attn_)(to_q|to_k|to_v|to_out_0)$")
-_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", "pytorch_lora_weights.bin")
+_FILES = ("adapter_model", "pytorch_lora_weights")  # of each .safetensors, or where there is none .bin
 PEFT = "base_model.model."  # how names begin in files of peft
 WRITTEN = "pytorch_lora_weights.safetensors"  # diffusers' name in a folder
 WHOLE, SWAPPED = -1, -2  # of a layer, instead of a number: all of its kernel, and that with its scale and shift exchanged
@@ -105,9 +105,11 @@ def read(path: str | Path, description: Mapping[str, Mapping]) -> dict[str, dict
 def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = [path / name for name in _FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    both = [[path / f"{name}{suffix}" for suffix in (".safetensors", ".bin")] for name in _FILES]
+    found = [there[0] for pair in both if (there := [file for file in pair if file.is_file()])]
+    found = found or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
-        raise ValueError(f"{path}: one LoRA is expected, {_FILES[0]} or {_FILES[1]}; there are {len(found)} files")
+        raise ValueError(f"{path}: one LoRA is expected, {' or '.join(_FILES)}.safetensors; there are {len(found)} files")
     return found[0]
 
 

@@ -216,6 +216,17 @@ def test_what_is_written_is_read(tmp_path, pairs):
         weights.write_lora(tmp_path / "b", OF, factors)
 
 
+def test_a_folder_that_holds_it_twice(tmp_path, pairs):
+    """Many on the hub have a .bin beside the .safetensors, which is read, as in diffusers."""
+    torch_files.write(tmp_path / "pytorch_lora_weights.bin", peft({name: (2 * down, up) for name, (down, up) in pairs.items()}))
+    check(tmp_path, pairs, 2.0)
+    safetensors_files.write(tmp_path / "pytorch_lora_weights.safetensors", peft(pairs))
+    check(tmp_path, pairs)
+    safetensors_files.write(tmp_path / "adapter_model.safetensors", peft(pairs))
+    with pytest.raises(ValueError, match="one LoRA is expected, .* there are 2 files"):
+        weights.read_lora(tmp_path, OF)
+
+
 def test_kernels_that_are_three_at_once(tmp_path):
     """The attention of networks without a context: q, k and v of one kernel, head by head."""
     of = {"network": test_read.PLAIN}
