@@ -258,14 +258,15 @@ def write(path: str | Path, description: Mapping[str, Mapping], factors: Mapping
         raise ValueError(f"{file} exists already; save somewhere else")
     tensors: dict[str, np.ndarray] = {}
     names = {"network": "unet" if description.get("network", {}).get("kind") == "unet" else "transformer"}
+    left = dict(_pairs(factors))
     for scopes, layers in _layers(description).items():
-        tree = factors
-        for scope in scopes:
-            tree = tree.get(scope, {})
         by_path = {weight.path: (weight, index == SWAPPED) for weight, index in layers.values()}  # diffusers' names are last
-        for at, pair in _pairs(tree):
-            prefix, (weight, swapped) = names.get(scopes[0], _tower(scopes) or "text_encoder"), by_path[at]
+        for at in [at for at in left if at[: len(scopes)] == scopes and at[len(scopes) :] in by_path]:
+            pair, (weight, swapped) = left.pop(at), by_path[at[len(scopes) :]]
+            prefix = names.get(scopes[0], _tower(scopes) or "text_encoder")
             tensors |= _written(prefix, weight, pair | {"up": _exchanged(np.asarray(pair["up"]))} if swapped else pair)
+    if left:
+        raise ValueError(f"factors of {'/'.join(next(iter(left)))}, which is no layer of this model that LoRA files may change")
     if not tensors:
         raise ValueError("no factors to write")
     file.parent.mkdir(parents=True, exist_ok=True)

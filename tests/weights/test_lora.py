@@ -212,6 +212,11 @@ def test_what_is_written_is_read(tmp_path, pairs):
     factors = weights.read_lora(tmp_path / "a.safetensors", OF)
     weights.write_lora(tmp_path / "b", OF, factors)
     check(tmp_path / "b", pairs, 0.5)
+    pair = {"down": np.ones((4, 2), np.float32), "up": np.ones((2, 4), np.float32)}
+    for more in ({"first_stage": {"conv": {"kernel": pair}}}, {"conditioner": {"elsewhere": {"kernel": pair}}}):
+        with pytest.raises(ValueError, match="which is no layer of this model that LoRA files may change"):
+            weights.write_lora(tmp_path / "c", OF, factors | more)
+    assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="exists already"):
         weights.write_lora(tmp_path / "b", OF, factors)
 
