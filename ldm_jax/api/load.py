@@ -304,7 +304,9 @@ def resolve(path: str | Path, workdir: Path, field: str) -> Path:
     for base in (Path(), workdir, *workdir.absolute().parents):
         if (base / path).exists():
             return base / path
-    raise FileNotFoundError(f"{field}={str(path)!r} does not exist, neither from here nor from {workdir}")
+    beside, file = workdir.absolute().parent / path.name, workdir / "config.json"
+    moved = f'; if {beside} is it, write that into {file} and take the entry "sha256" out' if beside.exists() else ""
+    raise FileNotFoundError(f"{field}={str(path)!r} does not exist, neither from here nor from {workdir}{moved}")
 
 
 def load_first_stage(

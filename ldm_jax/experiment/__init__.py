@@ -8,6 +8,7 @@ evaluation    pictures from the averaged weights, and what can be measured of th
 WORKDIR/config.json, versions.json      what ran
 WORKDIR/first_stage, WORKDIR/diffusion  checkpoints/, metrics.jsonl, TensorBoard events, images/
 WORKDIR/prior                           pictures of the class, where a model is taught one thing of it
+WORKDIR/start_from.json                 by what the model that is adapted, or learnt from, is known
 WORKDIR/latents.json, WORKDIR/latents/  scale and statistics; the cache
 WORKDIR/evaluation/0000                 pictures with their prompts, and results.json
 """

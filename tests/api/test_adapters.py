@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import functools
 import json
+import shutil
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -139,8 +141,18 @@ def test_a_working_directory_holds_the_change_alone(ldm, lora, tmp_path):
     way_out = eval(str(refused.value).rpartition(": ")[2])  # the words of the error, as they stand
     same(way_out.params, dataclasses.replace(ldm, params=moved).with_lora(learnt).params, 1e-5)
     base.rename(tmp_path / "away")
-    with pytest.raises(FileNotFoundError, match="start_from=.*does not exist"):
+    with pytest.raises(FileNotFoundError, match="start_from=.*does not exist, neither from here nor from .*/run$"):
         ldm_jax.load(workdir)
+    (tmp_path / "other").mkdir()
+    workdir = Path(shutil.move(workdir, tmp_path / "other" / "run"))
+    base = Path(shutil.move(tmp_path / "away", tmp_path / "other" / base.name))
+    write_json(workdir / "config.json", config)  # sealed, as a training writes it
+    with pytest.raises(FileNotFoundError, match=f'if {base} is it, write that into .*take the entry "sha256" out'):
+        ldm_jax.load(workdir)
+    changed = json.loads((workdir / "config.json").read_text().replace(config["first_stage"]["path"], str(base)))
+    (workdir / "config.json").write_text(json.dumps({name: part for name, part in changed.items() if name != "sha256"}))
+    weights.write_params(base, description, {name: ldm.params[name] for name in parts if name in ldm.params})
+    same(ldm_jax.load(workdir).params, loaded.params)
 
 
 def test_a_first_stage_that_changed_is_said(ldm, tmp_path):
