@@ -168,6 +168,15 @@ def saved(base, folder):
     return path
 
 
+def test_prompts_that_the_model_does_not_know_are_refused_before_latents_are_encoded(base, tmp_path):
+    path = saved(base, tmp_path)
+    prior = {"prior_weight": 1.0, "class_prompt": "a zebra", "class_pictures": 6}
+    for field, value in (("dreambooth", prior), ("textual_inversion", WORD | {"initial": "zebra"})):
+        config = experiment_config(path, base, **{f"diffusion_train__{field}": value, "data__captions": ["a <ink> circle"]})
+        with pytest.raises(ValueError, match=f"config.diffusion_train.{field}.* that no training caption had: 'zebra'"):
+            experiment.run(config | {"stages": ["diffusion"]}, tmp_path / field)  # which would ask for latents first
+
+
 @pytest.mark.slow
 def test_a_word_from_train_to_file(base, tmp_path):
     """Trained, resumed bit by bit, loaded, saved."""

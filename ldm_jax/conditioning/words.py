@@ -97,16 +97,24 @@ def initial(condition: Condition, params: PyTree, text: str, count: int) -> dict
     one again where there are more. `params` need not know the new word.
 
     ValueError for a text of no or of more tokens, or with words that the model doesn't know."""
+    numbers = initial_tokens(condition, text, count)
+    return {
+        name: np.asarray(_table(condition.section, tree)[jnp.asarray(numbers[name])], np.float32)
+        for name, tree in _trees(condition.section, params).items()
+    }
+
+
+def initial_tokens(condition: Condition, text: str, count: int) -> dict[str, list[int]]:
+    """The numbers of the tokens as which `count` new ones begin, by text encoder. ValueError as of `initial`."""
     found = {}
-    for name, tree in _trees(condition.section, params).items():
-        numbers = known(_tokenizers(condition.section, condition.setting.tokenizer)[name], text, condition.length)
+    for name, tokenizer in _tokenizers(condition.section, condition.setting.tokenizer).items():
+        numbers = known(tokenizer, text, condition.length)
         if not 1 <= len(numbers) <= count:
             raise ValueError(
                 f"config.diffusion_train.textual_inversion.initial={text!r} is {len(numbers)} tokens: give a text of 1 to "
                 f"{count}, or set textual_inversion.vectors to {max(len(numbers), 1)}"
             )
-        rows = [*numbers, *[numbers[-1]] * (count - len(numbers))]
-        found[name] = np.asarray(_table(condition.section, tree)[jnp.asarray(rows)], np.float32)
+        found[name] = [*numbers, *[numbers[-1]] * (count - len(numbers))]
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ldm_jax import api, build, models
-from ldm_jax.conditioning import Condition
+from ldm_jax.conditioning import Condition, words
 from ldm_jax.data.pipeline import batches, eval_batches, in_memory
 from ldm_jax.data.source import Spread, describe
 from ldm_jax.data.tokenizer import caption_texts
@@ -66,6 +66,7 @@ class Experiment:
             if build.is_told(config):
                 self.condition = api.load_condition(self.config, workdir)
                 self._say_what_captions_lose()
+                self._try_prompts()
                 self._try_condition()
         except BaseException:
             self._held.close()
@@ -98,6 +99,20 @@ class Experiment:
             lost = str(tokenizer.losses(caption_texts(self.sources["train"]), self.condition.length))
             if lost:
                 self.say(f"data: {lost}")
+
+    def _try_prompts(self) -> None:
+        """Raises ValueError for a prompt of the config that the condition refuses, now and not when all latents are encoded."""
+        train = self.config["diffusion_train"]
+        try:
+            if word := build.make_word(self.config):
+                field = "textual_inversion.initial"
+                words.initial_tokens(self.condition, word["initial"], word["vectors"])
+            if (prior := train.get("dreambooth", {})).get("prior_weight"):
+                field = "dreambooth.class_prompt"
+                self.condition.parse([prior["class_prompt"]])
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(said if said.startswith("config.") else f"config.diffusion_train.{field}: {said}") from None
 
     def _try_condition(self) -> None:
         """Raises ValueError for what the condition refuses of some rows (a class that there is not in a label map), now and not
