@@ -271,7 +271,7 @@ def test_neighbours_of_what_is_not_finite_are_refused():
             with pytest.raises(ValueError, match="1 of 20 .*not finite"):
                 measure(*pair)
         with pytest.raises(ValueError, match="1 of 20 .*not finite"):
-            evaluation.memorisation(*pair, features)
+            evaluation.memorisation(*pair, features + 1)
 
 
 def test_pictures_that_can_not_be_measured_and_odd_ones():
