@@ -459,7 +459,7 @@ def test_attention_in_the_new_order_is_told_apart(tmp_path):
 
 @pytest.mark.parametrize("scale", [1.0, 0.6])
 def test_a_cosine_becomes_its_table(scale):
-    """The default's, whose scale is 0.6, was written as the plain one."""
+    """Of whatever scale: others were written as the plain one, of scale 1."""
     section = {"schedule": "cosine", "prediction": "v", "scale": scale}
     betas = np.asarray(diffusers_export.scheduler(section)["trained_betas"])
     level = Cosine(scale)(np.arange(1, 999) / 1000)
